@@ -1,0 +1,1 @@
+"""The HTTP routes: TGI native, OpenAI, and operation."""

@@ -1,0 +1,1 @@
+"""One process per device: weights, paged KV cache and early-exit decoding."""

@@ -1,0 +1,181 @@
+"""The wire contract between a router and a shard: frozen structs in one tagged union, msgpack on the wire.
+
+Imports msgspec alone, so that the router can speak to shards without ever loading torch.
+A frame is a 4-byte big-endian length and that many bytes of msgpack. Every message names facts, never
+positions in the other side's memory: a sequence is its id and attempt, a step its number.
+"""
+
+import enum
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+
+
+class FinishReason(enum.StrEnum):
+    """Why a generation ended, in TGI's words."""
+
+    LENGTH = "length"
+    EOS = "eos_token"
+    STOP = "stop_sequence"
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the next token of one sequence is drawn. Neutral values are the defaults: greedy, nothing filtered.
+
+    The noise at a position is a pure function of (seed, position, token id): no generator state exists, so
+    replay, preemption and migration to another shard draw the same tokens.
+    """
+
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int = 0
+    num_top_tokens: int = 0  # alternatives reported with each token
+    prompt_logprobs: bool = False  # report the log-probability of every prompt token but the first
+
+
+class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A sequence the shard has not seen under this attempt. Its tokens travel once, here.
+
+    `token_ids` is the prompt and, when the sequence is replayed or was preempted, the tokens generated so
+    far. Ids rise with arrival: the highest id is the youngest, which is preempted first.
+    """
+
+    id: int
+    attempt: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_new_tokens: int  # counted from num_prompt_tokens; 0 scores the prompt and generates nothing
+    ignore_eos: bool = False
+    sampling: Sampling = Sampling()
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """A wish: compute up to `num_tokens` further tokens of a sequence. A stale attempt is ignored."""
+
+    id: int
+    attempt: int
+    num_tokens: int
+
+
+class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a shard is asked to be. Validated by the router's configuration; the shard trusts it."""
+
+    model: str  # local folder with config.json and safetensors; for `sim` any name
+    device: str = "cpu"  # cpu | cuda | cuda:N | sim
+    dtype: str = "bfloat16"  # float32 | float16 | bfloat16
+    num_layers: int | None = None  # load only the first this many; None: all
+    block_size: int = 16  # tokens
+    kv_cache_bytes: int | None = None  # None: sized from free memory
+    max_total_tokens: int | None = None  # longest sequence; None: the model's own limit
+    max_batch_size: int = 64  # sequences in one step
+    max_batch_tokens: int = 512  # tokens computed in one step
+    num_threads: int | None = None  # CPU compute threads; None: all cores divided by the shards
+    cost_model: str | None = None  # `sim`: path of a JSON cost model; None: the built-in one
+
+
+# Router to shard
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """First frame on a connection."""
+
+    protocol: int
+    secret: str
+    shard: int
+    config: ShardConfig
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """One iteration. New sequences and drops are diffs against the step before; drops come first."""
+
+    number: int
+    work: list[Work]
+    new: list[NewSequence] = []
+    drop: list[tuple[int, int]] = []  # (id, attempt) whose blocks are to be freed: finished or aborted
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answered by `Pong` at once, also while a step runs."""
+
+    number: int
+
+
+# Shard to router
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The shard has loaded its model; what was learned while doing so."""
+
+    model: str
+    version: str  # digest of what was loaded (weights, dtype, depth): equal versions give equal answers
+    device: str
+    dtype: str
+    num_layers: int  # the whole model's
+    depth: int  # layers loaded
+    vocab_size: int
+    max_total_tokens: int  # longest sequence it can hold, prompt and answer
+    block_size: int
+    num_blocks: int
+    eos_token_ids: list[int]
+    num_parameters: int
+    weight_bytes: int
+    load_ms: float
+
+
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+    """One token with what was known when it was chosen. `top` is (token id, log-probability), best first."""
+
+    id: int
+    logprob: float
+    exit_layer: int
+    confidence: float | None = None
+    top: list[tuple[int, float]] = []
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a step did for one sequence: 0..n new tokens. `prompt` holds prompt scores of this step's chunk."""
+
+    id: int
+    attempt: int
+    num_computed_tokens: int
+    tokens: list[TokenOutput] = []
+    prompt: list[TokenOutput] = []
+    finish: FinishReason | None = None
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a `Step`. Times are the shard's own clock, in milliseconds."""
+
+    number: int
+    outputs: list[SequenceOutput]
+    preempted: list[tuple[int, int]]  # (id, attempt) whose blocks were taken; to be queued again
+    num_free_blocks: int
+    num_sequences: int  # sequences holding state after the step
+    num_tokens: int = 0  # computed in this step
+    step_ms: float = 0.0
+    idle_ms: float = 0.0  # device idle between the end of the step before and the start of this one
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    number: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The shard cannot go on; it ends itself after this frame. `reason` is one sentence for a person.
+
+    A permanent failure (no such model, not enough memory) is not worth a restart.
+    """
+
+    reason: str
+    permanent: bool = False
+
+
+ToShard = Hello | Step | Ping
+ToRouter = Ready | StepOutput | Pong | Failed
