@@ -1,0 +1,142 @@
+"""Who exists on a shard and what a step makes of them: the bookkeeping that real and simulated shards share.
+
+A step is a wish. The table resolves it against what is true here: stale attempts and ended sequences are
+skipped, blocks are found (taken from the youngest when none are free), and the rest is the batch to run.
+Knows no tensors.
+"""
+
+import msgspec
+
+from shard.messages import SequenceOutput, Step, TokenOutput, Work
+from shard.sequence import Sequence
+
+
+class BlockPool:
+    """Free KV blocks by number. The pool knows no sequence and no memory."""
+
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """`count` blocks; the caller has asked `num_free` before."""
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        return taken[::-1]
+
+    def give_back(self, blocks: list[int]) -> None:
+        self._free.extend(reversed(blocks))
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Tokens `start .. start + num_tokens` of one sequence, to be computed in this step."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """True when the chunk reaches the last known token, so that the next one is drawn after it."""
+        return self.end == self.sequence.num_tokens and self.sequence.max_new_tokens > 0
+
+
+class SequenceTable:
+    """All sequences that hold state on this shard, and the blocks they hold it in."""
+
+    def __init__(self, num_blocks: int, block_size: int, eos_token_ids: list[int], max_total_tokens: int):
+        if max_total_tokens > num_blocks * block_size:
+            raise ValueError(f"{num_blocks} blocks of {block_size} cannot hold one sequence of {max_total_tokens}")
+        self.pool = BlockPool(num_blocks)
+        self.block_size = block_size
+        self.max_total_tokens = max_total_tokens
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._sequences: dict[int, Sequence] = {}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def plan(self, step: Step) -> tuple[list[Chunk], list[tuple[int, int]]]:
+        """The batch to run for a step, and (id, attempt) of the sequences preempted to make room for it."""
+        for id, attempt in step.drop:
+            self._drop(id, attempt)
+        for new in step.new:
+            self._remove(new.id)
+            self._sequences[new.id] = Sequence(new)
+        chunks: dict[int, Chunk] = {}
+        preempted: list[tuple[int, int]] = []
+        for work in step.work:
+            chunk = self._chunk(work)
+            if chunk is not None and self._make_room(chunk, chunks, preempted):
+                chunks[work.id] = chunk
+        return list(chunks.values()), preempted
+
+    def finish(
+        self, chunk: Chunk, tokens: list[TokenOutput], prompt: list[TokenOutput] | None = None
+    ) -> SequenceOutput:
+        """Enter what a step computed for one chunk: its tokens drawn, and whether the sequence is over.
+
+        `tokens` are in order; those after an end are dropped. `prompt` are scores of the chunk's prompt tokens.
+        """
+        sequence = chunk.sequence
+        sequence.num_computed_tokens = chunk.end
+        kept: list[TokenOutput] = []
+        finish = None
+        for token in tokens:
+            sequence.token_ids.append(token.id)
+            kept.append(token)
+            finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
+            if finish is not None:
+                break
+        if not tokens and sequence.num_pending_tokens == 0:  # scored, and nothing to generate
+            finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
+        if finish is not None:
+            self._remove(sequence.id)
+        return SequenceOutput(
+            sequence.id, sequence.attempt, sequence.num_computed_tokens, kept, prompt or [], finish
+        )
+
+    def _chunk(self, work: Work) -> Chunk | None:
+        sequence = self._sequences.get(work.id)
+        if sequence is None or sequence.attempt != work.attempt:
+            return None
+        num_tokens = min(work.num_tokens, sequence.num_pending_tokens)
+        return Chunk(sequence, sequence.num_computed_tokens, num_tokens) if num_tokens > 0 else None
+
+    def _make_room(self, chunk: Chunk, chunks: dict[int, Chunk], preempted: list[tuple[int, int]]) -> bool:
+        """Blocks for the chunk, preempting the youngest until they suffice; False if it was itself the youngest."""
+        sequence = chunk.sequence
+        missing = -(-chunk.end // self.block_size) - len(sequence.blocks)
+        while missing > self.pool.num_free:
+            victim = self._youngest_with_blocks(sequence)
+            self._remove(victim.id)
+            chunks.pop(victim.id, None)
+            preempted.append((victim.id, victim.attempt))
+            if victim is sequence:
+                return False
+        if missing > 0:
+            sequence.blocks.extend(self.pool.take(missing))
+        return True
+
+    def _youngest_with_blocks(self, asking: Sequence) -> Sequence:
+        candidates = [s for s in self._sequences.values() if s.blocks or s is asking]
+        return max(candidates, key=lambda s: s.id)
+
+    def _drop(self, id: int, attempt: int) -> None:
+        sequence = self._sequences.get(id)
+        if sequence is not None and sequence.attempt == attempt:
+            self._remove(id)
+
+    def _remove(self, id: int) -> None:
+        sequence = self._sequences.pop(id, None)
+        if sequence is not None:
+            self.pool.give_back(sequence.blocks)
+            sequence.blocks = []

@@ -1,0 +1,39 @@
+"""A running request's state on a shard. Plain data: what it computes is decided by the step, not here."""
+
+from shard.messages import FinishReason, NewSequence, Sampling
+
+
+class Sequence:
+    """One attempt at one generation: its tokens, how far they are computed, and the blocks that hold its KV."""
+
+    def __init__(self, new: NewSequence):
+        self.id = new.id
+        self.attempt = new.attempt
+        self.token_ids = list(new.token_ids)
+        self.num_prompt_tokens = new.num_prompt_tokens
+        self.max_new_tokens = new.max_new_tokens
+        self.ignore_eos = new.ignore_eos
+        self.sampling: Sampling = new.sampling
+        self.num_computed_tokens = 0
+        self.blocks: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_new_tokens(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Known tokens whose KV is not computed yet: a whole prompt at first, one while decoding."""
+        return self.num_tokens - self.num_computed_tokens
+
+    def finish_reason(self, eos_token_ids: frozenset[int], max_total_tokens: int) -> FinishReason | None:
+        """Why the sequence is over, looking at its last token; None while it goes on."""
+        if self.num_new_tokens > 0 and not self.ignore_eos and self.token_ids[-1] in eos_token_ids:
+            return FinishReason.EOS
+        if self.num_new_tokens >= self.max_new_tokens or self.num_tokens >= max_total_tokens:
+            return FinishReason.LENGTH
+        return None
