@@ -5,11 +5,10 @@ Knows nothing of HTTP, sockets or the clock: times are given to it, in seconds o
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator
 
 import msgspec
 
-from router.tokenizer import Detokenizer
+from router.tokenizer import Detokenizer, Token
 from shard.messages import FinishReason, Sampling, TokenOutput
 
 
@@ -19,10 +18,12 @@ class Status(enum.Enum):
     FINISHED = "finished"
 
 
-class GenerationFailed(Exception):
+class GenerationFailed(Exception):  # noqa: N818
     """A generation that ended without an answer. `kind` is TGI's error_type; `status` the HTTP status."""
 
-    def __init__(self, message: str, kind: str = "generation", status: int = 424, retry_after_s: int | None = None):
+    def __init__(
+        self, message: str, kind: str = "generation", status: int = 424, retry_after_s: int | None = None
+    ):
         super().__init__(message)
         self.kind = kind
         self.status = status
@@ -44,20 +45,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     label: str = ""  # the client's own request id, for logs and /ops/requests
 
 
-class Token(msgspec.Struct, frozen=True):
-    """One generated token as a client sees it. `text` is empty while a character is incomplete."""
-
-    id: int
-    text: str
-    logprob: float
-    special: bool
-    exit_layer: int
-    confidence: float | None
-    top: list[tuple[int, str, float]] = []  # (id, text, logprob), best first
-
-
 class Finished(msgspec.Struct, frozen=True):
-    """The end of a generation. `text` is all of the answer, stop sequence included; `stop` the one that hit."""
+    """The end of a generation. `text` is the whole answer, stop sequence included; `stop` the one that hit."""
 
     reason: FinishReason
     text: str
@@ -74,7 +63,7 @@ class Timeline(msgspec.Struct):
 
 
 class Request:
-    """A generation in flight. The scheduler moves it, the engine feeds it, the API reads `events()`."""
+    """A generation in flight. The scheduler moves it, the engine feeds it, the API reads it by `take()`."""
 
     def __init__(self, id: int, spec: Spec, detokenizer: Detokenizer, arrived: float):
         self.id = id
@@ -91,7 +80,8 @@ class Request:
         self.model = ""
         self.version = ""
         self._detokenizer = detokenizer
-        self._events: asyncio.Queue[Token | Finished | GenerationFailed] = asyncio.Queue()
+        self._events: list[Token | Finished | GenerationFailed] = []
+        self._news = asyncio.Event()
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -122,7 +112,7 @@ class Request:
                 self.timeline.first_token = now
             self.outputs.append(output)
             piece = self._detokenizer.push(output)
-            self._events.put_nowait(piece)
+            self._emit(piece)
             stop = self._detokenizer.find_stop(self.spec.stop)
             if stop is not None:
                 self._finish(FinishReason.STOP, now, stop)
@@ -132,22 +122,33 @@ class Request:
         return finish is not None
 
     def fail(self, error: GenerationFailed, now: float) -> None:
-        """End it with an error; the reader of `events()` gets it raised."""
+        """End it with an error; the reader of `take()` gets it raised."""
         self.status = Status.FINISHED
         self.timeline.finished = now
-        self._events.put_nowait(error)
+        self._emit(error)
 
-    async def events(self) -> AsyncIterator[Token | Finished]:
-        """Tokens as they come, then one `Finished`. Raises `GenerationFailed`."""
-        while True:
-            event = await self._events.get()
-            if isinstance(event, GenerationFailed):
+    async def take(self) -> list[Token | Finished]:
+        """Wait for news and take all there is: tokens, and in the end one `Finished`, after which nothing comes.
+
+        Raises `GenerationFailed`, once the tokens before it are taken.
+        """
+        await self._news.wait()
+        events: list[Token | Finished] = []
+        for event in self._events:
+            if not isinstance(event, GenerationFailed):
+                events.append(event)
+            elif not events:
                 raise event
-            yield event
-            if isinstance(event, Finished):
-                return
+        del self._events[: len(events)]
+        if not self._events:
+            self._news.clear()
+        return events
 
     def _finish(self, reason: FinishReason, now: float, stop: str | None = None) -> None:
         self.status = Status.FINISHED
         self.timeline.finished = now
-        self._events.put_nowait(Finished(reason, self._detokenizer.text, stop))
+        self._emit(Finished(reason, self._detokenizer.text, stop))
+
+    def _emit(self, event: Token | Finished | GenerationFailed) -> None:
+        self._events.append(event)
+        self._news.set()

@@ -1,0 +1,106 @@
+"""A model's chat template: Jinja from the hub, so untrusted, rendered in a sandbox.
+
+It has the helpers that templates written for transformers expect.
+"""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import msgspec
+
+
+class ChatTemplateError(ValueError):
+    """The conversation does not fit the template, or there is none; the message is for the client."""
+
+
+class GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's words for training; for serving it is its body."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """A compiled template and the special tokens that it names."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str]):
+        self.source = source
+        self._special_tokens = special_tokens
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(f"the model's chat template cannot be read: {error}") from error
+
+    @classmethod
+    def load(cls, folder: Path, config_path: Path | None = None) -> Self | None:
+        """The template of a model folder, None if it has none.
+
+        A `chat_template.jinja` beside the tokenizer wins over the field of tokenizer_config.json, as in
+        transformers; `config_path` names a configuration that wins over both.
+        """
+        config = _read_config(config_path or folder / "tokenizer_config.json")
+        source = _named_default(config.get("chat_template"))
+        file = folder / "chat_template.jinja"
+        if file.is_file() and not (config_path and source):
+            source = file.read_text(encoding="utf-8")
+        return None if source is None else cls(source, _special_tokens(config))
+
+    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The prompt text. Raises ChatTemplateError if the template refuses the conversation."""
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
+            )
+        except Exception as error:  # whatever foreign code raises on a client's messages is a refusal of them
+            raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Plain JSON: Jinja's own filter escapes for HTML, which a prompt must not have."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.is_file() else {}
+
+
+def _named_default(template: str | list[dict[str, str]] | None) -> str | None:
+    """A configuration has one template, or several by name of which `default` is for conversations."""
+    if isinstance(template, list):
+        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+    return template
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """`bos_token` and the like; each is a string or the token's description."""
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
