@@ -18,7 +18,7 @@ class Status(enum.Enum):
     FINISHED = "finished"
 
 
-class GenerationFailed(Exception):  # noqa: N818
+class GenerationFailed(Exception):
     """A generation that ended without an answer. `kind` is TGI's error_type; `status` the HTTP status."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The end of a generation. `text` is the whole answer, stop sequence included; `stop` the one that hit."""
+    """The end of a generation. `text` is the whole answer, stop included; `stop` the one that hit."""
 
     reason: FinishReason
     text: str
@@ -128,7 +128,7 @@ class Request:
         self._emit(error)
 
     async def take(self) -> list[Token | Finished]:
-        """Wait for news and take all there is: tokens, and in the end one `Finished`, after which nothing comes.
+        """Wait for news and take all there is: tokens, at the end one `Finished`, then nothing more.
 
         Raises `GenerationFailed`, once the tokens before it are taken.
         """
