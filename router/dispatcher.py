@@ -6,33 +6,14 @@ no text; a request that is refused or fails carries its HTTP status in `Generati
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from router.config import Config
+from router.observer import Observer
 from router.request import Request, Spec
 from router.tokenizer import Detokenizer
-from shard.messages import Ready, StepOutput
-
-
-class Observer(Protocol):
-    """Told of everything worth measuring, after the tokens have gone out. Must return at once, not raise."""
-
-    def on_submitted(self, request: Request) -> None: ...
-    def on_started(self, request: Request) -> None:
-        """Put into a step for the first time."""
-
-    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
-        """`num_tokens` were just appended to `request.outputs`."""
-
-    def on_finished(self, request: Request) -> None:
-        """Ended in whatever way: `request.outcome` says which."""
-
-    def on_preempted(self, request: Request) -> None: ...
-    def on_step(self, shard: int, output: StepOutput) -> None: ...
-    def on_shard_ready(self, shard: int, ready: Ready) -> None: ...
-    def on_shard_death(self, shard: int, reason: str) -> None: ...
+from shard.messages import Ready
 
 
 class ShardState(msgspec.Struct, frozen=True):
