@@ -79,6 +79,8 @@ class Request:
         self.prompt_scores: list[TokenOutput] = []
         self.model = ""
         self.version = ""
+        self.outcome: FinishReason | GenerationFailed | None = None
+        self._num_outputs_at_death: int | None = None
         self._detokenizer = detokenizer
         self._events: list[Token | Finished | GenerationFailed] = []
         self._news = asyncio.Event()
@@ -97,10 +99,45 @@ class Request:
         return self.num_prompt_tokens + len(self.outputs)
 
     @property
+    def has_started(self) -> bool:
+        return self.timeline.started is not None
+
+    @property
+    def is_suspect(self) -> bool:
+        """Present at a shard's death, and has made no token since: it may be what the shard died of."""
+        return self._num_outputs_at_death == len(self.outputs)
+
+    @property
     def mean_exit_layer(self) -> float | None:
         if not self.outputs:
             return None
         return sum(output.exit_layer for output in self.outputs) / len(self.outputs)
+
+    def start(self, shard: int, now: float) -> None:
+        """Enter a shard's batch, for the first time or again."""
+        self.status = Status.RUNNING
+        self.shard = shard
+        if self.timeline.started is None:
+            self.timeline.started = now
+
+    def start_over(self) -> None:
+        """Return to the queue: what a shard computed is lost, the tokens received are not."""
+        self.status = Status.WAITING
+        self.shard = None
+        self.attempt += 1
+        self.num_computed_tokens = 0
+        if not self._has_prompt_scores:
+            self.prompt_scores.clear()
+
+    def survive_death(self) -> None:
+        """Note that a shard died while it ran there, for which it may be to blame."""
+        self.num_shard_deaths += 1
+        self._num_outputs_at_death = len(self.outputs)
+
+    def put_prompt(self, scores: list[TokenOutput]) -> None:
+        """Take scores of the prompt's next tokens. A replay after they were complete brings them again."""
+        if not self._has_prompt_scores:
+            self.prompt_scores += scores
 
     def put(self, outputs: list[TokenOutput], finish: FinishReason | None, now: float) -> bool:
         """Take tokens from a shard; True when the generation is over.
@@ -123,8 +160,7 @@ class Request:
 
     def fail(self, error: GenerationFailed, now: float) -> None:
         """End it with an error; the reader of `take()` gets it raised."""
-        self.status = Status.FINISHED
-        self.timeline.finished = now
+        self._end(error, now)
         self._emit(error)
 
     async def take(self) -> list[Token | Finished]:
@@ -144,10 +180,18 @@ class Request:
             self._news.clear()
         return events
 
+    @property
+    def _has_prompt_scores(self) -> bool:
+        return len(self.prompt_scores) >= self.num_prompt_tokens - 1
+
     def _finish(self, reason: FinishReason, now: float, stop: str | None = None) -> None:
-        self.status = Status.FINISHED
-        self.timeline.finished = now
+        self._end(reason, now)
         self._emit(Finished(reason, self._detokenizer.text, stop))
+
+    def _end(self, outcome: FinishReason | GenerationFailed, now: float) -> None:
+        self.status = Status.FINISHED
+        self.outcome = outcome
+        self.timeline.finished = now
 
     def _emit(self, event: Token | Finished | GenerationFailed) -> None:
         self._events.append(event)

@@ -6,6 +6,9 @@ positions in the other side's memory: a sequence is its id and attempt, a step i
 """
 
 import enum
+import struct
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -140,7 +143,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a step did for one sequence: 0..n new tokens. `prompt` holds prompt scores of this step's chunk."""
+    """What a step did for one sequence: 0..n new tokens. `prompt` holds scores of this step's prompt chunk."""
 
     id: int
     attempt: int
@@ -179,3 +182,42 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 ToShard = Hello | Step | Ping
 ToRouter = Ready | StepOutput | Pong | Failed
+
+
+# Frames
+
+_HEADER = struct.Struct(">I")
+_encoder = msgspec.msgpack.Encoder()
+_Message = TypeVar("_Message", bound=ToShard | ToRouter)
+
+
+def frame(message: ToShard | ToRouter) -> bytearray:
+    """The bytes of one message on the wire."""
+    data = bytearray(_HEADER.size)
+    _encoder.encode_into(message, data, _HEADER.size)
+    _HEADER.pack_into(data, 0, len(data) - _HEADER.size)
+    return data
+
+
+class FrameReader(Generic[_Message]):
+    """Bytes as they come off a socket, in any pieces, become messages of one side's union."""
+
+    def __init__(self, messages: type[_Message], max_frame_bytes: int = MAX_FRAME_BYTES):
+        self.max_frame_bytes = max_frame_bytes
+        self._decoder = msgspec.msgpack.Decoder(messages)
+        self._received = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[_Message]:
+        """Every message that is whole now. Raises `ValueError` when the bytes are no such frames."""
+        received = self._received
+        received += data
+        while len(received) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(received)
+            if length > self.max_frame_bytes:
+                raise ValueError(f"a frame of {length} bytes; at most {self.max_frame_bytes} are allowed")
+            end = _HEADER.size + length
+            if len(received) < end:
+                return
+            message = self._decoder.decode(memoryview(received)[_HEADER.size : end])
+            del received[:end]
+            yield message
