@@ -143,7 +143,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a step did for one sequence: 0..n new tokens. `prompt` holds scores of this step's prompt chunk."""
+    """What a step did for one sequence: 0..n new tokens. `prompt` holds this step's prompt scores."""
 
     id: int
     attempt: int
