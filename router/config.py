@@ -1,0 +1,261 @@
+"""What `helios serve` is asked to be: one frozen struct, checked as a whole when it is made.
+
+The defaults stand here, and the command line, the environment's names and the file's keys are derived from
+the fields (router/options.py). What is learned while running comes in a shard's `Ready`, not from here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import msgspec
+
+from router import options
+from router.machine import Machine
+from router.options import ConfigError, Flag
+from shard.messages import ShardConfig
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A server's settings, in TGI's names and with its defaults where TGI has the flag. None: decided later.
+
+    Raises `ConfigError` when a value is out of bounds or two contradict each other.
+    """
+
+    # Model
+    model_id: Annotated[
+        str, Flag("Model", "Local folder, .gguf file or hub id. `embedded` is SmolLM2-135M-Instruct.")
+    ] = "embedded"
+    revision: Annotated[str | None, Flag("Model", "Branch, tag or commit of a hub id.")] = None
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        Flag("Model", "Type of weights and KV cache. Default: bfloat16."),
+    ] = None
+    num_layers: Annotated[int | None, Flag("Model", "Load only the first this many layers.", 1)] = None
+    tokenizer_config_path: Annotated[
+        str | None, Flag("Model", "A tokenizer_config.json to use in place of the model's (chat template).")
+    ] = None
+    served_model_name: Annotated[
+        str | None, Flag("Model", "The name that answers and /v1/models give. Default: the model id.")
+    ] = None
+    cache_dir: Annotated[
+        str, Flag("Model", "Where fetched and converted models are kept.", env="HELIOS_CACHE")
+    ] = "~/.cache/helios"
+
+    # Shards
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "sim"],
+        Flag("Shards", "`auto`: GPUs where there are any, else the CPU. `sim`: a simulated model."),
+    ] = "auto"
+    num_shards: Annotated[
+        int | None,
+        Flag(
+            "Shards", "Replicas of the model. Default: one per visible GPU, else 1.", 1, 1024, ("num_shard",)
+        ),
+    ] = None
+    num_threads: Annotated[
+        int | None, Flag("Shards", "Compute threads of a CPU shard. Default: all cores shared out.", 1)
+    ] = None
+    cost_model: Annotated[str | None, Flag("Shards", "JSON file with the step times of `--device sim`.")] = (
+        None
+    )
+    shard_addresses: Annotated[
+        tuple[str, ...], Flag("Shards", "Shards already running on other hosts, as tcp://host:port.")
+    ] = ()
+    shard_secret_file: Annotated[
+        str | None, Flag("Shards", "File with the secret that shards on other hosts ask for.")
+    ] = None
+    heartbeat_timeout_ms: Annotated[
+        int, Flag("Shards", "A shard that says nothing for so long is restarted.", 100)
+    ] = 10_000
+    step_timeout_ms: Annotated[int, Flag("Shards", "A shard whose step takes longer is restarted.", 100)] = (
+        60_000
+    )
+
+    # Batching and memory
+    max_batch_size: Annotated[
+        int | None, Flag("Batching and memory", "Sequences in one step. Default: 64 on CPU, 256 on GPU.", 1)
+    ] = None
+    max_batch_prefill_tokens: Annotated[
+        int | None,
+        Flag("Batching and memory", "Tokens computed in one step. Default: 512 on CPU, 2048 on GPU.", 1),
+    ] = None
+    kv_cache_bytes: Annotated[
+        int | None,
+        Flag(
+            "Batching and memory",
+            "KV cache of one shard, such as 2GiB. Default: 1GiB on CPU, what is free on GPU.",
+            MIB,
+            is_bytes=True,
+        ),
+    ] = None
+    block_size: Annotated[int, Flag("Batching and memory", "Tokens in a block of KV cache.", 1, 1024)] = 16
+
+    # Limits
+    max_concurrent_requests: Annotated[
+        int, Flag("Limits", "Requests taken in at once; further ones get 429.", 1)
+    ] = 128
+    max_queued_tokens: Annotated[
+        int | None, Flag("Limits", "Tokens that may wait in the queue. Default: from the KV cache.", 1)
+    ] = None
+    max_input_tokens: Annotated[
+        int | None, Flag("Limits", "Longest prompt. Default: the model's.", 1, aliases=("max_input_length",))
+    ] = None
+    max_total_tokens: Annotated[
+        int | None, Flag("Limits", "Longest prompt and answer together. Default: the model's.", 2)
+    ] = None
+    max_best_of: Annotated[int, Flag("Limits", "Largest `best_of`, and `n`.", 1)] = 2
+    max_stop_sequences: Annotated[int, Flag("Limits", "Most stop strings of a request.", 0)] = 4
+    max_top_n_tokens: Annotated[int, Flag("Limits", "Most alternatives reported per token.", 0)] = 5
+    max_client_batch_size: Annotated[int, Flag("Limits", "Most prompts in one HTTP request.", 1)] = 4
+    payload_limit: Annotated[int, Flag("Limits", "Largest request body.", 1, is_bytes=True)] = 2_000_000
+
+    # HTTP
+    hostname: Annotated[str, Flag("HTTP", "Address to listen on.")] = "0.0.0.0"
+    port: Annotated[int, Flag("HTTP", "Port to listen on; 0 takes a free one.", 0, 65_535)] = 3000
+    cors_allow_origin: Annotated[
+        tuple[str, ...], Flag("HTTP", "Origins that browsers may call from. Default: every one.")
+    ] = ()
+
+    # Security
+    api_key: Annotated[
+        str | None, Flag("Security", "Asked of every call but health, readiness and metrics.")
+    ] = None
+    admin_key: Annotated[str | None, Flag("Security", "Asked of calls to /ops.")] = None
+
+    # Telemetry
+    redis_url: Annotated[
+        str | None, Flag("Telemetry", "A Redis to keep telemetry in. Default: an embedded one.")
+    ] = None
+    deployment: Annotated[str, Flag("Telemetry", "The name this deployment's telemetry is kept under.")] = (
+        "helios"
+    )
+    json_output: Annotated[bool, Flag("Telemetry", "Log as JSON lines.")] = False
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Flag("Telemetry", "Least level that is logged.")
+    ] = "info"
+
+    # Operation
+    shutdown_timeout_ms: Annotated[
+        int, Flag("Operation", "How long running requests may go on after SIGTERM or Ctrl-C.", 0)
+    ] = 30_000
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        self._check_lengths()
+        self._check_shards()
+
+    def _check_lengths(self) -> None:
+        prompt, total = self.max_input_tokens, self.max_total_tokens
+        if prompt is not None and total is not None and prompt >= total:
+            raise ConfigError(
+                "max_input_tokens",
+                f"max_input_tokens ({prompt}) must be smaller than max_total_tokens ({total}), "
+                "which counts the answer too.",
+            )
+        budget, batch = self.max_batch_prefill_tokens, self.max_batch_size
+        if budget is not None and batch is not None and budget < batch:
+            raise ConfigError(
+                "max_batch_prefill_tokens",
+                f"max_batch_prefill_tokens ({budget}) must be at least max_batch_size ({batch}): "
+                "each running sequence computes one token a step.",
+            )
+
+    def _check_shards(self) -> None:
+        for address in self.shard_addresses:
+            host, _, port = address.removeprefix("tcp://").rpartition(":")
+            if not (address.startswith("tcp://") and host and port.isdecimal()):
+                raise ConfigError(
+                    "shard_addresses", f"shard_addresses must be tcp://host:port, not {address!r}."
+                )
+        if self.shard_addresses and not self.shard_secret_file:
+            raise ConfigError(
+                "shard_addresses",
+                "shard_addresses needs shard_secret_file: shards on other hosts ask for it.",
+            )
+        if self.shard_addresses and self.num_shards not in (None, len(self.shard_addresses)):
+            raise ConfigError(
+                "num_shards",
+                f"num_shards ({self.num_shards}) must be the number of shard_addresses "
+                f"({len(self.shard_addresses)}), or left out.",
+            )
+
+    def settle(self, machine: Machine) -> Self:
+        """The same, with what depends on the machine filled in: device, shards, threads, batch and cache.
+
+        Raises `ConfigError` when the machine has not what was asked for.
+        """
+        device = self._device(machine)
+        on_gpu = device == "cuda"
+        num_shards = self._num_shards(device, machine)
+        max_batch_size = self.max_batch_size or (256 if on_gpu else 64)
+        budget = self.max_batch_prefill_tokens or max(2048 if on_gpu else 512, max_batch_size)
+        return msgspec.structs.replace(
+            self,
+            device=device,
+            dtype=self.dtype or "bfloat16",
+            num_shards=num_shards,
+            num_threads=self.num_threads or (None if on_gpu else max(1, machine.num_cores // num_shards)),
+            max_batch_size=max_batch_size,
+            max_batch_prefill_tokens=budget,
+            kv_cache_bytes=self.kv_cache_bytes or (None if on_gpu else GIB),
+        )
+
+    def _device(self, machine: Machine) -> Literal["cpu", "cuda", "sim"]:
+        if self.device != "auto":
+            return self.device
+        if self.shard_addresses:
+            raise ConfigError("device", "device must be given with shard_addresses: cpu or cuda.")
+        return "cuda" if machine.num_gpus else "cpu"
+
+    def _num_shards(self, device: str, machine: Machine) -> int:
+        if self.shard_addresses:
+            return len(self.shard_addresses)
+        if device != "cuda":
+            return self.num_shards or 1
+        if machine.num_gpus == 0:
+            raise ConfigError(
+                "device",
+                "device is cuda, but no GPU can be used here: "
+                "check nvidia-smi and that torch is a CUDA build, or serve with --device cpu.",
+            )
+        if self.num_shards is not None and self.num_shards > machine.num_gpus:
+            raise ConfigError(
+                "num_shards",
+                f"num_shards must be at most {machine.num_gpus}, the number of visible GPUs, "
+                f"not {self.num_shards}.",
+            )
+        return self.num_shards or machine.num_gpus
+
+    @property
+    def num_replicas(self) -> int:
+        """Shards to run, once settled; one before."""
+        return self.num_shards or len(self.shard_addresses) or 1
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients see."""
+        return self.served_model_name or self.model_id
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_dir).expanduser()
+
+    def shard_config(self, model_path: Path, shard: int) -> ShardConfig:
+        """What shard number `shard` is asked to be. Of a settled config, else defaults of the CPU hold."""
+        several_gpus = self.device == "cuda" and self.num_replicas > 1 and not self.shard_addresses
+        return ShardConfig(
+            model=str(model_path),
+            device=f"cuda:{shard}" if several_gpus else self.device.replace("auto", "cpu"),
+            dtype=self.dtype or "bfloat16",
+            num_layers=self.num_layers,
+            block_size=self.block_size,
+            kv_cache_bytes=self.kv_cache_bytes or (None if self.device == "cuda" else GIB),
+            max_total_tokens=self.max_total_tokens,
+            max_batch_size=self.max_batch_size or 64,
+            max_batch_tokens=self.max_batch_prefill_tokens or 512,
+            num_threads=self.num_threads,
+            cost_model=self.cost_model,
+        )

@@ -1,0 +1,69 @@
+"""What this machine offers, told without torch: GPUs, cores, memory."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+
+class Machine(msgspec.Struct, frozen=True):
+    num_gpus: int
+    num_cores: int
+    available_bytes: int  # memory that new processes can have without swapping
+
+
+def inspect(environment: Mapping[str, str]) -> Machine:
+    return Machine(_num_gpus(environment), len(os.sched_getaffinity(0)), _available_bytes())
+
+
+def _num_gpus(environment: Mapping[str, str]) -> int:
+    """GPUs that a shard would see: none when the installed torch was built without CUDA."""
+    if not _torch_has_cuda():
+        return 0
+    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    named = [name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    return min(present, len(named))
+
+
+def _torch_has_cuda() -> bool:
+    """By its files: importing torch takes seconds and hundreds of megabytes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    return (Path(spec.origin).parent / "lib" / "libtorch_cuda.so").exists()
+
+
+def _available_bytes() -> int:
+    """The smaller of what the kernel would give and what the container's limit leaves."""
+    return min(_kernel_available_bytes(), _cgroup_available_bytes())
+
+
+def _kernel_available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _cgroup_available_bytes() -> int:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        reclaimable = _inactive_file_bytes(folder / "memory.stat")
+    except (OSError, ValueError):
+        return 2**63
+    return 2**63 if limit == "max" else max(0, int(limit) - used + reclaimable)
+
+
+def _inactive_file_bytes(stat: Path) -> int:
+    """Page cache of the container, which it gives back before it runs out of memory."""
+    for line in stat.read_text().splitlines():
+        if line.startswith("inactive_file "):
+            return int(line.split()[1])
+    return 0
