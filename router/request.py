@@ -74,7 +74,9 @@ class Request:
         self.attempt = 0
         self.num_preemptions = 0
         self.num_shard_deaths = 0
-        self.num_computed_tokens = 0
+        self.num_prompt_tokens = len(spec.prompt_token_ids)
+        self.num_computed_tokens = 0  # as the shard has said
+        self.num_in_flight_tokens = 0  # wished of the shard in steps that it has not answered
         self.outputs: list[TokenOutput] = []
         self.prompt_scores: list[TokenOutput] = []
         self.model = ""
@@ -86,10 +88,6 @@ class Request:
         self._news = asyncio.Event()
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.spec.prompt_token_ids)
-
-    @property
     def token_ids(self) -> list[int]:
         """Prompt and answer so far: what a replay starts from."""
         return self.spec.prompt_token_ids + [output.id for output in self.outputs]
@@ -97,6 +95,20 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return self.num_prompt_tokens + len(self.outputs)
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens known and neither computed nor in flight. Once none is left, every step in flight makes a
+
+        token that is not known yet: 0 with one such token on its way, -1 with two.
+        """
+        return self.num_tokens - self.num_computed_tokens - self.num_in_flight_tokens
+
+    @property
+    def wants_work(self) -> bool:
+        """False when what is in flight will end it by length."""
+        num_pending = self.num_pending_tokens
+        return num_pending > 0 or len(self.outputs) + 1 - num_pending < self.spec.max_new_tokens
 
     @property
     def has_started(self) -> bool:
@@ -126,10 +138,11 @@ class Request:
         self.shard = None
         self.attempt += 1
         self.num_computed_tokens = 0
+        self.num_in_flight_tokens = 0
         if not self._has_prompt_scores:
             self.prompt_scores.clear()
 
-    def survive_death(self) -> None:
+    def note_shard_death(self) -> None:
         """Note that a shard died while it ran there, for which it may be to blame."""
         self.num_shard_deaths += 1
         self._num_outputs_at_death = len(self.outputs)
