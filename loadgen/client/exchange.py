@@ -1,0 +1,159 @@
+"""One request and its answer on a connection, apart from what the answer means.
+
+Every read is stamped the moment the event loop hands it over and kept as raw bytes; what it means is worked
+out in the pauses (`Backlog`), so that a thousand streams that speak at once are all stamped before any is
+parsed. Only what must be known at once is looked at at once: heads, ends, and streams that are counted.
+"""
+
+import asyncio
+from collections import deque
+from time import monotonic
+
+from loadgen.client.records import Outcome
+from loadgen.client.wire import BadAnswer, Body, ChunkedBody, Head, UnsizedBody, body_of, parse_head
+
+LAST_CHUNK = b"0\r\n\r\n"
+SLICE_S = 0.0003  # parsing gives way to reading after this long
+MAX_HEAD_BYTES = 65536
+
+Done = asyncio.Future[tuple[Outcome, str]]
+
+
+class Backlog:
+    """Exchanges with reads not yet digested; works them off between reads, a slice at a time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop = loop
+        self._waiting: deque[Exchange] = deque()
+        self._is_scheduled = False
+
+    def add(self, exchange: "Exchange") -> None:
+        self._waiting.append(exchange)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.loop.call_soon(self._work)
+
+    def _work(self) -> None:
+        stop_at = monotonic() + SLICE_S
+        while self._waiting and monotonic() < stop_at:
+            self._waiting.popleft().digest()
+        self._is_scheduled = bool(self._waiting)
+        if self._is_scheduled:
+            self.loop.call_soon(self._work)
+
+
+class Exchange:
+    """One request and its answer. Subclasses say what the head and the body mean.
+
+    `done` is resolved exactly once, with how it ended; the connection is reusable only if `is_clean`.
+    """
+
+    def __init__(self, backlog: Backlog):
+        self.done: Done = backlog.loop.create_future()
+        self.sent_at = 0.0
+        self.last_read = 0.0
+        self.head: Head | None = None
+        self.body: Body | None = None
+        self.is_lazy = False
+        self.num_reads = 0
+        self._reads: list[tuple[float, bytes]] = []
+        self._backlog = backlog
+        self._is_queued = False
+        self._head_buffer = b""
+
+    @property
+    def is_clean(self) -> bool:
+        body = self.body
+        return body is not None and body.is_complete and self.head is not None and self.head.keeps_alive
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether the connection went before a single byte came."""
+        return self.num_reads == 0 and self.done.result()[0] in (Outcome.RESET, Outcome.CLOSED)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether what was asked for has begun to come."""
+        return self.num_reads > 0
+
+    def feed(self, at: float, data: bytes) -> None:
+        """Take a read. Called by the connection, and the only code that runs before the next read."""
+        self._reads.append((at, data))
+        self.last_read = at
+        self.num_reads += 1
+        if not self.is_lazy or len(data) < 5 or data[-5:] == LAST_CHUNK:
+            self.digest()
+        elif not self._is_queued:
+            self._is_queued = True
+            self._backlog.add(self)
+
+    def digest(self) -> None:
+        """Work out what the reads so far mean."""
+        self._is_queued = False
+        reads, self._reads = self._reads, []
+        if self.done.done():
+            return
+        try:
+            for at, data in reads:
+                self._digest_read(at, data)
+        except BadAnswer as error:
+            self.end(Outcome.GARBAGE, str(error), reads[-1][0])
+        if self.body is not None and self.body.is_complete:
+            self.on_complete(reads[-1][0])
+
+    def _digest_read(self, at: float, data: bytes) -> None:
+        if self.body is None:
+            data = self._digest_head(data)
+        if self.body is not None and data:
+            for piece in self.body.feed(data):
+                self.on_piece(piece, at)
+
+    def _digest_head(self, data: bytes) -> bytes:
+        """Read the head once it is whole; returns what lies behind it."""
+        raw, blank, rest = (self._head_buffer + data).partition(b"\r\n\r\n")
+        if not blank:
+            self._head_buffer = raw
+            if len(raw) > MAX_HEAD_BYTES or not b"HTTP/1.".startswith(raw[:7]):
+                raise BadAnswer(f"not an HTTP/1.1 head: {raw[:80]!r}")
+            return b""
+        head = parse_head(raw)
+        if 100 <= head.status < 200:
+            self._head_buffer = b""
+            return self._digest_head(rest) if rest else b""
+        self.head, self.body = head, body_of(head)
+        self.on_head(head)
+        return rest
+
+    def lost(self, at: float, error: Exception | None) -> None:
+        """The connection has gone."""
+        self.digest()
+        if self.done.done():
+            return
+        if isinstance(error, ConnectionResetError | BrokenPipeError):
+            self.end(Outcome.RESET, "connection reset", at)
+        elif isinstance(self.body, UnsizedBody):
+            self.on_complete(at)
+        elif self.has_partial():
+            self.end(Outcome.HALF_EVENT, "closed in the middle of an event", at)
+        else:
+            self.end(
+                Outcome.CLOSED, "closed before the end" if self.num_reads else "closed without an answer", at
+            )
+
+    def has_partial(self) -> bool:
+        return isinstance(self.body, ChunkedBody) and not self.body.is_between_chunks
+
+    def end(self, outcome: Outcome, detail: str, at: float) -> None:
+        if not self.done.done():
+            self.on_end(at)
+            self.done.set_result((outcome, detail))
+
+    def on_begin(self, is_retry: bool) -> None: ...
+
+    def on_head(self, head: Head) -> None: ...
+
+    def on_piece(self, piece: bytes, at: float) -> None: ...
+
+    def on_complete(self, at: float) -> None: ...
+
+    def on_end(self, at: float) -> None: ...

@@ -1,0 +1,71 @@
+"""Time kept outside the event loop: starting things on time, and noticing when the loop is late.
+
+An event loop's own timers are good to a millisecond at best, and a loop that is late is the last to know. A
+thread that only sleeps wakes within some ten microseconds and tells the loop; how long the loop then takes to
+listen is its lag, which is what every time stamp of this client may be wrong by.
+"""
+
+import asyncio
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+
+LAG_PERIOD_S = 0.01
+
+
+class Pacer:
+    """Calls `tick(due)` on the loop at each of the given rising times. Late times are called at once.
+
+    `at_end` is called on the loop after the last one. Stop it before the loop closes.
+    """
+
+    def __init__(
+        self, times: Iterable[float], tick: Callable[[float], None], at_end: Callable[[], None] = lambda: None
+    ):
+        self._times = times
+        self._tick = tick
+        self._at_end = at_end
+        self._stopped = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="pacer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        for due in self._times:
+            wait = due - monotonic()
+            if (wait > 0 and self._stopped.wait(wait)) or self._stopped.is_set():
+                return
+            self._loop.call_soon_threadsafe(self._tick, due)
+        self._loop.call_soon_threadsafe(self._at_end)
+
+
+class LagMeter:
+    """Samples how late the event loop is, a hundred times a second, in seconds."""
+
+    def __init__(self) -> None:
+        self.times = array("d")
+        self.lags = array("d")
+        self._pacer = Pacer(self._beats(), self._note)
+
+    def start(self) -> None:
+        self._pacer.start()
+
+    def stop(self) -> None:
+        self._pacer.stop()
+
+    def _note(self, due: float) -> None:
+        self.times.append(due)
+        self.lags.append(monotonic() - due)
+
+    def _beats(self) -> Iterator[float]:
+        due = monotonic()
+        while True:
+            due += LAG_PERIOD_S
+            yield due

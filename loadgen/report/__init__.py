@@ -1,0 +1,1 @@
+"""Showing a run: live view, tables, files, one HTML page."""

@@ -1,0 +1,1 @@
+"""Named runs, each with a promise that it checks."""
