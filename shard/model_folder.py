@@ -22,8 +22,12 @@ def is_complete(folder: Path) -> bool:
 
 
 def has_weights(folder: Path) -> bool:
-    """True when the folder holds safetensors, in one file or in shards with their index."""
-    return any(folder.glob("*.safetensors"))
+    """True when the folder holds safetensors, and all of them if an index names them."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / name).is_file() for name in files)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

