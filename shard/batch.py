@@ -54,7 +54,7 @@ class SequenceTable:
 
     def __init__(self, num_blocks: int, block_size: int, eos_token_ids: list[int], max_total_tokens: int):
         if max_total_tokens > num_blocks * block_size:
-            raise ValueError(f"{num_blocks} blocks of {block_size} cannot hold one sequence of {max_total_tokens}")
+            raise ValueError(f"{num_blocks} blocks of {block_size} cannot hold {max_total_tokens} tokens")
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size
         self.max_total_tokens = max_total_tokens
@@ -84,7 +84,7 @@ class SequenceTable:
     ) -> SequenceOutput:
         """Enter what a step computed for one chunk: its tokens drawn, and whether the sequence is over.
 
-        `tokens` are in order; those after an end are dropped. `prompt` are scores of the chunk's prompt tokens.
+        `tokens` are in order; those after an end are dropped. `prompt` scores the chunk's prompt tokens.
         """
         sequence = chunk.sequence
         sequence.num_computed_tokens = chunk.end
@@ -112,7 +112,7 @@ class SequenceTable:
         return Chunk(sequence, sequence.num_computed_tokens, num_tokens) if num_tokens > 0 else None
 
     def _make_room(self, chunk: Chunk, chunks: dict[int, Chunk], preempted: list[tuple[int, int]]) -> bool:
-        """Blocks for the chunk, preempting the youngest until they suffice; False if it was itself the youngest."""
+        """Find blocks, preempting the youngest until they suffice; False if that was the chunk itself."""
         sequence = chunk.sequence
         missing = -(-chunk.end // self.block_size) - len(sequence.blocks)
         while missing > self.pool.num_free:

@@ -4,7 +4,7 @@ from shard.messages import FinishReason, NewSequence, Sampling
 
 
 class Sequence:
-    """One attempt at one generation: its tokens, how far they are computed, and the blocks that hold its KV."""
+    """One attempt at one generation: its tokens, how far they are computed, and the blocks of its KV."""
 
     def __init__(self, new: NewSequence):
         self.id = new.id

@@ -1,0 +1,65 @@
+"""Reading single tensors out of a checkpoint folder, so that no more is read than is loaded."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be read: files or tensors are missing, or have the wrong shape."""
+
+
+class Checkpoint:
+    """Tensors of a model by name, from safetensors files (one, or several with an index)."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files = {path.name: safe_open(path, framework="pt") for path in _files(folder)}
+        self._file_of = {name: file for file, handle in self._files.items() for name in handle.keys()}  # noqa: SIM118
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """One tensor, memory-mapped. Raises `CheckpointError` if it is missing or not of `shape`."""
+        if name not in self._file_of:
+            raise CheckpointError(f"tensor '{name}' is missing in {self._folder}")
+        tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"tensor '{name}' has shape {tuple(tensor.shape)}, not {shape}, in {self._folder}"
+            )
+        return tensor
+
+    def prefix(self, candidates: tuple[str, ...], probe: str) -> str:
+        """The first of `candidates` in front of which `probe` exists: checkpoints keep more or less of it."""
+        for candidate in candidates:
+            if candidate + probe in self:
+                return candidate
+        raise CheckpointError(f"tensor '{candidates[0]}{probe}' is missing in {self._folder}")
+
+
+def digest(folder: Path) -> str:
+    """Names what is in a folder without reading the weights: names, sizes and headers of its files."""
+    state = hashlib.sha256()
+    for path in sorted([*_files(folder), folder / "config.json"]):
+        state.update(f"{path.name}:{path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            state.update(file.read(65536))
+    return state.hexdigest()[:12]
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        files = [folder / name for name in sorted(names)]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    missing = [file.name for file in files if not file.exists()]
+    if missing or not files:
+        raise CheckpointError(f"{missing[0] if missing else '*.safetensors'} is missing in {folder}")
+    return files

@@ -1,0 +1,133 @@
+"""OPT and GPT-2: learned positions, LayerNorm with bias, one hidden MLP layer. One flat decoder for both."""
+
+from collections.abc import Callable
+
+import msgspec
+import torch
+from torch.nn import functional
+
+from shard.models.shape import Shape, UnsupportedModelError
+from shard.models.weights import Weights
+from shard.ops.batch import KV, Batch, Rope
+from shard.ops.plain import Linear, PlainOps
+
+
+class Names(msgspec.Struct, frozen=True):
+    """What a family calls its tensors outside the layers, and how its position table begins."""
+
+    prefixes: tuple[str, ...]
+    embedding: str
+    positions: str
+    layers: str
+    norm: str
+    position_offset: int = 0  # leading rows of the position table that no token uses
+
+
+OPT = Names(
+    ("model.decoder.", "decoder.", ""),
+    "embed_tokens.weight",
+    "embed_positions.weight",
+    "layers.",
+    "final_layer_norm",
+    position_offset=2,
+)
+GPT2 = Names(("transformer.", ""), "wte.weight", "wpe.weight", "h.", "ln_f")
+
+
+class Norm(msgspec.Struct, frozen=True):
+    """LayerNorm weights, each (H,)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One decoder layer's weights."""
+
+    attention_norm: Norm
+    qkv: Linear  # H -> 3 H
+    out: Linear  # H -> H
+    mlp_norm: Norm
+    up: Linear  # H -> I
+    down: Linear  # I -> H
+
+
+class GptDecoder:
+    """The first `depth` layers of an OPT or GPT-2 model, and its head."""
+
+    def __init__(self, shape: Shape, rope: Rope, ops: PlainOps, weights: Weights, depth: int):
+        names = OPT if shape.family == "opt" else GPT2
+        read_layer = read_opt_layer if shape.family == "opt" else read_gpt2_layer
+        self.shape = shape
+        self.embedding = weights.read(names.embedding, (shape.vocab_size, shape.hidden_size))
+        rows = shape.max_positions + names.position_offset
+        self._positions = weights.read(names.positions, (rows, shape.hidden_size))[names.position_offset :]
+        self.layers = [read_layer(weights, f"{names.layers}{i}.", shape) for i in range(depth)]
+        self.head = weights.head(self.embedding, shape)
+        self._norm = read_norm(weights, names.norm, shape)
+        self._activate = activation_of(shape.activation)
+        self.num_parameters = weights.num_parameters
+        self._rope = rope
+        self._ops = ops
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """Token and position embeddings, (T, H)."""
+        tokens = functional.embedding(batch.token_ids, self.embedding)
+        return tokens + functional.embedding(batch.positions, self._positions)
+
+    def run_layer(self, index: int, hidden: torch.Tensor, batch: Batch, kv: KV) -> torch.Tensor:
+        """Hidden states (T, H) after one layer; writes the tokens' KV."""
+        layer, ops, heads = self.layers[index], self._ops, self.shape.heads
+        q = ops.rope_write(layer.qkv(layer.attention_norm(hidden)), heads, self._rope, None, batch, kv)
+        hidden = layer.out.add(ops.attend(q, heads, batch, kv), hidden)
+        return layer.down.add(self._activate(layer.up(layer.mlp_norm(hidden))), hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final norm and LM head of hidden states (N, H); (N, V)."""
+        return self.head(self._norm(hidden))
+
+
+def activation_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An MLP's activation by its name in a config. Raises `UnsupportedModelError`."""
+    if name == "relu":
+        return functional.relu
+    if name == "gelu":
+        return functional.gelu
+    if name in ("gelu_new", "gelu_pytorch_tanh"):
+        return lambda x: functional.gelu(x, approximate="tanh")
+    raise UnsupportedModelError(f"activation '{name}' is not supported")
+
+
+def read_opt_layer(weights: Weights, at: str, shape: Shape) -> Layer:
+    """One OPT layer's tensors, whose names begin with `at`."""
+    attention = at + "self_attn."
+    return Layer(
+        attention_norm=read_norm(weights, at + "self_attn_layer_norm", shape),
+        qkv=weights.linear(attention + "q_proj", attention + "k_proj", attention + "v_proj"),
+        out=weights.linear(attention + "out_proj"),
+        mlp_norm=read_norm(weights, at + "final_layer_norm", shape),
+        up=weights.linear(at + "fc1"),
+        down=weights.linear(at + "fc2"),
+    )
+
+
+def read_gpt2_layer(weights: Weights, at: str, shape: Shape) -> Layer:
+    """One GPT-2 layer's tensors, whose names begin with `at`."""
+    return Layer(
+        attention_norm=read_norm(weights, at + "ln_1", shape),
+        qkv=weights.transposed_linear(at + "attn.c_attn"),
+        out=weights.transposed_linear(at + "attn.c_proj"),
+        mlp_norm=read_norm(weights, at + "ln_2", shape),
+        up=weights.transposed_linear(at + "mlp.c_fc"),
+        down=weights.transposed_linear(at + "mlp.c_proj"),
+    )
+
+
+def read_norm(weights: Weights, at: str, shape: Shape) -> Norm:
+    """A LayerNorm's weight and bias."""
+    hidden = (shape.hidden_size,)
+    return Norm(weights.read(at + ".weight", hidden), weights.read(at + ".bias", hidden), shape.norm_eps)

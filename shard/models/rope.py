@@ -1,0 +1,42 @@
+"""Rotary tables, by `transformers`' formulas, for every scaling that does not depend on the sequence."""
+
+from typing import Any
+
+import torch
+
+from shard.models.shape import UnsupportedModelError
+from shard.ops.batch import Rope
+
+SCALINGS = ("default", "linear", "llama3", "yarn")
+
+
+def rope_of(config: Any, dim: int, max_positions: int, device: torch.device) -> Rope:
+    """Tables for positions 0 .. max_positions - 1 of heads with `dim` dims."""
+    parameters = dict(config.rope_parameters or {})
+    kind = parameters.get("rope_type", "default")
+    if kind not in SCALINGS:
+        raise UnsupportedModelError(
+            f"rope scaling '{kind}' is not supported; supported are {', '.join(SCALINGS)}"
+        )
+    frequencies, factor = _frequencies(config, kind, dim, parameters)
+    angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies.float())
+    return Rope(
+        (angles.cos() * factor).to(device), (angles.sin() * factor).to(device), 2 * frequencies.shape[0]
+    )
+
+
+def no_rope(device: torch.device) -> Rope:
+    """For models with learned positions."""
+    empty = torch.empty(0, dtype=torch.float32, device=device)
+    return Rope(empty, empty, 0)
+
+
+def _frequencies(config: Any, kind: str, dim: int, parameters: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    if kind == "default":
+        rotary = int(dim * parameters.get("partial_rotary_factor", 1.0))
+        steps = torch.arange(0, rotary, 2, dtype=torch.int64).float() / rotary
+        return 1.0 / (parameters["rope_theta"] ** steps), 1.0
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    return frequencies, float(factor)

@@ -1,0 +1,116 @@
+"""What a decoder needs to know of a model, read from its Hugging Face config."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shard.model_folder import FAMILIES
+from shard.ops.batch import Heads
+
+GPT_LIKE = ("opt", "gpt2")
+
+
+class UnsupportedModelError(ValueError):
+    """The checkpoint is of a kind that Helios has no decoder for; the message says which ones it has."""
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """Sizes and constants of one decoder-only model."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    heads: Heads
+    norm_eps: float
+    max_positions: int
+    activation: str
+    tied: bool  # the LM head is the token embedding
+
+
+def read_config(folder: Path) -> Any:
+    """The folder's `transformers` config. Raises `UnsupportedModelError` for other families."""
+    from transformers import AutoConfig  # seconds to import: only where a model is really loaded
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model type '{config.model_type}' is not supported; supported are {', '.join(FAMILIES)}"
+        )
+    return config
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape of a supported model. Raises `UnsupportedModelError` for variants without a decoder here."""
+    return _gpt_shape(config) if config.model_type in GPT_LIKE else _llama_shape(config)
+
+
+def eos_token_ids(folder: Path, config: Any) -> list[int]:
+    """Tokens that end a generation: generation_config.json's, else the config's own."""
+    path = folder / "generation_config.json"
+    named = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    ids = config.eos_token_id if named is None else named
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
+def _llama_shape(config: Any) -> Shape:
+    if config.hidden_act != "silu":
+        raise UnsupportedModelError(
+            f"hidden_act '{config.hidden_act}' is not supported in a {config.model_type}"
+        )
+    query = config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // query
+    kv = getattr(config, "num_key_value_heads", None) or query
+    return Shape(
+        family=config.model_type,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        heads=Heads(query, kv, dim, dim**-0.5, _window(config)),
+        norm_eps=config.rms_norm_eps,
+        max_positions=config.max_position_embeddings,
+        activation=config.hidden_act,
+        tied=config.tie_word_embeddings,
+    )
+
+
+def _window(config: Any) -> int:
+    """Keys a query sees; 0 for all. Windows that differ from layer to layer are refused."""
+    window = getattr(config, "sliding_window", None)
+    if not window or not getattr(config, "use_sliding_window", True):
+        return 0
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if kinds == {"full_attention"}:
+        return 0
+    if kinds != {"sliding_attention"}:
+        raise UnsupportedModelError("sliding windows on some layers only are not supported")
+    return int(window)
+
+
+def _gpt_shape(config: Any) -> Shape:
+    if config.model_type == "opt":
+        if not config.do_layer_norm_before or config.word_embed_proj_dim != config.hidden_size:
+            raise UnsupportedModelError(
+                "OPT with norms after its blocks or projected embeddings (350m) is not supported"
+            )
+        activation, eps = config.activation_function, 1e-5
+    else:
+        if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+            raise UnsupportedModelError("GPT-2 with other than 1/sqrt(d) attention scaling is not supported")
+        activation, eps = config.activation_function, config.layer_norm_epsilon
+    dim = config.hidden_size // config.num_attention_heads
+    return Shape(
+        family=config.model_type,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        heads=Heads(config.num_attention_heads, config.num_attention_heads, dim, dim**-0.5),
+        norm_eps=eps,
+        max_positions=config.max_position_embeddings,
+        activation=activation,
+        tied=config.tie_word_embeddings,
+    )

@@ -1,0 +1,48 @@
+"""A checkpoint's tensors as a decoder wants them: of one dtype, on the device, fused and packed."""
+
+import torch
+
+from shard.models.checkpoint import Checkpoint
+from shard.models.shape import Shape
+from shard.ops.plain import Linear, PlainOps
+
+
+class Weights:
+    """Reads a family's tensors by the names that follow the checkpoint's own prefix."""
+
+    def __init__(self, checkpoint: Checkpoint, prefix: str, ops: PlainOps, to: torch.Tensor):
+        self._checkpoint = checkpoint
+        self._prefix = prefix
+        self._ops = ops
+        self._to = to  # an empty tensor of the device and dtype wanted
+        self.num_parameters = 0  # read so far
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._checkpoint
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """One tensor. Raises `CheckpointError` if it is missing or not of `shape`."""
+        return self._take(self._prefix + name, shape)
+
+    def linear(self, *names: str) -> Linear:
+        """Projections of one input, each (out, in) with or without a bias, fused into one product."""
+        weight = torch.cat([self.read(name + ".weight") for name in names])
+        has_bias = names[0] + ".bias" in self
+        return self._ops.linear(
+            weight, torch.cat([self.read(name + ".bias") for name in names]) if has_bias else None
+        )
+
+    def transposed_linear(self, name: str) -> Linear:
+        """A projection stored as (in, out), as GPT-2's Conv1D does."""
+        return self._ops.linear(self.read(name + ".weight").t().contiguous(), self.read(name + ".bias"))
+
+    def head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
+        """The LM head: the token embedding (V, H) where tied, or where the checkpoint has no other."""
+        if shape.tied or "lm_head.weight" not in self._checkpoint:
+            return self._ops.linear(embedding)
+        return self._ops.linear(self._take("lm_head.weight", tuple(embedding.shape)))
+
+    def _take(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
+        tensor = self._checkpoint.read(name, shape)
+        self.num_parameters += tensor.numel()
+        return tensor.to(self._to)

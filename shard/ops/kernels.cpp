@@ -1,0 +1,502 @@
+// What torch has no fast CPU operator for, fused: paged attention, rotary embedding with the write into the
+// KV cache, RMSNorm, SiLU gating, and choosing tokens from logits. Matrix products stay with torch.
+//
+// Plain C functions over raw pointers, so that this builds in seconds without torch's headers. Storage is
+// bfloat16, float16 or float32; arithmetic is float32. Vectors are 16 lanes wide by GCC's vector extensions:
+// one AVX-512 register, or as many narrower ones as the machine has.
+//
+// KV layout, per layer: keys   [block][kv head][group][dim / 2][16 tokens][2]  (a lane is a token: no reduction)
+//                       values [block][kv head][group][16 tokens][dim]         (a lane is a dim:   no reduction)
+// where a block is block_size / 16 groups of 16 tokens and dim is padded to 32. Both are read 32 numbers at a
+// time as neighbouring pairs: two bfloat16 in a word widen by one shift and one mask.
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int kLanes = 16;
+typedef float Vec __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+float widen(float value) { return value; }
+float widen(_Float16 value) { return static_cast<float>(value); }
+float widen(bfloat16 value) {
+    uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+template <typename T> T narrow(float value) { return static_cast<T>(value); }
+template <> bfloat16 narrow<bfloat16>(float value) {  // round to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+Vec load(const float* from) {
+    Vec wide;
+    std::memcpy(&wide, from, sizeof wide);
+    return wide;
+}
+
+// 32 neighbouring numbers as their even and their odd ones.
+struct Pairs {
+    Vec even, odd;
+};
+
+Pairs load_pairs(const float* from) {
+    const Bits evens = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    Vec low = load(from), high = load(from + kLanes);
+    return {__builtin_shuffle(low, high, evens), __builtin_shuffle(low, high, evens + 1)};
+}
+Pairs load_pairs(const _Float16* from) {
+    float wide[2 * kLanes];
+    for (int i = 0; i < 2 * kLanes; i++) wide[i] = static_cast<float>(from[i]);
+    return load_pairs(wide);
+}
+Pairs load_pairs(const bfloat16* from) {
+    Bits words;
+    std::memcpy(&words, from, sizeof words);
+    return {reinterpret_cast<Vec>(words << 16), reinterpret_cast<Vec>(words & 0xffff0000u)};
+}
+
+int num_threads = 1;
+
+// ---------------------------------------------------------------------------------------------- elementwise
+
+template <typename T>
+void normalize(T* out, const T* x, const T* weight, int64_t dim, float eps) {
+    float sum = 0;
+    for (int64_t i = 0; i < dim; i++) sum += widen(x[i]) * widen(x[i]);
+    float scale = 1.0f / std::sqrt(sum / static_cast<float>(dim) + eps);
+    for (int64_t i = 0; i < dim; i++) out[i] = narrow<T>(widen(x[i]) * scale * widen(weight[i]));
+}
+
+template <typename T>
+void rms_norm(T* out, const T* x, const T* weight, int64_t rows, int64_t dim, float eps) {
+#pragma omp parallel for num_threads(num_threads) if (rows > 8)
+    for (int64_t row = 0; row < rows; row++) normalize(out + row * dim, x + row * dim, weight, dim, eps);
+}
+
+template <typename T>
+void silu_mul(T* out, const T* gate_up, int64_t rows, int64_t dim) {
+#pragma omp parallel for num_threads(num_threads) if (rows > 4)
+    for (int64_t row = 0; row < rows; row++) {
+        const T* gate = gate_up + row * 2 * dim;
+        const T* up = gate + dim;
+        T* to = out + row * dim;
+#pragma omp simd
+        for (int64_t i = 0; i < dim; i++) {
+            float g = widen(gate[i]);
+            to[i] = narrow<T>(g / (1.0f + std::exp(-g)) * widen(up[i]));
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------- KV cache
+
+struct Heads {
+    int64_t query, kv, dim;
+    int64_t padded() const { return (dim + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes); }  // in the pool
+};
+
+// Half-split rotation (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) of the first `rotary` dims.
+template <typename T>
+void rotate(T* head, const float* cos, const float* sin, int64_t rotary) {
+    int64_t half = rotary / 2;
+    for (int64_t i = 0; i < half; i++) {
+        float a = widen(head[i]), b = widen(head[i + half]);
+        head[i] = narrow<T>(a * cos[i] - b * sin[i]);
+        head[i + half] = narrow<T>(b * cos[i] + a * sin[i]);
+    }
+}
+
+template <typename T>
+void rope_write(T* qkv, const float* cos, const float* sin, const T* q_norm, const T* k_norm, float eps,
+                const int64_t* positions, const int64_t* slots, T* keys, T* values, int64_t num_tokens,
+                Heads heads, int64_t groups_per_block, int64_t rotary) {
+    int64_t width = (heads.query + 2 * heads.kv) * heads.dim;
+#pragma omp parallel for num_threads(num_threads) if (num_tokens > 4)
+    for (int64_t token = 0; token < num_tokens; token++) {
+        T* row = qkv + token * width;
+        const float* c = cos + positions[token] * (rotary / 2);
+        const float* s = sin + positions[token] * (rotary / 2);
+        for (int64_t h = 0; h < heads.query + heads.kv; h++) {
+            T* head = row + h * heads.dim;
+            const T* norm = h < heads.query ? q_norm : k_norm;
+            if (norm) normalize(head, head, norm, heads.dim, eps);
+            if (rotary) rotate(head, c, s, rotary);
+        }
+        int64_t group = slots[token] / kLanes, lane = slots[token] % kLanes;
+        int64_t block = group / groups_per_block, in_block = group % groups_per_block;
+        for (int64_t h = 0; h < heads.kv; h++) {
+            const T* k = row + (heads.query + h) * heads.dim;
+            const T* v = k + heads.kv * heads.dim;
+            int64_t base = ((block * heads.kv + h) * groups_per_block + in_block) * heads.padded() * kLanes;
+            for (int64_t d = 0; d < heads.dim; d++) keys[base + (d / 2 * kLanes + lane) * 2 + d % 2] = k[d];
+            std::memcpy(values + base + lane * heads.padded(), v, heads.dim * sizeof(T));
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ attention
+
+struct Sequence {
+    const int32_t* blocks;
+    int64_t first_query;  // row of its first query in the batch
+    int64_t num_queries;
+    int64_t num_keys;  // context length, these queries included
+};
+
+struct Tile {  // up to R (query, head) pairs of one sequence that share a KV head
+    int32_t sequence, kv_head, first_row, num_rows;
+};
+
+struct Scratch {
+    std::vector<int64_t> offsets;
+    std::vector<float> numbers;
+};
+
+template <typename T>
+struct Attention {
+    T* out;
+    const T* q;
+    int64_t q_stride;  // elements between two tokens' queries
+    const T *keys, *values;
+    Heads heads;
+    int64_t groups_per_block, window;
+    float scale;
+
+    // Offsets into the pools of groups first .. last of a sequence's context, for one KV head.
+    void locate(const Sequence& s, int64_t kv_head, int64_t first, int64_t last, std::vector<int64_t>& offsets) const {
+        offsets.clear();
+        for (int64_t block = first / groups_per_block; block * groups_per_block < last; block++)
+            for (int64_t i = 0; i < groups_per_block; i++) {
+                int64_t index = block * groups_per_block + i, run = s.blocks[block] * heads.kv + kv_head;
+                if (index >= first && index < last)
+                    offsets.push_back((run * groups_per_block + i) * heads.padded() * kLanes);
+            }
+    }
+
+    // Rows r of a tile are (query, head) pairs, heads of a query together: query = r / ratio.
+    template <int R>
+    void run(const Sequence& s, const Tile& tile, Scratch& scratch) const {
+        int64_t ratio = heads.query / heads.kv, dim = heads.padded();
+        int64_t from[R], until[R], first = INT64_MAX, last = 0;  // keys each row may see; groups any row may
+        for (int r = 0; r < R; r++) {
+            until[r] = s.num_keys - s.num_queries + (tile.first_row + r) / ratio + 1;
+            from[r] = window > 0 ? std::max<int64_t>(0, until[r] - window) : 0;
+            first = std::min(first, from[r] / kLanes);
+            last = std::max(last, (until[r] + kLanes - 1) / kLanes);
+        }
+        int64_t span = (last - first) * kLanes;
+        locate(s, tile.kv_head, first, last, scratch.offsets);
+        scratch.numbers.assign(R * (span + 2 * dim), 0.0f);
+        float* scores = scratch.numbers.data();  // [R][span]
+        float* queries = scores + R * span;      // [dim][R], scaled
+        float* sums = queries + R * dim;         // [R][dim], evens before odds in every 32
+        for (int r = 0; r < R; r++) {
+            const T* row = query_row(s, tile, r, ratio);
+            for (int64_t d = 0; d < heads.dim; d++) queries[d * R + r] = widen(row[d]) * scale;
+        }
+        score<R>(scores, queries, scratch.offsets, dim);
+        float total[R];
+        for (int r = 0; r < R; r++)
+            total[r] = softmax(scores + r * span, span, from[r] - first * kLanes, until[r] - first * kLanes);
+        weigh<R>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes);
+        for (int r = 0; r < R; r++) {
+            int64_t row = s.first_query + (tile.first_row + r) / ratio;
+            T* to = out + (row * heads.query + tile.kv_head * ratio + (tile.first_row + r) % ratio) * heads.dim;
+            for (int64_t d = 0; d < heads.dim; d++) {
+                int64_t at = d / 32 * 32 + d % 2 * kLanes + d % 32 / 2;
+                to[d] = narrow<T>(sums[r * dim + at] / total[r]);
+            }
+        }
+    }
+
+    // scores[r][key] = queries[r] . keys[key], a group of 16 keys at a time.
+    template <int R>
+    void score(float* scores, const float* queries, const std::vector<int64_t>& offsets, int64_t dim) const {
+        size_t num_groups = offsets.size();
+        for (size_t g = 0; g < num_groups; g++) {
+            const T* k = keys + offsets[g];
+            const T* next = keys + offsets[std::min(g + 2, num_groups - 1)];
+            Vec even[R] = {}, odd[R] = {};
+            for (int64_t d = 0; d < dim; d += 2) {
+                __builtin_prefetch(next + d * kLanes);
+                Pairs key = load_pairs(k + d * kLanes);
+                for (int r = 0; r < R; r++) {
+                    even[r] += key.even * queries[d * R + r];
+                    odd[r] += key.odd * queries[(d + 1) * R + r];
+                }
+            }
+            for (int r = 0; r < R; r++) {
+                Vec both = even[r] + odd[r];
+                std::memcpy(scores + (r * num_groups + g) * kLanes, &both, sizeof both);
+            }
+        }
+    }
+
+    // sums[r] = weights[r] . values. Lanes past the last key hold whatever the block held before, and
+    // 0 * NaN is NaN, so they are not read.
+    template <int R>
+    void weigh(float* sums, const float* weights, const std::vector<int64_t>& offsets, int64_t dim,
+               int64_t num_keys) const {
+        int64_t num_groups = static_cast<int64_t>(offsets.size()), span = num_groups * kLanes;
+        for (int64_t g = 0; g < num_groups; g++) {
+            const T* v = values + offsets[g];
+            const T* next = values + offsets[std::min(g + 2, num_groups - 1)];
+            int64_t num_lanes = std::min<int64_t>(kLanes, num_keys - g * kLanes);
+            for (int64_t d = 0; d < dim; d += 2 * kLanes) {
+                Vec even[R], odd[R];
+                for (int r = 0; r < R; r++) {
+                    even[r] = load(sums + r * dim + d);
+                    odd[r] = load(sums + r * dim + d + kLanes);
+                }
+                for (int64_t t = 0; t < num_lanes; t++) {
+                    __builtin_prefetch(next + t * dim + d);
+                    Pairs value = load_pairs(v + t * dim + d);
+                    for (int r = 0; r < R; r++) {
+                        even[r] += value.even * weights[r * span + g * kLanes + t];
+                        odd[r] += value.odd * weights[r * span + g * kLanes + t];
+                    }
+                }
+                for (int r = 0; r < R; r++) {
+                    std::memcpy(sums + r * dim + d, &even[r], sizeof(Vec));
+                    std::memcpy(sums + r * dim + d + kLanes, &odd[r], sizeof(Vec));
+                }
+            }
+        }
+    }
+
+    const T* query_row(const Sequence& s, const Tile& tile, int r, int64_t ratio) const {
+        int64_t row = s.first_query + (tile.first_row + r) / ratio;
+        return q + row * q_stride + (tile.kv_head * ratio + (tile.first_row + r) % ratio) * heads.dim;
+    }
+
+    // In place: exp(x - max) inside [from, until), 0 outside. Returns the sum.
+    static float softmax(float* x, int64_t span, int64_t from, int64_t until) {
+        float most = -FLT_MAX, sum = 0;
+        for (int64_t i = from; i < until; i++) most = std::max(most, x[i]);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = from; i < until; i++) {
+            x[i] = std::exp(x[i] - most);
+            sum += x[i];
+        }
+        std::fill(x, x + from, 0.0f);
+        std::fill(x + until, x + span, 0.0f);
+        return sum;
+    }
+};
+
+constexpr int kMaxRows = 8;
+
+template <typename T>
+void run_tile(const Attention<T>& attention, const Sequence& s, const Tile& tile, Scratch& scratch) {
+    switch (tile.num_rows) {
+        case 1: return attention.template run<1>(s, tile, scratch);
+        case 2: return attention.template run<2>(s, tile, scratch);
+        case 3: return attention.template run<3>(s, tile, scratch);
+        case 4: return attention.template run<4>(s, tile, scratch);
+        case 5: return attention.template run<5>(s, tile, scratch);
+        case 6: return attention.template run<6>(s, tile, scratch);
+        case 7: return attention.template run<7>(s, tile, scratch);
+        default: return attention.template run<kMaxRows>(s, tile, scratch);
+    }
+}
+
+template <typename T>
+void attend(const Attention<T>& attention, const int32_t* tables, int64_t table_stride, const int64_t* query_starts,
+            const int64_t* num_keys, int64_t num_sequences, int64_t max_queries) {
+    std::vector<Sequence> sequences;
+    std::vector<Tile> tiles;
+    int64_t ratio = attention.heads.query / attention.heads.kv;
+    for (int64_t i = 0; i < num_sequences; i++) {
+        Sequence s{tables + i * table_stride, query_starts[i], query_starts[i + 1] - query_starts[i], num_keys[i]};
+        sequences.push_back(s);
+        if (s.num_queries > max_queries) continue;  // the caller's: matrix products pay there
+        int64_t rows = s.num_queries * ratio;
+        for (int64_t head = 0; head < attention.heads.kv; head++)
+            for (int64_t row = 0; row < rows; row += kMaxRows)
+                tiles.push_back({static_cast<int32_t>(i), static_cast<int32_t>(head), static_cast<int32_t>(row),
+                                 static_cast<int32_t>(std::min<int64_t>(kMaxRows, rows - row))});
+    }
+#pragma omp parallel num_threads(num_threads) if (tiles.size() > 1)
+    {
+        Scratch scratch;
+#pragma omp for schedule(dynamic, 4)
+        for (size_t i = 0; i < tiles.size(); i++)
+            run_tile(attention, sequences[tiles[i].sequence], tiles[i], scratch);
+    }
+}
+
+// --------------------------------------------------------------------------------------------------- logits
+
+// A pure function of (seed, position, token): two rounds of MurmurHash3's finalizer under a 64-bit key.
+uint32_t mix(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x85ebca6bu;
+    x ^= x >> 13;
+    x *= 0xc2b2ae35u;
+    return x ^ (x >> 16);
+}
+
+template <typename T>
+void log_sum_exp(const T* logits, float* out, int64_t rows, int64_t vocab) {
+#pragma omp parallel for num_threads(num_threads) if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const T* from = logits + row * vocab;
+        float most = -FLT_MAX, sum = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t i = 0; i < vocab; i++) most = std::max(most, widen(from[i]));
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < vocab; i++) sum += std::exp(widen(from[i]) - most);
+        out[row] = most + std::log(sum);
+    }
+}
+
+// The lowest index of the greatest value of score(i).
+template <typename Score>
+int64_t argmax(int64_t count, Score score) {
+    float most = -FLT_MAX;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < count; i++) most = std::max(most, score(i));
+    for (int64_t i = 0; i < count; i++)
+        if (score(i) == most) return i;
+    return 0;
+}
+
+template <typename T>
+void choose(const T* logits, const float* inverse_temperatures, const uint32_t* keys, int64_t* out, int64_t rows,
+            int64_t vocab) {
+#pragma omp parallel num_threads(num_threads) if (rows > 1)
+    {
+        std::vector<float> scores(vocab);
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++) {
+            const T* from = logits + row * vocab;
+            float* to = scores.data();
+            float inverse = inverse_temperatures[row];
+            uint32_t low = keys[2 * row], high = keys[2 * row + 1];
+            if (inverse == 0.0f) {  // greedy
+#pragma omp simd
+                for (int64_t i = 0; i < vocab; i++) to[i] = widen(from[i]);
+            } else {
+#pragma omp simd
+                for (int64_t i = 0; i < vocab; i++) {
+                    uint32_t noise = mix(mix(static_cast<uint32_t>(i) + low) + high);
+                    float uniform = (static_cast<float>(static_cast<int32_t>(noise >> 9)) + 0.5f) * 0x1p-23f;
+                    to[i] = widen(from[i]) * inverse - std::log(-std::log(uniform));
+                }
+            }
+            out[row] = argmax(vocab, [to](int64_t i) { return to[i]; });
+        }
+    }
+}
+
+// The greatest threshold such that the kept scores (score >= threshold) hold at least `count` tokens and at
+// least `mass` of the probability: top-k and top-p without a sort, by bisection over the floats' own order.
+int32_t ordered(float value) {
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits >= 0 ? bits : static_cast<int32_t>(0x80000000u - static_cast<uint32_t>(bits));
+}
+
+template <typename Enough>
+int32_t greatest(int32_t low, int32_t high, Enough enough) {  // enough(low) holds
+    while (low < high) {
+        int32_t middle = static_cast<int32_t>((static_cast<int64_t>(low) + high + 1) >> 1);
+        if (enough(middle)) low = middle; else high = middle - 1;
+    }
+    return low;
+}
+
+void keep_top_rows(float* scores, const int64_t* counts, const float* masses, int64_t rows, int64_t vocab) {
+#pragma omp parallel num_threads(num_threads) if (rows > 1)
+    {
+        std::vector<int32_t> order(vocab);
+        std::vector<float> weight(vocab);
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++) {
+            float* x = scores + row * vocab;
+            float most = *std::max_element(x, x + vocab);
+            for (int64_t i = 0; i < vocab; i++) order[i] = ordered(x[i]);
+            int32_t top = ordered(most), cut = ordered(-FLT_MAX);
+            if (counts[row] > 0 && counts[row] < vocab)
+                cut = greatest(cut, top, [&](int32_t at) {
+                    int64_t kept = 0;
+                    for (int64_t i = 0; i < vocab; i++) kept += order[i] >= at;
+                    return kept >= counts[row];
+                });
+            if (masses[row] < 1.0f) {
+                float total = 0;
+#pragma omp simd reduction(+ : total)
+                for (int64_t i = 0; i < vocab; i++) {
+                    weight[i] = order[i] >= cut ? std::exp(x[i] - most) : 0.0f;
+                    total += weight[i];
+                }
+                cut = greatest(cut, top, [&](int32_t at) {
+                    float kept = 0;
+                    for (int64_t i = 0; i < vocab; i++) kept += order[i] >= at ? weight[i] : 0.0f;
+                    return kept >= masses[row] * total;
+                });
+            }
+            for (int64_t i = 0; i < vocab; i++)
+                if (order[i] < cut) x[i] = -FLT_MAX;
+        }
+    }
+}
+
+}  // namespace
+
+#define HELIOS_KERNELS(NAME, T)                                                                                  \
+    extern "C" void rms_norm_##NAME(T* out, const T* x, const T* weight, int64_t rows, int64_t dim, float eps) { \
+        rms_norm<T>(out, x, weight, rows, dim, eps);                                                             \
+    }                                                                                                            \
+    extern "C" void silu_mul_##NAME(T* out, const T* gate_up, int64_t rows, int64_t dim) {                       \
+        silu_mul<T>(out, gate_up, rows, dim);                                                                    \
+    }                                                                                                            \
+    extern "C" void rope_write_##NAME(T* qkv, const float* cos, const float* sin, const T* q_norm,               \
+                                      const T* k_norm, float eps, const int64_t* positions,                      \
+                                      const int64_t* slots, T* keys, T* values, int64_t num_tokens,              \
+                                      int64_t query_heads, int64_t kv_heads, int64_t dim,                        \
+                                      int64_t groups_per_block, int64_t rotary) {                                \
+        rope_write<T>(qkv, cos, sin, q_norm, k_norm, eps, positions, slots, keys, values, num_tokens,            \
+                      {query_heads, kv_heads, dim}, groups_per_block, rotary);                                   \
+    }                                                                                                            \
+    extern "C" void attend_##NAME(T* out, const T* q, int64_t q_stride, const T* keys, const T* values,          \
+                                  const int32_t* tables, int64_t table_stride, const int64_t* query_starts,      \
+                                  const int64_t* num_keys, int64_t num_sequences, int64_t max_queries,           \
+                                  int64_t query_heads,                                                           \
+                                  int64_t kv_heads, int64_t dim, int64_t groups_per_block, int64_t window,       \
+                                  float scale) {                                                                 \
+        attend<T>({out, q, q_stride, keys, values, {query_heads, kv_heads, dim}, groups_per_block, window,       \
+                   scale},                                                                                       \
+                  tables, table_stride, query_starts, num_keys, num_sequences, max_queries);                                 \
+    }                                                                                                            \
+    extern "C" void log_sum_exp_##NAME(const T* logits, float* out, int64_t rows, int64_t vocab) {               \
+        log_sum_exp<T>(logits, out, rows, vocab);                                                                \
+    }                                                                                                            \
+    extern "C" void choose_##NAME(const T* logits, const float* inverse_temperatures, const uint32_t* keys,      \
+                                  int64_t* out, int64_t rows, int64_t vocab) {                                   \
+        choose<T>(logits, inverse_temperatures, keys, out, rows, vocab);                                         \
+    }
+
+HELIOS_KERNELS(f32, float)
+HELIOS_KERNELS(f16, _Float16)
+HELIOS_KERNELS(bf16, bfloat16)
+
+extern "C" void keep_top(float* scores, const int64_t* counts, const float* masses, int64_t rows, int64_t vocab) {
+    keep_top_rows(scores, counts, masses, rows, vocab);
+}
+extern "C" void set_num_threads(int count) { num_threads = count; }
