@@ -1,0 +1,168 @@
+"""What a client asked for, checked against this server's limits and made into a `Spec`. Pure."""
+
+import random
+
+import msgspec
+
+from router.api.errors import Invalid
+from router.api.native_structs import Parameters
+from router.config import Config
+from router.request import Spec
+from shard.messages import Ready, Sampling
+
+DEFAULT_MAX_NEW_TOKENS = 100  # TGI's
+MAX_STOP_CHARACTERS = 1024  # bounds the search of every new token
+_MAX_SEED = 2**64 - 1
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds from the configuration and from the loaded model."""
+
+    max_best_of: int
+    max_stop_sequences: int
+    max_top_n_tokens: int
+    max_input_tokens: int
+    max_total_tokens: int
+    vocab_size: int
+    depth: int
+    num_layers: int
+
+
+def limits_of(config: Config, ready: Ready) -> Limits:
+    longest_prompt = ready.max_total_tokens - 1
+    return Limits(
+        max_best_of=config.max_best_of,
+        max_stop_sequences=config.max_stop_sequences,
+        max_top_n_tokens=config.max_top_n_tokens,
+        max_input_tokens=min(config.max_input_tokens or longest_prompt, longest_prompt),
+        max_total_tokens=ready.max_total_tokens,
+        vocab_size=ready.vocab_size,
+        depth=ready.depth,
+        num_layers=ready.num_layers,
+    )
+
+
+def check(asked: Parameters, limits: Limits) -> None:
+    """Raises `Invalid`. Bounds that need no configuration were checked when the body was decoded."""
+    _check_supported(asked, limits)
+    _check_best_of(asked, limits)
+    _check_stop(asked.stop or [], limits)
+    if (asked.top_n_tokens or 0) > limits.max_top_n_tokens:
+        raise Invalid("top_n_tokens", f"must be <= {limits.max_top_n_tokens}. Given: {asked.top_n_tokens}")
+    if asked.truncate is not None and asked.truncate > limits.max_input_tokens:
+        raise Invalid("truncate", f"must be <= {limits.max_input_tokens}. Given: {asked.truncate}")
+    if asked.seed is not None and asked.seed > _MAX_SEED:
+        raise Invalid("seed", f"must be <= {_MAX_SEED}. Given: {asked.seed}")
+
+
+def _check_supported(asked: Parameters, limits: Limits) -> None:
+    if asked.watermark:
+        raise Invalid("watermark", "is not supported: Helios puts no watermark into text")
+    if asked.grammar is not None:
+        raise Invalid("grammar", "is not supported yet: output cannot be constrained to a grammar")
+    if asked.adapter_id:
+        raise Invalid("adapter_id", "is not supported: no adapters are served")
+    if asked.exact and limits.depth < limits.num_layers:
+        problem = f"needs all {limits.num_layers} layers, and no shard has more than {limits.depth}"
+        raise Invalid("exact", problem)
+
+
+def _check_best_of(asked: Parameters, limits: Limits) -> None:
+    best_of = asked.best_of or 1
+    if best_of > limits.max_best_of:
+        raise Invalid("best_of", f"must be > 0 and <= {limits.max_best_of}. Given: {best_of}")
+    if best_of > 1 and not is_sampled(asked):
+        raise Invalid("best_of", "> 1 needs sampling: set `do_sample` or `temperature`")
+    if best_of > 1 and asked.seed is not None:
+        raise Invalid("seed", "must not be set when `best_of` > 1")
+
+
+def _check_stop(stop: list[str], limits: Limits) -> None:
+    if len(stop) > limits.max_stop_sequences:
+        raise Invalid("stop", f"takes up to {limits.max_stop_sequences} strings. Given: {len(stop)}")
+    if not all(stop):
+        raise Invalid("stop", "must not hold an empty string")
+    if any(len(text) > MAX_STOP_CHARACTERS for text in stop):
+        raise Invalid("stop", f"strings must have at most {MAX_STOP_CHARACTERS} characters")
+
+
+def check_token_ids(ids: list[int], limits: Limits) -> None:
+    """A prompt given as token ids. Raises `Invalid`."""
+    for id in ids:
+        if not (isinstance(id, int) and 0 <= id < limits.vocab_size):
+            raise Invalid("inputs", f"holds {id}, but token ids are from 0 to {limits.vocab_size - 1}")
+
+
+def is_sampled(asked: Parameters) -> bool:
+    """As in TGI: by `do_sample`, or by any parameter that only sampling has. Temperature 0 is greedy."""
+    if asked.temperature == 0:
+        return False
+    warpers = (asked.temperature, asked.top_k, asked.top_p, asked.typical_p)
+    return bool(asked.do_sample) or any(warper is not None for warper in warpers)
+
+
+def seed_of(asked: Parameters, index: int) -> int:
+    """The seed of answer number `index`, of 63 bits; the client's own for the first."""
+    return random.getrandbits(63) if asked.seed is None else (asked.seed + index) % 2**63
+
+
+def sampling_of(asked: Parameters, index: int = 0) -> Sampling:
+    sampled = is_sampled(asked)
+    return Sampling(
+        temperature=_or(asked.temperature, 1.0) if sampled else 0.0,
+        top_k=asked.top_k or 0,
+        top_p=_or(asked.top_p, 1.0),
+        typical_p=_or(asked.typical_p, 1.0),
+        repetition_penalty=_or(asked.repetition_penalty, 1.0),
+        frequency_penalty=_or(asked.frequency_penalty, 0.0),
+        presence_penalty=_or(asked.presence_penalty, 0.0),
+        seed=seed_of(asked, index) if sampled else 0,
+        num_top_tokens=asked.top_n_tokens or 0,
+        prompt_logprobs=bool(asked.decoder_input_details),
+    )
+
+
+def spec_of(asked: Parameters, prompt: list[int], limits: Limits, now: float, label: str) -> Spec:
+    """Fill in every default. `now` is loop time on arrival. Raises `Invalid` when the lengths do not fit."""
+    if asked.truncate is not None:
+        prompt = prompt[-asked.truncate :]
+    return Spec(
+        prompt_token_ids=prompt,
+        max_new_tokens=_max_new_tokens(asked, len(prompt), limits),
+        sampling=sampling_of(asked),
+        stop=tuple(asked.stop or ()),
+        ignore_eos=bool(asked.ignore_eos),
+        priority=asked.priority or 0,
+        deadline_s=None if asked.deadline_ms is None else now + asked.deadline_ms / 1000,
+        exit_threshold=asked.exit_threshold,
+        exact=bool(asked.exact),
+        label=label,
+    )
+
+
+def with_seed(spec: Spec, asked: Parameters, index: int) -> Spec:
+    """The same generation again, with other noise: answer number `index` of several."""
+    return msgspec.structs.replace(spec, sampling=sampling_of(asked, index))
+
+
+def _max_new_tokens(asked: Parameters, num_prompt_tokens: int, limits: Limits) -> int:
+    if num_prompt_tokens == 0:
+        raise Invalid("inputs", "cannot be empty")
+    if num_prompt_tokens > limits.max_input_tokens:
+        problem = f"must have at most {limits.max_input_tokens} tokens. Given: {num_prompt_tokens}"
+        raise Invalid("inputs", problem)
+    room = limits.max_total_tokens - num_prompt_tokens
+    match asked.max_new_tokens:
+        case None:
+            return room
+        case msgspec.UNSET:
+            return min(DEFAULT_MAX_NEW_TOKENS, room)
+        case wanted if wanted > room:
+            shared = f"{num_prompt_tokens} prompt tokens and the answer share {limits.max_total_tokens}"
+            raise Invalid("max_new_tokens", f"must be <= {room}: {shared}. Given: {wanted}")
+        case wanted:
+            return wanted
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

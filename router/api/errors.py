@@ -1,0 +1,101 @@
+"""Every error as JSON, in the dialect of the route: TGI's on native routes, OpenAI's under /v1."""
+
+import msgspec
+from aiohttp import web
+
+from router.request import GenerationFailed
+
+
+class Refused(GenerationFailed):
+    """A call that is turned away before any generation. `field` is the parameter to blame, if one is."""
+
+    def __init__(self, message: str, status: int, kind: str, field: str | None = None):
+        super().__init__(message, kind=kind, status=status)
+        self.field = field
+
+
+class Invalid(Refused):
+    """A parameter outside its bounds: `` `field` problem ``, 422."""
+
+    def __init__(self, field: str, problem: str):
+        super().__init__(f"`{field}` {problem}", status=422, kind="validation", field=field)
+        self.parameter = field
+        self.problem = problem
+
+
+class NativeError(msgspec.Struct, frozen=True):
+    """TGI's error body."""
+
+    error: str
+    error_type: str
+
+
+class OpenAIErrorDetail(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(msgspec.Struct, frozen=True):
+    """OpenAI's error body, with TGI's type beside it for clients that read that one."""
+
+    error: OpenAIErrorDetail
+    error_type: str
+
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_OPENAI_CODES = {
+    "unauthorized": "invalid_api_key",
+    "model_not_found": "model_not_found",
+    "overloaded": "rate_limit_exceeded",
+    "payload_too_large": "payload_too_large",
+}
+
+
+def is_openai(path: str) -> bool:
+    return path.startswith("/v1/") or path == "/v1"
+
+
+def error_body(failure: GenerationFailed, openai: bool) -> bytes:
+    """The failure as JSON."""
+    message = str(failure)
+    if not openai:
+        prefix = "Input validation error: " if failure.kind == "validation" else ""
+        return msgspec.json.encode(NativeError(prefix + message, failure.kind))
+    fallback = "invalid_request_error" if failure.status < 500 and failure.status != 424 else "server_error"
+    detail = OpenAIErrorDetail(
+        message,
+        type=_OPENAI_TYPES.get(failure.status, fallback),
+        param=getattr(failure, "field", None),
+        code=_OPENAI_CODES.get(failure.kind),
+    )
+    return msgspec.json.encode(OpenAIError(detail, failure.kind))
+
+
+def error_response(failure: GenerationFailed, openai: bool) -> web.Response:
+    headers = {}
+    if failure.retry_after_s is not None:
+        headers["Retry-After"] = str(failure.retry_after_s)
+    if failure.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.Response(
+        body=error_body(failure, openai),
+        status=failure.status,
+        headers=headers,
+        content_type="application/json",
+    )
+
+
+def from_http_exception(error: web.HTTPException, method: str, path: str) -> GenerationFailed:
+    """What aiohttp refuses by itself, in our words."""
+    match error.status:
+        case 404:
+            return Refused(f"There is no route {path}; see /docs for those there are.", 404, "not_found")
+        case 405:
+            allowed = error.headers.get("Allow", "")
+            return Refused(f"{path} takes {allowed}, not {method}.", 405, "method_not_allowed")
+        case 413:
+            return Refused("The request body is too large.", 413, "payload_too_large")
+        case status:
+            return Refused(error.reason, status, "http")

@@ -1,0 +1,47 @@
+"""Response headers of generations: TGI's times and counts, in milliseconds and tokens, and ours."""
+
+from collections.abc import Sequence
+
+from router.api.service import Answer, Service
+from router.request import Request
+
+
+def start_headers(service: Service, request: Request) -> dict[str, str]:
+    """What is known when an answer begins; a stream carries the rest in its details."""
+    ready = service.dispatcher.limits
+    return {
+        "x-compute-type": "" if ready is None else ready.device,
+        "x-helios-model": service.model,
+        "x-helios-version": service.version,
+        "x-request-id": request.spec.label or str(request.id),
+    }
+
+
+def total_headers(answers: Sequence[Answer], arrived: float, now: float) -> dict[str, str]:
+    """Times of the slowest of the answers, counts of all of them. `arrived` and `now` are loop times."""
+    lines = [answer.request.timeline for answer in answers]
+    queued = max((line.started or now) - line.arrived for line in lines)
+    inference = max((line.finished or now) - (line.started or now) for line in lines)
+    num_generated = sum(len(answer.tokens) for answer in answers)
+    longest = max(len(answer.tokens) for answer in answers)
+    headers = {
+        "x-total-time": _ms(now - arrived),
+        "x-validation-time": _ms(min(line.arrived for line in lines) - arrived),
+        "x-queue-time": _ms(queued),
+        "x-inference-time": _ms(inference),
+        "x-time-per-token": _ms(inference / max(1, longest)),
+        "x-prompt-tokens": str(sum(answer.request.num_prompt_tokens for answer in answers)),
+        "x-generated-tokens": str(num_generated),
+    }
+    mean = mean_exit_layer(answers)
+    return headers if mean is None else headers | {"x-helios-mean-exit-layer": f"{mean:.3f}"}
+
+
+def mean_exit_layer(answers: Sequence[Answer]) -> float | None:
+    layers = [token.exit_layer for answer in answers for token in answer.tokens]
+    return sum(layers) / len(layers) if layers else None
+
+
+def _ms(seconds: float) -> str:
+    """Whole milliseconds, as TGI gives them."""
+    return str(max(0, round(seconds * 1000)))

@@ -1,0 +1,75 @@
+"""TGI's generation routes: `/`, `/generate` and `/generate_stream`."""
+
+import asyncio
+
+from aiohttp import web
+
+from router.api import bounds
+from router.api.arrival import ARRIVED
+from router.api.decode import decode, read_body
+from router.api.errors import Invalid
+from router.api.headers import start_headers, total_headers
+from router.api.native_answers import NativeEvents, StreamOptions, response
+from router.api.native_structs import CompatRequest, GenerateRequest, GenerateResponse, Parameters
+from router.api.respond import json_response
+from router.api.service import Service, answers_of, label_of
+from router.api.sse import stream
+from router.request import Spec
+
+
+class NativeApi:
+    """Handlers of TGI's generation routes."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def compat(self, http: web.Request) -> web.StreamResponse:
+        """`POST /`: a list of one answer, or a stream if the body asks for one."""
+        return await self.compat_body(http, await read_body(http))
+
+    async def compat_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
+        asked = decode(body, CompatRequest)
+        request = GenerateRequest(asked.inputs, asked.parameters)
+        if asked.stream:
+            return await self._stream(http, request)
+        headers, answer = await self._answer(http, request)
+        return json_response([answer], headers)
+
+    async def generate(self, http: web.Request) -> web.StreamResponse:
+        headers, answer = await self._answer(http, decode(await read_body(http), GenerateRequest))
+        return json_response(answer, headers)
+
+    async def generate_stream(self, http: web.Request) -> web.StreamResponse:
+        return await self._stream(http, decode(await read_body(http), GenerateRequest))
+
+    async def _answer(
+        self, http: web.Request, request: GenerateRequest
+    ) -> tuple[dict[str, str], GenerateResponse]:
+        asked = request.parameters or Parameters()
+        spec = await self._spec(http, request.inputs, asked)
+        specs = [bounds.with_seed(spec, asked, index) for index in range(asked.best_of or 1)]
+        with self._service.running(specs) as running:
+            headers = start_headers(self._service, running[0])
+            answers = await answers_of(running)
+        answers.sort(key=lambda answer: answer.mean_logprob, reverse=True)
+        headers |= total_headers(answers, http[ARRIVED], asyncio.get_running_loop().time())
+        return headers, response(self._service, request.inputs, asked, answers)
+
+    async def _stream(self, http: web.Request, request: GenerateRequest) -> web.StreamResponse:
+        asked = request.parameters or Parameters()
+        if (asked.best_of or 1) > 1:
+            raise Invalid("best_of", "> 1 is not supported when streaming")
+        if asked.decoder_input_details:
+            raise Invalid("decoder_input_details", "is not supported when streaming")
+        options = StreamOptions(request.inputs if asked.return_full_text else "", bool(asked.details))
+        spec = await self._spec(http, request.inputs, asked)
+        with self._service.running([spec]) as [running]:
+            events = NativeEvents(self._service, running, options)
+            return await stream(http, [running], events, start_headers(self._service, running))
+
+    async def _spec(self, http: web.Request, inputs: str, asked: Parameters) -> Spec:
+        limits = self._service.limits()
+        bounds.check(asked, limits)
+        self._service.admit([inputs], asked.best_of or 1)
+        prompt = await self._service.encode(inputs)
+        return bounds.spec_of(asked, prompt, limits, http[ARRIVED], label_of(http))

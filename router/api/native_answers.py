@@ -1,0 +1,173 @@
+"""A generation in TGI's shapes: the whole answer, and the events of a stream."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from router.api.errors import error_body
+from router.api.native_structs import (
+    BestOfSequence,
+    Details,
+    GeneratedToken,
+    GenerateResponse,
+    Parameters,
+    PrefillToken,
+    Segment,
+    StreamDetails,
+    StreamEvent,
+    TopToken,
+)
+from router.api.service import Answer, Service
+from router.request import Finished, GenerationFailed, Request
+from router.tokenizer import Token, Tokenizer
+
+TopTokens = list[list[TopToken]] | msgspec.UnsetType
+
+_encode = msgspec.json.Encoder().encode
+# Stands where an end comes without a token, which TGI's last event cannot do without.
+_NO_TOKEN = Token(0, "", 0.0, True, 0, None)
+
+
+def response(service: Service, inputs: str, asked: Parameters, answers: list[Answer]) -> GenerateResponse:
+    """The first answer is the one given; the others are shown in its details."""
+    prefix = inputs if asked.return_full_text else ""
+    text = prefix + answers[0].finished.text
+    if not (asked.details or asked.decoder_input_details):
+        return GenerateResponse(text)
+    return GenerateResponse(text, _details(service, answers, prefix))
+
+
+def _details(service: Service, answers: list[Answer], prefix: str) -> Details:
+    best, *others = answers
+    request = best.request
+    return Details(
+        finish_reason=best.finished.reason,
+        generated_tokens=len(best.tokens),
+        seed=_seed(request),
+        prefill=_prefill(service.tokenizer, request),
+        tokens=[_token(token) for token in best.tokens],
+        top_tokens=_top_tokens(service.tokenizer, best),
+        best_of_sequences=[_sequence(service.tokenizer, other, prefix) for other in others] or msgspec.UNSET,
+        mean_exit_layer=request.mean_exit_layer,
+        segments=_segments(service, request),
+    )
+
+
+def _sequence(tokenizer: Tokenizer, answer: Answer, prefix: str) -> BestOfSequence:
+    return BestOfSequence(
+        generated_text=prefix + answer.finished.text,
+        finish_reason=answer.finished.reason,
+        generated_tokens=len(answer.tokens),
+        seed=_seed(answer.request),
+        prefill=_prefill(tokenizer, answer.request),
+        tokens=[_token(token) for token in answer.tokens],
+        top_tokens=_top_tokens(tokenizer, answer),
+    )
+
+
+def _seed(request: Request) -> int | None:
+    """The seed that gives this answer again; greedy has none."""
+    sampling = request.spec.sampling
+    return sampling.seed if sampling.temperature > 0 else None
+
+
+def _prefill(tokenizer: Tokenizer, request: Request) -> list[PrefillToken]:
+    if not request.spec.sampling.prompt_logprobs:
+        return []
+    logprobs = [None, *(score.logprob for score in request.prompt_scores)]
+    return [
+        PrefillToken(id, tokenizer.piece(id).text, logprob)
+        for id, logprob in zip(request.spec.prompt_token_ids, logprobs, strict=False)
+    ]
+
+
+def _token(token: Token, text: str | None = None) -> GeneratedToken:
+    return GeneratedToken(
+        token.id,
+        token.text if text is None else text,
+        token.logprob,
+        token.special,
+        token.exit_layer,
+        token.confidence,
+    )
+
+
+def _top(tokenizer: Tokenizer, token: Token) -> list[TopToken]:
+    return [TopToken(id, text, logprob, tokenizer.piece(id).special) for id, text, logprob in token.top]
+
+
+def _top_tokens(tokenizer: Tokenizer, answer: Answer) -> TopTokens:
+    if not answer.request.spec.sampling.num_top_tokens:
+        return msgspec.UNSET
+    return [_top(tokenizer, token) for token in answer.tokens]
+
+
+def _segments(service: Service, request: Request) -> list[Segment]:
+    ready = service.dispatcher.limits
+    return [Segment(service.model, request.version, 0 if ready is None else ready.depth, from_token=0)]
+
+
+class StreamOptions(NamedTuple):
+    prefix: str  # put before the whole text of the last event
+    wants_details: bool
+
+
+class NativeEvents:
+    """One stream of TGI's events; the last token's carries the whole text."""
+
+    def __init__(self, service: Service, request: Request, options: StreamOptions):
+        self._service = service
+        self._request = request
+        self._options = options
+        self._num_tokens = 0
+        self._num_characters = 0
+        self._has_top = request.spec.sampling.num_top_tokens > 0
+
+    def events(self, index: int, news: list[Token | Finished]) -> bytes:
+        """`index` is always 0: these streams have one request."""
+        tokens = [event for event in news if isinstance(event, Token)]
+        last = news[-1]
+        if not isinstance(last, Finished):
+            return b"".join([self._event(token) for token in tokens])
+        final = tokens.pop() if tokens else _NO_TOKEN
+        return b"".join([*(self._event(token) for token in tokens), self._last_event(final, last)])
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: GenerationFailed) -> bytes:
+        return b"data: " + error_body(error, openai=False) + b"\n\n"
+
+    def _event(self, token: Token) -> bytes:
+        if not token.special:
+            self._num_characters += len(token.text)
+        return self._write(token, _token(token))
+
+    def _last_event(self, token: Token, finished: Finished) -> bytes:
+        # What an unfinished character leaves shows in the whole text, so it must show in the pieces too.
+        text = token.text if token.special else finished.text[self._num_characters :]
+        return self._write(token, _token(token, text), finished)
+
+    def _write(self, token: Token, shown: GeneratedToken, finished: Finished | None = None) -> bytes:
+        self._num_tokens += 1
+        event = StreamEvent(
+            self._num_tokens,
+            shown,
+            _top(self._service.tokenizer, token) if self._has_top else msgspec.UNSET,
+            None if finished is None else self._options.prefix + finished.text,
+            None if finished is None else self._details(finished),
+        )
+        return b"data: " + _encode(event) + b"\n\n"
+
+    def _details(self, finished: Finished) -> StreamDetails | None:
+        if not self._options.wants_details:
+            return None
+        request = self._request
+        return StreamDetails(
+            finished.reason,
+            len(request.outputs),
+            _seed(request),
+            request.num_prompt_tokens,
+            request.mean_exit_layer,
+            _segments(self._service, request),
+        )

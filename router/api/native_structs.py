@@ -1,0 +1,206 @@
+"""The bodies of TGI's routes. Bounds that need no configuration stand in the types, thus in /openapi.json."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from router.tokenizer import Span
+from shard.messages import FinishReason
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """How to generate. null means the default everywhere."""
+
+    best_of: Annotated[Positive | None, Meta(description="Generate so many, return the likeliest.")] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="0: greedy. Set: tokens are sampled.")
+    ] = None
+    top_k: Positive | None = None
+    top_p: Share | None = None
+    typical_p: Share | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    do_sample: bool | None = None
+    max_new_tokens: (
+        Annotated[Positive | None, Meta(description="Default: 100. null: as many as fit.")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    stop: Annotated[list[str] | None, Meta(description="The text ends with the first of these.")] = None
+    truncate: Annotated[Positive | None, Meta(description="Keep the last so many prompt tokens.")] = None
+    seed: NotNegative | None = None
+    return_full_text: Annotated[bool | None, Meta(description="Put the prompt before the text.")] = None
+    details: bool | None = None
+    decoder_input_details: Annotated[bool | None, Meta(description="Score the prompt's tokens.")] = None
+    top_n_tokens: NotNegative | None = None
+    ignore_eos: bool | None = None
+    exit_threshold: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="Confidence at which a token may leave early; 1: never."),
+    ] = None
+    exact: Annotated[bool | None, Meta(description="Only output equal to the full-depth model's.")] = None
+    priority: Annotated[int | None, Meta(description="Higher goes first.")] = None
+    deadline_ms: Annotated[
+        Positive | None, Meta(description="Refuse it unless it can start within this time.")
+    ] = None
+    watermark: Annotated[bool | None, Meta(description="Not supported.")] = None
+    grammar: Annotated[Any, Meta(description="Not supported.")] = None
+    adapter_id: Annotated[str | None, Meta(description="Not supported.")] = None
+
+
+class GenerateRequest(msgspec.Struct, frozen=True):
+    inputs: Annotated[str, Meta(description="The prompt.", examples=["The capital of France is"])]
+    parameters: Parameters | None = None
+
+
+class CompatRequest(msgspec.Struct, frozen=True):
+    """What `POST /` takes: a generation, streamed or not."""
+
+    inputs: str
+    parameters: Parameters | None = None
+    stream: bool | None = None
+
+
+class PrefillToken(msgspec.Struct, frozen=True):
+    id: int
+    text: str
+    logprob: float | None  # null for the first token of the prompt
+
+
+class GeneratedToken(msgspec.Struct, frozen=True):
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    exit_layer: int
+    confidence: float | None
+
+
+class TopToken(msgspec.Struct, frozen=True):
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Which model wrote the answer from one token on."""
+
+    model: str
+    version: str
+    depth: int
+    from_token: int
+
+
+class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
+    generated_text: str
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[GeneratedToken]
+    top_tokens: list[list[TopToken]] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Details(msgspec.Struct, frozen=True, kw_only=True):
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None  # null: greedy
+    prefill: list[PrefillToken]
+    tokens: list[GeneratedToken]
+    top_tokens: list[list[TopToken]] | msgspec.UnsetType = msgspec.UNSET
+    best_of_sequences: list[BestOfSequence] | msgspec.UnsetType = msgspec.UNSET
+    mean_exit_layer: float | None
+    segments: list[Segment]
+
+
+class GenerateResponse(msgspec.Struct, frozen=True):
+    generated_text: str
+    details: Details | msgspec.UnsetType = msgspec.UNSET
+
+
+class StreamDetails(msgspec.Struct, frozen=True):
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    input_length: int
+    mean_exit_layer: float | None
+    segments: list[Segment]
+
+
+class StreamEvent(msgspec.Struct, frozen=True):
+    """One token. The last one carries the whole text and, if asked for, the details."""
+
+    index: int
+    token: GeneratedToken
+    top_tokens: list[TopToken] | msgspec.UnsetType = msgspec.UNSET
+    generated_text: str | None = None
+    details: StreamDetails | None = None
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True):
+    """TGI's `{inputs}` or vLLM's `{model, prompt}`."""
+
+    inputs: str | None = None
+    prompt: str | None = None
+    model: str | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizedText(msgspec.Struct, frozen=True):
+    """The answer in vLLM's shape."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class ChatTokenized(msgspec.Struct, frozen=True):
+    tokenize_response: list[Span]
+    templated_text: str
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True):
+    tokens: list[NotNegative]
+    model: str | None = None
+
+
+class DetokenizedText(msgspec.Struct, frozen=True):
+    prompt: str
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """TGI's fields, then ours."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str | None
+    model_device_type: str | None
+    model_pipeline_tag: str = "text-generation"
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int | None
+    max_input_length: int | None
+    max_total_tokens: int | None
+    max_batch_total_tokens: int | None
+    max_batch_size: int | None
+    max_client_batch_size: int
+    validation_workers: int = 1
+    router: str = "helios"
+    version: str
+    sha: str | None = None
+    docker_label: str | None = None
+    deployment: str
+    model_version: str | None
+    num_layers: int | None
+    depth: int | None
+    supports_exact: bool
+    num_shards: int
+    is_ready: bool

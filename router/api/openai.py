@@ -1,0 +1,150 @@
+"""OpenAI's routes: `/v1/chat/completions`, `/v1/completions` and `/v1/models`."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from router.api import bounds
+from router.api.arrival import ARRIVED
+from router.api.decode import decode, read_body
+from router.api.errors import Invalid
+from router.api.headers import start_headers, total_headers
+from router.api.openai_asked import (
+    CHAT_NAMES,
+    COMPLETION_NAMES,
+    Call,
+    chat_call,
+    completion_call,
+    messages_of,
+    naming,
+    prompts_of,
+)
+from router.api.openai_shapes import ChatShape, CompletionShape, Head, Shape, usage_of
+from router.api.openai_stream import OpenAIEvents
+from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Models
+from router.api.respond import json_response
+from router.api.service import Answer, Service, answers_of, label_of
+from router.api.sse import stream
+from router.chat_template import ChatTemplateError
+from router.request import Request, Spec
+
+
+class OpenAIApi:
+    """Handlers of OpenAI's routes."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def chat(self, http: web.Request) -> web.StreamResponse:
+        return await self.chat_body(http, await read_body(http))
+
+    async def completions(self, http: web.Request) -> web.StreamResponse:
+        return await self.completion_body(http, await read_body(http))
+
+    async def models(self, http: web.Request) -> web.Response:
+        ready = self._service.dispatcher.limits
+        model = Model(
+            id=self._service.model,
+            created=self._service.started_at,
+            root=self._service.root,
+            max_model_len=None if ready is None else ready.max_total_tokens,
+        )
+        return json_response(Models(data=[model]))
+
+    async def chat_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
+        asked = decode(body, ChatRequest)
+        self._service.check_model(asked.model)
+        with naming(CHAT_NAMES):
+            call = chat_call(asked)
+            messages = messages_of(asked)
+            self._admit(call, ["".join(message["content"] or "" for message in messages)])
+            prompt = self._chat_prompt(messages, asked.add_generation_prompt is not False)
+            specs = await self._specs(http, call, [prompt], add_special_tokens=False)
+        shape = ChatShape(self._service.tokenizer, bool(asked.logprobs))
+        return await self._run(http, call, shape, specs)
+
+    async def completion_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
+        asked = decode(body, CompletionRequest)
+        self._service.check_model(asked.model)
+        with naming(COMPLETION_NAMES):
+            call = completion_call(asked)
+            prompts = prompts_of(asked, self._service.config.max_client_batch_size)
+            self._admit(call, prompts)
+            specs = await self._specs(http, call, prompts, asked.add_special_tokens is not False)
+        echoed = [self._text(prompt) for prompt in prompts for _ in range(call.n)] if asked.echo else None
+        shape = CompletionShape(self._service.tokenizer, asked.logprobs is not None, echoed)
+        return await self._run(http, call, shape, specs)
+
+    def _admit(self, call: Call, prompts: Sequence[str | list[int]]) -> None:
+        bounds.check(call.parameters, self._service.limits())
+        most = self._service.config.max_concurrent_requests
+        if len(prompts) * call.per_prompt > most:
+            raise Invalid("n", f"times the prompts must be <= {most}. Given: {call.per_prompt}")
+        self._service.admit(prompts, call.per_prompt)
+
+    def _chat_prompt(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        try:
+            return self._service.tokenizer.apply_chat_template(messages, add_generation_prompt)
+        except ChatTemplateError as error:
+            raise Invalid("messages", f"do not fit: {error}") from None
+
+    def _text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self._service.tokenizer.decode(prompt)
+
+    async def _specs(
+        self, http: web.Request, call: Call, prompts: Sequence[str | list[int]], add_special_tokens: bool
+    ) -> list[Spec]:
+        """All generations of the call, those for one prompt after each other. Raises `Invalid`."""
+        limits = self._service.limits()
+        specs = []
+        for prompt in prompts:
+            ids = await self._token_ids(prompt, limits, add_special_tokens)
+            spec = bounds.spec_of(call.parameters, ids, limits, http[ARRIVED], label_of(http))
+            specs += [bounds.with_seed(spec, call.parameters, index) for index in range(call.per_prompt)]
+        return specs
+
+    async def _token_ids(
+        self, prompt: str | list[int], limits: bounds.Limits, add_special_tokens: bool
+    ) -> list[int]:
+        if isinstance(prompt, str):
+            return await self._service.encode(prompt, add_special_tokens)
+        bounds.check_token_ids(prompt, limits)
+        return prompt
+
+    async def _run(
+        self, http: web.Request, call: Call, shape: Shape, specs: list[Spec]
+    ) -> web.StreamResponse:
+        with self._service.running(specs) as requests:
+            headers = start_headers(self._service, requests[0])
+            head = self._head(shape, requests[0])
+            if call.wants_stream:
+                count_usage = partial(usage_of, requests, call.per_prompt) if call.wants_usage else None
+                return await stream(http, requests, OpenAIEvents(head, shape, requests, count_usage), headers)
+            answers = await answers_of(requests)
+        headers |= total_headers(answers, http[ARRIVED], asyncio.get_running_loop().time())
+        usage = usage_of(requests, call.per_prompt)
+        return json_response(shape.whole(head, _best(answers, call), usage), headers)
+
+    def _head(self, shape: Shape, request: Request) -> Head:
+        service = self._service
+        return Head(
+            id=f"{shape.id_prefix}-{service.started_at:x}-{request.id}",
+            created=int(time.time()),
+            model=service.model,
+            system_fingerprint=f"helios-{service.version}",
+        )
+
+
+def _best(answers: list[Answer], call: Call) -> list[Answer]:
+    """The likeliest `n` for each prompt."""
+    chosen: list[Answer] = []
+    for start in range(0, len(answers), call.per_prompt):
+        group = answers[start : start + call.per_prompt]
+        if call.per_prompt > call.n:
+            group.sort(key=lambda answer: answer.mean_logprob, reverse=True)
+        chosen += group[: call.n]
+    return chosen

@@ -1,0 +1,149 @@
+"""What an OpenAI client asked for, in TGI's parameters. Refuses what is not supported, never ignores it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import msgspec
+
+from router.api.errors import Invalid
+from router.api.native_structs import Parameters
+from router.api.openai_structs import ChatRequest, CompletionRequest, Message, SamplingFields
+
+CHAT_NAMES = {"inputs": "messages", "max_new_tokens": "max_tokens", "top_n_tokens": "top_logprobs"}
+COMPLETION_NAMES = {"inputs": "prompt", "max_new_tokens": "max_tokens", "top_n_tokens": "logprobs"}
+
+
+@contextmanager
+def naming(names: dict[str, str]) -> Iterator[None]:
+    """Errors about TGI's parameters name the client's."""
+    try:
+        yield
+    except Invalid as error:
+        raise Invalid(names.get(error.parameter, error.parameter), error.problem) from None
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """An HTTP call: `per_prompt` generations for each prompt, the best `n` of which are answered."""
+
+    parameters: Parameters
+    n: int
+    per_prompt: int
+    wants_stream: bool
+    wants_usage: bool  # at the end of the stream
+
+
+def chat_call(asked: ChatRequest) -> Call:
+    """Raises `Invalid`."""
+    _check_common(asked)
+    if asked.tools:
+        raise Invalid("tools", "is not supported yet: tool calls need constrained output")
+    if asked.tool_choice not in (None, "none", "auto"):
+        raise Invalid("tool_choice", "is not supported yet: tool calls need constrained output")
+    if asked.top_logprobs and not asked.logprobs:
+        raise Invalid("top_logprobs", "needs `logprobs` to be true")
+    max_tokens = asked.max_completion_tokens or asked.max_tokens
+    return _call(asked, _parameters(asked, max_tokens, asked.top_logprobs or 0), asked.n or 1)
+
+
+def completion_call(asked: CompletionRequest) -> Call:
+    """Raises `Invalid`."""
+    _check_common(asked)
+    if asked.suffix:
+        raise Invalid("suffix", "is not supported: put what follows into the prompt")
+    _check_best_of(asked)
+    max_tokens = msgspec.UNSET if asked.max_tokens is None else asked.max_tokens
+    scores_prompt = bool(asked.echo) and asked.logprobs is not None
+    parameters = _parameters(asked, max_tokens, asked.logprobs or 0)
+    scored = msgspec.structs.replace(parameters, decoder_input_details=scores_prompt)
+    return _call(asked, scored, asked.best_of or asked.n or 1)
+
+
+def _call(asked: SamplingFields, parameters: Parameters, per_prompt: int) -> Call:
+    options = asked.stream_options
+    return Call(
+        parameters=parameters,
+        n=asked.n or 1,
+        per_prompt=per_prompt,
+        wants_stream=bool(asked.stream),
+        wants_usage=options is not None and bool(options.include_usage),
+    )
+
+
+def _check_common(asked: SamplingFields) -> None:
+    if asked.logit_bias:
+        raise Invalid("logit_bias", "is not supported")
+    if asked.response_format is not None and asked.response_format.type != "text":
+        raise Invalid("response_format", "is not supported yet: output cannot be constrained; only `text` is")
+
+
+def _check_best_of(asked: CompletionRequest) -> None:
+    best_of, n = asked.best_of or asked.n or 1, asked.n or 1
+    if best_of < n:
+        raise Invalid("best_of", f"must be >= `n`, which is {n}. Given: {best_of}")
+    if best_of > n and asked.stream:
+        raise Invalid("best_of", "> `n` is not supported when streaming")
+
+
+def _parameters(
+    asked: SamplingFields, max_tokens: int | msgspec.UnsetType | None, num_top_tokens: int
+) -> Parameters:
+    return Parameters(
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_k=asked.top_k if (asked.top_k or 0) > 0 else None,
+        top_p=asked.top_p,
+        typical_p=asked.typical_p,
+        repetition_penalty=asked.repetition_penalty,
+        frequency_penalty=asked.frequency_penalty,
+        presence_penalty=asked.presence_penalty,
+        max_new_tokens=max_tokens,
+        stop=[asked.stop] if isinstance(asked.stop, str) else asked.stop,
+        seed=asked.seed,
+        top_n_tokens=num_top_tokens,
+        ignore_eos=asked.ignore_eos or _fills_up(asked.min_tokens, max_tokens),
+        exit_threshold=asked.exit_threshold,
+        exact=asked.exact,
+        priority=asked.priority,
+        deadline_ms=asked.deadline_ms,
+    )
+
+
+def _fills_up(min_tokens: int | None, max_tokens: int | msgspec.UnsetType | None) -> bool:
+    """Whether exactly `max_tokens` are asked for. A least number below that is not supported."""
+    if not min_tokens:
+        return False
+    if min_tokens != max_tokens:
+        raise Invalid("min_tokens", f"must be 0 or equal `max_tokens`. Given: {min_tokens}")
+    return True
+
+
+def messages_of(asked: ChatRequest) -> list[dict[str, Any]]:
+    """Messages as chat templates want them: content is text. Raises `Invalid` for other content."""
+    return [_message(message, index) for index, message in enumerate(asked.messages)]
+
+
+def _message(message: Message, index: int) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return fields | {"content": _text(message, index)}
+
+
+def _text(message: Message, index: int) -> str | None:
+    if message.content is None or isinstance(message.content, str):
+        return message.content
+    for part in message.content:
+        if part.type != "text" or part.text is None:
+            raise Invalid(f"messages[{index}].content", f"takes parts of type text only, not {part.type}")
+    return "".join(part.text or "" for part in message.content)
+
+
+def prompts_of(asked: CompletionRequest, max_prompts: int) -> list[str] | list[list[int]]:
+    """The prompts, all text or all token ids. Raises `Invalid`."""
+    prompt: Any = asked.prompt
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if prompts and all(isinstance(part, int) for part in prompts):
+        prompts = [prompts]
+    if not prompts or len({type(part) for part in prompts}) > 1:
+        raise Invalid("prompt", "must be text, token ids, or a list of one of these")
+    if len(prompts) > max_prompts:
+        raise Invalid("prompt", f"takes at most {max_prompts} prompts in one call. Given: {len(prompts)}")
+    return cast(list[str] | list[list[int]], prompts)

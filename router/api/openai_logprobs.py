@@ -1,0 +1,59 @@
+"""Log-probabilities in OpenAI's two shapes."""
+
+from collections.abc import Iterable
+
+from router.api.openai_structs import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
+from router.request import Request
+from router.tokenizer import Token, Tokenizer
+from shard.messages import TokenOutput
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Iterable[Token]) -> ChatLogprobs:
+    return ChatLogprobs([_chat_logprob(tokenizer, token) for token in tokens])
+
+
+def _chat_logprob(tokenizer: Tokenizer, token: Token) -> TokenLogprob:
+    piece = tokenizer.piece(token.id)
+    top = [TopLogprob(text, logprob, list(tokenizer.piece(id).raw)) for id, text, logprob in token.top]
+    return TokenLogprob(piece.text, token.logprob, list(piece.raw), top)
+
+
+def completion_logprobs(tokenizer: Tokenizer, tokens: Iterable[Token], offset: int = 0) -> CompletionLogprobs:
+    """`offset` is where in the choice's text the first of the tokens begins."""
+    shape = CompletionLogprobs([], [], [], [])
+    for token in tokens:
+        text = tokenizer.piece(token.id).text
+        shape.tokens.append(text)
+        shape.token_logprobs.append(token.logprob)
+        shape.top_logprobs.append(_alternatives(token, text))
+        shape.text_offset.append(offset)
+        offset += 0 if token.special else len(token.text)
+    return shape
+
+
+def prompt_logprobs(tokenizer: Tokenizer, request: Request) -> CompletionLogprobs:
+    """Scores of the prompt's own tokens. Nothing predicts the first one, so its entries are null."""
+    detokenizer = tokenizer.detokenizer([])
+    first = TokenOutput(request.spec.prompt_token_ids[0], 0.0, 0)
+    scored = [detokenizer.push(score) for score in (first, *request.prompt_scores)]
+    shape = completion_logprobs(tokenizer, scored)
+    shape.token_logprobs[0] = shape.top_logprobs[0] = None
+    return shape
+
+
+def joined(prompt: CompletionLogprobs, answer: CompletionLogprobs) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        prompt.tokens + answer.tokens,
+        prompt.token_logprobs + answer.token_logprobs,
+        prompt.top_logprobs + answer.top_logprobs,
+        prompt.text_offset + answer.text_offset,
+    )
+
+
+def _alternatives(token: Token, text: str) -> dict[str, float]:
+    """Text -> log-probability, of the alternatives and of the token itself."""
+    best: dict[str, float] = {}
+    for _, alternative, logprob in token.top:
+        best.setdefault(alternative, logprob)
+    best.setdefault(text, token.logprob)
+    return best

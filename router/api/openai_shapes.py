@@ -1,0 +1,157 @@
+"""Generations in OpenAI's two shapes: chat messages with their deltas, and completions."""
+
+from typing import Protocol
+
+import msgspec
+
+from router.api.openai_logprobs import chat_logprobs, completion_logprobs, joined, prompt_logprobs
+from router.api.openai_structs import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Usage,
+)
+from router.api.service import Answer
+from router.api.visible import cut
+from router.request import Finished, Request
+from router.tokenizer import Token, Tokenizer
+from shard.messages import FinishReason
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What every chunk of an answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What one event tells of a choice: newly visible text, and the token it came with."""
+
+    index: int
+    text: str
+    token: Token | None
+    offset: int  # where in the choice's text the token begins
+    finish_reason: str | None = None
+
+
+class Shape(Protocol):
+    """One of the two."""
+
+    id_prefix: str
+
+    def whole(self, head: Head, answers: list[Answer], usage: Usage) -> msgspec.Struct: ...
+
+    def chunk(self, head: Head, part: Part) -> msgspec.Struct: ...
+
+    def prompt_text(self, index: int) -> str:
+        """What stands before the answer in the choice's text."""
+
+    def prompt_chunk(self, head: Head, index: int, request: Request) -> msgspec.Struct | None:
+        """The event before the first token, if the prompt is to be shown."""
+
+    def usage_chunk(self, head: Head, usage: Usage) -> msgspec.Struct: ...
+
+
+def reason_of(finished: Finished) -> str:
+    """TGI's three reasons in OpenAI's two."""
+    return "length" if finished.reason is FinishReason.LENGTH else "stop"
+
+
+def usage_of(requests: list[Request], per_prompt: int) -> Usage:
+    """Tokens of all `requests`. The `per_prompt` answers to one prompt stand together and count it once."""
+    num_prompt_tokens = sum(request.num_prompt_tokens for request in requests[::per_prompt])
+    num_generated = sum(len(request.outputs) for request in requests)
+    return Usage(num_prompt_tokens, num_generated, num_prompt_tokens + num_generated)
+
+
+class ChatShape:
+    """Messages, streamed as deltas."""
+
+    id_prefix = "chatcmpl"
+
+    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool):
+        self._tokenizer = tokenizer
+        self._wants_logprobs = wants_logprobs
+
+    def whole(self, head: Head, answers: list[Answer], usage: Usage) -> ChatCompletion:
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
+        return ChatCompletion(**msgspec.structs.asdict(head), choices=choices, usage=usage)
+
+    def chunk(self, head: Head, part: Part) -> ChatChunk:
+        choice = ChatChunkChoice(
+            part.index,
+            ChatMessage("assistant", part.text),
+            part.finish_reason,
+            None if part.token is None else self._logprobs([part.token]),
+        )
+        return ChatChunk(head.id, head.created, head.model, head.system_fingerprint, [choice])
+
+    def prompt_text(self, index: int) -> str:
+        return ""
+
+    def prompt_chunk(self, head: Head, index: int, request: Request) -> None:
+        return None
+
+    def usage_chunk(self, head: Head, usage: Usage) -> ChatChunk:
+        return ChatChunk(head.id, head.created, head.model, head.system_fingerprint, [], usage)
+
+    def _choice(self, index: int, answer: Answer) -> ChatChoice:
+        message = ChatMessage("assistant", cut(answer.finished))
+        return ChatChoice(index, message, reason_of(answer.finished), self._logprobs(answer.tokens))
+
+    def _logprobs(self, tokens: list[Token]) -> ChatLogprobs | None:
+        return chat_logprobs(self._tokenizer, tokens) if self._wants_logprobs else None
+
+
+class CompletionShape:
+    """Text that goes on from the prompt. With `echoed`, the prompt of every choice, it begins with that."""
+
+    id_prefix = "cmpl"
+
+    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool, echoed: list[str] | None):
+        self._tokenizer = tokenizer
+        self._wants_logprobs = wants_logprobs
+        self._echoed = echoed
+
+    def whole(self, head: Head, answers: list[Answer], usage: Usage) -> Completion:
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
+        return Completion(**msgspec.structs.asdict(head), choices=choices, usage=usage)
+
+    def chunk(self, head: Head, part: Part) -> Completion:
+        tokens = [] if part.token is None else [part.token]
+        logprobs = self._logprobs(tokens, part.offset) if tokens else None
+        return self._event(head, CompletionChoice(part.index, part.text, part.finish_reason, logprobs))
+
+    def prompt_text(self, index: int) -> str:
+        return self._echoed[index] if self._echoed else ""
+
+    def prompt_chunk(self, head: Head, index: int, request: Request) -> Completion | None:
+        if self._echoed is None:
+            return None
+        logprobs = prompt_logprobs(self._tokenizer, request) if self._wants_logprobs else None
+        return self._event(head, CompletionChoice(index, self._echoed[index], None, logprobs))
+
+    def usage_chunk(self, head: Head, usage: Usage) -> Completion:
+        return Completion(head.id, head.created, head.model, head.system_fingerprint, [], usage)
+
+    def _event(self, head: Head, choice: CompletionChoice) -> Completion:
+        return Completion(head.id, head.created, head.model, head.system_fingerprint, [choice])
+
+    def _choice(self, index: int, answer: Answer) -> CompletionChoice:
+        prompt = self.prompt_text(index)
+        logprobs = self._logprobs(answer.tokens, len(prompt))
+        if logprobs is not None and self._echoed is not None:
+            logprobs = joined(prompt_logprobs(self._tokenizer, answer.request), logprobs)
+        return CompletionChoice(index, prompt + cut(answer.finished), reason_of(answer.finished), logprobs)
+
+    def _logprobs(self, tokens: list[Token], offset: int) -> CompletionLogprobs | None:
+        return completion_logprobs(self._tokenizer, tokens, offset) if self._wants_logprobs else None

@@ -1,0 +1,84 @@
+"""One stream of OpenAI's chunks, of one choice or of several at once."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from router.api.errors import error_body
+from router.api.openai_shapes import Head, Part, Shape, reason_of
+from router.api.openai_structs import Usage
+from router.api.visible import VisibleText
+from router.request import Finished, GenerationFailed, Request
+from router.tokenizer import Token
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Progress:
+    """How far one choice has come."""
+
+    def __init__(self, request: Request, prompt_text: str):
+        self.visible = VisibleText(request.spec.stop)
+        self.offset = len(prompt_text)  # of the next token in the choice's text
+        self.has_begun = False
+
+
+class OpenAIEvents:
+    """Chunks of all choices, then the usage if `count_usage` is given, then `[DONE]`."""
+
+    def __init__(
+        self,
+        head: Head,
+        shape: Shape,
+        requests: list[Request],
+        count_usage: Callable[[], Usage] | None = None,
+    ):
+        self._head = head
+        self._shape = shape
+        self._requests = requests
+        self._count_usage = count_usage
+        self._progress = [
+            Progress(request, shape.prompt_text(index)) for index, request in enumerate(requests)
+        ]
+
+    def events(self, index: int, news: list[Token | Finished]) -> bytes:
+        chunks = self._begin(index)
+        tokens = [event for event in news if isinstance(event, Token)]
+        last = news[-1]
+        if isinstance(last, Finished):
+            final = tokens.pop() if tokens else None
+            chunks += [self._token(index, token) for token in tokens]
+            chunks.append(self._last(index, final, last))
+        else:
+            chunks += [self._token(index, token) for token in tokens]
+        return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+
+    def end(self) -> bytes:
+        if self._count_usage is None:
+            return b"data: [DONE]\n\n"
+        usage = self._shape.usage_chunk(self._head, self._count_usage())
+        return b"data: %b\n\ndata: [DONE]\n\n" % _encode(usage)
+
+    def failure(self, error: GenerationFailed) -> bytes:
+        return b"data: %b\n\n" % error_body(error, openai=True)
+
+    def _begin(self, index: int) -> list[msgspec.Struct]:
+        """The prompt's chunk, before the first token's and if it is wanted."""
+        progress = self._progress[index]
+        if progress.has_begun:
+            return []
+        progress.has_begun = True
+        chunk = self._shape.prompt_chunk(self._head, index, self._requests[index])
+        return [] if chunk is None else [chunk]
+
+    def _token(self, index: int, token: Token) -> msgspec.Struct:
+        progress = self._progress[index]
+        part = Part(index, progress.visible.push(token), token, progress.offset)
+        if not token.special:
+            progress.offset += len(token.text)
+        return self._shape.chunk(self._head, part)
+
+    def _last(self, index: int, token: Token | None, finished: Finished) -> msgspec.Struct:
+        progress = self._progress[index]
+        text = progress.visible.finish(finished)
+        return self._shape.chunk(self._head, Part(index, text, token, progress.offset, reason_of(finished)))

@@ -1,0 +1,128 @@
+"""What every generation route does with a prompt: admit it, encode it, have it generated, end it."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from router.api.bounds import Limits, limits_of
+from router.api.errors import Refused
+from router.config import Config
+from router.dispatcher import Dispatcher
+from router.request import Finished, GenerationFailed, Request, Spec
+from router.tokenizer import Token, Tokenizer
+
+_ALIASES = ("", "tgi", "dummy", "default")  # what clients send that know no name
+_CHARACTERS_PER_TOKEN = 4  # of English; good enough to refuse by
+_MAX_INLINE_CHARACTERS = 2000  # encoded at once, in about half a millisecond; longer texts on a thread
+_LOADING_RETRY_S = 5
+_MAX_LABEL_CHARACTERS = 128
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A generation that has ended, with all its tokens."""
+
+    request: Request
+    tokens: list[Token]
+    finished: Finished
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(token.logprob for token in self.tokens) / max(1, len(self.tokens))
+
+
+class Service:
+    """The one object that handlers share."""
+
+    def __init__(self, config: Config, dispatcher: Dispatcher, tokenizer: Tokenizer, model_path: Path):
+        self.config = config
+        self.dispatcher = dispatcher
+        self.tokenizer = tokenizer
+        self.model_path = model_path
+        self.started_at = int(time.time())
+
+    @property
+    def model(self) -> str:
+        """The name that answers give."""
+        return self.config.model_name
+
+    @property
+    def root(self) -> str:
+        """Where a client on this host, or on any for a hub id, finds the tokenizer."""
+        is_local = self.config.model_id == "embedded"
+        return str(self.model_path) if is_local else self.config.model_id
+
+    @property
+    def version(self) -> str:
+        ready = self.dispatcher.limits
+        return "" if ready is None else ready.version
+
+    def limits(self) -> Limits:
+        """Raises `GenerationFailed` 429 while the model is loading."""
+        ready = self.dispatcher.limits
+        if ready is None:
+            raise GenerationFailed("The model is loading.", "overloaded", 429, _LOADING_RETRY_S)
+        return limits_of(self.config, ready)
+
+    def check_model(self, model: str | None) -> None:
+        """Raises `Refused` 404 for a model that is not served here."""
+        names = (self.model, self.config.model_id, self.config.deployment)
+        if model is not None and model not in names + _ALIASES:
+            known = ", ".join(dict.fromkeys(names))
+            message = f"The model `{model}` is not served here; `model` may be {known}."
+            raise Refused(message, 404, "model_not_found", field="model")
+
+    def admit(self, prompts: Sequence[str | list[int]], per_prompt: int = 1) -> None:
+        """On arrival, before encoding. Raises `GenerationFailed` 429 when there is too much to do already."""
+        num_tokens = sum(map(_estimate_tokens, prompts))
+        self.dispatcher.try_admit(num_tokens * per_prompt, len(prompts) * per_prompt)
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; a long text is encoded on a thread, so that streams go on meanwhile."""
+        if len(text) <= _MAX_INLINE_CHARACTERS:
+            return self.tokenizer.encode(text, add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+
+    @contextmanager
+    def running(self, specs: list[Spec]) -> Iterator[list[Request]]:
+        """Submit all, and whatever happens leave none of them behind.
+
+        Raises `GenerationFailed` when one is refused.
+        """
+        requests: list[Request] = []
+        try:
+            for spec in specs:
+                requests.append(self.dispatcher.submit(spec))  # noqa: PERF401 (a refusal keeps the earlier)
+            yield requests
+        finally:
+            for request in requests:
+                self.dispatcher.abort(request)
+
+
+async def answers_of(requests: list[Request]) -> list[Answer]:
+    """Wait for the end of all. Raises the first `GenerationFailed`."""
+    if len(requests) == 1:
+        return [await _answer_of(requests[0])]
+    return await asyncio.gather(*map(_answer_of, requests))
+
+
+async def _answer_of(request: Request) -> Answer:
+    tokens: list[Token] = []
+    while True:
+        for event in await request.take():
+            if isinstance(event, Finished):
+                return Answer(request, tokens, event)
+            tokens.append(event)
+
+
+def label_of(http: web.Request) -> str:
+    """The client's own name for its call, if it gives one."""
+    return http.headers.get("x-request-id", "")[:_MAX_LABEL_CHARACTERS]
+
+
+def _estimate_tokens(prompt: str | list[int]) -> int:
+    return len(prompt) // _CHARACTERS_PER_TOKEN + 1 if isinstance(prompt, str) else len(prompt)

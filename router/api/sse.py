@@ -1,0 +1,92 @@
+"""Server-sent events: what some requests bring, written as it comes, one write for all that came together."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from aiohttp import web
+
+from router.api.arrival import FAILURE
+from router.request import Finished, GenerationFailed, Request
+from router.tokenizer import Token
+
+Batch = tuple[int, list[Token | Finished]]  # which of the requests, and its news
+
+_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Format(Protocol):
+    """A dialect's events, as bytes ready to be sent."""
+
+    def events(self, index: int, news: list[Token | Finished]) -> bytes:
+        """One event per token; `index` says which request they are of."""
+
+    def end(self) -> bytes:
+        """What follows the last token of all."""
+
+    def failure(self, error: GenerationFailed) -> bytes:
+        """The last event of a stream that failed."""
+
+
+async def stream(
+    http: web.Request, requests: list[Request], format: Format, headers: dict[str, str]
+) -> web.StreamResponse:
+    """Answer with the events of all `requests`.
+
+    Raises `GenerationFailed` until the first token is there, so that a refusal has its true status; later
+    failures become an event.
+    """
+    batches = _merged(requests)
+    index, news = await anext(batches)
+    response = web.StreamResponse(headers=_HEADERS | headers)
+    await response.prepare(http)
+    try:
+        await response.write(format.events(index, news))
+        async for index, news in batches:
+            await response.write(format.events(index, news))
+        await response.write(format.end())
+    except GenerationFailed as error:
+        http[FAILURE] = error.kind
+        await response.write(format.failure(error))
+    finally:
+        await batches.aclose()
+    await response.write_eof()
+    return response
+
+
+async def _merged(requests: list[Request]) -> AsyncGenerator[Batch]:
+    """News of all requests as they come, until all have finished. Raises the first `GenerationFailed`."""
+    if len(requests) == 1:
+        async for news in _news(requests[0]):
+            yield 0, news
+        return
+    queue: asyncio.Queue[Batch | GenerationFailed] = asyncio.Queue()
+    pumps = [asyncio.create_task(_pump(index, request, queue)) for index, request in enumerate(requests)]
+    try:
+        num_running = len(requests)
+        while num_running:
+            batch = await queue.get()
+            if isinstance(batch, GenerationFailed):
+                raise batch
+            num_running -= isinstance(batch[1][-1], Finished)
+            yield batch
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _pump(index: int, request: Request, queue: asyncio.Queue[Batch | GenerationFailed]) -> None:
+    try:
+        async for news in _news(request):
+            queue.put_nowait((index, news))
+    except GenerationFailed as error:
+        queue.put_nowait(error)
+
+
+async def _news(request: Request) -> AsyncGenerator[list[Token | Finished]]:
+    while True:
+        news = await request.take()
+        yield news
+        if isinstance(news[-1], Finished):
+            return

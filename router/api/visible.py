@@ -1,0 +1,45 @@
+"""What of an answer an OpenAI client may see: the text before the stop string, and no special tokens."""
+
+from collections.abc import Sequence
+
+from router.request import Finished
+from router.tokenizer import Token
+
+
+class VisibleText:
+    """The text of one streamed answer. What may become a stop string is held back until it is known."""
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops = stops
+        self._held = ""
+        self._num_shown = 0
+
+    def push(self, token: Token) -> str:
+        """Take a token that is not the last; returns what may be shown now."""
+        if token.special:
+            return ""
+        text = self._held + token.text
+        num_held = len_of_partial_stop(text, self._stops) if self._stops else 0
+        shown = text[: len(text) - num_held]
+        self._held = text[len(shown) :]
+        self._num_shown += len(shown)
+        return shown
+
+    def finish(self, finished: Finished) -> str:
+        """The rest: of the last token, and of what was held back."""
+        return cut(finished)[self._num_shown :]
+
+
+def cut(finished: Finished) -> str:
+    """A whole answer without its stop string and what stands behind that."""
+    at = -1 if finished.stop is None else finished.text.find(finished.stop)
+    return finished.text if at < 0 else finished.text[:at]
+
+
+def len_of_partial_stop(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` could be the beginning of a stop string."""
+    for length in range(min(len(text), max(map(len, stops)) - 1), 0, -1):
+        end = text[-length:]
+        if any(len(stop) > length and stop.startswith(end) for stop in stops):
+            return length
+    return 0
