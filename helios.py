@@ -1,0 +1,78 @@
+"""The one command: maps a subcommand to a folder's main, and imports nothing before it knows which."""
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "serve": ("router.__main__", "serve a model over HTTP"),
+    "pull": ("shard.pull", "fetch the embedded model"),
+    "bench engine": ("shard.bench", "measure the engine alone, without HTTP"),
+    "bench serve": ("loadgen.__main__", "put load on a running server and measure it"),
+    "bench compare": ("loadgen.__main__", "put two measurements side by side"),
+    "bench scenario": ("loadgen.__main__", "run a scenario that changes over time"),
+    "shard": ("shard.__main__", "run one shard for a router on another host"),
+}
+SHARED_MAINS = ("loadgen.__main__",)  # these read the name of their command themselves
+
+HELP = """\
+usage: helios COMMAND [flags]
+
+Serves early-exit language models.
+
+{commands}
+
+helios COMMAND --help tells a command's flags.
+
+  helios serve                              the embedded model on http://localhost:3000
+  helios serve --model-id FOLDER --port 8080  a model of your own\
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of the command; 2 with one line when there is no such command."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version", "version"):
+        print(f"helios {_version()}")
+        return 0
+    name = _command(arguments)
+    if name is None:
+        print(_unknown(arguments), file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[name]
+    num_words = len(name.split()) - (module in SHARED_MAINS)
+    return int(importlib.import_module(module).main(arguments[num_words:]) or 0)
+
+
+def _command(arguments: Sequence[str]) -> str | None:
+    """The command of two words or of one that the arguments begin with."""
+    names = (" ".join(arguments[:2]), arguments[0])
+    return next((name for name in names if name in COMMANDS), None)
+
+
+def _unknown(arguments: Sequence[str]) -> str:
+    below = [name.split()[1] for name in COMMANDS if name.startswith(arguments[0] + " ")]
+    if below:
+        return f"helios {arguments[0]} needs one of: {', '.join(below)}."
+    return f"helios has no command {arguments[0]!r}: there are {', '.join(COMMANDS)}."
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return HELP.format(commands="\n".join(lines))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("helios-serve")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
