@@ -39,5 +39,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	[ -x $(BIN)/python ] || $$found -m venv .venv
 	@echo "Installing the dependencies into .venv (once; some minutes with a slow network)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' \
-	  | awk '/^(Collecting|Downloading|Installing)/ { printf "\r\033[K  %.70s", $$0; fflush() } END { printf "\r\033[K" }'
+	  | awk -v terminal=$$([ -t 1 ] && echo 1) \
+	    'terminal && /^(Collecting|Installing)/ { printf "\r\033[K  %.70s", $$0; fflush() } END { print "" }'
 	@touch $@

@@ -25,8 +25,8 @@ Serves early-exit language models.
 
 helios COMMAND --help tells a command's flags.
 
-  helios serve                              the embedded model on http://localhost:3000
-  helios serve --model-id FOLDER --port 8080  a model of your own\
+  helios serve                                  the embedded model, on http://localhost:3000
+  helios serve --model-id FOLDER --port 8080    a model of your own\
 """
 
 

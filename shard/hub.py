@@ -58,7 +58,7 @@ def _listing(model_id: str, revision: str | None) -> list[str]:
         raise ModelUnusable(_gated(model_id)) from None
     except errors.RepositoryNotFoundError:
         raise ModelUnusable(
-            f"There is no model {model_id} here or on the hub: check the name, or set HF_TOKEN for a private one."
+            f"No model {model_id} is here or on the hub: check the name, or set HF_TOKEN for a private one."
         ) from None
     if info.config and "model_type" in info.config:
         check_family(info.config["model_type"], model_id)

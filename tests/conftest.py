@@ -13,7 +13,7 @@ from tests.tiny_models import SHAPES, write_tiny_model
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`tiny_model("qwen3")` is the folder of a small random model; `SHAPES` of tests/tiny_models.py names them."""
+    """`tiny_model("qwen3")` is the folder of a small random model; tests/tiny_models.py names them."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -44,7 +44,7 @@ def embedded_model() -> Path:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """`serve(model_id=folder, num_shards=2)` starts the real server on a free port and waits until it is ready.
+    """`serve(model_id=folder, num_shards=2)` starts the real server on a free port and waits until ready.
 
     End it with `stop()` or as a context manager; what is still running at the end of the session is killed.
     """

@@ -16,8 +16,9 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LEARNED_FROM = (
-    "The quick brown fox jumps over the lazy dog, and then the dog thinks about the fox for the rest of the day. "
-    "It was the best of times, it was the worst of times. Once upon a time there was a small model of the world."
+    "The quick brown fox jumps over the lazy dog, and then the dog thinks about the fox for the rest of "
+    "the day. It was the best of times, it was the worst of times. Once upon a time there was a small "
+    "model of the world."
 )
 
 _ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
