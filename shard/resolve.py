@@ -81,7 +81,7 @@ def _complete(source: Path, folder: Path) -> None:
 
     if not has_weights(source):
         if not any(source.glob("pytorch_model*.bin")):
-            raise ModelUnusable(f"{source} holds no weights (*.safetensors): fetch the model again.")
+            raise ModelUnusable(f"{source} holds no complete weights (*.safetensors): fetch the model again.")
         _say(f"Converting the weights of {source.name} to safetensors (once)")
         convert_weights(source.resolve(), folder)
     if not (source / "tokenizer.json").is_file():

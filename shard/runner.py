@@ -36,14 +36,14 @@ class ModelRunner:
         num_threads = config.num_threads or os.cpu_count() or 1
         torch.set_num_threads(num_threads)
         to = torch.empty(0, dtype=DTYPES[config.dtype], device=self._device)
-        self._ops = choose_ops(self._device, to.dtype, config.block_size, num_threads, cache)
+        self.ops = choose_ops(self._device, to.dtype, config.block_size, num_threads, cache)
         self._max_tokens = _max_tokens(config, read_config(self._folder).max_position_embeddings)
-        self.decoder = load_decoder(self._folder, self._ops, to, config.num_layers, self._max_tokens)
+        self.decoder = load_decoder(self._folder, self.ops, to, config.num_layers, self._max_tokens)
         self.kv_cache = self._allocate(to)
         self._eos = eos_token_ids(self._folder, read_config(self._folder))
         self._max_tokens = min(self._max_tokens, self.kv_cache.num_blocks * config.block_size)
         self.table = SequenceTable(self.kv_cache.num_blocks, config.block_size, self._eos, self._max_tokens)
-        self._sampler = Sampler(self._ops, self._device)
+        self._sampler = Sampler(self.ops, self._device)
         self._load_ms = (time.perf_counter() - started) * 1000
         self._last_end: float | None = None  # of the last step, while sequences wait for the next
 
@@ -165,12 +165,12 @@ class ModelRunner:
         heads, block_size = self.decoder.shape.heads, self._config.block_size
         wanted = self._config.kv_cache_bytes
         num_bytes = free_bytes(self._device) if wanted is None else wanted
-        num_blocks = num_bytes // block_bytes(self._ops, heads, self.depth, to)
+        num_blocks = num_bytes // block_bytes(self.ops, heads, self.depth, to)
         if num_blocks < 1:
-            least = block_bytes(self._ops, heads, self.depth, to)
+            least = block_bytes(self.ops, heads, self.depth, to)
             raise MemoryError(f"a KV cache of {num_bytes} bytes holds no block of {least} bytes")
         useful = self._config.max_batch_size * -(-self._max_tokens // block_size)
-        return KVCache(self._ops, heads, self.depth, min(num_blocks, useful), to)
+        return KVCache(self.ops, heads, self.depth, min(num_blocks, useful), to)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -74,6 +74,13 @@ class GptDecoder:
         self._rope = rope
         self._ops = ops
 
+    @property
+    def products(self) -> list[Linear]:
+        """Every matrix product that one token goes through, the head's last."""
+        return [
+            product for layer in self.layers for product in (layer.qkv, layer.out, layer.up, layer.down)
+        ] + [self.head]
+
     def embed(self, batch: Batch) -> torch.Tensor:
         """Token and position embeddings, (T, H)."""
         tokens = functional.embedding(batch.token_ids, self.embedding)

@@ -40,6 +40,13 @@ class LlamaDecoder:
         self._rope = rope
         self._ops = ops
 
+    @property
+    def products(self) -> list[Linear]:
+        """Every matrix product that one token goes through, the head's last."""
+        return [
+            product for layer in self.layers for product in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        ] + [self.head]
+
     def embed(self, batch: Batch) -> torch.Tensor:
         """Token embeddings, (T, H)."""
         return torch.nn.functional.embedding(batch.token_ids, self.embedding)

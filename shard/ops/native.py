@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
-from shard.ops.plain import PlainOps
+from shard.ops.plain import Linear, PlainOps
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILE_FLAGS = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17"]
@@ -26,10 +26,11 @@ LONG_CHUNK = (
 SUFFIX = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
-class PackedLinear:
+class PackedLinear(Linear):
     """x @ weight.T + bias with the weight in oneDNN's blocked layout: no reordering at every call."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        self.shape = tuple(weight.shape)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = bias
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
@@ -62,7 +63,7 @@ class NativeOps(PlainOps):
         self._keep_top = _bind(library, "keep_top", "pppii")
         self._packs = dtype is not torch.float16 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None):  # type: ignore[no-untyped-def]
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         return PackedLinear(weight, bias) if self._packs else super().linear(weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

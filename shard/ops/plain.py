@@ -15,6 +15,7 @@ class Linear:
     """x @ weight.T + bias, with an optional summand. weight (N, K), bias (N,)."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
+        self.shape = tuple(weight.shape)
         self._weight = weight
         self._bias = bias
 

@@ -1,0 +1,240 @@
+"""`helios bench engine`: the engine alone, no HTTP; decode steps beside their own matrix products.
+
+Steps and products are timed in turns in one run, so that a noisy machine disturbs both alike; medians are
+reported. Where a step's time goes is measured in steps of its own, since measuring costs time.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from shard.messages import NewSequence, ShardConfig, Step, Work
+from shard.model_folder import ModelUnusable
+from shard.pull import EMBEDDED_MODEL, pull
+from shard.runner import ModelRunner
+from shard.sampler import Sampler
+from shard.stopwatch import Stopwatch, nothing
+
+PREFILL_CHUNK = 512
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Decoding at one batch size and context length; times are medians in milliseconds."""
+
+    batch_size: int
+    context: int
+    step_ms: float
+    products_ms: float
+    ratio: float  # step / products
+    tokens_per_s: float
+    prefill_tokens_per_s: float
+    shares: dict[str, float]  # of a watched step, by kind of operation
+
+
+def measure(runner: ModelRunner, batch_size: int, context: int, num_steps: int) -> Point:
+    """Prefill `batch_size` sequences of `context` random tokens, then time decode steps."""
+    bench = _Decoding(runner, batch_size, context)
+    prefill_s = bench.prefill()
+    for _ in range(2):
+        bench.step()
+        bench.products()
+    steps, products = [], []
+    for _ in range(num_steps):
+        steps.append(bench.step())
+        products.append(bench.products())
+    shares = bench.shares(max(3, num_steps // 4))
+    bench.end()
+    step_ms, products_ms = statistics.median(steps), statistics.median(products)
+    return Point(
+        batch_size,
+        context,
+        round(step_ms, 3),
+        round(products_ms, 3),
+        round(step_ms / products_ms, 3),
+        round(batch_size / step_ms * 1000, 1),
+        round(batch_size * context / prefill_s, 1),
+        shares,
+    )
+
+
+class _Decoding:
+    """A batch that is being decoded, a step at a time."""
+
+    def __init__(self, runner: ModelRunner, batch_size: int, context: int):
+        self._runner = runner
+        self._ids = range(batch_size)
+        self._context = context
+        self._number = 0
+        decoder = runner.decoder
+        like = decoder.embedding
+        widths = {product.shape[1] for product in decoder.products}
+        self._inputs = {width: torch.randn(batch_size, width).to(like) for width in widths}
+        self._synchronize: Callable[[], None] = torch.cuda.synchronize if like.is_cuda else nothing
+
+    def prefill(self) -> float:
+        """Seconds it took."""
+        draw, vocab = random.Random(0), self._runner.decoder.shape.vocab_size
+        prompts = [[draw.randrange(vocab) for _ in range(self._context)] for _ in self._ids]
+        new = [
+            NewSequence(i, 0, prompt, self._context, 1 << 20, ignore_eos=True)
+            for i, prompt in enumerate(prompts)
+        ]
+        started = time.perf_counter()
+        pending = [(i, start) for i in self._ids for start in range(0, self._context, PREFILL_CHUNK)]
+        group = max(1, PREFILL_CHUNK // self._context)
+        for at in range(0, len(pending), group):
+            work = [Work(i, 0, PREFILL_CHUNK) for i, _ in pending[at : at + group]]
+            self._run(work, new if at == 0 else [])
+        return time.perf_counter() - started
+
+    def step(self) -> float:
+        """One token for every sequence; milliseconds."""
+        started = time.perf_counter()
+        self._run([Work(i, 0, 1) for i in self._ids], [])
+        return (time.perf_counter() - started) * 1000
+
+    @torch.inference_mode()
+    def products(self) -> float:
+        """The same step's matrix products alone; milliseconds."""
+        self._synchronize()
+        started = time.perf_counter()
+        for product in self._runner.decoder.products:
+            product(self._inputs[product.shape[1]])
+        self._synchronize()
+        return (time.perf_counter() - started) * 1000
+
+    def shares(self, num_steps: int) -> dict[str, float]:
+        """Share of a step's time by kind of operation."""
+        ops, linear = type(self._runner.ops), type(self._runner.decoder.head)
+        watched: list[tuple[type, str, str]] = [
+            (linear, "__call__", "products"),
+            (linear, "add", "products"),
+            (ops, "attend", "attention"),
+            (ops, "rope_write", "rope + KV write"),
+            (ops, "rms_norm", "norms"),
+            (ops, "silu_mul", "activation"),
+            (Sampler, "choose", "sampling"),
+            (ModelRunner, "make_batch", "batch tensors"),
+        ]
+        watch = Stopwatch(self._runner.decoder.embedding.device)
+        with watch.watching(watched):
+            total_ms = sum(self.step() for _ in range(num_steps))
+        shares = {
+            kind: round(ms / total_ms, 4) for kind, ms in sorted(watch.ms.items(), key=lambda item: -item[1])
+        }
+        return shares | {"rest": round(1 - sum(shares.values()), 4)}
+
+    def end(self) -> None:
+        """Free the blocks."""
+        self._number += 1
+        self._runner.run(Step(self._number, [], drop=[(i, 0) for i in self._ids]))
+
+    def _run(self, work: list[Work], new: list[NewSequence]) -> None:
+        self._number += 1
+        output = self._runner.run(Step(self._number, work, new))
+        if output.preempted:
+            raise MemoryError(
+                "the KV cache is too small for this batch: give --kv-cache-bytes a larger value"
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a table, then one JSON line."""
+    options = _parser().parse_args(arguments)
+    try:
+        runner = ModelRunner(_config(options))
+    except (ModelUnusable, ValueError, OSError, MemoryError) as error:
+        print(f"helios bench engine: {error}", file=sys.stderr)
+        return 1
+    console = Console(stderr=True)
+    points = []
+    for context in options.contexts:
+        for batch_size in options.batch_sizes:
+            with console.status(f"batch {batch_size}, context {context}"):
+                points.append(measure(runner, batch_size, context, options.steps))
+    console.print(_table(points))
+    ready = runner.ready()
+    about = {
+        "model": Path(ready.model).name,
+        "dtype": ready.dtype,
+        "device": ready.device,
+        "ops": runner.ops.name,
+    }
+    print(json.dumps({"bench": "engine", **about, "points": msgspec.to_builtins(points)}))
+    return 0
+
+
+def _config(options: argparse.Namespace) -> ShardConfig:
+    folder = (
+        pull(options.cache_dir)
+        if options.model_id in ("embedded", EMBEDDED_MODEL)
+        else Path(options.model_id)
+    )
+    return ShardConfig(
+        model=str(folder),
+        device=options.device,
+        dtype=options.dtype,
+        block_size=options.block_size,
+        num_layers=options.num_layers,
+        kv_cache_bytes=options.kv_cache_bytes,
+        max_batch_size=max(options.batch_sizes),
+        num_threads=options.num_threads,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="helios bench engine", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--model-id", default="embedded", help="a model folder [the embedded model]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
+    add("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"], help="[%(default)s]")
+    add("--batch-sizes", type=_numbers, default="1,8,32,64", help="sequences in a step [%(default)s]")
+    add("--contexts", type=_numbers, default="256", help="tokens of context [%(default)s]")
+    add("--steps", type=int, default=30, help="timed steps for each point [%(default)s]")
+    add("--num-layers", type=int, help="load only the first this many")
+    add("--num-threads", type=int, help="CPU threads [all cores]")
+    add("--block-size", type=int, default=32, help="tokens in a KV block [%(default)s]")
+    add("--kv-cache-bytes", type=int, default=4 << 30, help="[%(default)s]")
+    add("--cache-dir", type=Path, default=_cache_dir(), help="where models are kept [%(default)s]")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
+
+
+def _table(points: list[Point]) -> Table:
+    table = Table(
+        "batch", "context", "step ms", "products ms", "ratio", "tokens/s", "prefill tokens/s", "time by kind"
+    )
+    for point in points:
+        kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in point.shares.items() if share >= 0.01)
+        numbers = (
+            point.batch_size,
+            point.context,
+            point.step_ms,
+            point.products_ms,
+            point.ratio,
+            point.tokens_per_s,
+        )
+        table.add_row(*map(str, numbers), str(point.prefill_tokens_per_s), kinds)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Driving a runner by hand, the way a router would: prompts in, tokens out."""
+
+from collections.abc import Sequence as Items
+from pathlib import Path
+
+import msgspec
+
+from shard.messages import NewSequence, Sampling, SequenceOutput, ShardConfig, Step, TokenOutput, Work
+from shard.runner import ModelRunner
+
+
+def make_runner(folder: Path, **config) -> ModelRunner:
+    settings = {"dtype": "float32", "kv_cache_bytes": 1 << 24, "block_size": 16, "num_threads": 1} | config
+    return ModelRunner(ShardConfig(model=str(folder), **settings))
+
+
+class Generation(msgspec.Struct):
+    """What came back for one prompt."""
+
+    tokens: list[TokenOutput] = []
+    prompt: list[TokenOutput] = []
+    finish: str | None = None
+    num_preemptions: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+
+def generate(
+    runner: ModelRunner,
+    prompts: Items[list[int]],
+    max_new_tokens: int = 12,
+    sampling: Items[Sampling] | None = None,
+    chunk: int = 512,
+    ignore_eos: bool = True,
+) -> list[Generation]:
+    """Run all prompts together to their ends, `chunk` tokens of each at most per step; replay the preempted."""
+    done = [Generation() for _ in prompts]
+    attempts = [0 for _ in prompts]
+    fresh = list(range(len(prompts)))
+    number = 0
+    while any(generation.finish is None for generation in done):
+        new = [_new(i, attempts[i], prompts[i], done[i], max_new_tokens, sampling, ignore_eos) for i in fresh]
+        live = [i for i, generation in enumerate(done) if generation.finish is None]
+        output = runner.run(Step(number, [Work(i, attempts[i], chunk) for i in live], new))
+        number += 1
+        assert number < 5000, "no progress"
+        for part in output.outputs:
+            _take(done[part.id], part)
+        fresh = [id for id, _ in output.preempted]
+        for id in fresh:
+            attempts[id] += 1
+            done[id].num_preemptions += 1
+            done[id].prompt = []
+    assert len(runner.table) == 0
+    assert runner.table.pool.num_free == runner.table.pool.num_blocks
+    return done
+
+
+def _new(i, attempt, prompt, generation, max_new_tokens, sampling, ignore_eos) -> NewSequence:
+    wanted = sampling[i] if sampling else Sampling()
+    tokens = prompt + generation.ids
+    return NewSequence(i, attempt, tokens, len(prompt), max_new_tokens, ignore_eos, wanted)
+
+
+def _take(generation: Generation, part: SequenceOutput) -> None:
+    generation.tokens += part.tokens
+    generation.prompt += part.prompt
+    generation.finish = part.finish
