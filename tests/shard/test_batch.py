@@ -1,4 +1,4 @@
-"""The table of sequences: nothing runs that is stale, no block is lost or held twice, the oldest always goes on."""
+"""The table of sequences: nothing stale runs, no block is lost or held twice, the oldest always goes on."""
 
 import random
 
@@ -105,17 +105,16 @@ def test_a_longest_sequence_must_fit():
 def test_blocks_are_neither_lost_nor_held_twice():
     """Random steps, ends, drops and preemptions: free and held blocks are always all blocks, once each."""
     draw = random.Random(1)
-    shard, number, next_id, live = table(8, 24), 0, 0, {}
-    for _ in range(3000):
+    shard, next_id, live = table(8, 24), 0, {}
+    for number in range(3000):
+        drops = [(id, 0) for id in live if draw.random() < 0.03]
         fresh = []
         if len(live) < 6 and draw.random() < 0.5:
             fresh = [new(next_id, draw.randint(1, 12), max_new_tokens=draw.randint(1, 10))]
             live[next_id] = 0
             next_id += 1
-        drops = [(id, 0) for id in live if draw.random() < 0.03]
         work = [Work(id, 0, draw.randint(1, 8)) for id in live if draw.random() < 0.9]
         chunks, preempted = shard.plan(Step(number, work, fresh, drops))
-        number += 1
         for id in [id for id, _ in preempted] + [id for id, _ in drops]:
             live.pop(id, None)
         for chunk in chunks:

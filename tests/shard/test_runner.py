@@ -1,4 +1,4 @@
-"""The engine gives what `transformers` gives, whatever the batch, the chunks, the preemptions and the depth."""
+"""The engine gives what `transformers` gives, whatever the batch, chunks, preemptions and depth."""
 
 import json
 import random
