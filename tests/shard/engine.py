@@ -35,7 +35,7 @@ def generate(
     chunk: int = 512,
     ignore_eos: bool = True,
 ) -> list[Generation]:
-    """Run all prompts together to their ends, at most `chunk` tokens of each per step; replay the preempted."""
+    """Run all prompts together to their ends, `chunk` tokens of each per step; replay the preempted."""
     done = [Generation() for _ in prompts]
     attempts = [0 for _ in prompts]
     fresh = list(range(len(prompts)))
