@@ -8,26 +8,43 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shard.model_folder import ModelUnusable, check_family
 
 
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a .gguf file says of itself that transformers does not ask."""
+
+    family: str
+    pre_tokenizer: str
+    head_dim: int | None
+    has_scaled_rope: bool
+    dtype: str  # that loses nothing, or bfloat16
+
+
 def convert_gguf(source: Path, folder: Path) -> None:
     """Write the model in a .gguf file as a complete model folder.
 
     Weights are dequantised: float32 and float16 files keep their type, quantised ones become bfloat16.
-    Raises `ModelUnusable` for a damaged file or an unsupported architecture.
+    Raises `ModelUnusable` for a damaged file or one that cannot be served.
     """
     try:
-        family, pre_tokenizer, dtype = _read_header(source)
+        header = _read_header(source)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ModelUnusable(f"{source} is not a readable GGUF file ({error}): fetch it again.") from None
-    check_family(family, str(source))
+        reason = _first_sentence(error)
+        raise ModelUnusable(f"{source} is not a readable GGUF file ({reason}): fetch it again.") from None
+    check_family(header.family, str(source))
+    if header.has_scaled_rope:
+        raise ModelUnusable(
+            f"{source} scales its positions in a way read from safetensors only: serve that form."
+        )
     with _quiet_transformers():
-        tokenizer = _gguf_tokenizer(source, pre_tokenizer)
-        model = _load_model(source.parent, gguf_file=source.name, dtype=dtype)
+        tokenizer = _gguf_tokenizer(source, header.pre_tokenizer)
+        model = _gguf_model(source, header)
     tokenizer.model_max_length = model.config.max_position_embeddings
     _save(model, folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
@@ -49,26 +66,42 @@ def make_tokenizer(source: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise ModelUnusable(
-            f"No tokenizer could be made from {source} ({_first_sentence(error)}): add its tokenizer.json."
-        ) from None
-    if not tokenizer.is_fast:
-        raise ModelUnusable(f"The tokenizer of {source} has no fast form: add its tokenizer.json.")
+            f"No tokenizer could be made from {source}: add its tokenizer.json "
+            "(a tokenizer.model is read once `pip install sentencepiece protobuf` was run)."
+        ) from error
+    if not tokenizer.is_fast or tokenizer.vocab_size == 0:
+        raise ModelUnusable(f"{source} holds no tokenizer: add its tokenizer.json.")
     tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
-def _read_header(source: Path) -> tuple[str, str, str]:
-    """Architecture, name of the pre-tokenizer and the dtype that loses nothing (or bfloat16)."""
+def _read_header(source: Path) -> GgufHeader:
     from gguf import GGUFReader
 
     reader = GGUFReader(source)
-    fields = {
-        name: field.contents()
-        for name, field in reader.fields.items()
-        if not name.endswith(("tokens", "merges"))
-    }
+
+    def fact(name: str) -> Any:
+        field = reader.get_field(name)
+        return None if field is None else field.contents()
+
+    family = fact("general.architecture")
     matrices = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
-    dtype = {"F32": "float32", "F16": "float16"}.get(matrices.most_common(1)[0][0], "bfloat16")
-    return fields["general.architecture"], fields.get("tokenizer.ggml.pre", ""), dtype
+    scaling = fact(f"{family}.rope.scaling.type") not in (None, "none")
+    return GgufHeader(
+        family=family,
+        pre_tokenizer=fact("tokenizer.ggml.pre") or "",
+        head_dim=fact(f"{family}.attention.key_length"),
+        has_scaled_rope=scaling or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors),
+        dtype={"F32": "float32", "F16": "float16"}.get(matrices.most_common(1)[0][0], "bfloat16"),
+    )
+
+
+def _gguf_model(source: Path, header: GgufHeader) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    if header.head_dim is not None and hasattr(config, "head_dim"):
+        config.head_dim = header.head_dim
+    return _load_model(source.parent, config=config, gguf_file=source.name, dtype=header.dtype)
 
 
 def _gguf_tokenizer(source: Path, pre_tokenizer: str) -> Any:

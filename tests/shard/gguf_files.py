@@ -10,11 +10,13 @@ from safetensors.numpy import load_file
 _CONTROL, _NORMAL = 3, 1
 
 
-def write_gguf(model: Path, path: Path, pre_tokenizer: str = "gpt-2") -> Path:
+def write_gguf(model: Path, path: Path, pre_tokenizer: str = "gpt-2", rope_scaling: str = "") -> Path:
     """The float32 model of a folder (llama or qwen) as a float32 .gguf file."""
     config = json.loads((model / "config.json").read_text())
     writer = gguf.GGUFWriter(path, config["model_type"])
     _add_shape(writer, config)
+    if rope_scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope_scaling))
     _add_tokenizer(writer, model, config, pre_tokenizer)
     names = gguf.get_tensor_name_map(
         getattr(gguf.MODEL_ARCH, config["model_type"].upper()), config["num_hidden_layers"]
@@ -64,7 +66,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, model: Path, config: dict, pre_token
 
 
 def _in_ggml_order(name: str, tensor: np.ndarray, config: dict) -> np.ndarray:
-    """llama.cpp rotates neighbouring pairs, so its llama converter interleaves the halves of queries and keys."""
+    """llama.cpp rotates neighbouring pairs, so its llama converter interleaves heads' halves."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     part = next((part for part in heads if part in name), None)
     if config["model_type"] != "llama" or part is None:
