@@ -86,11 +86,11 @@ def _check_stop(stop: list[str], limits: Limits) -> None:
         raise Invalid("stop", f"strings must have at most {MAX_STOP_CHARACTERS} characters")
 
 
-def check_token_ids(ids: list[int], limits: Limits) -> None:
-    """A prompt given as token ids. Raises `Invalid`."""
+def check_token_ids(field: str, ids: list[int], vocab_size: int) -> None:
+    """Raises `Invalid`."""
     for id in ids:
-        if not (isinstance(id, int) and 0 <= id < limits.vocab_size):
-            raise Invalid("inputs", f"holds {id}, but token ids are from 0 to {limits.vocab_size - 1}")
+        if not (isinstance(id, int) and 0 <= id < vocab_size):
+            raise Invalid(field, f"holds {id}, but token ids are from 0 to {vocab_size - 1}")
 
 
 def is_sampled(asked: Parameters) -> bool:

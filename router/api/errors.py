@@ -81,7 +81,7 @@ def error_response(failure: GenerationFailed, openai: bool) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     return web.Response(
         body=error_body(failure, openai),
-        status=failure.status,
+        status=424 if failure.status == 499 else failure.status,  # aborted, and the client is still there
         headers=headers,
         content_type="application/json",
     )

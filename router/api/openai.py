@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from aiohttp import web
 
@@ -29,7 +28,6 @@ from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Mod
 from router.api.respond import json_response
 from router.api.service import Answer, Service, answers_of, label_of
 from router.api.sse import stream
-from router.chat_template import ChatTemplateError
 from router.request import Request, Spec
 
 
@@ -62,7 +60,7 @@ class OpenAIApi:
             call = chat_call(asked)
             messages = messages_of(asked)
             self._admit(call, ["".join(message["content"] or "" for message in messages)])
-            prompt = self._chat_prompt(messages, asked.add_generation_prompt is not False)
+            prompt = self._service.chat_prompt(messages, asked.add_generation_prompt is not False)
             specs = await self._specs(http, call, [prompt], add_special_tokens=False)
         shape = ChatShape(self._service.tokenizer, bool(asked.logprobs))
         return await self._run(http, call, shape, specs)
@@ -86,12 +84,6 @@ class OpenAIApi:
             raise Invalid("n", f"times the prompts must be <= {most}. Given: {call.per_prompt}")
         self._service.admit(prompts, call.per_prompt)
 
-    def _chat_prompt(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        try:
-            return self._service.tokenizer.apply_chat_template(messages, add_generation_prompt)
-        except ChatTemplateError as error:
-            raise Invalid("messages", f"do not fit: {error}") from None
-
     def _text(self, prompt: str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self._service.tokenizer.decode(prompt)
 
@@ -112,7 +104,7 @@ class OpenAIApi:
     ) -> list[int]:
         if isinstance(prompt, str):
             return await self._service.encode(prompt, add_special_tokens)
-        bounds.check_token_ids(prompt, limits)
+        bounds.check_token_ids("inputs", prompt, limits.vocab_size)
         return prompt
 
     async def _run(

@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from router.api.bounds import Limits, limits_of
-from router.api.errors import Refused
+from router.api.errors import Invalid, Refused
+from router.chat_template import ChatTemplateError
 from router.config import Config
 from router.dispatcher import Dispatcher
 from router.request import Finished, GenerationFailed, Request, Spec
@@ -86,6 +88,13 @@ class Service:
         if len(text) <= _MAX_INLINE_CHARACTERS:
             return self.tokenizer.encode(text, add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+
+    def chat_prompt(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        """Raises `Invalid` when the model's template refuses the conversation, or there is none."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt)
+        except ChatTemplateError as error:
+            raise Invalid("messages", f"cannot be made into a prompt: {error}") from None
 
     @contextmanager
     def running(self, specs: list[Spec]) -> Iterator[list[Request]]:

@@ -1,6 +1,7 @@
 """Server-sent events: what some requests bring, written as it comes, one write for all that came together."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
@@ -9,6 +10,8 @@ from aiohttp import web
 from router.api.arrival import FAILURE
 from router.request import Finished, GenerationFailed, Request
 from router.tokenizer import Token
+
+log = logging.getLogger(__name__)
 
 Batch = tuple[int, list[Token | Finished]]  # which of the requests, and its news
 
@@ -45,13 +48,23 @@ async def stream(
         async for index, news in batches:
             await response.write(format.events(index, news))
         await response.write(format.end())
-    except GenerationFailed as error:
-        http[FAILURE] = error.kind
-        await response.write(format.failure(error))
+        await response.write_eof()
+    except ConnectionError:
+        http[FAILURE] = "dropped"
+    except Exception as error:
+        failure = _failure_of(error)
+        http[FAILURE] = failure.kind
+        await response.write(format.failure(failure))
     finally:
         await batches.aclose()
-    await response.write_eof()
     return response
+
+
+def _failure_of(error: Exception) -> GenerationFailed:
+    if isinstance(error, GenerationFailed):
+        return error
+    log.error("a stream failed", exc_info=error)
+    return GenerationFailed("The server failed; its log says more.", "incomplete_generation", 500)
 
 
 async def _merged(requests: list[Request]) -> AsyncGenerator[Batch]:

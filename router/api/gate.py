@@ -1,0 +1,84 @@
+"""What happens to every call around its handler: keys, counting, common headers, errors made into JSON."""
+
+import asyncio
+import logging
+
+from aiohttp import web
+
+from router.api.arrival import ARRIVED, FAILURE
+from router.api.errors import Refused, error_response, from_http_exception, is_openai
+from router.api.guard import Cors, Keys
+from router.api.route import Handler, Route
+from router.api.service import Service
+from router.request import GenerationFailed
+from telemetry.prometheus import TgiMetrics
+
+log = logging.getLogger(__name__)
+
+
+class Gate:
+    """A middleware and a signal for the application."""
+
+    def __init__(self, service: Service, routes: list[Route], metrics: TgiMetrics):
+        config = service.config
+        self._service = service
+        self._metrics = metrics
+        self._keys = Keys(config.api_key, config.admin_key)
+        self._cors = Cors(config.cors_allow_origin)
+        self._routes = {(route.method, route.path): route for route in routes}
+
+    def install(self, app: web.Application) -> None:
+        app.middlewares.append(web.middleware(self._answer))
+        app.on_response_prepare.append(self._add_headers)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The only place where an error becomes a response."""
+        request[ARRIVED] = asyncio.get_running_loop().time()
+        try:
+            return self._cors.preflight(request) or await self._guarded(request, handler)
+        except GenerationFailed as error:
+            failure = error
+        except web.HTTPException as error:
+            failure = from_http_exception(error, request.method, request.path)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            failure = Refused("The server failed; its log says more.", 500, "incomplete_generation")
+        return error_response(failure, is_openai(request.path))
+
+    async def _guarded(self, http: web.Request, handler: Handler) -> web.StreamResponse:
+        route = self._route(http)
+        if route is None:
+            return await handler(http)  # aiohttp's own refusal
+        self._keys.check(http, route.guard)
+        return await (self._counted(http, handler) if route.generates else handler(http))
+
+    def _route(self, http: web.Request) -> Route | None:
+        resource = http.match_info.route.resource
+        method = "GET" if http.method == "HEAD" else http.method
+        return None if resource is None else self._routes.get((method, resource.canonical))
+
+    async def _counted(self, http: web.Request, handler: Handler) -> web.StreamResponse:
+        """Each generation call ends in success or in one kind of failure."""
+        self._metrics.request_count.inc()
+        failure: str | None = "dropped"  # TGI's word for a client that has gone
+        try:
+            response = await handler(http)
+            failure = http.get(FAILURE)
+            return response
+        except GenerationFailed as error:
+            failure = error.kind
+            raise
+        except Exception:
+            failure = "incomplete_generation"
+            raise
+        finally:
+            if failure is None:
+                self._metrics.request_success.inc()
+            else:
+                self._metrics.request_failure.labels(failure).inc()
+
+    async def _add_headers(self, http: web.Request, response: web.StreamResponse) -> None:
+        headers = response.headers
+        headers.update(self._cors.headers(http))
+        headers.setdefault("x-helios-model", self._service.model)
+        headers.setdefault("x-helios-version", self._service.version)

@@ -1,0 +1,109 @@
+"""The OpenAPI 3.1 document, made from the routes and the structs of their bodies."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from router.api.errors import NativeError, OpenAIError, is_openai
+from router.api.guard import Guard
+from router.api.route import Route
+
+Json = dict[str, Any]
+
+_FAILURES = {
+    "400": "Not JSON",
+    "401": "No or a wrong key",
+    "413": "Too large",
+    "415": "Another media type than JSON",
+    "422": "A field is missing, of the wrong type or out of bounds",
+    "424": "The generation failed",
+    "429": "Too much to do already; see Retry-After",
+    "500": "A fault of the server",
+}
+_ONLY_GENERATIONS = ("424", "429")
+
+
+def document(routes: list[Route], version: str) -> Json:
+    """Of OpenAPI 3.1, whose schemas are JSON Schema as msgspec writes it."""
+    types = _types(routes)
+    references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schemas = dict(zip(map(repr, types), references, strict=True))
+    paths: dict[str, Json] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Helios",
+            "version": version,
+            "description": "Text generation with early-exit language models, in TGI's and OpenAI's dialects.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {guard.name.lower(): _BEARER for guard in (Guard.KEY, Guard.ADMIN)},
+        },
+    }
+
+
+_BEARER = {"type": "http", "scheme": "bearer"}
+
+
+def _types(routes: Iterable[Route]) -> list[Any]:
+    """All types of bodies, each once."""
+    bodies = [body for route in routes for body in (route.takes, route.gives, route.streams)]
+    types = [type for body in bodies for type in _alternatives(body)]
+    return list({repr(type): type for type in [*types, NativeError, OpenAIError]}.values())
+
+
+def _alternatives(body: Any) -> tuple[Any, ...]:
+    if body is None:
+        return ()
+    return body if isinstance(body, tuple) else (body,)
+
+
+def _schema(body: Any, schemas: dict[str, Json]) -> Json:
+    found = [schemas[repr(type)] for type in _alternatives(body)]
+    return found[0] if len(found) == 1 else {"anyOf": found}
+
+
+def _operation(route: Route, schemas: dict[str, Json]) -> Json:
+    operation: Json = {
+        "tags": [route.group],
+        "summary": route.summary,
+        "operationId": re.sub(r"\W+", "_", route.operation).strip("_").lower(),
+        "responses": {"200": _success(route, schemas)} | _failures(route, schemas),
+        "security": [] if route.guard is Guard.OPEN else [{route.guard.name.lower(): []}],
+    }
+    if route.takes is not None:
+        body = _schema(route.takes, schemas)
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    names = re.findall(r"{(\w+)}", route.path)
+    if names:
+        text = {"in": "path", "required": True, "schema": {"type": "string"}}
+        operation["parameters"] = [{"name": name} | text for name in names]
+    return operation
+
+
+def _success(route: Route, schemas: dict[str, Json]) -> Json:
+    content = {}
+    if route.gives is not None:
+        content[route.media_type] = {"schema": _schema(route.gives, schemas)}
+    if route.streams is not None:
+        content["text/event-stream"] = {"schema": _schema(route.streams, schemas)}
+    return {"description": "OK"} | ({"content": content} if content else {})
+
+
+def _failures(route: Route, schemas: dict[str, Json]) -> Json:
+    if route.guard is Guard.OPEN:
+        return {}
+    error = schemas[repr(OpenAIError if is_openai(route.path) else NativeError)]
+    content = {"application/json": {"schema": error}}
+    statuses = _FAILURES if route.method == "POST" else {"401": _FAILURES["401"]}
+    return {
+        status: {"description": why, "content": content}
+        for status, why in statuses.items()
+        if route.generates or status not in _ONLY_GENERATIONS
+    }

@@ -1,0 +1,127 @@
+"""Inspection and operation under `/ops`: state, requests, drain, resume, abort."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+from aiohttp import web
+
+from router.api.decode import decode, read_body
+from router.api.errors import Invalid, Refused
+from router.api.ops_structs import (
+    Aborted,
+    AbortRequest,
+    Moment,
+    RequestReport,
+    RequestRow,
+    Requests,
+    ShardChoice,
+    ShardRow,
+    StateReport,
+)
+from router.api.respond import json_response
+from router.api.service import Service
+from router.request import GenerationFailed, Request, Status
+
+
+class OpsApi:
+    """Handlers of `/ops`. `is_redis_ok` tells whether telemetry is being kept."""
+
+    def __init__(self, service: Service, is_redis_ok: Callable[[], bool]):
+        self._service = service
+        self._dispatcher = service.dispatcher
+        self._is_redis_ok = is_redis_ok
+
+    async def state(self, http: web.Request) -> web.Response:
+        return json_response(self._state())
+
+    async def requests(self, http: web.Request) -> web.Response:
+        now = asyncio.get_running_loop().time()
+        return json_response(Requests([_row(request, now) for request in self._dispatcher.requests()]))
+
+    async def request(self, http: web.Request) -> web.Response:
+        request = self._find(http.match_info["id"])
+        return json_response(_report(request, asyncio.get_running_loop().time()))
+
+    async def drain(self, http: web.Request) -> web.Response:
+        """Give a shard, or all, nothing new; what runs there goes on."""
+        return self._tell(self._dispatcher.drain, await read_body(http))
+
+    async def resume(self, http: web.Request) -> web.Response:
+        return self._tell(self._dispatcher.resume, await read_body(http))
+
+    async def abort(self, http: web.Request) -> web.Response:
+        asked = decode(await read_body(http), AbortRequest)
+        request = self._find(str(asked.request_id))
+        is_live = request.status is not Status.FINISHED
+        self._dispatcher.abort(request, "The request was aborted by an operator.")
+        return json_response(Aborted(is_live))
+
+    def _tell(self, command: Callable[[int | None], None], body: bytes) -> web.Response:
+        asked = decode(body, ShardChoice) if body.strip() else ShardChoice()
+        try:
+            command(asked.shard)
+        except KeyError:
+            known = ", ".join(str(shard.id) for shard in self._dispatcher.state().shards)
+            raise Invalid("shard", f"must be one of {known}. Given: {asked.shard}") from None
+        return json_response(self._state())
+
+    def _find(self, id: str) -> Request:
+        request = self._dispatcher.find(int(id)) if id.isdecimal() else None
+        if request is None:
+            message = f"There is no request {id}: it is unknown, or it ended long ago."
+            raise Refused(message, 404, "request_not_found", field="request_id")
+        return request
+
+    def _state(self) -> StateReport:
+        state = self._dispatcher.state()
+        return StateReport(
+            deployment=self._service.config.deployment,
+            objective=None,
+            shards=[ShardRow(**msgspec.structs.asdict(s), exit_mode="full", waiting=0) for s in state.shards],
+            candidates=[],
+            pinned=None,
+            redis="ok" if self._is_redis_ok() else "lost",
+            running=state.running,
+            waiting=state.waiting,
+            queued_tokens=state.queued_tokens,
+            is_draining=state.is_draining,
+        )
+
+
+def _row(request: Request, now: float) -> RequestRow:
+    return RequestRow(
+        id=request.id,
+        label=request.spec.label,
+        status=request.status.value,
+        outcome=_outcome(request),
+        shard=request.shard,
+        model=request.model,
+        version=request.version,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_computed_tokens=request.num_computed_tokens,
+        num_generated_tokens=len(request.outputs),
+        max_new_tokens=request.spec.max_new_tokens,
+        priority=request.spec.priority,
+        num_preemptions=request.num_preemptions,
+        num_shard_deaths=request.num_shard_deaths,
+        age_ms=round(1000 * (now - request.timeline.arrived), 1),
+    )
+
+
+def _outcome(request: Request) -> str | None:
+    outcome = request.outcome
+    if outcome is None:
+        return None
+    return outcome.kind if isinstance(outcome, GenerationFailed) else outcome.value
+
+
+def _report(request: Request, now: float) -> RequestReport:
+    line = request.timeline
+    moments = [("arrived", line.arrived), ("started", line.started), ("first_token", line.first_token)]
+    ending = _outcome(request)
+    if ending is not None:
+        moments.append((f"finished: {ending}", line.finished))
+    timeline = [Moment(round(1000 * (at - line.arrived), 3), what) for what, at in moments if at is not None]
+    error = str(request.outcome) if isinstance(request.outcome, GenerationFailed) else None
+    return RequestReport(_row(request, now), timeline, request.mean_exit_layer, error)

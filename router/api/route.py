@@ -1,0 +1,41 @@
+"""What one route is."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from router.api.guard import Guard
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Route(msgspec.Struct, frozen=True):
+    """An operation, such as `POST /generate`. Bodies are types; a tuple means one of several."""
+
+    operation: str
+    handler: Handler
+    summary: str
+    takes: Any = None
+    gives: Any = None
+    streams: Any = None  # one event
+    media_type: str = "application/json"  # of what it gives
+    guard: Guard = Guard.KEY
+    generates: bool = False  # counted, and never answered with 503
+
+    @property
+    def method(self) -> str:
+        return self.operation.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        return self.operation.partition(" ")[2]
+
+    @property
+    def group(self) -> str:
+        if self.path.startswith("/v1/"):
+            return "OpenAI"
+        if self.path.startswith("/ops"):
+            return "Operation"
+        return "Text" if self.method == "POST" else "Server"

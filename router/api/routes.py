@@ -1,0 +1,121 @@
+"""All routes but the documents'. They are served, guarded and documented from these lists."""
+
+from functools import partial
+
+from router.api.guard import Guard
+from router.api.invocations import Invocations
+from router.api.native import NativeApi
+from router.api.native_structs import (
+    ChatTokenized,
+    CompatRequest,
+    DetokenizedText,
+    DetokenizeRequest,
+    GenerateRequest,
+    GenerateResponse,
+    Info,
+    StreamEvent,
+    TokenizedText,
+    TokenizeRequest,
+)
+from router.api.openai import OpenAIApi
+from router.api.openai_structs import (
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    Models,
+)
+from router.api.ops import OpsApi
+from router.api.ops_structs import Aborted, AbortRequest, RequestReport, Requests, ShardChoice, StateReport
+from router.api.route import Route
+from router.api.status import StatusApi
+from router.api.text import TextApi
+from router.tokenizer import Span
+
+
+def native_routes(api: NativeApi) -> list[Route]:
+    route = partial(Route, generates=True)
+    answers = list[GenerateResponse]
+    return [
+        route("POST /generate", api.generate, "Generate text.", GenerateRequest, GenerateResponse),
+        route(
+            "POST /generate_stream",
+            api.generate_stream,
+            "Generate text, one event per token.",
+            GenerateRequest,
+            streams=StreamEvent,
+        ),
+        route("POST /", api.compat, "Generate text, streamed or not.", CompatRequest, answers, StreamEvent),
+    ]
+
+
+def openai_routes(api: OpenAIApi) -> list[Route]:
+    route = partial(Route, generates=True)
+    return [
+        route(
+            "POST /v1/chat/completions",
+            api.chat,
+            "Answer a conversation.",
+            ChatRequest,
+            ChatCompletion,
+            ChatChunk,
+        ),
+        route(
+            "POST /v1/completions",
+            api.completions,
+            "Continue a text, or score one.",
+            CompletionRequest,
+            Completion,
+            Completion,
+        ),
+        Route("GET /v1/models", api.models, "What is served.", gives=Models),
+    ]
+
+
+def invocation_routes(native: NativeApi, openai: OpenAIApi) -> list[Route]:
+    return [
+        Route(
+            "POST /invocations",
+            Invocations(native, openai).invoke,
+            "SageMaker: any of the bodies that generate.",
+            (CompatRequest, ChatRequest, CompletionRequest),
+            (list[GenerateResponse], ChatCompletion, Completion),
+            (StreamEvent, ChatChunk, Completion),
+            generates=True,
+        )
+    ]
+
+
+def text_routes(api: TextApi) -> list[Route]:
+    tokenized = (list[Span], TokenizedText)
+    return [
+        Route("POST /tokenize", api.tokenize, "Tokens of a text.", TokenizeRequest, tokenized),
+        Route("POST /detokenize", api.detokenize, "Text of tokens.", DetokenizeRequest, DetokenizedText),
+        Route(
+            "POST /chat_tokenize", api.chat_tokenize, "Tokens of a conversation.", ChatRequest, ChatTokenized
+        ),
+    ]
+
+
+def status_routes(api: StatusApi) -> list[Route]:
+    route = partial(Route, guard=Guard.OPEN)
+    return [
+        Route("GET /info", api.info, "The model and the limits.", gives=Info),
+        route("GET /health", api.health, "Could it generate? 503 if not."),
+        route("GET /livez", api.livez, "Is the process alive?"),
+        route("GET /readyz", api.readyz, "Should it be sent requests? 503 while it loads or drains."),
+        route("GET /metrics", api.metrics, "Metrics for Prometheus.", gives=str, media_type="text/plain"),
+    ]
+
+
+def ops_routes(api: OpsApi) -> list[Route]:
+    route = partial(Route, guard=Guard.ADMIN)
+    return [
+        route("GET /ops/state", api.state, "Shards and queue.", gives=StateReport),
+        route("GET /ops/requests", api.requests, "Live requests and the last that ended.", gives=Requests),
+        route("GET /ops/requests/{id}", api.request, "The time line of one.", gives=RequestReport),
+        route("POST /ops/drain", api.drain, "Give a shard nothing new.", ShardChoice, StateReport),
+        route("POST /ops/resume", api.resume, "Undo drain.", ShardChoice, StateReport),
+        route("POST /ops/abort", api.abort, "End a request.", AbortRequest, Aborted),
+    ]

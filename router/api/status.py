@@ -1,0 +1,82 @@
+"""What the server is and how it is: `/info`, health, liveness, readiness, metrics."""
+
+from aiohttp import web
+
+from router.api.errors import NativeError
+from router.api.native_structs import Info
+from router.api.respond import json_response
+from router.api.service import Service
+from telemetry.prometheus import CONTENT_TYPE, Metrics
+
+VERSION = "0.1.0"
+
+
+class StatusApi:
+    """Handlers that only look. Health, liveness and readiness are three questions."""
+
+    def __init__(self, service: Service, metrics: Metrics):
+        self._service = service
+        self._metrics = metrics
+
+    async def info(self, http: web.Request) -> web.Response:
+        return json_response(self._info())
+
+    async def health(self, http: web.Request) -> web.Response:
+        """TGI's question: could it generate? Also while it drains."""
+        shards = self._service.dispatcher.state().shards
+        if any(shard.state in ("serving", "draining") for shard in shards):
+            return web.Response()
+        return json_response(NativeError("unhealthy", "healthcheck"), status=503)
+
+    async def livez(self, http: web.Request) -> web.Response:
+        """Is the process alive? It answers."""
+        return web.Response()
+
+    async def readyz(self, http: web.Request) -> web.Response:
+        """Should it be sent requests? Not while it loads or drains."""
+        if self._service.dispatcher.is_ready:
+            return web.Response()
+        return json_response(NativeError("not ready", "healthcheck"), status=503)
+
+    async def metrics(self, http: web.Request) -> web.Response:
+        self._look()
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    def _look(self) -> None:
+        """Take what is a state rather than an event."""
+        state = self._service.dispatcher.state()
+        tgi, helios, model = self._metrics.tgi, self._metrics.helios, self._service.model
+        tgi.queue_size.set(state.waiting)
+        tgi.batch_current_size.set(state.running)
+        helios.requests_waiting.labels(model).set(state.waiting)
+        helios.requests_running.labels(model).set(state.running)
+        helios.queued_tokens.labels(model).set(state.queued_tokens)
+        helios.shards_serving.labels(model).set(sum(shard.state == "serving" for shard in state.shards))
+
+    def _info(self) -> Info:
+        config, dispatcher = self._service.config, self._service.dispatcher
+        ready = dispatcher.limits
+        limits = None if ready is None else self._service.limits()
+        return Info(
+            model_id=self._service.model,
+            model_sha=config.revision,
+            model_dtype=None if ready is None else ready.dtype,
+            model_device_type=None if ready is None else ready.device,
+            max_concurrent_requests=config.max_concurrent_requests,
+            max_best_of=config.max_best_of,
+            max_stop_sequences=config.max_stop_sequences,
+            max_input_tokens=None if limits is None else limits.max_input_tokens,
+            max_input_length=None if limits is None else limits.max_input_tokens,
+            max_total_tokens=None if limits is None else limits.max_total_tokens,
+            max_batch_total_tokens=None if ready is None else ready.num_blocks * ready.block_size,
+            max_batch_size=config.max_batch_size,
+            max_client_batch_size=config.max_client_batch_size,
+            version=VERSION,
+            deployment=config.deployment,
+            model_version=None if ready is None else ready.version,
+            num_layers=None if ready is None else ready.num_layers,
+            depth=None if ready is None else ready.depth,
+            supports_exact=ready is not None and ready.depth == ready.num_layers,
+            num_shards=config.num_replicas,
+            is_ready=dispatcher.is_ready,
+        )

@@ -1,0 +1,117 @@
+"""The wiring of the router, and its life: start, serve until told to stop, drain, end."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from router.api.docs import DocsApi
+from router.api.gate import Gate
+from router.api.native import NativeApi
+from router.api.openai import OpenAIApi
+from router.api.ops import OpsApi
+from router.api.route import Route
+from router.api.routes import (
+    invocation_routes,
+    native_routes,
+    openai_routes,
+    ops_routes,
+    status_routes,
+    text_routes,
+)
+from router.api.service import Service
+from router.api.status import VERSION, StatusApi
+from router.api.text import TextApi
+from router.config import Config
+from router.dispatcher import Dispatcher
+from router.observe import MetricsObserver
+from router.tokenizer import Tokenizer
+from telemetry.prometheus import Metrics
+
+_BACKLOG = 2048  # connections that may wait to be accepted: a burst is refused in JSON, not by the kernel
+_LAST_WRITES_S = 5.0  # for answers that are complete, but not yet sent when the server ends
+
+
+async def serve(
+    config: Config,
+    model_path: Path,
+    stop: asyncio.Event,
+    announce: Callable[[str], None],
+    is_redis_ok: Callable[[], bool] = lambda: False,
+) -> None:
+    """Serve from a complete model folder until `stop` is set, then finish what runs and end the shards.
+
+    It listens at once, and is ready when `announce` gets the address. Raises what `Dispatcher.start` raises,
+    OSError if it cannot listen or the folder has no tokenizer.
+    """
+    tokenizer = Tokenizer.load(model_path, config.tokenizer_config_path)
+    dispatcher = Dispatcher(config, model_path, tokenizer.detokenizer)
+    metrics = Metrics()
+    dispatcher.add_observer(MetricsObserver(metrics, config.model_name))
+    service = Service(config, dispatcher, tokenizer, model_path)
+    async with _listening(build_app(service, metrics, is_redis_ok), config) as address:
+        try:
+            if await _starts(dispatcher, stop):
+                gc.freeze()  # what start-up made stays: no need to look through it again
+                announce(address)
+                await stop.wait()
+        finally:
+            await dispatcher.stop(drain=True)
+
+
+def build_app(service: Service, metrics: Metrics, is_redis_ok: Callable[[], bool]) -> web.Application:
+    """The HTTP side alone, for a dispatcher that someone else starts and stops."""
+    app = web.Application(client_max_size=service.config.payload_limit)
+    routes = _routes(service, metrics, is_redis_ok)
+    Gate(service, routes, metrics.tgi).install(app)
+    app.add_routes([_definition(route) for route in routes])
+    return app
+
+
+def _routes(service: Service, metrics: Metrics, is_redis_ok: Callable[[], bool]) -> list[Route]:
+    native, openai = NativeApi(service), OpenAIApi(service)
+    routes = [
+        *native_routes(native),
+        *openai_routes(openai),
+        *invocation_routes(native, openai),
+        *text_routes(TextApi(service)),
+        *status_routes(StatusApi(service, metrics)),
+        *ops_routes(OpsApi(service, is_redis_ok)),
+    ]
+    return routes + DocsApi(routes, VERSION).routes
+
+
+def _definition(route: Route) -> web.RouteDef:
+    make = web.get if route.method == "GET" else web.post
+    return make(route.path, route.handler)
+
+
+@contextlib.asynccontextmanager
+async def _listening(app: web.Application, config: Config) -> AsyncIterator[str]:
+    """Accept connections; yields the address. A client that goes away cancels its handler."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_WRITES_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, config.hostname, config.port, backlog=_BACKLOG).start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+async def _starts(dispatcher: Dispatcher, stop: asyncio.Event) -> bool:
+    """Start the shards; False if told to stop before one of them serves."""
+    starting = asyncio.create_task(dispatcher.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+        return starting.done()
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)

@@ -1,0 +1,117 @@
+"""Every metric that /metrics shows, by name: TGI's, so that its dashboards go on working, and our own.
+
+Knows nothing of where the numbers come from. Durations are in seconds, as Prometheus wants them.
+"""
+
+import re
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = tuple(round(0.0005 * 2**n, 4) for n in range(19))  # 0.5 ms .. 131 s
+_TOKENS = tuple(2**n for n in range(18))  # 1 .. 131072
+_SEQUENCES = tuple(2**n for n in range(11))  # 1 .. 1024
+# The client library gives every counter a suffix, TGI's have none.
+_TGI_COUNTER = re.compile(rb"\b(tgi_\w+)_total\b")
+
+
+class Metrics:
+    """All metrics of a process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self.tgi = TgiMetrics(self._registry)
+        self.helios = HeliosMetrics(self._registry)
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return _TGI_COUNTER.sub(rb"\1", generate_latest(self._registry))
+
+
+class TgiMetrics:
+    """TGI's names and meanings. `err` is an error_type; `method` is prefill for a step with any of it, or decode.
+
+    Left out is what has no counterpart here: filtering, concatenating and decoding of batches.
+    """
+
+    def __init__(self, registry: CollectorRegistry):
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(f"tgi_{name}", help, labels, registry=registry)
+
+        def gauge(name: str, help: str) -> Gauge:
+            return Gauge(f"tgi_{name}", help, registry=registry)
+
+        def seconds(name: str, help: str, *labels: str) -> Histogram:
+            return Histogram(f"tgi_{name}", help, labels, registry=registry, buckets=_SECONDS)
+
+        def tokens(name: str, help: str) -> Histogram:
+            return Histogram(f"tgi_{name}", help, registry=registry, buckets=_TOKENS)
+
+        self.request_count = counter("request_count", "Generation calls.")
+        self.request_success = counter("request_success", "Generation calls that were answered.")
+        self.request_failure = counter("request_failure", "Generation calls that failed.", "err")
+        self.request_duration = seconds("request_duration", "From arrival to the last token.")
+        self.request_validation_duration = seconds("request_validation_duration", "Checking and encoding.")
+        self.request_queue_duration = seconds("request_queue_duration", "Waiting for a batch.")
+        self.request_inference_duration = seconds("request_inference_duration", "In a batch.")
+        self.request_mean_time_per_token_duration = seconds(
+            "request_mean_time_per_token_duration", "Time in a batch by generated tokens."
+        )
+        self.request_input_length = tokens("request_input_length", "Prompt tokens.")
+        self.request_max_new_tokens = tokens("request_max_new_tokens", "Tokens asked for at most.")
+        self.request_generated_tokens = tokens("request_generated_tokens", "Tokens generated.")
+        self.queue_size = gauge("queue_size", "Requests that wait.")
+        self.batch_current_size = gauge("batch_current_size", "Sequences that run, on all shards.")
+        self.batch_current_max_tokens = gauge("batch_current_max_tokens", "Tokens the KV cache has room for.")
+        self.batch_next_size = Histogram(
+            "tgi_batch_next_size", "Sequences in a step.", registry=registry, buckets=_SEQUENCES
+        )
+        self.batch_inference_count = counter("batch_inference_count", "Steps sent.", "method")
+        self.batch_inference_success = counter("batch_inference_success", "Steps done.", "method")
+        self.batch_inference_duration = seconds("batch_inference_duration", "Steps, idle time too.", "method")
+        self.batch_forward_duration = seconds("batch_forward_duration", "Steps, on the device.", "method")
+
+
+class HeliosMetrics:
+    """Our own, all labelled with the model."""
+
+    def __init__(self, registry: CollectorRegistry):
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(f"helios_{name}", help, ("model", *labels), registry=registry)
+
+        def gauge(name: str, help: str, *labels: str) -> Gauge:
+            return Gauge(f"helios_{name}", help, ("model", *labels), registry=registry)
+
+        def seconds(name: str, help: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"helios_{name}_seconds", help, ("model", *labels), registry=registry, buckets=_SECONDS
+            )
+
+        self.ttft = seconds("ttft", "From a request's arrival to its first token.")
+        self.itl = seconds("itl", "Between one token of a request and the next.")
+        self.e2e = seconds("e2e", "From a request's arrival to its end.")
+        self.queue = seconds("queue", "From a request's arrival to its first step.")
+        self.requests = counter("requests", "Requests that ended.", "outcome")
+        self.requests_running = gauge("requests_running", "Requests that a shard holds.")
+        self.requests_waiting = gauge("requests_waiting", "Requests in the queue.")
+        self.queued_tokens = gauge("queued_tokens", "Prompt tokens in the queue.")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests taken in.")
+        self.tokens = counter("tokens", "Generated tokens, by the layer they were taken at.", "exit_layer")
+        self.preemptions = counter("preemptions", "Requests that lost their blocks and began again.")
+        self.replays = counter("replays", "Requests that went on after their shard's death.")
+        self.kv_blocks = gauge("kv_blocks", "Blocks of KV cache.", "shard")
+        self.kv_blocks_free = gauge("kv_blocks_free", "Blocks of KV cache that nothing holds.", "shard")
+        self.step = seconds("step", "Time of a step on the device.", "shard")
+        self.busy = counter("shard_busy_seconds", "Time in steps.", "shard")
+        self.idle = counter("shard_idle_seconds", "Time between steps while there was work.", "shard")
+        self.shard_deaths = counter("shard_deaths", "Shards that ended or hung.", "shard")
+        self.shards_serving = gauge("shards_serving", "Shards that take requests.")
