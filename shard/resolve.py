@@ -6,6 +6,7 @@ complete folder is answered from its files alone, in milliseconds.
 
 import argparse
 import hashlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,7 @@ def _say(sentence: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clearing up, and pip with it
     parser = argparse.ArgumentParser(prog="python -m shard.resolve", description="Find or fetch a model.")
     parser.add_argument("model_id")
     parser.add_argument("--revision")
@@ -114,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModelUnusable as error:
         print(f"helios: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
