@@ -64,7 +64,7 @@ def make_tokenizer(source: Path, folder: Path) -> None:
     try:
         with _quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower
         raise ModelUnusable(
             f"No tokenizer could be made from {source}: add its tokenizer.json "
             "(a tokenizer.model is read once `pip install sentencepiece protobuf` was run)."

@@ -68,6 +68,8 @@ def _listing(model_id: str, revision: str | None) -> list[str]:
 def _cached(model_id: str, revision: str | None, error: Exception) -> Path:
     try:
         return Path(snapshot_download(model_id, revision=revision, local_files_only=True))
+    except errors.IncompleteSnapshotError as incomplete:
+        return Path(incomplete.snapshot_path)  # of the whole repository; the caller sees what is missing
     except errors.LocalEntryNotFoundError:
         raise ModelUnusable(
             f"{model_id} is not on this machine and the hub cannot be reached ({_short(error)}): check the "
