@@ -144,6 +144,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         options.check(self)
+        if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ConfigError("redis_url", "redis_url must begin with redis://, rediss:// or unix://.")
         self._check_lengths()
         self._check_shards()
 

@@ -1,10 +1,14 @@
 """Is Redis there? Asked every few seconds beside everything else, so that nobody has to wait to know."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator, Callable
 
 import redis.asyncio
 from redis.exceptions import RedisError
+
+from telemetry.embedded import EmbeddedRedis, find_server
 
 log = logging.getLogger(__name__)
 
@@ -57,3 +61,35 @@ class RedisWatch:
             return bool(await self._client.ping())
         except (RedisError, OSError):
             return False
+
+
+@contextlib.asynccontextmanager
+async def watching(url: str | None) -> AsyncIterator[Callable[[], bool]]:
+    """Over the Redis at `url`; None: over an embedded one that lives as long. Yields whether it answers.
+
+    That there is none, or that it does not start, is a warning: nothing but telemetry needs it.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        address = url or await _embedded_url(stack)
+        if address is None:
+            yield lambda: False
+            return
+        watch = RedisWatch(address)
+        stack.push_async_callback(watch.stop)
+        await watch.start()
+        yield lambda: watch.is_ok
+
+
+async def _embedded_url(stack: contextlib.AsyncExitStack) -> str | None:
+    binary = find_server()
+    if binary is None:
+        log.warning("No redis-server was found: serving without telemetry that lasts.")
+        return None
+    server = EmbeddedRedis(binary)
+    stack.push_async_callback(server.stop)
+    try:
+        await server.start()
+    except OSError as error:
+        log.warning("Serving without telemetry that lasts: %s", error)
+        return None
+    return server.url

@@ -59,6 +59,8 @@ def example(option):
         return str(number), number
     if option.name == "shard_addresses":
         return "tcp://one:1,tcp://two:2", ("tcp://one:1", "tcp://two:2")
+    if option.name == "redis_url":
+        return "redis://somewhere", "redis://somewhere"
     text = option.choices[-1] if option.choices else "something"
     return text, (text,) if option.is_many else text
 
@@ -112,6 +114,7 @@ def test_bytes_have_units(text, count, toml):
             "max_batch_prefill_tokens (8) must be at least max_batch_size (16): "
             "each running sequence computes one token a step.",
         ),
+        (["--redis-url", "localhost"], "redis_url must begin with redis://, rediss:// or unix://."),
         (["--shard-addresses", "one:1"], "shard_addresses must be tcp://host:port, not 'one:1'."),
         (
             ["--shard-addresses", "tcp://one:1"],

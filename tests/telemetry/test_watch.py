@@ -2,13 +2,17 @@
 
 import asyncio
 import os
+import shutil
 import signal
+from pathlib import Path
 
+import psutil
 import pytest
 
 from telemetry import embedded
+from telemetry import watch as watch_module
 from telemetry.embedded import EmbeddedRedis
-from telemetry.watch import RedisWatch
+from telemetry.watch import RedisWatch, watching
 
 
 @pytest.fixture
@@ -48,3 +52,22 @@ async def test_a_redis_that_is_not_there_is_no_error(caplog):
 def test_an_address_of_something_else_is_refused():
     with pytest.raises(ValueError, match="URL"):
         RedisWatch("http://localhost")
+
+
+async def test_without_an_address_an_embedded_one_lives_as_long():
+    async with watching(None) as is_ok:
+        assert is_ok()
+        servers = [child for child in psutil.Process().children() if "redis" in child.name()]
+        assert len(servers) == 1
+    assert not servers[0].is_running()
+
+
+async def test_without_any_redis_at_all_the_answer_is_no(monkeypatch, caplog):
+    monkeypatch.setattr(watch_module, "find_server", lambda: None)
+    async with watching(None) as is_ok:
+        assert not is_ok()
+    assert "No redis-server was found" in caplog.text
+    monkeypatch.setattr(watch_module, "find_server", lambda: Path(shutil.which("false")))
+    async with watching(None) as is_ok:
+        assert not is_ok()
+    assert "did not start" in caplog.text

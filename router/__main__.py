@@ -1,0 +1,156 @@
+"""`helios serve`: from flags to a running server, and every way in which that can fail, in one sentence each.
+
+The only module of the router that reads the environment.
+"""
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import uvloop
+
+from router import app, logs, machine, memory, options
+from router.config import Config
+from router.options import ConfigError
+from telemetry.watch import watching
+
+PROGRAM = "helios serve"
+DESCRIPTION = """\
+Serve a model over HTTP. Each flag can also be set by an environment variable of the same name in capitals
+(MODEL_ID, PORT, ...) or in a TOML file; a flag wins over the environment, and that over the file."""
+
+
+class CannotServe(Exception):
+    """The server cannot be started. The message is one sentence with what to do; "": it was said already."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 after a shutdown that was asked for, 2 for wrong settings, 1 when it cannot serve."""
+    signal.signal(signal.SIGTERM, _exit_on_signal)  # until the event loop takes signals over
+    try:
+        config = read_config(sys.argv[1:] if argv is None else argv, os.environ)
+        logs.set_up(config.log_level, config.json_output)
+        serve(config)
+    except ConfigError as error:
+        return _fail(f"{error} See {PROGRAM} --help.", 2)
+    except CannotServe as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """The settings, settled for this machine. Raises `ConfigError`."""
+    environment = dict(environment)
+    if environment.get("HOSTNAME") == socket.gethostname():
+        del environment[
+            "HOSTNAME"
+        ]  # shells and containers set it to the machine's name, meaning nothing by it
+    parser = options.OneSentenceParser(
+        prog=PROGRAM, description=DESCRIPTION, usage=f"{PROGRAM} [--model-id ID] [--port N] [flags]"
+    )
+    config = options.read(Config, parser, argv, environment)
+    return config.settle(machine.inspect(environment))
+
+
+def serve(config: Config) -> None:
+    """Until it is told to stop. Raises `CannotServe`; what can be found out early is found out first."""
+    check_address(config.hostname, config.port)
+    model_path = resolve_model(config)
+    shortage = memory.shortage(config, model_path, machine.inspect(os.environ))
+    if shortage is not None:
+        raise CannotServe(shortage)
+    uvloop.run(_serve(config, model_path))
+
+
+def check_address(hostname: str, port: int) -> None:
+    """Raises `CannotServe` when it cannot be listened on: better now than after a model was loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise CannotServe(_why_not_listen(error, hostname, port) or f"{error}.") from None
+
+
+def _why_not_listen(error: OSError, hostname: str, port: int) -> str | None:
+    """None for an error of another kind."""
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} is taken by another process: stop that one, or choose another port with --port."
+    if error.errno == errno.EACCES:
+        return f"Port {port} may not be listened on by this user: choose one above 1023 with --port."
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{hostname} is not an address of this machine: set --hostname to one, such as 127.0.0.1."
+    return None
+
+
+def resolve_model(config: Config) -> Path:
+    """A complete model folder. Found or made by a process of its own, since making one may need torch.
+
+    Raises `CannotServe` with nothing to add: that process has said why.
+    """
+    command = [sys.executable, "-m", "shard.resolve", config.model_id, "--cache", str(config.cache)]
+    if config.revision is not None:
+        command += ["--revision", config.revision]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            answer, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode != 0:
+        raise CannotServe("")
+    return Path(answer.strip())
+
+
+async def _serve(config: Config, model_path: Path) -> None:
+    """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)  # shards and Redis end themselves when their parent is gone
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        async with watching(config.redis_url) as is_redis_ok:
+            await app.serve(config, model_path, stop, lambda address: _announce(config, address), is_redis_ok)
+    except OSError as error:  # the port was taken meanwhile, or the folder cannot be read
+        raise CannotServe(_why_not_listen(error, config.hostname, config.port) or f"{error}.") from error
+
+
+def _announce(config: Config, address: str) -> None:
+    """The one line that tells a newcomer what to do next."""
+    url = address.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:")
+    key = ' -H "authorization: Bearer $API_KEY"' if config.api_key else ""
+    body = '{"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40}}'
+    print(
+        f"Serving {config.model_name} on {url}  Try: curl {url}/generate{key} "
+        f"-H 'content-type: application/json' -d '{body}'",
+        flush=True,
+    )
+
+
+def _exit_on_signal(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _fail(sentence: str, code: int) -> int:
+    if sentence:
+        print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
