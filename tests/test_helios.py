@@ -1,0 +1,121 @@
+"""The command as a newcomer meets it: help, mistakes in one sentence each, and nothing left behind."""
+
+import ast
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import helios
+from tests.running import ROOT, environment
+
+
+def run(*arguments, **variables):
+    """A real `helios` process, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "helios", *arguments],
+        cwd=ROOT,
+        env=environment() | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def refusal(*flags, **variables):
+    """The one sentence with which `helios serve` refuses."""
+    told = run("serve", *flags, **variables)
+    assert told.returncode in (1, 2), told
+    assert "Traceback" not in told.stderr
+    assert told.stdout == ""
+    lines = told.stderr.strip().splitlines()
+    assert len(lines) == 1, told.stderr
+    return lines[0]
+
+
+def test_help_names_every_command():
+    told = run("--help")
+    assert told.returncode == 0
+    assert all(name in told.stdout for name in helios.COMMANDS)
+    assert run().stdout == told.stdout
+
+
+def test_version_is_that_of_the_project():
+    told = run("--version")
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert told.stdout in (f"helios {version}\n", "helios (not installed)\n")
+
+
+def test_an_unknown_command_names_those_there_are():
+    told = run("server")
+    assert told.returncode == 2
+    assert told.stderr.startswith("helios has no command 'server': there are serve, pull, ")
+    assert run("bench").stderr == "helios bench needs one of: engine, serve, compare, scenario.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serve"], ["pull"], ["bench", "engine"], ["bench", "serve"], ["shard"]]
+)
+def test_every_command_has_help(arguments):
+    told = run(*arguments, "--help")
+    assert told.returncode == 0
+    assert told.stdout.startswith(f"usage: helios {' '.join(arguments)}")
+
+
+def test_the_command_itself_imports_nothing_of_ours_before_it_knows_which():
+    tree = ast.parse((ROOT / "helios.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    imported = {name.name.split(".")[0] for node in imports for name in node.names}
+    assert imported <= sys.stdlib_module_names
+
+
+def test_a_wrong_flag_value_or_file(tmp_path):
+    assert refusal("--port", "web") == (
+        "helios serve: port must be a whole number, not 'web'. See helios serve --help."
+    )
+    assert "did you mean --max-batch-size?" in refusal("--max-batch-sise=3")
+    assert refusal(PORT="99999").startswith("helios serve: port must be at most 65535, not 99999. (from PORT")
+    assert "absent.toml cannot be read" in refusal("--config", str(tmp_path / "absent.toml"))
+
+
+def test_a_taken_port():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        said = refusal("--hostname", "127.0.0.1", "--port", str(port))
+    assert said == (
+        f"helios serve: Port {port} is taken by another process: "
+        "stop that one, or choose another port with --port."
+    )
+
+
+def test_an_address_of_another_machine():
+    said = refusal("--hostname", "203.0.113.7")
+    assert said.startswith(
+        "helios serve: 203.0.113.7 is not an address of this machine: set --hostname to one"
+    )
+
+
+def test_no_such_model():
+    said = refusal("--model-id", "/no/such/model", "--port", "0")
+    assert said == "helios: There is no model at /no/such/model: name a folder, a .gguf file or a hub id."
+
+
+def test_a_model_of_the_hub_without_network():
+    said = refusal("--model-id", "owner/name", "--port", "0", HF_ENDPOINT="http://127.0.0.1:9")
+    assert said.startswith("helios: owner/name is not on this machine and the hub cannot be reached")
+
+
+def test_an_unsupported_architecture(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    said = refusal("--model-id", str(tmp_path), "--port", "0")
+    assert "is of architecture 'mamba', which is not supported: choose a model of llama, " in said
+
+
+def test_more_memory_than_there_is(tiny_model):
+    said = refusal("--model-id", str(tiny_model("llama")), "--port", "0", "--kv-cache-bytes", "100TiB")
+    assert re.search(r"needs about [\d.]+ GiB of memory .*: lower --kv-cache-bytes, --num-shards", said)
