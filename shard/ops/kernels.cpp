@@ -365,15 +365,21 @@ void log_sum_exp(const T* logits, float* out, int64_t rows, int64_t vocab) {
     }
 }
 
-// The lowest index of the greatest value of score(i).
+// The lowest index of the greatest value of score(i): the greatest of each stretch first, then inside the best.
 template <typename Score>
 int64_t argmax(int64_t count, Score score) {
-    float most = -FLT_MAX;
+    constexpr int64_t kStretch = 1024;
+    float best = -FLT_MAX;
+    int64_t start = 0;
+    for (int64_t at = 0; at < count; at += kStretch) {
+        float most = -FLT_MAX;
 #pragma omp simd reduction(max : most)
-    for (int64_t i = 0; i < count; i++) most = std::max(most, score(i));
-    for (int64_t i = 0; i < count; i++)
-        if (score(i) == most) return i;
-    return 0;
+        for (int64_t i = at; i < std::min(at + kStretch, count); i++) most = std::max(most, score(i));
+        if (most > best) best = most, start = at;
+    }
+    for (int64_t i = start; i < std::min(start + kStretch, count); i++)
+        if (score(i) == best) return i;
+    return start;
 }
 
 template <typename T>
@@ -385,19 +391,18 @@ void choose(const T* logits, const float* inverse_temperatures, const uint32_t* 
 #pragma omp for
         for (int64_t row = 0; row < rows; row++) {
             const T* from = logits + row * vocab;
-            float* to = scores.data();
             float inverse = inverse_temperatures[row];
-            uint32_t low = keys[2 * row], high = keys[2 * row + 1];
             if (inverse == 0.0f) {  // greedy
+                out[row] = argmax(vocab, [from](int64_t i) { return widen(from[i]); });
+                continue;
+            }
+            float* to = scores.data();
+            uint32_t low = keys[2 * row], high = keys[2 * row + 1];
 #pragma omp simd
-                for (int64_t i = 0; i < vocab; i++) to[i] = widen(from[i]);
-            } else {
-#pragma omp simd
-                for (int64_t i = 0; i < vocab; i++) {
-                    uint32_t noise = mix(mix(static_cast<uint32_t>(i) + low) + high);
-                    float uniform = (static_cast<float>(static_cast<int32_t>(noise >> 9)) + 0.5f) * 0x1p-23f;
-                    to[i] = widen(from[i]) * inverse - std::log(-std::log(uniform));
-                }
+            for (int64_t i = 0; i < vocab; i++) {
+                uint32_t noise = mix(mix(static_cast<uint32_t>(i) + low) + high);
+                float uniform = (static_cast<float>(static_cast<int32_t>(noise >> 9)) + 0.5f) * 0x1p-23f;
+                to[i] = widen(from[i]) * inverse - std::log(-std::log(uniform));
             }
             out[row] = argmax(vocab, [to](int64_t i) { return to[i]; });
         }
