@@ -8,13 +8,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "serve": ("router.__main__", "serve a model over HTTP"),
     "pull": ("shard.pull", "fetch the embedded model"),
+    "bench": ("loadgen.__main__", "measure a running server: serve, compare, scenario, selftest"),
     "bench engine": ("shard.bench", "measure the engine alone, without HTTP"),
-    "bench serve": ("loadgen.__main__", "put load on a running server and measure it"),
-    "bench compare": ("loadgen.__main__", "put two measurements side by side"),
-    "bench scenario": ("loadgen.__main__", "run a scenario that changes over time"),
     "shard": ("shard.__main__", "run one shard for a router on another host"),
 }
-SHARED_MAINS = ("loadgen.__main__",)  # these read the name of their command themselves
 
 HELP = """\
 usage: helios COMMAND [flags]
@@ -41,24 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = _command(arguments)
     if name is None:
-        print(_unknown(arguments), file=sys.stderr)
+        print(f"helios has no command {arguments[0]!r}: there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    module, _ = COMMANDS[name]
-    num_words = len(name.split()) - (module in SHARED_MAINS)
-    return int(importlib.import_module(module).main(arguments[num_words:]) or 0)
+    module = importlib.import_module(COMMANDS[name][0])
+    return int(module.main(arguments[len(name.split()) :]) or 0)
 
 
 def _command(arguments: Sequence[str]) -> str | None:
-    """The command of two words or of one that the arguments begin with."""
+    """The command of two words, else of one, that the arguments begin with."""
     names = (" ".join(arguments[:2]), arguments[0])
     return next((name for name in names if name in COMMANDS), None)
-
-
-def _unknown(arguments: Sequence[str]) -> str:
-    below = [name.split()[1] for name in COMMANDS if name.startswith(arguments[0] + " ")]
-    if below:
-        return f"helios {arguments[0]} needs one of: {', '.join(below)}."
-    return f"helios has no command {arguments[0]!r}: there are {', '.join(COMMANDS)}."
 
 
 def _help() -> str:
