@@ -85,7 +85,7 @@ class Request:
         self._num_outputs_at_death: int | None = None
         self._detokenizer = detokenizer
         self._events: list[Token | Finished | GenerationFailed] = []
-        self._news = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -181,7 +181,9 @@ class Request:
 
         Raises `GenerationFailed`, once the tokens before it are taken.
         """
-        await self._news.wait()
+        if not self._events:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         events: list[Token | Finished] = []
         for event in self._events:
             if not isinstance(event, GenerationFailed):
@@ -189,8 +191,6 @@ class Request:
             elif not events:
                 raise event
         del self._events[: len(events)]
-        if not self._events:
-            self._news.clear()
         return events
 
     @property
@@ -208,4 +208,5 @@ class Request:
 
     def _emit(self, event: Token | Finished | GenerationFailed) -> None:
         self._events.append(event)
-        self._news.set()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

@@ -5,7 +5,7 @@ import logging
 
 from aiohttp import web
 
-from router.api.arrival import ARRIVED, FAILURE
+from router.api.arrival import ARRIVED, FAILURE, SUBMITTED
 from router.api.errors import Refused, error_response, from_http_exception, is_openai
 from router.api.guard import Cors, Keys
 from router.api.route import Handler, Route
@@ -28,9 +28,10 @@ class Gate:
         self._routes = {(route.method, route.path): route for route in routes}
 
     def install(self, app: web.Application) -> None:
-        app.middlewares.append(web.middleware(self._answer))
+        app.middlewares.append(self._answer)
         app.on_response_prepare.append(self._add_headers)
 
+    @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The only place where an error becomes a response."""
         request[ARRIVED] = asyncio.get_running_loop().time()
@@ -72,10 +73,15 @@ class Gate:
             failure = "incomplete_generation"
             raise
         finally:
-            if failure is None:
-                self._metrics.request_success.inc()
-            else:
-                self._metrics.request_failure.labels(failure).inc()
+            self._count(http, failure)
+
+    def _count(self, http: web.Request, failure: str | None) -> None:
+        if SUBMITTED in http:
+            self._metrics.request_validation_duration.observe(http[SUBMITTED] - http[ARRIVED])
+        if failure is None:
+            self._metrics.request_success.inc()
+        else:
+            self._metrics.request_failure.labels(failure).inc()
 
     async def _add_headers(self, http: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers

@@ -48,7 +48,7 @@ class NativeApi:
         asked = request.parameters or Parameters()
         spec = await self._spec(http, request.inputs, asked)
         specs = [bounds.with_seed(spec, asked, index) for index in range(asked.best_of or 1)]
-        with self._service.running(specs) as running:
+        with self._service.running(http, specs) as running:
             headers = start_headers(self._service, running[0])
             answers = await answers_of(running)
         answers.sort(key=lambda answer: answer.mean_logprob, reverse=True)
@@ -63,7 +63,7 @@ class NativeApi:
             raise Invalid("decoder_input_details", "is not supported when streaming")
         options = StreamOptions(request.inputs if asked.return_full_text else "", bool(asked.details))
         spec = await self._spec(http, request.inputs, asked)
-        with self._service.running([spec]) as [running]:
+        with self._service.running(http, [spec]) as [running]:
             events = NativeEvents(self._service, running, options)
             return await stream(http, [running], events, start_headers(self._service, running))
 

@@ -125,18 +125,21 @@ class NativeEvents:
 
     def events(self, index: int, news: list[Token | Finished]) -> bytes:
         """`index` is always 0: these streams have one request."""
-        tokens = [event for event in news if isinstance(event, Token)]
         last = news[-1]
-        if not isinstance(last, Finished):
-            return b"".join([self._event(token) for token in tokens])
-        final = tokens.pop() if tokens else _NO_TOKEN
-        return b"".join([*(self._event(token) for token in tokens), self._last_event(final, last)])
+        if isinstance(last, Token):
+            return self._event(last) if len(news) == 1 else self._events(news)
+        final = news[-2] if len(news) > 1 else _NO_TOKEN
+        assert isinstance(final, Token)
+        return self._events(news[:-2]) + self._last_event(final, last)
 
     def end(self) -> bytes:
         return b""
 
     def failure(self, error: GenerationFailed) -> bytes:
         return b"data: " + error_body(error, openai=False) + b"\n\n"
+
+    def _events(self, tokens: list[Token | Finished]) -> bytes:
+        return b"".join([self._event(token) for token in tokens if isinstance(token, Token)])
 
     def _event(self, token: Token) -> bytes:
         if not token.special:

@@ -110,7 +110,7 @@ class OpenAIApi:
     async def _run(
         self, http: web.Request, call: Call, shape: Shape, specs: list[Spec]
     ) -> web.StreamResponse:
-        with self._service.running(specs) as requests:
+        with self._service.running(http, specs) as requests:
             headers = start_headers(self._service, requests[0])
             head = self._head(shape, requests[0])
             if call.wants_stream:

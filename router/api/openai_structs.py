@@ -37,7 +37,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[str | None, Meta(description="The deployment's name; see /v1/models.")] = None
     temperature: Annotated[Temperature | None, Meta(description="Default: 1. 0: greedy.")] = None
     top_p: Share | None = None
-    top_k: Annotated[int | None, Meta(ge=-1, description="0 or -1: off.")] = None
+    top_k: Annotated[Annotated[int, Meta(ge=-1)] | None, Meta(description="0 or -1: off.")] = None
     typical_p: Share | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
     frequency_penalty: Penalty | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from router.api.arrival import SUBMITTED
 from router.api.bounds import Limits, limits_of
 from router.api.errors import Invalid, Refused
 from router.chat_template import ChatTemplateError
@@ -97,7 +98,7 @@ class Service:
             raise Invalid("messages", f"cannot be made into a prompt: {error}") from None
 
     @contextmanager
-    def running(self, specs: list[Spec]) -> Iterator[list[Request]]:
+    def running(self, http: web.Request, specs: list[Spec]) -> Iterator[list[Request]]:
         """Submit all, and whatever happens leave none of them behind.
 
         Raises `GenerationFailed` when one is refused.
@@ -106,6 +107,7 @@ class Service:
         try:
             for spec in specs:
                 requests.append(self.dispatcher.submit(spec))  # noqa: PERF401 (a refusal keeps the earlier)
+            http[SUBMITTED] = asyncio.get_running_loop().time()
             yield requests
         finally:
             for request in requests:

@@ -1,6 +1,7 @@
 """Server-sent events: what some requests bring, written as it comes, one write for all that came together."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from typing import Protocol
@@ -39,7 +40,7 @@ async def stream(
     Raises `GenerationFailed` until the first token is there, so that a refusal has its true status; later
     failures become an event.
     """
-    batches = _merged(requests)
+    batches = _one(requests[0]) if len(requests) == 1 else _many(requests)
     index, news = await anext(batches)
     response = web.StreamResponse(headers=_HEADERS | headers)
     await response.prepare(http)
@@ -48,13 +49,13 @@ async def stream(
         async for index, news in batches:
             await response.write(format.events(index, news))
         await response.write(format.end())
-        await response.write_eof()
     except ConnectionError:
         http[FAILURE] = "dropped"
     except Exception as error:
         failure = _failure_of(error)
         http[FAILURE] = failure.kind
-        await response.write(format.failure(failure))
+        with contextlib.suppress(ConnectionError):
+            await response.write(format.failure(failure))
     finally:
         await batches.aclose()
     return response
@@ -67,12 +68,17 @@ def _failure_of(error: Exception) -> GenerationFailed:
     return GenerationFailed("The server failed; its log says more.", "incomplete_generation", 500)
 
 
-async def _merged(requests: list[Request]) -> AsyncGenerator[Batch]:
+async def _one(request: Request) -> AsyncGenerator[Batch]:
+    """News of a request until it has finished. Raises `GenerationFailed`."""
+    while True:
+        news = await request.take()
+        yield 0, news
+        if isinstance(news[-1], Finished):
+            return
+
+
+async def _many(requests: list[Request]) -> AsyncGenerator[Batch]:
     """News of all requests as they come, until all have finished. Raises the first `GenerationFailed`."""
-    if len(requests) == 1:
-        async for news in _news(requests[0]):
-            yield 0, news
-        return
     queue: asyncio.Queue[Batch | GenerationFailed] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(index, request, queue)) for index, request in enumerate(requests)]
     try:
@@ -91,15 +97,7 @@ async def _merged(requests: list[Request]) -> AsyncGenerator[Batch]:
 
 async def _pump(index: int, request: Request, queue: asyncio.Queue[Batch | GenerationFailed]) -> None:
     try:
-        async for news in _news(request):
+        async for _, news in _one(request):
             queue.put_nowait((index, news))
     except GenerationFailed as error:
         queue.put_nowait(error)
-
-
-async def _news(request: Request) -> AsyncGenerator[list[Token | Finished]]:
-    while True:
-        news = await request.take()
-        yield news
-        if isinstance(news[-1], Finished):
-            return
