@@ -196,6 +196,7 @@ def test_a_preempted_request_goes_to_the_front_and_starts_again_with_its_tokens(
     bench.schedule()
     assert [(new.id, new.attempt, len(new.token_ids)) for new in bench.step.new] == [(1, 1, 7), (2, 0, 8)]
     assert bench.answer(stale) == [0]  # the wish for the old attempt came to nothing
+    assert preempted.num_in_flight_tokens == 7
     assert bench.answer(bench.step) == [0, 1, 2]
     assert answer_of(preempted) == [5, 5, 5, 5]
 

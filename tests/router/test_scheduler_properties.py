@@ -6,14 +6,22 @@ inboxes and outboxes that hold back steps and answers for as long as the test li
 
 import asyncio
 import tempfile
-from collections import deque
+from collections import Counter, deque
 
 import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
 
-from router.request import Finished, GenerationFailed, Request, Status
+from router.request import Finished, GenerationFailed, Request, Spec, Status
 from router.scheduler import MAX_SHARD_DEATHS, Limits, Scheduler
 from router.waiting import WaitingQueue
 from shard.messages import ShardConfig, Step, StepOutput
@@ -23,9 +31,9 @@ from tests.router.fakes import answer_of, expected_answer, make_request, make_sp
 POISON = 777
 COSTS = CostModel(
     step_ms=0, token_ms=0, sequence_ms=0, context_token_ms=0, kv_bytes_per_token=1,
-    mean_answer_tokens=12, fails_on_token=POISON, max_total_tokens=64,
+    mean_answer_tokens=30, fails_on_token=POISON, max_total_tokens=64,
 )  # fmt: skip
-LIMITS = Limits(max_batch_size=5, max_batch_tokens=12, block_size=4, num_blocks=18)
+LIMITS = Limits(max_batch_size=4, max_batch_tokens=12, block_size=4, num_blocks=16)
 
 
 def costs_file() -> str:
@@ -36,6 +44,38 @@ def costs_file() -> str:
 
 CONFIG = ShardConfig(
     "sim", device="sim", block_size=4, kv_cache_bytes=LIMITS.num_blocks * 4, cost_model=costs_file()
+)
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """A request to be made."""
+
+    num_prompt_tokens: int
+    max_new_tokens: int
+    priority: int
+    ignore_eos: bool
+    stops: bool
+    is_poisonous: bool
+
+    def spec(self, first: int) -> Spec:
+        options = {"priority": self.priority, "ignore_eos": self.ignore_eos}
+        spec = make_spec(self.num_prompt_tokens, self.max_new_tokens, first, **options)
+        if self.is_poisonous:
+            spec.prompt_token_ids[-1] = POISON
+        if not self.stops:
+            return spec
+        answer = expected_answer(spec, COSTS)
+        return msgspec.structs.replace(spec, stop=(f"{answer[len(answer) // 2]} ",))
+
+
+SHAPES = st.builds(
+    Shape,
+    num_prompt_tokens=st.sampled_from([3, 1, 8, 13, 30]),
+    max_new_tokens=st.sampled_from([34, 20, 10, 2, 1]),
+    priority=st.integers(0, 2),
+    ignore_eos=st.booleans(),
+    stops=st.sampled_from([False, False, True]),
+    is_poisonous=st.sampled_from([False] * 9 + [True]),
 )
 
 
@@ -80,33 +120,13 @@ class Interleavings(RuleBasedStateMachine):
         self.stopped_at: dict[int, int] = {}
         self.now = 0.0
 
-    @rule(
-        target=live,
-        num_prompt_tokens=st.integers(1, 30),
-        max_new_tokens=st.integers(1, 30),
-        priority=st.integers(0, 2),
-        ignore_eos=st.booleans(),
-        stops=st.booleans(),
-        poison=st.integers(0, 9),
-    )
-    def arrive(
-        self,
-        num_prompt_tokens: int,
-        max_new_tokens: int,
-        priority: int,
-        ignore_eos: bool,
-        stops: bool,
-        poison: int,
-    ) -> Request:
+    @rule(target=live, shapes=st.lists(SHAPES, min_size=1, max_size=4))
+    def arrive(self, shapes: list[Shape]) -> MultipleResults[Request]:
+        return multiple(*[self.submit(shape) for shape in shapes])
+
+    def submit(self, shape: Shape) -> Request:
         id = len(self.requests)
-        spec = make_spec(
-            num_prompt_tokens, max_new_tokens, 1000 * (id + 1), priority=priority, ignore_eos=ignore_eos
-        )
-        if poison == 0:
-            spec.prompt_token_ids[-1] = POISON
-        answer = expected_answer(spec, COSTS)
-        if stops:
-            spec = msgspec.structs.replace(spec, stop=(f"{answer[len(answer) // 2]} ",))
+        spec = shape.spec(first=1000 * (id + 1))
         request = make_request(id, self.now, spec)
         self.requests.append(request)
         self.queue.add(request)
@@ -156,6 +176,13 @@ class Interleavings(RuleBasedStateMachine):
             request.fail(GenerationFailed("a shard died twice"), self.now)
         self.worlds[index].revive()
 
+    @rule(index=st.integers(0, 1), num_steps=st.integers(1, 12))
+    def go_on(self, index: int, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.schedule(index)
+            self.run(index)
+            self.deliver(index)
+
     @invariant()
     def every_request_is_in_exactly_one_place(self) -> None:
         for request in self.requests:
@@ -163,6 +190,15 @@ class Interleavings(RuleBasedStateMachine):
             places += [request.id in world.scheduler._running for world in self.worlds]
             places += [request.status is Status.FINISHED]
             assert places.count(True) == 1
+
+    @invariant()
+    def what_is_in_flight_is_known_to_the_token(self) -> None:
+        for world in self.worlds:
+            wished: Counter[tuple[int, int]] = Counter()
+            for step in world.scheduler._in_flight:
+                wished.update({(work.id, work.attempt): work.num_tokens for work in step.work})
+            for request in world.scheduler._running.values():
+                assert request.num_in_flight_tokens == wished[request.id, request.attempt]
 
     @invariant()
     def the_queue_counts_right(self) -> None:
@@ -203,6 +239,6 @@ class Interleavings(RuleBasedStateMachine):
 
 
 Interleavings.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestInterleavings = Interleavings.TestCase
