@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,7 @@ class Server:
     def __init__(self, process: subprocess.Popen[str], log: Path):
         self.process = process
         self.url = ""
+        self.ready_line = ""
         self._log = log
 
     def __enter__(self) -> Self:
@@ -47,13 +49,19 @@ class Server:
         assert self.process.stdout is not None
         watchdog = threading.Timer(READY_TIMEOUT_S, self.process.kill)
         watchdog.start()
-        found = next(
-            filter(None, (re.search(r"https?://[^\s/]+", line) for line in self.process.stdout)), None
-        )
+        self.ready_line = next((line for line in self.process.stdout if "http://" in line), "")
         watchdog.cancel()
-        if found is None:
+        if not self.ready_line:
             raise AssertionError(f"not ready, exit code {self.process.wait()}:\n{self.log}")
-        self.url = found[0]
+        self.url = re.findall(r"http://[^\s/]+", self.ready_line)[0]
+
+    def is_accepting(self) -> bool:
+        """What /readyz says; False too when nobody is there to say it."""
+        try:
+            with urllib.request.urlopen(self.url + "/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def stop(self, blow: signal.Signals = signal.SIGTERM, timeout_s: float = 40) -> int:
         """Signal it, wait for its end, return its exit code. Again is harmless."""
