@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+NO_LIMIT = 2**63
+
 
 class Machine(msgspec.Struct, frozen=True):
     num_gpus: int
@@ -50,15 +52,14 @@ def _kernel_available_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def _cgroup_available_bytes() -> int:
-    folder = Path("/sys/fs/cgroup")
+def _cgroup_available_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
         reclaimable = _inactive_file_bytes(folder / "memory.stat")
     except (OSError, ValueError):
-        return 2**63
-    return 2**63 if limit == "max" else max(0, int(limit) - used + reclaimable)
+        return NO_LIMIT
+    return NO_LIMIT if limit == "max" else max(0, int(limit) - used + reclaimable)
 
 
 def _inactive_file_bytes(stat: Path) -> int:
