@@ -65,7 +65,8 @@ class Record(msgspec.Struct):
     prompt: str = ""  # what was asked, as one text
     max_tokens: int = 0
     intended: float = 0.0  # when it should have started
-    sent: float | None = None  # when its bytes were handed to the socket
+    begun: float = 0.0  # when we began with it
+    sent: float | None = None  # when its bytes were handed to a connected socket
     ended: float | None = None
     token_times: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
     exit_layers: "array[int]" = msgspec.field(default_factory=lambda: array("H"))
@@ -124,9 +125,9 @@ class Record(msgspec.Struct):
         return max(later - earlier for earlier, later in itertools.pairwise(times)) * 1e3
 
     @property
-    def start_delay_ms(self) -> float | None:
+    def start_delay_ms(self) -> float:
         """How late we were ourselves."""
-        return None if self.sent is None else (self.sent - self.intended) * 1e3
+        return (self.begun - self.intended) * 1e3
 
     def add_token(self, at: float, text: str) -> None:
         self.token_times.append(at)

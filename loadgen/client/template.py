@@ -1,0 +1,76 @@
+"""How a conversation becomes plain text, for routes that take no messages.
+
+A server's chat template is learned once, by rendering markers and looking at what stands between them, so
+that no request waits for a rendering of its own.
+"""
+
+import msgspec
+
+from loadgen.client.client import Client
+from loadgen.client.dialects import Message
+
+_MARKS = ("marker-one", "marker-two", "marker-three")
+
+
+class ChatTemplate(msgspec.Struct, frozen=True):
+    """What a template puts around what is said. `system` is used where a conversation brings its own."""
+
+    opening: str  # before the first thing a user says
+    to_assistant: str  # between a user and the answer
+    to_user: str  # between an answer and the user
+    closing: str  # after the last thing a user says: the model's turn
+    system: tuple[str, str] | None = None  # before and after a system message, up to the user
+
+    def render(self, messages: tuple[Message, ...]) -> str:
+        opening, said = self.opening, list(messages)
+        if said[0].role == "system":
+            before, after = self.system or (self.opening, "\n\n")
+            opening = before + said.pop(0).content + after
+        parts = [opening]
+        for message in said[:-1]:
+            parts += [message.content, self.to_assistant if message.role == "user" else self.to_user]
+        return "".join([*parts, said[-1].content, self.closing])
+
+
+def plain_text(messages: tuple[Message, ...]) -> str:
+    """A single message as it is, a dialogue as people write one down."""
+    if len(messages) == 1:
+        return messages[0].content
+    lines = (f"{message.role.capitalize()}: {message.content}" for message in messages)
+    return "\n".join([*lines, "Assistant:"])
+
+
+async def learn_template(client: Client) -> ChatTemplate | None:
+    """The chat template of a server with `/chat_tokenize`; None where that drops something."""
+    one, two, three = _MARKS
+    single = await _rendered(client, Message("user", one))
+    dialogue = await _rendered(
+        client, Message("user", one), Message("assistant", two), Message("user", three)
+    )
+    if (
+        single is None
+        or dialogue is None
+        or one not in single
+        or any(mark not in dialogue for mark in _MARKS)
+    ):
+        return None
+    opening, closing = single.split(one)
+    _, rest = dialogue.split(one)
+    to_assistant, rest = rest.split(two)
+    to_user, _ = rest.split(three)
+    return ChatTemplate(opening, to_assistant, to_user, closing, await _around_system(client))
+
+
+async def _around_system(client: Client) -> tuple[str, str] | None:
+    one, two, _ = _MARKS
+    text = await _rendered(client, Message("system", one), Message("user", two))
+    if text is None or one not in text or two not in text:
+        return None
+    before, rest = text.split(one)
+    return before, rest.split(two)[0]
+
+
+async def _rendered(client: Client, *messages: Message) -> str | None:
+    value = (await client.fetch("POST", "/chat_tokenize", {"model": "", "messages": messages})).json()
+    text = value.get("templated_text") if isinstance(value, dict) else None
+    return text if isinstance(text, str) else None

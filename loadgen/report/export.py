@@ -1,0 +1,87 @@
+"""The files of `--out DIR`: summary.json, timeline.csv, latencies.csv, requests.jsonl, report.html."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.client.records import Record
+from loadgen.report.page import page_of
+from loadgen.report.tables import MEASURES, rounded
+from loadgen.results.stats import Distribution
+from loadgen.results.summary import Summary
+from loadgen.results.timeline import Bin
+from loadgen.run import Run
+
+
+def export(out: Path, summary: Summary, run: Run) -> list[Path]:
+    """Write everything; the paths written. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    figures = rounded(msgspec.to_builtins(summary, str_keys=True))
+    (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2))
+    _write_csv(
+        out / "timeline.csv", Bin.__struct_fields__, map(msgspec.structs.astuple, summary.timeline.bins)
+    )
+    _write_csv(
+        out / "latencies.csv", ("measure", "group", *Distribution.__struct_fields__), _latencies(summary)
+    )
+    with (out / "requests.jsonl").open("wb") as file:
+        for record in run.records:
+            file.write(msgspec.json.encode(rounded(request_line(record, run))) + b"\n")
+    (out / "report.html").write_text(page_of([summary]))
+    return [
+        out / name
+        for name in ("summary.json", "timeline.csv", "latencies.csv", "requests.jsonl", "report.html")
+    ]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows([rounded(list(row)) for row in rows])
+
+
+def _latencies(summary: Summary) -> Iterator[tuple[Any, ...]]:
+    for group, latencies in {"": summary.latencies, **summary.by_group}.items():
+        for field, _ in MEASURES:
+            found: Distribution | None = getattr(latencies, field)
+            if found is not None:
+                yield (field, group, *msgspec.structs.astuple(found))
+
+
+def request_line(record: Record, run: Run) -> dict[str, Any]:
+    """One request as a line. Times in ms since the run began, `token_ms` since its intended start."""
+    told = {
+        "ttft_ms": record.ttft_ms,
+        "tpot_ms": record.tpot_ms,
+        "e2e_ms": record.e2e_ms,
+        "longest_gap_ms": record.longest_gap_ms,
+    }
+    return {
+        "number": record.number,
+        "group": record.group,
+        "session": record.session,
+        "turn": record.turn,
+        "intended_ms": run.since_start(record.intended) * 1e3,
+        "start_delay_ms": record.start_delay_ms,
+        "sent_ms": None if record.sent is None else run.since_start(record.sent) * 1e3,
+        "outcome": record.outcome,
+        "status": record.status,
+        "detail": record.detail,
+        "finish_reason": record.finish_reason,
+        "flaws": record.flaws,
+        "input_tokens": record.input_tokens,
+        "output_tokens": record.num_tokens,
+        "queue_ms": record.queue_ms,
+        **told,
+        "model": record.model,
+        "version": record.version,
+        "segments": msgspec.to_builtins(record.segments),
+        "token_ms": [(at - record.intended) * 1e3 for at in record.token_times],
+        "exit_layers": record.exit_layers.tolist(),
+        "confidences": [None if value != value else value for value in record.confidences],
+        "text": record.text,
+    }

@@ -1,0 +1,73 @@
+"""Quality against depth: at which layer tokens left the model, by class of prompt and over time.
+
+Only servers that tell the exit layer of each token have such figures; for others they are empty.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from loadgen.client.records import Record
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """Where the tokens of a group of requests left."""
+
+    num_tokens: int
+    mean_layer: float
+    mean_confidence: float | None
+    share_by_layer: dict[int, float]
+
+
+class Heat(msgspec.Struct, frozen=True):
+    """Tokens by time and layer: `counts[i][j]` left at `layers[i]` in the bin from `starts_s[j]`."""
+
+    layers: list[int]
+    starts_s: list[float]
+    counts: list[list[int]]
+
+
+class Exits(msgspec.Struct, frozen=True):
+    total: Depth
+    by_group: dict[str, Depth]
+    heat: Heat
+
+
+def exit_figures(records: Sequence[Record], starts_s: Sequence[float], began: float) -> Exits | None:
+    """None where no token's exit layer was told. `starts_s` are the time bins, in seconds since `began`."""
+    told = [record for record in records if len(record.exit_layers)]
+    if not told:
+        return None
+    groups = sorted({record.group for record in told})
+    by_group = {group: _depth([record for record in told if record.group == group]) for group in groups}
+    return Exits(_depth(told), by_group, _heat(told, starts_s, began))
+
+
+def _depth(records: Sequence[Record]) -> Depth:
+    layers = np.concatenate([np.asarray(record.exit_layers) for record in records])
+    confidences = np.concatenate([np.asarray(record.confidences) for record in records])
+    known = confidences[~np.isnan(confidences)]
+    values, counts = np.unique(layers, return_counts=True)
+    return Depth(
+        num_tokens=int(layers.size),
+        mean_layer=float(layers.mean()),
+        mean_confidence=float(known.mean()) if known.size else None,
+        share_by_layer={int(v): float(c) / layers.size for v, c in zip(values, counts, strict=True)},
+    )
+
+
+def _heat(records: Sequence[Record], starts_s: Sequence[float], began: float) -> Heat:
+    """Layers told for fewer tokens than were timed (several to an event) are matched from the front."""
+    pairs = [(len(r.exit_layers), len(r.token_times)) for r in records]
+    layers = np.concatenate(
+        [np.asarray(r.exit_layers)[: min(n)] for r, n in zip(records, pairs, strict=True)]
+    )
+    times = np.concatenate([np.asarray(r.token_times)[: min(n)] for r, n in zip(records, pairs, strict=True)])
+    bins = np.clip(
+        np.searchsorted(np.asarray(starts_s), times - began, side="right") - 1, 0, len(starts_s) - 1
+    )
+    values = np.unique(layers)
+    counts = np.zeros((values.size, len(starts_s)), dtype=np.int64)
+    np.add.at(counts, (np.searchsorted(values, layers), bins), 1)
+    return Heat([int(value) for value in values], list(starts_s), counts.tolist())

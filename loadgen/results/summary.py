@@ -1,0 +1,190 @@
+"""The figures of a run, all in one place: what the table, the JSON and the page show."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from loadgen.client.peer import Peer
+from loadgen.client.records import Outcome, Record
+from loadgen.client.scrape import mean_queue_ms
+from loadgen.results.exits import Exits, exit_figures
+from loadgen.results.goals import Goals
+from loadgen.results.health import ClientHealth, client_health
+from loadgen.results.integrity import Integrity, integrity_of
+from loadgen.results.stats import Distribution, describe
+from loadgen.results.swaps import Swap, Version, swaps_of, versions_of
+from loadgen.results.timeline import Floats, Timeline, timeline_of
+from loadgen.results.window import Trim, Window, measured_records, measured_window
+from loadgen.run import Run
+
+
+class Latencies(msgspec.Struct, frozen=True):
+    """In ms, counted from the intended start of each request. None: nothing measured."""
+
+    ttft: Distribution | None
+    itl: Distribution | None
+    tpot: Distribution | None
+    e2e: Distribution | None
+    queue: Distribution | None  # where the server tells
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Latency curves for plots: the values, in ms, below which each of `SHARES` of the samples lie."""
+
+    ttft: list[float]
+    itl: list[float]
+    e2e: list[float]
+
+
+SHARES = [round(0.005 * step, 3) for step in range(200)] + [0.999, 1.0]
+
+
+class Throughput(msgspec.Struct, frozen=True):
+    """Rates within the measured window."""
+
+    requests_per_s: float
+    offered_per_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    good_per_s: float
+    good_share: float | None  # of the requests meant to start in the window
+    mean_in_flight: float
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything known of a run, ready to be shown."""
+
+    label: str
+    url: str
+    peer: Peer
+    settings: dict[str, Any]
+    began_at_s: float
+    duration_s: float
+    window: Window
+    num_requests: int
+    num_measured: int
+    outcomes: dict[str, int]
+    failures: dict[str, int]  # by sentence, the most frequent first
+    input_tokens: Distribution | None
+    output_tokens: Distribution | None
+    throughput: Throughput
+    goals: Goals
+    latencies: Latencies
+    by_group: dict[str, Latencies]
+    quantiles: Quantiles
+    server_queue_mean_ms: float | None  # from its own histogram
+    client: ClientHealth
+    integrity: Integrity
+    exits: Exits | None
+    swaps: list[Swap]
+    versions: list[Version]
+    timeline: Timeline
+    server: dict[str, float]  # the last of the scraped values that mean something on their own
+    notes: list[str]
+
+
+def summarise(run: Run, goals: Goals, trim: Trim, must_fill: bool = False) -> Summary:
+    """All figures of a run. `must_fill`: every answer had to have all its tokens."""
+    window = measured_window(run, trim)
+    measured = measured_records(run, window)
+    timeline = timeline_of(run)
+    return Summary(
+        label=run.label,
+        url=run.url,
+        peer=run.peer,
+        settings=run.settings,
+        began_at_s=run.began_at_s,
+        duration_s=run.duration_s,
+        window=window,
+        num_requests=len(run.records),
+        num_measured=len(measured),
+        outcomes=dict(Counter(record.outcome.value for record in run.records)),
+        failures=_failures(run.records),
+        input_tokens=describe([r.input_tokens for r in measured if r.input_tokens is not None]),
+        output_tokens=describe([r.num_tokens for r in measured if r.outcome is Outcome.OK]),
+        throughput=_throughput(run, window, measured, goals),
+        goals=goals,
+        latencies=latencies_of(measured),
+        by_group=_by_group(measured),
+        quantiles=quantiles_of(measured),
+        server_queue_mean_ms=mean_queue_ms(run.scrapes[0], run.scrapes[-1]) if run.scrapes else None,
+        client=client_health(run),
+        integrity=integrity_of(run.records, must_fill),
+        exits=exit_figures(run.records, timeline.starts_s, run.began),
+        swaps=swaps_of(run),
+        versions=versions_of(run),
+        timeline=timeline,
+        server=dict(run.scrapes[-1].values) if run.scrapes else {},
+        notes=run.notes,
+    )
+
+
+def latencies_of(records: Sequence[Record]) -> Latencies:
+    """Of answers that came to their end; what failed or was cut short is counted, not timed."""
+    whole = [record for record in records if record.outcome is Outcome.OK]
+    gaps = [np.diff(np.asarray(record.token_times)) for record in whole]
+    return Latencies(
+        ttft=describe([r.ttft_ms for r in whole if r.ttft_ms is not None]),
+        itl=describe(np.concatenate(gaps) * 1e3 if gaps else []),
+        tpot=describe([r.tpot_ms for r in whole if r.tpot_ms is not None]),
+        e2e=describe([r.e2e_ms for r in whole if r.e2e_ms is not None]),
+        queue=describe([r.queue_ms for r in whole if r.queue_ms is not None]),
+    )
+
+
+def quantiles_of(records: Sequence[Record]) -> Quantiles:
+    whole = [record for record in records if record.outcome is Outcome.OK]
+    gaps = [np.diff(np.asarray(record.token_times)) * 1e3 for record in whole]
+    return Quantiles(
+        ttft=_curve(np.array([r.ttft_ms for r in whole if r.ttft_ms is not None])),
+        itl=_curve(np.concatenate(gaps) if gaps else np.empty(0)),
+        e2e=_curve(np.array([r.e2e_ms for r in whole if r.e2e_ms is not None])),
+    )
+
+
+def _curve(values: Floats) -> list[float]:
+    curve: list[float] = np.quantile(values, SHARES).tolist() if values.size else []
+    return curve
+
+
+def _by_group(records: Sequence[Record]) -> dict[str, Latencies]:
+    groups = sorted({record.group for record in records})
+    if len(groups) < 2:
+        return {}
+    return {group: latencies_of([r for r in records if r.group == group]) for group in groups}
+
+
+def _failures(records: Sequence[Record]) -> dict[str, int]:
+    told = Counter(f"{r.outcome}: {r.detail}" for r in records if r.outcome.is_failure)
+    return dict(told.most_common(10))
+
+
+def _throughput(run: Run, window: Window, measured: Sequence[Record], goals: Goals) -> Throughput:
+    seconds = max(window.duration_s, 1e-9)
+    low, high = run.began + window.start_s, run.began + window.end_s
+    output = sum(_tokens_inside(record, low, high) for record in run.records)
+    input = sum(r.input_tokens or 0 for r in run.records if r.token_times and low <= r.token_times[0] <= high)
+    ended = [record for record in run.records if record.ended is not None and low <= record.ended <= high]
+    good = sum(goals.are_met(record) for record in measured)
+    busy = sum(max(0.0, min(r.ended or run.ended, high) - max(r.intended, low)) for r in run.records)
+    return Throughput(
+        requests_per_s=sum(record.outcome is Outcome.OK for record in ended) / seconds,
+        offered_per_s=len(measured) / seconds,
+        output_tokens_per_s=output / seconds,
+        total_tokens_per_s=(output + input) / seconds,
+        good_per_s=sum(goals.are_met(record) for record in ended) / seconds,
+        good_share=good / len(measured) if measured else None,
+        mean_in_flight=busy / seconds,
+    )
+
+
+def _tokens_inside(record: Record, low: float, high: float) -> float:
+    """Tokens that came within a stretch; where events carry several, in proportion."""
+    times = np.asarray(record.token_times)
+    if not times.size:
+        return 0.0
+    share = float(((times >= low) & (times <= high)).mean())
+    return share * max(record.num_tokens, times.size)

@@ -1,0 +1,113 @@
+"""What a change of model or depth does to those who are being answered: which version spoke, and the gaps."""
+
+import itertools
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from loadgen.client.records import Record
+from loadgen.run import Run
+
+AFTERMATH_S = 1.0  # a gap that begins this long after a swap is no longer its doing
+
+
+class Swap(msgspec.Struct, frozen=True):
+    """One swap as streams saw it. Times in seconds since the start of the run."""
+
+    at_s: float
+    until_s: float
+    to: str
+    by: str
+    outcome: str
+    phases_ms: dict[str, float]
+    num_streams: int  # open at that time
+    longest_gap_ms: float | None  # between two tokens of one stream
+    median_gap_ms: float | None  # of each stream's longest
+    why: str = ""
+
+
+class Version(msgspec.Struct, frozen=True):
+    """Answers that named one model and version."""
+
+    model: str
+    version: str
+    depth: int
+    num_requests: int
+    first_s: float
+    last_s: float
+
+
+def swaps_of(run: Run) -> list[Swap]:
+    """From the server's decisions; where it shows none, from the versions that answers name."""
+    decided = [decision for decision in run.decisions if decision.kind in ("swap", "rollback", "pin", "loop")]
+    if not decided:
+        return _seen(run)
+    found = []
+    for decision in decided:
+        at_s = run.from_epoch(decision.at_s)
+        until_s = at_s + sum(decision.phases_ms.values()) / 1e3
+        gaps = longest_gaps(run.records, run.began + at_s, run.began + until_s + AFTERMATH_S)
+        found.append(
+            Swap(
+                at_s=at_s,
+                until_s=until_s,
+                to=decision.chosen,
+                by=decision.by,
+                outcome=decision.outcome or "under way",
+                phases_ms=decision.phases_ms,
+                num_streams=len(gaps),
+                longest_gap_ms=max(gaps, default=None),
+                median_gap_ms=float(np.median(gaps)) if gaps else None,
+                why=decision.error or decision.why,
+            )
+        )
+    return found
+
+
+def _seen(run: Run) -> list[Swap]:
+    """Changes of the version that answers were begun with."""
+    begun = sorted((r for r in run.records if r.version and r.sent is not None), key=lambda r: r.sent or 0.0)
+    found = []
+    for before, after in itertools.pairwise(begun):
+        if after.version == before.version:
+            continue
+        at_s = run.since_start(after.sent or 0.0)
+        gaps = longest_gaps(run.records, run.began + at_s - AFTERMATH_S, run.began + at_s + AFTERMATH_S)
+        longest, median = max(gaps, default=None), float(np.median(gaps)) if gaps else None
+        name = f"{after.model} ({after.version[:8]})"
+        found.append(Swap(at_s, at_s, name, "", "seen in answers", {}, len(gaps), longest, median))
+    return found
+
+
+def longest_gaps(records: Sequence[Record], start: float, end: float) -> list[float]:
+    """For each stream that was open in [start, end], its longest pause between tokens there, in ms.
+
+    A pause counts if it overlaps the stretch.
+    """
+    gaps = []
+    for record in records:
+        times = np.asarray(record.token_times)
+        if times.size < 2 or times[0] > end or times[-1] < start:
+            continue
+        overlaps = (times[:-1] < end) & (times[1:] > start)
+        if overlaps.any():
+            gaps.append(float(np.diff(times)[overlaps].max()) * 1e3)
+    return gaps
+
+
+def versions_of(run: Run) -> list[Version]:
+    """Who answered, in the order of first appearance."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for record in run.records:
+        at_s = run.since_start(record.sent if record.sent is not None else record.intended)
+        for name in _named(record):
+            found.setdefault(name, []).append(at_s)
+    versions = [Version(*name, len(times), min(times), max(times)) for name, times in found.items()]
+    return sorted(versions, key=lambda version: version.first_s)
+
+
+def _named(record: Record) -> set[tuple[str, str, int]]:
+    if record.segments:
+        return {(segment.model, segment.version, segment.depth) for segment in record.segments}
+    return {(record.model, record.version, 0)} if record.version else set()

@@ -1,0 +1,74 @@
+"""What a run is told to do, and what it leaves behind. Every figure is made from a `Run` alone."""
+
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from loadgen.client.dialects import Dialect
+from loadgen.client.ops import Decision
+from loadgen.client.peer import Peer
+from loadgen.client.records import Record
+from loadgen.client.scrape import Scrape
+from loadgen.client.template import ChatTemplate
+
+
+class Manners(msgspec.Struct, frozen=True, kw_only=True):
+    """How each request is asked, whatever it is about."""
+
+    dialect: Dialect
+    model: str
+    temperature: float = 0.0
+    ignore_eos: bool = False
+    exit_threshold: float | None = None
+    exact: bool = False
+    template: ChatTemplate | None = None  # how a conversation becomes plain text; None: as people write it
+    extra: dict[str, Any] = {}
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast: `concurrency` at a time, or at `times` (seconds since the start), or times under a cap."""
+
+    concurrency: int | None = None
+    times: Iterator[float] | None = None
+    num_requests: int | None = None
+    duration_s: float = float("inf")
+    drain_s: float = float("inf")  # how long to wait for open streams once nothing more is started
+
+    @property
+    def is_open_loop(self) -> bool:
+        return self.times is not None
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """One finished run. Times are `time.monotonic()` seconds except `began_at_s`, which is of the epoch."""
+
+    label: str
+    url: str
+    peer: Peer
+    is_open_loop: bool
+    concurrency: int | None
+    began: float
+    began_at_s: float
+    ended: float = 0.0
+    last_start: float = 0.0
+    records: list[Record] = []
+    lag_times: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
+    lags: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
+    cpu_s: float = 0.0
+    scrapes: list[Scrape] = []
+    decisions: list[Decision] = []
+    settings: dict[str, Any] = {}
+    notes: list[str] = []
+
+    @property
+    def duration_s(self) -> float:
+        return self.ended - self.began
+
+    def since_start(self, at: float) -> float:
+        return at - self.began
+
+    def from_epoch(self, at_s: float) -> float:
+        """A time of the epoch as seconds since the start of the run."""
+        return at_s - self.began_at_s

@@ -1,0 +1,48 @@
+"""Text of an exact number of tokens, without a tokenizer of our own.
+
+A byte-pair tokenizer never merges across a space, so words that are one token each stay one token each in a
+row. Which words those are is asked of the server once. Where it cannot tell, every word counts as one token
+and the lengths are called estimates.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+
+import msgspec
+
+CANDIDATES = tuple((files("loadgen.traffic") / "words.txt").read_text().split())
+FIRST = "the"
+TRIAL = 8  # repetitions that tell a word's tokens from those around it
+
+CountTokens = Callable[[str], Awaitable[int | None]]
+
+
+class Filler(msgspec.Struct, frozen=True):
+    """Words of one token each, and how many tokens a text has beyond its words."""
+
+    words: tuple[str, ...] = CANDIDATES
+    extra_tokens: int = 0
+    is_exact: bool = False
+
+    def text(self, num_tokens: int, source: random.Random) -> str:
+        """So many words. The first is always the same, since words may count differently without a space."""
+        return " ".join([FIRST, *source.choices(self.words, k=max(1, num_tokens) - 1)])
+
+    def prompt(self, num_tokens: int, source: random.Random) -> str:
+        """A text that the server counts as `num_tokens`, its own special tokens included."""
+        return self.text(num_tokens - self.extra_tokens, source)
+
+
+async def learn_filler(count_tokens: CountTokens) -> Filler:
+    """Ask a server which words are one token each. An estimate if it cannot tell."""
+    anchor = await count_tokens(FIRST)
+    if anchor is None:
+        return Filler()
+    counts = await asyncio.gather(*(count_tokens(FIRST + f" {word}" * TRIAL) for word in CANDIDATES))
+    words = tuple(word for word, count in zip(CANDIDATES, counts, strict=True) if count == anchor + TRIAL)
+    if len(words) < 16:
+        return Filler()
+    trial = await count_tokens(" ".join([FIRST, *words]))
+    return Filler(words, anchor - 1, is_exact=trial == anchor + len(words))

@@ -1,0 +1,47 @@
+"""Reading quantities as people write them: `500ms`, `30s`, `10%`, `chat=3,code=1`. Errors are a sentence."""
+
+import re
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)?")
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+class BadQuantity(ValueError):
+    """Something a person wrote that cannot be read; the message says what was expected."""
+
+
+def seconds(text: str) -> float:
+    """`500ms`, `30s`, `2m`, `1h`; a bare number is seconds."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise BadQuantity(f"{text!r} is not a time like 500ms, 30s, 2m or 1h")
+    return float(found.group(1)) * _SECONDS[found.group(2) or "s"]
+
+
+def number(text: str, what: str) -> float:
+    """A positive number. `what` names it in the error."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise BadQuantity(f"{text!r} is not a positive number ({what})")
+    return value
+
+
+def share(text: str) -> float:
+    """`10%` or `0.1`, from 0 to 1."""
+    body = text.strip()
+    try:
+        value = float(body.removesuffix("%")) / (100 if body.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise BadQuantity(f"{text!r} is not a share like 0.1 or 10%")
+    return value
+
+
+def weights(text: str) -> dict[str, float]:
+    """`chat`, `chat,code` or `chat=3,code=1`: names and how often each is drawn."""
+    pairs = (part.strip().partition("=") for part in re.split(r"[,+]", text))
+    return {name.strip(): number(weight, f"weight of {name}") if weight else 1.0 for name, _, weight in pairs}
