@@ -1,15 +1,18 @@
 """The command as a newcomer meets it: help, mistakes in one sentence each, and nothing left behind."""
 
 import ast
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 import helios
-from tests.running import ROOT, environment
+from tests.running import ROOT, command, environment
 
 
 def run(*arguments, **variables):
@@ -120,3 +123,42 @@ def test_an_unsupported_architecture(tmp_path):
 def test_more_memory_than_there_is(tiny_model):
     said = refusal("--model-id", str(tiny_model("llama")), "--port", "0", "--kv-cache-bytes", "100TiB")
     assert re.search(r"needs about [\d.]+ GiB of memory .*: lower --kv-cache-bytes, --num-shards", said)
+
+
+@pytest.fixture
+def endless_download(tmp_path):
+    """`helios serve` on a fresh machine whose package index accepts the connection and says nothing more."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        variables = {"HELIOS_CACHE": str(tmp_path), "PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull}
+        process = subprocess.Popen(
+            command({"port": 0}),
+            cwd=ROOT,
+            env=environment() | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        silent.settimeout(30)
+        connection, _ = silent.accept()  # by pip
+        yield process
+        connection.close()
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("to_whole_group", [True, False], ids=["ctrl-c", "sigterm"])
+def test_told_to_stop_while_the_model_is_fetched(endless_download, to_whole_group, tmp_path):
+    children = psutil.Process(endless_download.pid).children(recursive=True)
+    assert len(children) == 2
+    if to_whole_group:
+        os.killpg(endless_download.pid, signal.SIGINT)
+    else:
+        endless_download.terminate()
+    _, said = endless_download.communicate(timeout=30)
+    assert endless_download.returncode == (130 if to_whole_group else 143)
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+    assert not list(tmp_path.rglob(".partial-*"))
