@@ -21,6 +21,7 @@ from router.options import ConfigError
 from telemetry.watch import watching
 
 PROGRAM = "helios serve"
+PACKAGE_ROOT = Path(__file__).parents[1]  # where children find our packages, wherever this was started
 DESCRIPTION = """\
 Serve a model over HTTP. Each flag can also be set by an environment variable of the same name in capitals
 (MODEL_ID, PORT, ...) or in a TOML file; a flag wins over the environment, and that over the file."""
@@ -97,10 +98,12 @@ def resolve_model(config: Config) -> Path:
 
     Raises `CannotServe` with nothing to add: that process has said why.
     """
-    command = [sys.executable, "-m", "shard.resolve", config.model_id, "--cache", str(config.cache)]
+    local = Path(config.model_id).expanduser()
+    model = str(local.resolve()) if local.exists() else config.model_id
+    command = [sys.executable, "-m", "shard.resolve", model, "--cache", str(config.cache.resolve())]
     if config.revision is not None:
         command += ["--revision", config.revision]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=PACKAGE_ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             answer, _ = process.communicate()
         except BaseException:

@@ -15,11 +15,11 @@ import helios
 from tests.running import ROOT, command, environment
 
 
-def run(*arguments, **variables):
+def run(*arguments, cwd=ROOT, **variables):
     """A real `helios` process, to its end."""
     return subprocess.run(
         [sys.executable, "-m", "helios", *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment() | variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -28,9 +28,9 @@ def run(*arguments, **variables):
     )
 
 
-def refusal(*flags, **variables):
+def refusal(*flags, cwd=ROOT, **variables):
     """The one sentence with which `helios serve` refuses."""
-    told = run("serve", *flags, **variables)
+    told = run("serve", *flags, cwd=cwd, **variables)
     assert told.returncode in (1, 2), told
     assert "Traceback" not in told.stderr
     assert told.stdout == ""
@@ -107,6 +107,21 @@ def test_an_address_of_another_machine():
 def test_no_such_model():
     said = refusal("--model-id", "/no/such/model", "--port", "0")
     assert said == "helios: There is no model at /no/such/model: name a folder, a .gguf file or a hub id."
+
+
+def test_a_relative_path_is_one_from_where_the_command_was_given(tiny_model):
+    folder = tiny_model("llama")
+    said = refusal(
+        "--model-id",
+        folder.name,
+        "--port",
+        "0",
+        "--kv-cache-bytes",
+        "9TiB",
+        cwd=folder.parent,
+        PYTHONPATH=str(ROOT),
+    )
+    assert said.startswith(f"helios serve: Serving {folder.name} needs about")
 
 
 def test_a_model_of_the_hub_without_network():
