@@ -8,7 +8,7 @@ positions in the other side's memory: a sequence is its id and attempt, a step i
 import enum
 import struct
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -200,11 +200,11 @@ def frame(message: ToShard | ToRouter) -> bytearray:
 
 
 class FrameReader(Generic[_Message]):
-    """Bytes as they come off a socket, in any pieces, become messages of one side's union."""
+    """Bytes as they come off a socket, in any pieces, become messages of `messages`, a union."""
 
-    def __init__(self, messages: type[_Message], max_frame_bytes: int = MAX_FRAME_BYTES):
+    def __init__(self, messages: Any, max_frame_bytes: int = MAX_FRAME_BYTES):
         self.max_frame_bytes = max_frame_bytes
-        self._decoder = msgspec.msgpack.Decoder(messages)
+        self._decoder: msgspec.msgpack.Decoder[_Message] = msgspec.msgpack.Decoder(messages)
         self._received = bytearray()
 
     def feed(self, data: bytes) -> Iterator[_Message]:

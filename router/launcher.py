@@ -1,0 +1,113 @@
+"""Where shards come from: child processes of this one, or other hosts where they wait to be called.
+
+Either way a shard that was started is a connected `ShardClient` with its model loaded; a child that does not
+answer is killed. Children hold one end of a socket whose other end dies with the router, and so do they.
+"""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import shard.messages
+from router.shard_client import Patience, ShardClient, ShardDied
+from shard.messages import Hello, Ready
+
+_PACKAGE_ROOT = Path(shard.messages.__file__).parents[1]
+_END_TIMEOUT_S = 2.0
+_CONNECT_TIMEOUT_S = 10.0
+
+
+class Launcher(Protocol):
+    """Starts one shard, again and again. Every `start` is followed by an `end` before the next."""
+
+    async def start(self, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        """A shard that is ready for steps. Raises `ShardDied`."""
+        ...
+
+    async def end(self) -> None:
+        """Leave nothing of it running. Safe at any time, also when `start` failed or was cancelled."""
+        ...
+
+
+class ChildLauncher:
+    """Shards as `python -m shard` on this host."""
+
+    def __init__(self, hello: Hello, patience: Patience):
+        self._hello = hello
+        self._patience = patience
+        self._process: asyncio.subprocess.Process | None = None
+        self._client: ShardClient | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._client = await _adopt(ours, self._patience, wake)
+            command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
+            # A session of its own: Ctrl-C is the router's to answer, by a drain that still needs the shards.
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                cwd=_PACKAGE_ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        return self._client, await self._client.open(self._hello)
+
+    async def end(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+        if self._process is not None:
+            await _reap(self._process)
+        self._client = self._process = None
+
+
+class RemoteLauncher:
+    """A shard that listens on another host. It is not ours to start: it is called until it answers."""
+
+    def __init__(self, address: str, hello: Hello, patience: Patience):
+        self._address = address
+        self._hello = hello
+        self._patience = patience
+        self._client: ShardClient | None = None
+
+    async def start(self, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        host, _, port = self._address.removeprefix("tcp://").rpartition(":")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                _, self._client = await loop.create_connection(
+                    lambda: ShardClient(self._patience, wake), host.strip("[]"), int(port)
+                )
+        except OSError as error:  # a timeout is one too
+            raise ShardDied(f"No shard answers at {self._address}: {error or 'timed out'}.") from error
+        return self._client, await self._client.open(self._hello)
+
+    async def end(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+        self._client = None
+
+
+async def _adopt(sock: socket.socket, patience: Patience, wake: Callable[[], None]) -> ShardClient:
+    loop = asyncio.get_running_loop()
+    _, client = await loop.create_unix_connection(lambda: ShardClient(patience, wake), sock=sock)
+    return client
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """See a child to its end. It ends itself when its connection is gone; one that hangs is killed."""
+    try:
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,158 @@
+"""A connection to one shard: steps out, outputs in, and the question whether it is still alive.
+
+A shard is alive if it answers, not if it is connected. Silence is counted in pings that went unanswered, so
+that a stall of the router's own loop is not taken for the shard's.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import msgspec
+
+from shard.messages import (
+    Failed,
+    FrameReader,
+    Hello,
+    Ping,
+    Pong,
+    Ready,
+    Step,
+    StepOutput,
+    ToRouter,
+    ToShard,
+    frame,
+)
+
+_BEATS_PER_TIMEOUT = 4
+_LOADING_TIMEOUT_MS = 120_000  # importing torch and mapping weights can keep every thread waiting
+
+
+class ShardDied(Exception):
+    """A shard is gone. `permanent`: it says itself that starting it again is of no use."""
+
+    def __init__(self, reason: str, permanent: bool = False):
+        super().__init__(reason)
+        self.reason = reason
+        self.permanent = permanent
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """How long a shard may keep silent, and how long a step may take."""
+
+    heartbeat_ms: float = 10_000
+    step_ms: float = 60_000
+
+
+class ShardClient(asyncio.Protocol):
+    """One life of a shard. `wake` is called when there are outputs to take, and when the shard has died."""
+
+    def __init__(self, patience: Patience, wake: Callable[[], None]):
+        self.last_heard: float | None = None  # loop time in seconds
+        self._patience = patience
+        self._wake = wake
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        self._transport: asyncio.Transport | None = None
+        self._frames: FrameReader[ToRouter] = FrameReader(ToRouter)
+        self._outputs: list[StepOutput] = []
+        self._death: ShardDied | None = None
+        self._num_unanswered_steps = 0
+        self._num_silent_beats = 0
+        self._num_step_beats = 0
+        self._heart: asyncio.Task[None] | None = None
+
+    async def open(self, hello: Hello) -> Ready:
+        """Say hello; return when the model is loaded. Raises `ShardDied`."""
+        self._write(hello)
+        self._heart = self._loop.create_task(self._beat())
+        return await self._ready
+
+    def send(self, step: Step) -> None:
+        if self._num_unanswered_steps == 0:
+            self._num_step_beats = 0
+        self._num_unanswered_steps += 1
+        self._write(step)
+
+    def take_outputs(self) -> list[StepOutput]:
+        """What has come since the last call, in order. Raises `ShardDied` when no more will come."""
+        outputs, self._outputs = self._outputs, []
+        if not outputs and self._death is not None:
+            raise self._death
+        return outputs
+
+    async def close(self) -> None:
+        """Cut the connection, at which a shard ends itself."""
+        self._die(ShardDied("The connection was closed."))
+        if self._heart is not None:
+            self._heart.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._heart
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.last_heard = self._loop.time()
+        self._num_silent_beats = 0
+        try:
+            for message in self._frames.feed(data):
+                self._take(message)
+        except ValueError as error:
+            self._die(ShardDied(f"The shard sent what is no message: {error}."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._die(ShardDied("The shard process ended or closed its connection."))
+
+    def _take(self, message: ToRouter) -> None:
+        match message:
+            case StepOutput():
+                self._num_unanswered_steps -= 1
+                self._num_step_beats = 0
+                self._outputs.append(message)
+                self._wake()
+            case Ready():
+                if not self._ready.done():
+                    self._ready.set_result(message)
+            case Failed(reason, permanent):
+                self._die(ShardDied(reason, permanent))
+            case Pong():
+                pass
+
+    async def _beat(self) -> None:
+        """Ping at a fixed rate, and give the shard up when it has kept silent for too long."""
+        interval_s = self._patience.heartbeat_ms / 1000 / _BEATS_PER_TIMEOUT
+        number = 0
+        while self._death is None:
+            number += 1
+            self._write(Ping(number))
+            await asyncio.sleep(interval_s)
+            self._num_silent_beats += 1
+            self._num_step_beats += 1
+            self._judge(interval_s * 1000)
+
+    def _judge(self, interval_ms: float) -> None:
+        silent_ms = self._num_silent_beats * interval_ms
+        allowed_ms = self._patience.heartbeat_ms
+        if not self._ready.done():
+            allowed_ms = max(allowed_ms, _LOADING_TIMEOUT_MS)
+        if silent_ms >= allowed_ms:
+            self._die(ShardDied(f"The shard has not answered for {silent_ms / 1000:.1f} s."))
+        elif self._num_unanswered_steps and self._num_step_beats * interval_ms >= self._patience.step_ms:
+            self._die(ShardDied(f"A step has taken longer than {self._patience.step_ms / 1000:.1f} s."))
+
+    def _die(self, death: ShardDied) -> None:
+        if self._death is not None:
+            return
+        self._death = death
+        if not self._ready.done():
+            self._ready.set_exception(death)
+            self._ready.exception()  # not lost if nobody waits for it any more
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+    def _write(self, message: ToShard) -> None:
+        if self._transport is not None and self._death is None:
+            self._transport.write(frame(message))
