@@ -15,7 +15,7 @@ from shard.models.load import load_decoder
 from shard.models.shape import eos_token_ids, read_config
 from shard.ops.batch import Batch
 from shard.ops.choose import choose_ops
-from shard.sampler import Sampler
+from shard.sampler import Draw, Sampler
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CACHE = Path.home() / ".cache" / "helios"
@@ -38,7 +38,9 @@ class ModelRunner:
         to = torch.empty(0, dtype=DTYPES[config.dtype], device=self._device)
         self.ops = choose_ops(self._device, to.dtype, config.block_size, num_threads, cache)
         self._max_tokens = _max_tokens(config, read_config(self._folder).max_position_embeddings)
-        self.decoder = load_decoder(self._folder, self.ops, to, config.num_layers, self._max_tokens)
+        self.decoder = load_decoder(
+            self._folder, self.ops, to, config.num_layers, self._max_tokens, fills=False
+        )
         self.kv_cache = self._allocate(to)
         self._eos = eos_token_ids(self._folder, read_config(self._folder))
         self._max_tokens = min(self._max_tokens, self.kv_cache.num_blocks * config.block_size)
@@ -49,7 +51,7 @@ class ModelRunner:
 
     @property
     def depth(self) -> int:
-        return len(self.decoder.layers)
+        return self.decoder.depth
 
     def ready(self) -> Ready:
         """What was learned while loading."""
@@ -142,7 +144,8 @@ class ModelRunner:
             return tokens
         rows = self._tensor([starts[i + 1] - 1 for i in sampling])
         logits = self.decoder.logits(hidden[rows])
-        drawn = self._sampler.choose(logits, [chunks[i].sequence for i in sampling], self.depth)
+        sequences = [chunks[i].sequence for i in sampling]
+        drawn = self._sampler.choose(logits, [Draw(s, s.num_tokens, self.depth) for s in sequences])
         for i, token in zip(sampling, drawn, strict=True):
             tokens[i] = [token]
         return tokens

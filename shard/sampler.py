@@ -5,6 +5,7 @@ sequence draws the same token in any batch, on any shard, after any preemption. 
 the model's own, before temperature and filters.
 """
 
+import msgspec
 import numpy as np
 import torch
 
@@ -12,25 +13,47 @@ from shard.messages import Sampling, TokenOutput
 from shard.ops.plain import PlainOps
 from shard.sequence import Sequence
 
+
+class Draw(msgspec.Struct, frozen=True):
+    """One token to be drawn: after the first `num_tokens` of a sequence, at an exit layer."""
+
+    sequence: Sequence
+    num_tokens: int
+    exit_layer: int
+    confidence: float | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The context that penalties look at."""
+        return self.sequence.token_ids[: self.num_tokens]
+
+
 LOWEST = torch.finfo(torch.float32).min
 MASK_64 = (1 << 64) - 1
 
 
 class Sampler:
-    """Chooses the next token of each sequence of a batch."""
+    """Chooses tokens for the rows of a batch."""
 
     def __init__(self, ops: PlainOps, device: torch.device):
         self._ops = ops
         self._device = device
 
-    def choose(self, logits: torch.Tensor, sequences: list[Sequence], exit_layer: int) -> list[TokenOutput]:
-        """The next token of each sequence, from its last position's logits (B, V)."""
-        chosen = self._draw(logits, sequences)
+    def choose(self, logits: torch.Tensor, draws: list[Draw]) -> list[TokenOutput]:
+        """One token for each row of logits (B, V)."""
+        chosen = self._draw(logits, draws)
         logprobs = logits.gather(1, chosen[:, None]).float()[:, 0] - self._ops.log_sum_exp(logits)
-        tops = [self._top(row, sequence.sampling) for row, sequence in zip(logits, sequences, strict=True)]
         return [
-            TokenOutput(token, min(logprob, 0.0), exit_layer, None, top)
-            for token, logprob, top in zip(chosen.tolist(), logprobs.tolist(), tops, strict=True)
+            TokenOutput(
+                token,
+                min(logprob, 0.0),
+                draw.exit_layer,
+                draw.confidence,
+                self._top(logits[i], draw.sequence.sampling),
+            )
+            for i, (token, logprob, draw) in enumerate(
+                zip(chosen.tolist(), logprobs.tolist(), draws, strict=True)
+            )
         ]
 
     def score(
@@ -44,24 +67,24 @@ class Sampler:
             for token, logprob, row in zip(token_ids, logprobs.tolist(), logits, strict=True)
         ]
 
-    def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    def _draw(self, logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
         """Token ids (B,). Only rows whose scores change before the draw go through float32 copies."""
-        temperatures = [sequence.sampling.temperature for sequence in sequences]
-        keys = [noise_key(sequence.sampling.seed, sequence.num_tokens) for sequence in sequences]
+        temperatures = [draw.sequence.sampling.temperature for draw in draws]
+        keys = [noise_key(draw.sequence.sampling.seed, draw.num_tokens) for draw in draws]
         chosen = self._ops.choose(logits, self._floats(temperatures), torch.tensor(keys, device=self._device))
-        changed = [i for i, sequence in enumerate(sequences) if changes_scores(sequence.sampling)]
+        changed = [i for i, draw in enumerate(draws) if changes_scores(draw.sequence.sampling)]
         if changed:
-            scores = self._changed_scores(logits[changed].float(), [sequences[i] for i in changed])
+            scores = self._changed_scores(logits[changed].float(), [draws[i] for i in changed])
             flat = [1.0 if temperatures[i] else 0.0 for i in changed]
             rows = torch.tensor([keys[i] for i in changed], device=self._device)
             chosen[changed] = self._ops.choose(scores, self._floats(flat), rows)
         return chosen
 
-    def _changed_scores(self, scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    def _changed_scores(self, scores: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
         """Penalties, temperature and filters, in TGI's order, on float32 scores (B, V)."""
-        samplings = [sequence.sampling for sequence in sequences]
-        for row, sequence in zip(scores, sequences, strict=True):
-            penalise(row, sequence)
+        samplings = [draw.sequence.sampling for draw in draws]
+        for row, draw in zip(scores, draws, strict=True):
+            penalise(row, draw.token_ids, draw.sequence)
         scores /= self._floats([sampling.temperature or 1.0 for sampling in samplings])[:, None]
         if any(sampling.top_k or sampling.top_p < 1 for sampling in samplings):
             counts = torch.tensor([sampling.top_k for sampling in samplings], device=self._device)
@@ -89,16 +112,16 @@ def changes_scores(sampling: Sampling) -> bool:
     return bool(penalties) or (filters and sampling.temperature > 0)
 
 
-def penalise(scores: torch.Tensor, sequence: Sequence) -> None:
+def penalise(scores: torch.Tensor, token_ids: list[int], sequence: Sequence) -> None:
     """In place on (V,): repetition over all tokens (CTRL, Keskar et al. 2019), the rest over the answer."""
     sampling, device = sequence.sampling, scores.device
     if sampling.repetition_penalty != 1:
-        seen = torch.from_numpy(np.unique(sequence.token_ids)).to(device)
+        seen = torch.from_numpy(np.unique(token_ids)).to(device)
         values = scores[seen]
         penalty = sampling.repetition_penalty
         scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
-        answer = sequence.token_ids[sequence.num_prompt_tokens :]
+        answer = token_ids[sequence.num_prompt_tokens :]
         ids, counts = np.unique(np.array(answer, dtype=np.int64), return_counts=True)
         costs = sampling.frequency_penalty * counts + sampling.presence_penalty
         scores[torch.from_numpy(ids).to(device)] -= torch.from_numpy(costs).to(device, torch.float32)

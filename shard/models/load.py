@@ -16,11 +16,12 @@ Decoder = LlamaDecoder | GptDecoder
 
 
 def load_decoder(
-    folder: Path, ops: PlainOps, to: torch.Tensor, num_layers: int | None, max_tokens: int
+    folder: Path, ops: PlainOps, to: torch.Tensor, num_layers: int | None, max_tokens: int, fills: bool
 ) -> Decoder:
     """The first `num_layers` layers, of the device and dtype of `to`, for up to `max_tokens` positions.
 
-    Raises `UnsupportedModelError` and `CheckpointError`, each with one sentence for a person.
+    With `fills`, layers can write their KV without being run. Raises `UnsupportedModelError` and
+    `CheckpointError`, each with one sentence for a person.
     """
     config = read_config(folder)
     shape = shape_of(config)
@@ -31,7 +32,7 @@ def load_decoder(
     if shape.family in GPT_LIKE:
         names = OPT if shape.family == "opt" else GPT2
         weights = Weights(checkpoint, checkpoint.prefix(names.prefixes, names.embedding), ops, to)
-        return GptDecoder(shape, no_rope(to.device), ops, weights, depth)
+        return GptDecoder(shape, no_rope(to.device), ops, weights, depth, fills)
     weights = Weights(checkpoint, checkpoint.prefix(PREFIXES, EMBEDDING), ops, to)
     rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), to.device)
-    return LlamaDecoder(shape, rope, ops, weights, depth)
+    return LlamaDecoder(shape, rope, ops, weights, depth, fills)

@@ -15,10 +15,15 @@ class Weights:
         self._prefix = prefix
         self._ops = ops
         self._to = to  # an empty tensor of the device and dtype wanted
-        self.num_parameters = 0  # read so far
+        self._sizes: dict[str, int] = {}  # of what was read so far
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._checkpoint
+
+    @property
+    def num_parameters(self) -> int:
+        """Read so far; what is read twice counts once."""
+        return sum(self._sizes.values())
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """One tensor. Raises `CheckpointError` if it is missing or not of `shape`."""
@@ -32,9 +37,10 @@ class Weights:
             weight, torch.cat([self.read(name + ".bias") for name in names]) if has_bias else None
         )
 
-    def transposed_linear(self, name: str) -> Linear:
-        """A projection stored as (in, out), as GPT-2's Conv1D does."""
-        return self._ops.linear(self.read(name + ".weight").t().contiguous(), self.read(name + ".bias"))
+    def transposed_linear(self, name: str, first: int = 0) -> Linear:
+        """A projection stored as (in, out), as GPT-2's Conv1D does; its outputs from the `first` one on."""
+        weight, bias = self.read(name + ".weight").t(), self.read(name + ".bias")
+        return self._ops.linear(weight[first:].contiguous(), bias[first:].contiguous())
 
     def head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
         """The LM head: the token embedding (V, H) where tied, or where the checkpoint has no other."""
@@ -44,5 +50,5 @@ class Weights:
 
     def _take(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
         tensor = self._checkpoint.read(name, shape)
-        self.num_parameters += tensor.numel()
+        self._sizes[name] = tensor.numel()
         return tensor.to(self._to)

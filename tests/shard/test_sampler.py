@@ -5,7 +5,7 @@ import torch
 
 from shard.messages import NewSequence, Sampling
 from shard.ops.plain import PlainOps, gumbel
-from shard.sampler import LOWEST, Sampler, keep_typical, noise_key, penalise
+from shard.sampler import LOWEST, Draw, Sampler, keep_typical, noise_key, penalise
 from shard.sequence import Sequence
 
 VOCAB = 50
@@ -17,7 +17,8 @@ def sequence(tokens: list[int], num_prompt_tokens: int = 1, **sampling) -> Seque
 
 def draw(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     sampler = Sampler(PlainOps(16), torch.device("cpu"))
-    return [token.id for token in sampler.choose(logits, sequences, exit_layer=4)]
+    draws = [Draw(sequence, sequence.num_tokens, exit_layer=4) for sequence in sequences]
+    return [token.id for token in sampler.choose(logits, draws)]
 
 
 def test_greedy_takes_the_likeliest_and_the_lowest_of_equals():
@@ -68,13 +69,14 @@ def test_top_k_and_top_p_bound_what_can_be_drawn():
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_scores():
     scores = torch.tensor([2.0, -2.0, 1.0])
-    penalise(scores, sequence([0, 1], repetition_penalty=2.0))
+    penalise(scores, [0, 1], sequence([0, 1], repetition_penalty=2.0))
     assert scores.tolist() == [1.0, -4.0, 1.0]
 
 
 def test_frequency_and_presence_count_the_answer_only():
     scores = torch.zeros(4)
-    penalise(scores, sequence([0, 0, 1, 1, 2], 2, frequency_penalty=0.5, presence_penalty=0.25))
+    tokens = [0, 0, 1, 1, 2]
+    penalise(scores, tokens, sequence(tokens, 2, frequency_penalty=0.5, presence_penalty=0.25))
     assert scores.tolist() == [0.0, -1.25, -0.75, 0.0]
 
 
@@ -94,7 +96,7 @@ def test_reported_logprobs_are_the_models_own():
     logits = torch.randn(1, VOCAB)
     sampler = Sampler(PlainOps(16), torch.device("cpu"))
     asked = sequence([1], temperature=0.3, top_k=5, seed=3, num_top_tokens=2)
-    token = sampler.choose(logits, [asked], exit_layer=4)[0]
+    token = sampler.choose(logits, [Draw(asked, 1, exit_layer=4)])[0]
     logprobs = torch.log_softmax(logits[0], dim=0)
     assert token.logprob == pytest.approx(logprobs[token.id].item(), abs=1e-5)
     assert [id for id, _ in token.top] == logprobs.topk(2).indices.tolist()
