@@ -10,8 +10,9 @@ import msgspec
 
 from loadgen.report.scales import Scale, linear, logarithmic, short
 
-WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 14, 34
+NARROW, WIDE, HEIGHT = 420, 860, 220  # a card of one column, of two, and both
+LEFT, RIGHT, TOP, BOTTOM = 42, 10, 16, 34
+BAR_LEFT, BAR_STEP = 74, 30
 
 Points = Sequence[tuple[float, float]]
 
@@ -42,7 +43,15 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     is_log_x: bool = False
     marks: Sequence[Mark] = ()
     band: tuple[float, float] | None = None  # the measured stretch, shaded
-    y_top: float | None = None
+    is_wide: bool = False
+
+    @property
+    def width(self) -> int:
+        return WIDE if self.is_wide else NARROW
+
+    @property
+    def right(self) -> int:
+        return self.width - RIGHT
 
 
 def line_chart(series: Sequence[Series], frame: Frame) -> str:
@@ -52,12 +61,12 @@ def line_chart(series: Sequence[Series], frame: Frame) -> str:
     if not xs:
         return '<p class="empty">nothing measured</p>'
     make = logarithmic if frame.is_log_x else _tight
-    x = make(xs, LEFT, WIDTH - RIGHT)
-    y = linear([*ys, frame.y_top or 0.0], HEIGHT - BOTTOM, TOP)
+    x = make(xs, LEFT, frame.right)
+    y = linear(ys, HEIGHT - BOTTOM, TOP)
     body = [_band(frame, x), _grid(x, y, frame)]
     body += [_line(line, x, y) for line in series]
     body += [_mark(mark, x) for mark in frame.marks]
-    return _svg("line", body, _data(series, x, frame)) + _legend(series)
+    return _svg("line", (frame.width, HEIGHT), body, _data(series, x, frame)) + _legend(series)
 
 
 def _tight(values: Sequence[float], start: float, end: float) -> Scale:
@@ -77,7 +86,7 @@ def heat_map(heat: Heat, frame: Frame) -> str:
     """A cell is as dark as its share of its column."""
     starts = heat.starts
     width = starts[1] - starts[0] if len(starts) > 1 else 1.0
-    x = Scale(starts[0], starts[-1] + width, LEFT, WIDTH - RIGHT)
+    x = Scale(starts[0], starts[-1] + width, LEFT, frame.right)
     height = (HEIGHT - TOP - BOTTOM) / len(heat.rows)
     body = []
     for row, (name, shares) in enumerate(zip(heat.rows, heat.shares, strict=True)):
@@ -86,7 +95,8 @@ def heat_map(heat: Heat, frame: Frame) -> str:
         body.append(f'<text class="tick" {place}>{escape(name)}</text>')
         cells = zip(starts, shares, strict=True)
         body += [_cell(x.at(at), x.at(at + width), (top, height), share) for at, share in cells if share > 0]
-    return _svg("heat", [*body, _x_axis(x, frame), *(_mark(mark, x) for mark in frame.marks)])
+    body += [_x_axis(x, frame), *(_mark(mark, x) for mark in frame.marks)]
+    return _svg("heat", (frame.width, HEIGHT), body)
 
 
 def _cell(left: float, right: float, extent: tuple[float, float], share: float) -> str:
@@ -98,34 +108,35 @@ def _cell(left: float, right: float, extent: tuple[float, float], share: float) 
 
 
 def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str]) -> str:
-    """One horizontal bar per row, cut by shares that sum to one."""
-    height = 30
-    total = TOP + len(rows) * height + 6
+    """One horizontal bar per row, cut by shares that sum to one; colours go from the first name to the last."""
+    colours = [f"s{1 + round(index * 5 / max(1, len(names) - 1))}" for index in range(len(names))]
     body = []
     for index, (label, shares) in enumerate(rows):
-        top, at = TOP + index * height, 96.0
-        body.append(f'<text class="label" x="88" y="{top + 15}" text-anchor="end">{escape(label)}</text>')
-        for part, (name, share) in enumerate(zip(names, shares, strict=True)):
-            width = share * (WIDTH - RIGHT - 96)
-            body.append(_bar_part(at, top, width, part, f"layer {name}: {share:.1%}"))
+        top, at = TOP + index * BAR_STEP, float(BAR_LEFT)
+        body.append(
+            f'<text class="label" x="{BAR_LEFT - 8}" y="{top + 15}" text-anchor="end">{escape(label)}</text>'
+        )
+        for name, colour, share in zip(names, colours, shares, strict=True):
+            width = share * (NARROW - RIGHT - BAR_LEFT)
+            body.append(_bar_part((at, top, width), colour, f"{name}: {share:.1%}"))
             if width > 34:
                 body.append(
                     f'<text class="inside" x="{at + width / 2:.1f}" y="{top + 15}">{share:.0%}</text>'
                 )
             at += width
-    return _svg("bars", body, height=total) + _key(
-        [(f"layer {n}", f"s{i % 6 + 1}") for i, n in enumerate(names)]
-    )
+    key = _key(list(zip(names, colours, strict=True)))
+    return _svg("bars", (NARROW, TOP + len(rows) * BAR_STEP), body) + key
 
 
-def _bar_part(x: float, y: float, width: float, part: int, title: str) -> str:
-    place = f'x="{x:.1f}" y="{y}" width="{max(0.0, width - 1):.1f}" height="22"'
-    return f'<rect class="fill s{part % 6 + 1}" {place} rx="2"><title>{escape(title)}</title></rect>'
+def _bar_part(place: tuple[float, float, float], colour: str, title: str) -> str:
+    x, y, width = place
+    box = f'x="{x:.1f}" y="{y:g}" width="{max(0.0, width - 1):.1f}" height="22" rx="2"'
+    return f'<rect class="fill {colour}" {box}><title>{escape(title)}</title></rect>'
 
 
-def _svg(kind: str, body: Sequence[str], data: str = "", height: float = HEIGHT) -> str:
+def _svg(kind: str, size: tuple[float, float], body: Sequence[str], data: str = "") -> str:
     carried = f" data-chart='{data}'" if data else ""
-    head = f'<svg class="chart {kind}" viewBox="0 0 {WIDTH} {height:g}" role="img"{carried}>'
+    head = f'<svg class="chart {kind}" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img"{carried}>'
     return head + "".join(body) + "</svg>"
 
 
@@ -142,11 +153,11 @@ def _line(line: Series, x: Scale, y: Scale) -> str:
 
 def _grid(x: Scale, y: Scale, frame: Frame) -> str:
     lines = [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y.at(t):.1f}" y2="{y.at(t):.1f}"/>'
+        f'<line class="grid" x1="{LEFT}" x2="{frame.right}" y1="{y.at(t):.1f}" y2="{y.at(t):.1f}"/>'
         f'<text class="tick" x="{LEFT - 6}" y="{y.at(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>'
         for t in y.ticks
     ]
-    label = f'<text class="axis" x="{LEFT}" y="{TOP - 4}">{escape(frame.y_label)}</text>'
+    label = f'<text class="axis" x="{LEFT}" y="{TOP - 6}">{escape(frame.y_label)}</text>'
     return "".join(lines) + label + _x_axis(x, frame)
 
 
@@ -156,8 +167,8 @@ def _x_axis(x: Scale, frame: Frame) -> str:
         f'<text class="tick" x="{x.at(t):.1f}" y="{floor + 14}" text-anchor="middle">{short(t)}</text>'
         for t in x.ticks
     )
-    line = f'<line class="floor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>'
-    place = f'x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle"'
+    line = f'<line class="floor" x1="{LEFT}" x2="{frame.right}" y1="{floor}" y2="{floor}"/>'
+    place = f'x="{(LEFT + frame.right) / 2}" y="{HEIGHT - 4}" text-anchor="middle"'
     return f'{line}{ticks}<text class="axis" {place}>{escape(frame.x_label)}</text>'
 
 

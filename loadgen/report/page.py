@@ -8,6 +8,7 @@ from importlib.resources import files
 import msgspec
 
 from loadgen.report import plots
+from loadgen.report.charts import WIDE
 from loadgen.report.tables import MEASURES
 from loadgen.results.health import Verdict
 from loadgen.results.stats import Distribution
@@ -46,20 +47,21 @@ def page_of(
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
     """A table; cells are HTML. The first column and `text_columns` are set to the left."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    kinds = [' class="text"' if index in text_columns else "" for index in range(len(header))]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, header, strict=True))
     lines = []
     for row in rows:
-        cells = (
-            f'<td class="{"text" if i in text_columns else ""}">{cell}</td>' for i, cell in enumerate(row)
-        )
+        cells = (f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = "".join(lines)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def card(heading: str, html: str, note: str = "") -> str:
+    """A box on the page; one that holds a wide plot or many columns takes the room of two."""
     below = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f'<div class="card"><h3>{escape(heading)}</h3>{html}{below}</div>'
+    is_wide = f'viewBox="0 0 {WIDE} ' in html or html.count("<th") > 7
+    return f'<div class="card{" wide" if is_wide else ""}"><h3>{escape(heading)}</h3>{html}{below}</div>'
 
 
 def number(value: float | None) -> str:
@@ -77,12 +79,16 @@ def _header(heading: str, intro: str, summaries: Sequence[Summary]) -> str:
     when = datetime.fromtimestamp(first.began_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
     where = ", ".join(dict.fromkeys(f"{s.url} ({s.peer.kind})" for s in summaries))
     chips = "".join(
-        f"<span>{escape(name.replace('_', ' '))} <b>{escape(str(value))}</b></span>"
+        f"<span>{escape(name.replace('_', ' '))} <b>{escape(_words(value))}</b></span>"
         for name, value in first.settings.items()
     )
     said = f'<p class="sub">{escape(intro)}</p>' if intro else ""
     about = f'<p class="sub">{escape(where)}, model {escape(first.peer.model)}, {when}</p>'
     return f'<h1>{escape(heading)}</h1>{about}{said}<div class="chips">{chips}</div>'
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _tiles(summaries: Sequence[Summary]) -> str:
@@ -94,14 +100,14 @@ def _tile_row(summary: Summary, is_one_of_many: bool) -> str:
     tiles = [
         ("output tokens/s", number(rates.output_tokens_per_s), ""),
         ("requests/s", number(rates.requests_per_s), ""),
-        ("TTFT p50 / p95", _pair(latencies.ttft), " ms"),
-        ("ITL p50 / p95", _pair(latencies.itl), " ms"),
+        ("TTFT p50 / p95, ms", _pair(latencies.ttft), ""),
+        ("ITL p50 / p95, ms", _pair(latencies.itl), ""),
         ("answered", f"{summary.outcomes.get('ok', 0):,}", f" of {summary.num_requests:,}"),
     ]
     if summary.goals.are_stated and rates.good_share is not None:
         tiles.append((f"good ({summary.goals.words})", f"{rates.good_share:.1%}", ""))
     if summary.exits is not None:
-        layers = f" of {summary.peer.num_layers} layers" if summary.peer.num_layers else " layers"
+        layers = f" of {summary.peer.num_layers}" if summary.peer.num_layers else ""
         tiles.append(("mean exit depth", number(summary.exits.total.mean_layer), layers))
     drawn = "".join(
         f'<div class="tile"><div class="value">{value}<small>{unit}</small></div>'
@@ -124,7 +130,7 @@ def _statements(summaries: Sequence[Summary]) -> str:
         whole = summary.integrity
         name = f"{summary.label}: " if len(summaries) > 1 else ""
         if whole.is_whole:
-            parts.append(("good", f"{name}no answer was lost, duplicated or mixed."))
+            parts.append(("good", f"{name}No answer was lost, duplicated or mixed."))
         else:
             broken = f"{whole.lost} lost, {whole.duplicated} duplicated, {whole.mixed} mixed"
             parts.append(("bad", f"{name}{broken}: {'; '.join(whole.examples[:3])}"))
@@ -163,7 +169,7 @@ def _latency_row(name: str, field: str, summary: Summary, is_one_of_many: bool) 
 
 def _time_section(summary: Summary, is_one_of_many: bool) -> Section:
     cards = "".join(card(heading, html) for heading, html in plots.over_time(summary))
-    note = f'<p class="sub">Shaded: measured {escape(summary.window.rule)}.</p>'
+    note = f'<p class="sub below">Shaded: measured {escape(summary.window.rule)}.</p>'
     heading = f"Over time: {summary.label}" if is_one_of_many else "Over time"
     return Section(heading, f'<div class="cards">{cards}</div>{note}')
 
@@ -213,15 +219,17 @@ def _swap_table(summary: Summary) -> str:
 def _outcome_section(summaries: Sequence[Summary]) -> Section:
     rows = [
         [
-            escape(summary.label),
             escape(name.replace("_", " ")),
             f"{count:,}",
-            f"{count / max(1, summary.num_requests):.2%}",
+            f"{count / max(1, s.num_requests):.1%}",
+            escape(s.label),
         ]
-        for summary in summaries
-        for name, count in sorted(summary.outcomes.items(), key=lambda item: -item[1])
+        for s in summaries
+        for name, count in sorted(s.outcomes.items(), key=lambda item: -item[1])
     ]
-    html = card("How requests ended", table(("run", "outcome", "requests", "share"), rows, (1,)))
+    header = ("outcome", "requests", "share", "run")
+    cut = 4 if len(summaries) > 1 else 3
+    html = card("How requests ended", table(header[:cut], [row[:cut] for row in rows], (3,)))
     failures = [[escape(words), str(n)] for summary in summaries for words, n in summary.failures.items()]
     if failures:
         html += card("Failures", table(("what", "times"), failures))

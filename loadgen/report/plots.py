@@ -33,62 +33,37 @@ def _cumulative(values: Sequence[float]) -> Points:
 
 def over_time(summary: Summary) -> Plots:
     """Throughput, load, latencies and trouble over the run; swaps are marked, the measured part shaded."""
+
+    def line(name: str, colour: str, value: Callable[[Bin], float | None], is_area: bool = False) -> Series:
+        return _line(summary, name, colour, value, is_area)
+
+    width_s = summary.timeline.width_s
+    speed = line("tokens/s", "c1", lambda bin: bin.output_tokens_per_s, True)
+    load = (
+        line("in flight", "c1", lambda bin: bin.in_flight, True),
+        line("waiting at the server", "c2", lambda bin: bin.server_waiting),
+    )
+    ttft = (
+        line("p50", "c1", lambda bin: bin.ttft_p50_ms),
+        line("p95", "c2", lambda bin: bin.ttft_p95_ms),
+    )
+    itl = (
+        line("p50", "c1", lambda bin: bin.itl_p50_ms),
+        line("p95", "c2", lambda bin: bin.itl_p95_ms),
+    )
+    requests = (
+        line("started", "c5", lambda bin: bin.started_per_s),
+        line("answered", "c3", lambda bin: bin.requests_per_s),
+        line("refused", "c2", lambda bin: bin.num_refused / width_s),
+        line("failed", "c6", lambda bin: bin.num_failed / width_s),
+    )
     return [
-        (
-            "Output tokens per second",
-            _chart(summary, "tokens/s", _line(summary, "tokens/s", "c1", _tokens, True)),
-        ),
-        (
-            "Streams in flight",
-            _chart(
-                summary,
-                "streams",
-                _line(summary, "in flight", "c1", lambda bin: bin.in_flight, True),
-                _line(summary, "waiting at the server", "c2", lambda bin: bin.server_waiting),
-            ),
-        ),
-        (
-            "Time to first token",
-            _chart(
-                summary,
-                "ms",
-                _line(summary, "p50", "c1", lambda bin: bin.ttft_p50_ms),
-                _line(summary, "p95", "c2", lambda bin: bin.ttft_p95_ms),
-            ),
-        ),
-        (
-            "Inter-token latency",
-            _chart(
-                summary,
-                "ms",
-                _line(summary, "p50", "c1", lambda bin: bin.itl_p50_ms),
-                _line(summary, "p95", "c2", lambda bin: bin.itl_p95_ms),
-            ),
-        ),
-        (
-            "Requests per second",
-            _chart(
-                summary,
-                "requests/s",
-                _line(summary, "started", "c5", lambda bin: bin.started_per_s),
-                _line(summary, "answered", "c3", lambda bin: bin.requests_per_s),
-                _line(summary, "refused", "c2", _refused_per_s(summary)),
-                _line(summary, "failed", "c6", _failed_per_s(summary)),
-            ),
-        ),
+        ("Output tokens per second", _chart(summary, "tokens/s", speed, is_wide=True)),
+        ("Streams in flight", _chart(summary, "streams", *load)),
+        ("Time to first token", _chart(summary, "ms", *ttft)),
+        ("Inter-token latency", _chart(summary, "ms", *itl)),
+        ("Requests per second", _chart(summary, "requests/s", *requests)),
     ]
-
-
-def _tokens(bin: Bin) -> float:
-    return bin.output_tokens_per_s
-
-
-def _refused_per_s(summary: Summary) -> Callable[[Bin], float]:
-    return lambda bin: bin.num_refused / summary.timeline.width_s
-
-
-def _failed_per_s(summary: Summary) -> Callable[[Bin], float]:
-    return lambda bin: bin.num_failed / summary.timeline.width_s
 
 
 def _line(
@@ -102,10 +77,11 @@ def _line(
     return Series(name, points, colour, is_area)
 
 
-def _chart(summary: Summary, unit: str, *series: Series) -> str:
+def _chart(summary: Summary, unit: str, *series: Series, is_wide: bool = False) -> str:
     drawn = [line for line in series if any(y for _, y in line.points)] or list(series[:1])
     band = (summary.window.start_s, summary.window.end_s)
-    return line_chart(drawn, Frame(x_label="seconds", y_label=unit, marks=swap_marks(summary), band=band))
+    marks = swap_marks(summary)
+    return line_chart(drawn, Frame(x_label="seconds", y_label=unit, marks=marks, band=band, is_wide=is_wide))
 
 
 def swap_marks(summary: Summary) -> list[Mark]:
@@ -124,16 +100,13 @@ def depth(summary: Summary) -> Plots:
     columns = [sum(column) or 1 for column in zip(*exits.heat.counts, strict=True)]
     shares = [[n / total for n, total in zip(row, columns, strict=True)] for row in exits.heat.counts]
     layers = [str(layer) for layer in exits.heat.layers]
+    names = [f"layer {layer}" for layer in layers]
     frame = Frame(x_label="seconds", y_label="layer", marks=swap_marks(summary))
     groups = {**exits.by_group, "all": exits.total} if len(exits.by_group) > 1 else exits.by_group
     bars = [(name, [d.share_by_layer.get(n, 0.0) for n in exits.heat.layers]) for name, d in groups.items()]
+    mean = _line(summary, "mean exit layer", "c4", lambda bin: bin.mean_exit_layer)
     return [
         ("Exit layer over time", heat_map(Heat(layers, exits.heat.starts_s, shares), frame)),
-        ("Exit layer by class of prompt", stacked_bars(bars, layers)),
-        (
-            "Mean exit layer",
-            _chart(
-                summary, "layer", _line(summary, "mean exit layer", "c4", lambda bin: bin.mean_exit_layer)
-            ),
-        ),
+        ("Mean exit layer", _chart(summary, "layer", mean)),
+        ("Exit layer by class of prompt", stacked_bars(bars, names)),
     ]

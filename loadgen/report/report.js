@@ -39,7 +39,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
       row.append(dot, `${line.name} `, value);
       tip.append(row);
     }
-    for (const [name, at] of [["x1", place], ["x2", place], ["y1", 14], ["y2", svg.viewBox.baseVal.height - 34]])
+    for (const [name, at] of [["x1", place], ["x2", place], ["y1", 16], ["y2", svg.viewBox.baseVal.height - 34]])
       pointer.setAttribute(name, at);
     pointer.style.display = "";
     tip.hidden = false;

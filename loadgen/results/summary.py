@@ -50,7 +50,7 @@ class Throughput(msgspec.Struct, frozen=True):
     output_tokens_per_s: float
     total_tokens_per_s: float
     good_per_s: float
-    good_share: float | None  # of the requests meant to start in the window
+    good_share: float | None  # of the requests meant to start in the window, but those we hung up on
     mean_in_flight: float
 
 
@@ -168,7 +168,8 @@ def _throughput(run: Run, window: Window, measured: Sequence[Record], goals: Goa
     output = sum(_tokens_inside(record, low, high) for record in run.records)
     input = sum(r.input_tokens or 0 for r in run.records if r.token_times and low <= r.token_times[0] <= high)
     ended = [record for record in run.records if record.ended is not None and low <= record.ended <= high]
-    good = sum(goals.are_met(record) for record in measured)
+    judged = [record for record in measured if record.outcome is not Outcome.CANCELLED]
+    good = sum(goals.are_met(record) for record in judged)
     busy = sum(max(0.0, min(r.ended or run.ended, high) - max(r.intended, low)) for r in run.records)
     return Throughput(
         requests_per_s=sum(record.outcome is Outcome.OK for record in ended) / seconds,
@@ -176,7 +177,7 @@ def _throughput(run: Run, window: Window, measured: Sequence[Record], goals: Goa
         output_tokens_per_s=output / seconds,
         total_tokens_per_s=(output + input) / seconds,
         good_per_s=sum(goals.are_met(record) for record in ended) / seconds,
-        good_share=good / len(measured) if measured else None,
+        good_share=good / len(judged) if judged else None,
         mean_in_flight=busy / seconds,
     )
 

@@ -98,16 +98,22 @@ def longest_gaps(records: Sequence[Record], start: float, end: float) -> list[fl
 
 def versions_of(run: Run) -> list[Version]:
     """Who answered, in the order of first appearance."""
-    found: dict[tuple[str, str, int], list[float]] = {}
+    found: dict[tuple[str, str], list[float]] = {}
+    depths: dict[str, int] = {}
     for record in run.records:
         at_s = run.since_start(record.sent if record.sent is not None else record.intended)
+        depths |= {segment.version: segment.depth for segment in record.segments}
         for name in _named(record):
             found.setdefault(name, []).append(at_s)
-    versions = [Version(*name, len(times), min(times), max(times)) for name, times in found.items()]
+    versions = [
+        Version(model, version, depths.get(version, 0), len(times), min(times), max(times))
+        for (model, version), times in found.items()
+    ]
     return sorted(versions, key=lambda version: version.first_s)
 
 
-def _named(record: Record) -> set[tuple[str, str, int]]:
+def _named(record: Record) -> set[tuple[str, str]]:
+    """By what the last event told, else (cut short, or no details) by the answer's headers."""
     if record.segments:
-        return {(segment.model, segment.version, segment.depth) for segment in record.segments}
-    return {(record.model, record.version, 0)} if record.version else set()
+        return {(segment.model, segment.version) for segment in record.segments}
+    return {(record.model, record.version)} if record.version else set()
