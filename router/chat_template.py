@@ -62,7 +62,7 @@ class ChatTemplate:
                 messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
             )
         except Exception as error:  # whatever foreign code raises on a client's messages is a refusal of them
-            raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
+            raise ChatTemplateError(f"the model's chat template says: {error}") from error
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:

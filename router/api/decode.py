@@ -11,7 +11,7 @@ from router.api.errors import Refused
 T = TypeVar("T")
 
 _AT_PATH = re.compile(r"(?P<problem>.*) - at `\$\.?(?P<path>.*?)`$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<field>.*)`(?: - at `\$\.?(?P<path>.*)`)?$")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?$")
 
 
 async def read_body(http: web.Request) -> bytes:
@@ -27,6 +27,8 @@ async def read_body(http: web.Request) -> bytes:
         return await http.read()
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
+    except web.RequestPayloadError as error:
+        raise Refused(f"The body cannot be read: {_one_line(error)}", 400, "malformed") from None
 
 
 def decode(body: bytes, type: type[T]) -> T:
@@ -34,6 +36,7 @@ def decode(body: bytes, type: type[T]) -> T:
     if not body.strip():
         raise Refused("The body is empty; it must be a JSON object.", 400, "malformed")
     try:
+        body.decode()  # msgspec skips what it has no field for
         return msgspec.json.decode(body, type=type)
     except msgspec.ValidationError as error:
         raise _misfit(str(error)) from None
@@ -45,6 +48,10 @@ def decode(body: bytes, type: type[T]) -> T:
 
 def _is_json(content_type: str) -> bool:
     return content_type == "application/json" or content_type.endswith("+json")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _too_large(limit: int) -> Refused:

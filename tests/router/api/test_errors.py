@@ -1,0 +1,324 @@
+"""Whatever is wrong with a call has its status and a message that says what and where; the server serves on."""
+
+import gzip
+import io
+from typing import Any
+
+import pytest
+
+from router.request import GenerationFailed
+from tests.router.http_fakes import Client, serving
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+JSON = {"Content-Type": "application/json"}
+ROUTES = ("/", "/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions", "/invocations")
+
+
+async def refused(client: Client, path: str, body: Any) -> tuple[int, str, dict[str, Any]]:
+    """Status, message and error_type of a refusal, whichever the dialect; then checks that it serves on."""
+    kind = {"json": body} if not isinstance(body, bytes) else {"data": io.BytesIO(body), "headers": JSON}
+    async with client.session.post(client.url + path, **kind) as response:
+        assert response.content_type == "application/json"
+        answer = await response.json()
+    error = answer["error"]
+    if path.startswith("/v1"):
+        assert set(error) == {"message", "type", "param", "code"}
+    message = error["message"] if isinstance(error, dict) else error
+    assert (await client.post("/generate", {"inputs": "Hi"}))[0] == 200
+    return response.status, message, answer
+
+
+def native(**parameters: Any) -> dict[str, Any]:
+    return {"inputs": "Hi", "parameters": parameters}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"best_of": 0}, "`parameters.best_of`: expected `int` >= 1"),
+        ({"best_of": 3, "do_sample": True}, "`best_of` must be > 0 and <= 2. Given: 3"),
+        ({"best_of": 2}, "`best_of` > 1 needs sampling"),
+        ({"best_of": 2, "do_sample": True, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
+        ({"temperature": -1}, "`parameters.temperature`: expected `float` >= 0"),
+        ({"temperature": "hot"}, "`parameters.temperature`: expected `float | null`, got `str`"),
+        ({"top_k": 0}, "`parameters.top_k`: expected `int` >= 1"),
+        ({"top_p": 0}, "`parameters.top_p`: expected `float` > 0"),
+        ({"top_p": 1.1}, "`parameters.top_p`: expected `float` <= 1"),
+        ({"typical_p": 0}, "`parameters.typical_p`: expected `float` > 0"),
+        ({"repetition_penalty": 0}, "`parameters.repetition_penalty`: expected `float` > 0"),
+        ({"frequency_penalty": 2.5}, "`parameters.frequency_penalty`: expected `float` <= 2"),
+        ({"presence_penalty": -2.5}, "`parameters.presence_penalty`: expected `float` >= -2"),
+        ({"max_new_tokens": 0}, "`parameters.max_new_tokens`: expected `int` >= 1"),
+        ({"max_new_tokens": 1.5}, "`parameters.max_new_tokens`: expected `int | null`, got `float`"),
+        ({"max_new_tokens": 10**9}, "`max_new_tokens` must be <= 510: 2 prompt tokens and the answer share 512"),
+        ({"max_new_tokens": 10**30}, "`max_new_tokens` must be <= 510"),
+        ({"stop": ["a"] * 5}, "`stop` takes up to 4 strings. Given: 5"),
+        ({"stop": [""]}, "`stop` must not hold an empty string"),
+        ({"stop": ["a" * 2000]}, "`stop` strings must have at most 1024 characters"),
+        ({"stop": [1]}, "`parameters.stop[0]`: expected `str`, got `int`"),
+        ({"truncate": 0}, "`parameters.truncate`: expected `int` >= 1"),
+        ({"truncate": 513}, "`truncate` must be <= 511. Given: 513"),
+        ({"seed": -1}, "`parameters.seed`: expected `int` >= 0"),
+        ({"seed": 2**64}, "`seed` must be <= 18446744073709551615"),
+        ({"top_n_tokens": 6}, "`top_n_tokens` must be <= 5. Given: 6"),
+        ({"details": 1}, "`parameters.details`: expected `bool | null`, got `int`"),
+        ({"watermark": True}, "`watermark` is not supported"),
+        ({"grammar": {"type": "regex", "value": "a"}}, "`grammar` is not supported yet"),
+        ({"adapter_id": "a"}, "`adapter_id` is not supported"),
+        ({"exit_threshold": 1.5}, "`parameters.exit_threshold`: expected `float` <= 1"),
+        ({"deadline_ms": 0}, "`parameters.deadline_ms`: expected `int` >= 1"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+async def test_native_parameters_have_their_bounds(
+    client: Client, path: str, parameters: dict[str, Any], message: str
+) -> None:
+    if path == "/generate_stream" and parameters.get("best_of", 0) > 1:
+        message = "`best_of` > 1 is not supported when streaming"
+    status, told, answer = await refused(client, path, native(**parameters))
+    assert status == 422
+    assert told.startswith("Input validation error: " + message)
+    assert answer["error_type"] == "validation"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "`inputs` is missing"),
+        ({"inputs": None}, "`inputs`: expected `str`, got `null`"),
+        ({"inputs": 5}, "`inputs`: expected `str`, got `int`"),
+        ({"inputs": ""}, "`inputs` cannot be empty"),
+        ({"inputs": "a" * 512}, "`inputs` must have at most 511 tokens. Given: 512"),
+        ({"inputs": "Hi", "parameters": []}, "`parameters`: expected `object | null`, got `array`"),
+        ([], "The body: expected `object`, got `array`"),
+        ("Hi", "The body: expected `object`, got `str`"),
+    ],
+)
+async def test_native_bodies_have_their_shape(client: Client, body: Any, message: str) -> None:
+    status, told, _ = await refused(client, "/generate", body)
+    assert (status, told) == (422, "Input validation error: " + message)
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "message"),
+    [
+        ({"messages": []}, "messages", "expected `array` of length >= 1"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role", "is missing"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content",
+            "parts of type text only, not image_url",
+        ),
+        ({"messages": [{"role": "user", "content": "a" * 600}]}, "messages", "at most 511 tokens"),
+        ({"max_tokens": 10**9}, "max_tokens", "must be <= 498"),
+        ({"max_tokens": 0}, "max_tokens", ">= 1"),
+        ({"n": 0}, "n", ">= 1"),
+        ({"n": 129}, "n", "<= 128"),
+        ({"stop": ["a"] * 5}, "stop", "up to 4"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
+        ({"logprobs": True, "top_logprobs": 6}, "top_logprobs", "<= 5"),
+        ({"tools": [{"type": "function"}]}, "tools", "is not supported yet"),
+        ({"tool_choice": "required"}, "tool_choice", "is not supported yet"),
+        ({"response_format": {"type": "json_object", "value": {}}}, "response_format", "is not supported yet"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "is not supported yet"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "is not supported"),
+        ({"min_tokens": 3, "max_tokens": 5}, "min_tokens", "must be 0 or equal `max_tokens`"),
+        ({"temperature": -0.1}, "temperature", ">= 0"),
+        ({"seed": 2**70}, "seed", "must be <="),
+    ],
+)
+async def test_chat_fields_have_their_bounds(
+    client: Client, more: dict[str, Any], param: str, message: str
+) -> None:
+    status, told, answer = await refused(client, "/v1/chat/completions", CHAT | more)
+    assert status == 422
+    assert message in told
+    assert answer["error"]["param"] == param
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error_type"] == "validation"
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "message"),
+    [
+        ({"prompt": []}, "prompt", "must be text, token ids"),
+        ({"prompt": ["a", 1]}, "prompt", "must be text, token ids"),
+        ({"prompt": ["a"] * 5}, "prompt", "takes at most 4 prompts in one call. Given: 5"),
+        ({"prompt": [257]}, "prompt", "holds 257, but token ids are from 0 to 256"),
+        ({"prompt": [-1]}, "prompt", "holds -1"),
+        ({"prompt": [[1.5]]}, "prompt[0][0]", "expected `int`"),
+        ({"prompt": ""}, "prompt", "cannot be empty"),
+        ({"prompt": "a" * 512}, "prompt", "at most 511 tokens"),
+        ({"suffix": "x"}, "suffix", "is not supported"),
+        ({"logprobs": 6}, "logprobs", "<= 5"),
+        ({"best_of": 1, "n": 2}, "best_of", "must be >= `n`"),
+        ({"best_of": 2, "n": 1, "stream": True}, "best_of", "not supported when streaming"),
+        ({"prompt": ["a", "b"], "n": 100}, "n", "must be <= 128"),
+    ],
+)
+async def test_completion_fields_have_their_bounds(
+    client: Client, more: dict[str, Any], param: str, message: str
+) -> None:
+    status, told, answer = await refused(client, "/v1/completions", {"prompt": "Hi"} | more)
+    assert status == 422
+    assert message in told
+    assert answer["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "The body is empty"),
+        (b"  \n", "The body is empty"),
+        (b"{", "not valid JSON"),
+        (b'{"inputs": "Hi", "parameters": {"temperature": NaN}}', "not valid JSON"),
+        (b'{"inputs": "Hi", "parameters": {"temperature": Infinity}}', "not valid JSON"),
+        (b'{"inputs": "\xff\xfe"}', "not valid JSON"),
+        (b'{"inputs": "\\ud800"}', "not valid JSON"),
+        (b'{"inputs": "a\x00b"}', "not valid JSON"),
+        (b'\xef\xbb\xbf{"inputs": "Hi"}', "not valid JSON"),
+        (b'{"x": ' + b"[" * 100_000, "nested too deeply"),
+    ],
+    ids=["empty", "blank", "cut", "nan", "inf", "utf-8", "surrogate", "control", "bom", "deep"],
+)
+@pytest.mark.parametrize("path", ROUTES)
+async def test_what_is_not_json_is_400(client: Client, path: str, body: bytes, message: str) -> None:
+    status, told, answer = await refused(client, path, body)
+    assert status == 400
+    assert message in told
+    assert answer["error_type"] == "malformed"
+
+
+async def test_a_number_too_large_for_a_float_is_422(client: Client) -> None:
+    status, told, _ = await refused(
+        client, "/generate", b'{"inputs": "Hi", "parameters": {"temperature": 1e999}}'
+    )
+    assert status == 422
+    assert "`parameters.temperature`: number out of range" in told
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_body_over_the_limit_is_413(client: Client, path: str) -> None:
+    status, told, _ = await refused(client, path, b'{"inputs": "' + b"a" * 3_000_000 + b'"}')
+    assert (status, told) == (413, "The body must be at most 2000000 bytes.")
+
+
+async def test_a_body_of_unknown_length_over_the_limit_is_413(client: Client) -> None:
+    async def parts() -> Any:
+        for _ in range(30):
+            yield b"a" * 100_000
+
+    async with client.session.post(client.url + "/generate", data=parts(), headers=JSON) as response:
+        assert response.status == 413
+        assert (await response.json())["error_type"] == "payload_too_large"
+
+
+async def test_a_compressed_body_is_measured_unpacked() -> None:
+    async with serving(payload_limit=1000) as client:
+        bomb = gzip.compress(b'{"inputs": "' + b"a" * 100_000 + b'"}')
+        assert len(bomb) < 1000
+        headers = JSON | {"Content-Encoding": "gzip"}
+        async with client.session.post(client.url + "/generate", data=bomb, headers=headers) as response:
+            assert response.status == 413
+
+
+async def test_a_body_that_is_not_packed_as_it_says_is_400(client: Client) -> None:
+    headers = JSON | {"Content-Encoding": "gzip"}
+    async with client.session.post(client.url + "/generate", data=b"not gzip", headers=headers) as response:
+        assert response.status == 400
+        assert (await response.json())["error_type"] == "malformed"
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_another_media_type_is_415(client: Client, path: str) -> None:
+    headers = {"Content-Type": "text/plain"}
+    async with client.session.post(client.url + path, data=b'{"inputs": "Hi"}', headers=headers) as response:
+        assert response.status == 415
+        assert "text/plain" in await response.text()
+        assert response.content_type == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/nowhere", 404, "not_found"),
+        ("GET", "/generate", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+    ],
+)
+async def test_wrong_routes_and_methods_are_told_in_json(
+    client: Client, method: str, path: str, status: int, kind: str
+) -> None:
+    async with client.session.request(method, client.url + path) as response:
+        answer = await response.json()
+        assert response.status == status
+        assert answer["error_type"] == kind
+        assert isinstance(answer["error"], dict) == path.startswith("/v1")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+async def test_an_unknown_model_is_404_and_the_known_ones_are_named(client: Client, path: str) -> None:
+    body = CHAT | {"prompt": "Hi", "tokens": [1], "model": "gpt-9"}
+    status, told, _ = await refused(client, path, body)
+    assert status == 404
+    assert "`gpt-9` is not served here" in told
+    assert client.config.model_name in told
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_overload_is_refused_before_encoding(client: Client, path: str) -> None:
+    client.dispatcher.refuses = GenerationFailed("Model is overloaded", "overloaded", 429, retry_after_s=7)
+    body = {"inputs": "a" * 400}
+    if "chat" in path:
+        body = {"messages": [{"role": "user", "content": "a" * 400}]}  # type: ignore[dict-item]
+    elif path == "/v1/completions":
+        body = {"prompt": "a" * 400}
+    async with client.session.post(client.url + path, json=body) as response:
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "7"
+        assert (await response.json())["error_type"] == "overloaded"
+    assert client.dispatcher.admitted == [(101, 1)]
+    assert client.dispatcher.submitted == []
+
+
+async def test_all_prompts_and_answers_of_a_call_are_admitted_together(client: Client) -> None:
+    await client.post("/v1/completions", {"prompt": ["a" * 40, "b" * 80], "n": 2})
+    assert client.dispatcher.admitted == [(2 * (11 + 21), 4)]
+
+
+@pytest.mark.parametrize("path", ROUTES[:3])
+async def test_while_loading_generations_are_told_to_come_again(client: Client, path: str) -> None:
+    client.dispatcher.limits = None
+    async with client.session.post(client.url + path, json={"inputs": "Hi"}) as response:
+        assert response.status == 429
+        assert "Retry-After" in response.headers
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_failure_before_the_first_token_has_its_status_on_streams_too(
+    client: Client, path: str
+) -> None:
+    client.dispatcher.fails_after = 0
+    body: dict[str, Any] = CHAT | {"prompt": "Hi", "stream": True}
+    if path in ROUTES[:3]:
+        body = {"inputs": "Hi", "stream": True}
+    status, answer = await client.post(path, body)
+    assert status == 424
+    assert answer["error_type"] == "generation"
+
+
+async def test_exact_needs_all_layers(client: Client) -> None:
+    import msgspec
+
+    assert client.dispatcher.limits is not None
+    client.dispatcher.limits = msgspec.structs.replace(client.dispatcher.limits, depth=2)
+    status, told, _ = await refused(client, "/generate", native(exact=True))
+    assert status == 422
+    assert "`exact` needs all 4 layers, and no shard has more than 2" in told
+
+
+async def test_a_fault_of_ours_is_500_in_json(client: Client) -> None:
+    client.dispatcher.submit = None  # type: ignore[method-assign,assignment]
+    status, answer = await client.post("/generate", {"inputs": "Hi"})
+    assert (status, answer["error_type"]) == (500, "incomplete_generation")

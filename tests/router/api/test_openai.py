@@ -1,0 +1,269 @@
+"""OpenAI's routes, as a client of OpenAI sees them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.router.http_fakes import Client, serving
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+CHAT_PROMPT = "user: Hi\nbot: "
+
+
+async def chat(client: Client, **more: Any) -> Any:
+    status, answer = await client.post("/v1/chat/completions", CHAT | more)
+    assert status == 200, answer
+    return answer
+
+
+async def complete(client: Client, **more: Any) -> Any:
+    status, answer = await client.post("/v1/completions", {"prompt": "Hi"} | more)
+    assert status == 200, answer
+    return answer
+
+
+async def chunks(client: Client, path: str, body: dict[str, Any]) -> list[Any]:
+    """The decoded chunks of a stream that ended well."""
+    events = await client.events(path, body | {"stream": True})
+    assert events.pop() == "[DONE]"
+    return [json.loads(event) for event in events]
+
+
+def prompts(client: Client) -> list[str]:
+    return [client.tokenizer.decode(r.spec.prompt_token_ids) for r in client.dispatcher.submitted]
+
+
+async def test_a_conversation_is_answered(client: Client) -> None:
+    answer = await chat(client)
+    assert answer["object"] == "chat.completion"
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["model"] == client.config.model_name
+    assert answer["system_fingerprint"] == "helios-v1"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hello!"},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+    ]
+    assert answer["usage"] == {"prompt_tokens": 14, "completion_tokens": 7, "total_tokens": 21}
+    assert prompts(client) == [CHAT_PROMPT]
+
+
+async def test_a_conversation_is_answered_at_any_length_that_fits(client: Client) -> None:
+    await chat(client)
+    assert client.dispatcher.submitted[-1].spec.max_new_tokens == 512 - len(CHAT_PROMPT)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_an_answer_ends_at_the_limit(client: Client, name: str) -> None:
+    [choice] = (await chat(client, **{name: 3}))["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Hel", "length")
+
+
+async def test_parts_of_text_are_one_text(client: Client) -> None:
+    content = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    await chat(client, messages=[{"role": "user", "content": content}])
+    assert prompts(client) == [CHAT_PROMPT]
+
+
+async def test_a_chat_streams_deltas(client: Client) -> None:
+    parts = await chunks(client, "/v1/chat/completions", CHAT)
+    assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+    assert len({part["id"] for part in parts}) == 1
+    choices = [part["choices"][0] for part in parts]
+    assert [choice["delta"]["content"] for choice in choices] == [*"Hello!", ""]
+    assert {choice["delta"]["role"] for choice in choices} == {"assistant"}
+    assert [choice["finish_reason"] for choice in choices] == [None] * 6 + ["stop"]
+    assert all(part["usage"] is None for part in parts)
+
+
+async def test_usage_comes_last_when_asked_for(client: Client) -> None:
+    options = {"include_usage": True, "a_key_of_tomorrow": 1}
+    *_, last = await chunks(client, "/v1/chat/completions", CHAT | {"stream_options": options})
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 14, "completion_tokens": 7, "total_tokens": 21}
+
+
+@pytest.mark.parametrize("stop", ["lo", ["x", "lo"], ["lo!", "lo"]])
+async def test_the_stop_text_is_cut(client: Client, stop: object) -> None:
+    [choice] = (await chat(client, stop=stop))["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Hel", "stop")
+
+
+@pytest.mark.parametrize("stop", ["lo", ["el", "lo"], "Hello!"])
+async def test_no_part_of_a_stop_text_is_streamed(client: Client, stop: str | list[str]) -> None:
+    parts = await chunks(client, "/v1/completions", {"prompt": "Hi", "stop": stop})
+    text = "".join(part["choices"][0]["text"] for part in parts)
+    [whole] = (await complete(client, stop=stop))["choices"]
+    assert text == whole["text"]
+    assert not any(part in text for part in ([stop] if isinstance(stop, str) else stop))
+
+
+async def test_text_that_only_resembled_a_stop_is_streamed_after_all(client: Client) -> None:
+    parts = await chunks(client, "/v1/completions", {"prompt": "Hi", "stop": ["l!", "o!x"]})
+    assert [part["choices"][0]["text"] for part in parts] == ["H", "e", "", "l", "l", "", "o!"]
+
+
+@pytest.mark.parametrize("stop", [None, []])
+async def test_stop_may_be_null(client: Client, stop: object) -> None:
+    assert (await complete(client, stop=stop))["choices"][0]["text"] == "Hello!"
+
+
+async def test_several_answers_have_other_noise_and_count_the_prompt_once(client: Client) -> None:
+    answer = await chat(client, n=3, seed=5)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert [r.spec.sampling.seed for r in client.dispatcher.submitted] == [5, 6, 7]
+    assert answer["usage"] == {"prompt_tokens": 14, "completion_tokens": 21, "total_tokens": 35}
+
+
+async def test_several_answers_stream_side_by_side(client: Client) -> None:
+    parts = await chunks(client, "/v1/chat/completions", CHAT | {"n": 2})
+    texts = {0: "", 1: ""}
+    for part in parts:
+        [choice] = part["choices"]
+        texts[choice["index"]] += choice["delta"]["content"]
+    assert texts == {0: "Hello!", 1: "Hello!"}
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, 1), (0, 0), (0.3, 0.3)])
+async def test_temperature_is_one_unless_given(client: Client, given: float | None, used: float) -> None:
+    await chat(client, temperature=given)
+    assert client.dispatcher.submitted[-1].spec.sampling.temperature == used
+
+
+async def test_chat_logprobs_give_bytes_and_alternatives(client: Client) -> None:
+    client.dispatcher.says = "é"
+    [choice] = (await chat(client, logprobs=True, top_logprobs=1, max_tokens=2))["choices"]
+    first, second = choice["logprobs"]["content"]
+    assert first["bytes"] + second["bytes"] == list("é".encode())
+    assert first["logprob"] == -0.5
+    assert first["top_logprobs"] == [{"token": "\ufffd", "logprob": -0.5, "bytes": first["bytes"]}]
+
+
+async def test_streamed_logprobs_are_those_of_the_whole(client: Client) -> None:
+    [choice] = (await chat(client, logprobs=True))["choices"]
+    parts = await chunks(client, "/v1/chat/completions", CHAT | {"logprobs": True})
+    streamed = [entry for part in parts for entry in part["choices"][0]["logprobs"]["content"]]
+    assert streamed == choice["logprobs"]["content"]
+
+
+async def test_completion_logprobs_are_parallel_lists(client: Client) -> None:
+    [choice] = (await complete(client, logprobs=2, max_tokens=2))["choices"]
+    assert choice["logprobs"] == {
+        "tokens": ["H", "e"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"H": -0.5, "I": -1.5}, {"e": -0.5, "f": -1.5}],
+        "text_offset": [0, 1],
+    }
+
+
+async def test_logprobs_without_alternatives_name_the_token_itself(client: Client) -> None:
+    [choice] = (await complete(client, logprobs=0, max_tokens=1))["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"H": -0.5}]
+
+
+async def test_a_prompt_is_scored_without_generating(client: Client) -> None:
+    answer = await complete(client, echo=True, logprobs=1, max_tokens=0)
+    [choice] = answer["choices"]
+    assert choice["text"] == "Hi"
+    assert choice["logprobs"] == {
+        "tokens": ["H", "i"],
+        "token_logprobs": [None, -0.5],
+        "top_logprobs": [None, {"i": -0.5}],
+        "text_offset": [0, 1],
+    }
+    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2}
+
+
+async def test_echo_puts_the_prompt_before_text_and_logprobs(client: Client) -> None:
+    [choice] = (await complete(client, echo=True, logprobs=0, max_tokens=2))["choices"]
+    assert choice["text"] == "HiHe"
+    assert choice["logprobs"]["tokens"] == ["H", "i", "H", "e"]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3]
+
+
+async def test_an_echoed_stream_is_the_echoed_whole(client: Client) -> None:
+    body = {"prompt": "Hi", "echo": True, "logprobs": 0, "max_tokens": 2}
+    choices = [part["choices"][0] for part in await chunks(client, "/v1/completions", body)]
+    [whole] = (await complete(client, **body))["choices"]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        assert sum((choice["logprobs"][name] for choice in choices), []) == whole["logprobs"][name]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("ab", ["ab"]),
+        (["ab", "c"], ["ab", "c"]),
+        ([65, 66], [None]),
+        ([[65, 66], [67]], [None, None]),
+    ],
+)
+async def test_prompts_come_as_text_or_ids_one_or_several(
+    client: Client, prompt: Any, texts: list[str | None]
+) -> None:
+    answer = await complete(client, prompt=prompt, max_tokens=1, n=2)
+    assert [choice["index"] for choice in answer["choices"]] == list(range(2 * len(texts)))
+    assert len(client.dispatcher.submitted) == 2 * len(texts)
+    if texts[0] is not None:
+        assert prompts(client)[::2] == texts
+    else:
+        ids = [r.spec.prompt_token_ids for r in client.dispatcher.submitted]
+        assert ids[0] == [65, 66]
+
+
+async def test_an_echoed_id_prompt_is_text(client: Client) -> None:
+    ids = client.tokenizer.encode("Hi")
+    assert (await complete(client, prompt=ids, echo=True, max_tokens=1))["choices"][0]["text"] == "HiH"
+
+
+async def test_the_best_of_several_completions_are_given(client: Client) -> None:
+    answer = await complete(client, best_of=2, n=1)
+    assert len(answer["choices"]) == 1
+    assert len(client.dispatcher.submitted) == 2
+    assert answer["usage"]["completion_tokens"] == 14
+
+
+@pytest.mark.parametrize(
+    "more", [{"ignore_eos": True, "max_tokens": 4}, {"min_tokens": 4, "max_tokens": 4}]
+)
+async def test_the_end_token_can_be_ignored(client: Client, more: dict[str, Any]) -> None:
+    await complete(client, **more)
+    assert client.dispatcher.submitted[-1].spec.ignore_eos
+
+
+async def test_what_neither_dialect_names_is_ignored(client: Client) -> None:
+    await complete(client, user="me", metadata={"a": 1}, top_k=-1, response_format={"type": "text"})
+
+
+@pytest.mark.parametrize("model", ["tgi", "", "helios", None, "dummy"])
+async def test_the_model_field_names_the_deployment(client: Client, model: str | None) -> None:
+    await chat(client, model=model)
+    await chat(client, model=client.config.model_name)
+
+
+async def test_models_name_what_is_served(client: Client) -> None:
+    status, answer = await client.get("/v1/models")
+    assert status == 200
+    [model] = answer["data"]
+    assert (model["id"], model["object"]) == (client.config.model_name, "model")
+    assert model["root"]
+    assert model["max_model_len"] == 512
+
+
+async def test_a_model_without_template_says_so() -> None:
+    async with serving(template=None) as client:
+        status, answer = await client.post("/v1/chat/completions", CHAT)
+        assert status == 422
+        assert "no chat template" in answer["error"]["message"]
+
+
+async def test_chat_tokenize_shows_what_the_model_gets(client: Client) -> None:
+    status, answer = await client.post("/chat_tokenize", CHAT)
+    assert status == 200
+    assert answer["templated_text"] == CHAT_PROMPT
+    assert "".join(token["text"] for token in answer["tokenize_response"]) == CHAT_PROMPT

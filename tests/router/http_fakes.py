@@ -1,0 +1,197 @@
+"""The HTTP side on a real socket, before a dispatcher that generates what a test tells it to."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from aiohttp import ClientSession, web
+from tokenizers import decoders, models, pre_tokenizers
+
+from router.api.service import Service
+from router.app import build_app
+from router.chat_template import ChatTemplate
+from router.config import Config
+from router.dispatcher import ShardState, State
+from router.request import GenerationFailed, Request, Spec, Status
+from router.tokenizer import Tokenizer
+from shard.messages import FinishReason, Ready, TokenOutput
+from telemetry.prometheus import Metrics
+
+EOS = 256
+VOCAB_SIZE = 257
+MAX_TOTAL_TOKENS = 512
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}bot: {% endif %}"
+)
+
+
+def byte_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
+    """One token for every byte, and `<eos>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({character: id for id, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>"])
+    return Tokenizer(backend, ChatTemplate(template, {}) if template else None)
+
+
+class FakeDispatcher:
+    """Answers every prompt with `says`, a token at a time; a test may hold it, or make it refuse or fail."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.says = "Hello!"
+        self.refuses: GenerationFailed | None = None
+        self.fails_after: int | None = None  # tokens
+        self.held: asyncio.Event = asyncio.Event()  # nothing is generated while it is clear
+        self.held.set()
+        self.limits: Ready | None = ready()
+        self.is_draining = False
+        self.submitted: list[Request] = []
+        self.aborted: list[Request] = []
+        self.admitted: list[tuple[int, int]] = []
+        self._tokenizer = tokenizer
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def is_ready(self) -> bool:
+        return self.limits is not None and not self.is_draining
+
+    def try_admit(self, num_tokens: int, num_requests: int = 1) -> None:
+        self.admitted.append((num_tokens, num_requests))
+        if self.refuses is not None:
+            raise self.refuses
+
+    def submit(self, spec: Spec) -> Request:
+        detokenizer = self._tokenizer.detokenizer(spec.prompt_token_ids)
+        request = Request(len(self.submitted) + 1, spec, detokenizer, _now())
+        request.version = "v1"
+        self.submitted.append(request)
+        self._tasks.append(asyncio.create_task(self._generate(request)))
+        return request
+
+    def abort(self, request: Request, message: str = "The request was aborted.") -> None:
+        if request.status is not Status.FINISHED:
+            self.aborted.append(request)
+            request.fail(GenerationFailed(message, "cancelled", 499), _now())
+
+    def requests(self) -> list[Request]:
+        return self.submitted
+
+    def find(self, request_id: int) -> Request | None:
+        return next((request for request in self.submitted if request.id == request_id), None)
+
+    def state(self) -> State:
+        serves = "loading" if self.limits is None else "draining" if self.is_draining else "serving"
+        shard = ShardState(0, serves, "m", "v1", 4, 4, 1, 10, 20, 5.0, 0, "")
+        return State(waiting=0, queued_tokens=0, running=0, is_draining=self.is_draining, shards=[shard])
+
+    def drain(self, shard: int | None = None) -> None:
+        self._set_draining(shard, True)
+
+    def resume(self, shard: int | None = None) -> None:
+        self._set_draining(shard, False)
+
+    def _set_draining(self, shard: int | None, is_draining: bool) -> None:
+        if shard not in (None, 0):
+            raise KeyError(shard)
+        self.is_draining = is_draining
+
+    async def _generate(self, request: Request) -> None:
+        await self.held.wait()
+        spec = request.spec
+        request.start(0, _now())
+        if spec.sampling.prompt_logprobs:
+            request.put_prompt([self._output(id, spec) for id in spec.prompt_token_ids[1:]])
+        ids = self._tokenizer.encode(self.says) if self.says else []
+        ids = ids if spec.ignore_eos else [*ids, EOS]
+        for number, id in enumerate(ids[: spec.max_new_tokens]):
+            await self.held.wait()
+            if number == self.fails_after:
+                request.fail(GenerationFailed("The shard died twice under this request."), _now())
+            if request.status is Status.FINISHED:
+                return
+            is_last = number + 1 == spec.max_new_tokens
+            finish = FinishReason.EOS if id == EOS else FinishReason.LENGTH if is_last else None
+            if request.put([self._output(id, spec)], finish, _now()):
+                return
+            await asyncio.sleep(0)
+        if request.status is not Status.FINISHED:
+            request.put([], FinishReason.LENGTH, _now())
+
+    def _output(self, id: int, spec: Spec) -> TokenOutput:
+        top = [(id, -0.5), (id + 1, -1.5), (id + 2, -2.5)][: spec.sampling.num_top_tokens]
+        return TokenOutput(id, -0.5, exit_layer=3, confidence=0.9, top=top)
+
+
+def ready() -> Ready:
+    return Ready(
+        model="/models/tiny",
+        version="v1",
+        device="sim",
+        dtype="float32",
+        num_layers=4,
+        depth=4,
+        vocab_size=VOCAB_SIZE,
+        max_total_tokens=MAX_TOTAL_TOKENS,
+        block_size=16,
+        num_blocks=20,
+        eos_token_ids=[EOS],
+        num_parameters=1,
+        weight_bytes=1,
+        load_ms=1.0,
+    )
+
+
+class Client:
+    """A session that knows the address, and the dispatcher behind it."""
+
+    def __init__(self, session: ClientSession, url: str, service: Service, dispatcher: FakeDispatcher):
+        self.session = session
+        self.url = url
+        self.config = service.config
+        self.tokenizer = service.tokenizer
+        self.dispatcher = dispatcher
+
+    async def post(self, path: str, body: Any, **more: Any) -> tuple[int, Any]:
+        """Status and decoded JSON of a call whose body is JSON."""
+        async with self.session.post(self.url + path, json=body, **more) as response:
+            return response.status, await response.json()
+
+    async def get(self, path: str, **more: Any) -> tuple[int, Any]:
+        async with self.session.get(self.url + path, **more) as response:
+            return response.status, await response.json()
+
+    async def events(self, path: str, body: Any) -> list[str]:
+        """What stands behind `data: ` in each event of a stream."""
+        async with self.session.post(self.url + path, json=body) as response:
+            assert response.status == 200, await response.text()
+            assert response.content_type == "text/event-stream"
+            text = await response.text()
+        assert text.endswith("\n\n")
+        events = text[:-2].split("\n\n")
+        assert all(event.startswith("data: ") and "\n" not in event for event in events)
+        return [event.removeprefix("data: ") for event in events]
+
+
+@contextlib.asynccontextmanager
+async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIterator[Client]:
+    """The whole HTTP side, on a free port of this machine."""
+    tokenizer = byte_tokenizer(template)
+    dispatcher = FakeDispatcher(tokenizer)
+    service = Service(Config(**settings), dispatcher, tokenizer, Path("/models/tiny"))  # type: ignore[arg-type]
+    app = build_app(service, Metrics(), lambda: True)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0]
+    async with ClientSession() as session:
+        yield Client(session, f"http://{host}:{port}", service, dispatcher)
+    await runner.cleanup()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
