@@ -1,19 +1,29 @@
 """Requests in, shards beneath: admission on arrival, the one waiting queue, drain, and what /ops asks about.
 
-The dispatcher owns the shards' engines and every request's life from `submit` to its end. It knows no HTTP and
-no text; a request that is refused or fails carries its HTTP status in `GenerationFailed`.
+The dispatcher owns the shards' engines and every request's life from `submit` to its end. It knows no HTTP
+and no text; a request that is refused or fails carries its HTTP status in `GenerationFailed`.
 """
 
+import asyncio
+import contextlib
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from router.config import Config
+from router.engine import Engine
+from router.launcher import launcher_of
+from router.ledger import Ledger
 from router.observer import Observer
-from router.request import Request, Spec
+from router.pool import Pool
+from router.request import GenerationFailed, Request, Spec, Status
 from router.tokenizer import Detokenizer
 from shard.messages import Ready
+
+_MAX_RETRY_S = 60
 
 
 class ShardState(msgspec.Struct, frozen=True):
@@ -44,63 +54,183 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Dispatcher:
-    """All shards behind one door. Every method but `start` and `stop` is synchronous and O(1) or nearly so."""
+    """All shards behind one door. All but `start` and `stop` is synchronous and quick."""
 
     def __init__(
         self, config: Config, model_path: Path, make_detokenizer: Callable[[list[int]], Detokenizer]
-    ): ...
+    ):
+        self._config = config
+        self._model_path = model_path.absolute()
+        self._make_detokenizer = make_detokenizer
+        self._ledger = Ledger()
+        self._pool = Pool(self._ledger)
+        self._engines: list[Engine] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._num_requests = 0
+        self._is_closed = False
 
     def add_observer(self, observer: Observer) -> None:
         """Before `start`."""
+        self._ledger.add_observer(observer)
 
     async def start(self) -> None:
         """Start every shard; return once one of them serves (the others follow by themselves).
 
-        Raises `ShardFailed` with one sentence for a person when a shard says that it never will serve.
+        Raises `ShardDied` with one sentence for a person when a shard says that it never will serve, and
+        `OSError` when the secret of shards on other hosts cannot be read.
         """
+        for shard in range(self._config.num_replicas):
+            config = self._config.shard_config(self._model_path, shard)
+            launcher = launcher_of(self._config, config, shard)
+            self._engines.append(Engine(shard, config, launcher, self._pool))
+        self._pool.members += self._engines
+        self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
+        serving = asyncio.create_task(self._pool.serving.wait())
+        try:
+            done, _ = await asyncio.wait([serving, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {serving}:
+                task.result()
+        finally:
+            serving.cancel()
 
     async def stop(self, drain: bool) -> None:
-        """Accept nothing more; with `drain`, let live requests end for up to the configured time; end the shards.
+        """Accept nothing more; with `drain`, give live requests the configured time to end; end the shards.
 
         What has not ended by then fails with a sentence that says so. Idempotent.
         """
+        self._is_closed = True
+        if drain and any(engine.scheduler is not None for engine in self._engines):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.shutdown_timeout_ms / 1000):
+                    await self._ledger.is_empty.wait()
+        now = asyncio.get_running_loop().time()
+        for request in list(self._ledger.live.values()):
+            error = "The server was shut down before the answer was complete."
+            self._ledger.fail(request, GenerationFailed(error, "incomplete_generation", 500), now)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def try_admit(self, num_tokens: int, num_requests: int = 1) -> None:
         """Called on arrival, before tokenising, with an estimate of the prompt tokens of all `num_requests`.
 
-        Raises `GenerationFailed`: 429 "overloaded" with `retry_after_s`. Reserves nothing: `submit` asks again.
+        Raises `GenerationFailed`: 429 "overloaded" with `retry_after_s`, 424 when no shard can be brought up.
+        Reserves nothing: `submit` asks again.
         """
+        queue = self._pool.queue
+        if self._is_closed:
+            raise self._overloaded("The server is shutting down.")
+        if self._engines and all(engine.is_draining for engine in self._engines):
+            raise self._overloaded("The server is being drained.")
+        if self._engines and self._pool.is_hopeless:
+            raise GenerationFailed(f"No shard can serve: {self._engines[0].last_death}")
+        if len(self._ledger.live) + num_requests > self._config.max_concurrent_requests:
+            limit = self._config.max_concurrent_requests
+            raise self._overloaded(f"The server is busy: it takes {limit} requests at a time.")
+        if queue and queue.num_tokens + num_tokens > self._max_queued_tokens:
+            limit = self._max_queued_tokens
+            raise self._overloaded(f"The server is busy: at most {limit} tokens may wait in its queue.")
 
     def submit(self, spec: Spec) -> Request:
-        """Queue a validated generation. Read `request.events()`, and `abort(request)` in a `finally`.
+        """Queue a validated generation. Read `request.take()`, and `abort(request)` in a `finally`.
 
-        Raises `GenerationFailed`: 429 when full or draining, 422 when its deadline has already passed.
+        Raises `GenerationFailed`: as `try_admit`, and 422 when its deadline has already passed.
         """
+        now = asyncio.get_running_loop().time()
+        self.try_admit(len(spec.prompt_token_ids))
+        if spec.deadline_s is not None and spec.deadline_s <= now:
+            raise GenerationFailed("The deadline of the request has already passed.", "validation", 422)
+        self._num_requests += 1
+        detokenizer = self._make_detokenizer(spec.prompt_token_ids)
+        request = Request(self._num_requests, spec, detokenizer, now)
+        self._ledger.enter(request)
+        self._pool.add(request)
+        return request
 
     def abort(self, request: Request, message: str = "The request was aborted.") -> None:
-        """End a request wherever it is; its blocks are free within two steps. Idempotent; nothing if it has ended.
+        """End a request wherever it is, if it has not ended; its blocks are free within two steps.
 
-        A reader of `request.events()` gets `GenerationFailed(message, kind="cancelled", status=499)`.
+        A reader of `request.take()` gets `GenerationFailed(message, kind="cancelled", status=499)`.
         """
+        if request.status is Status.FINISHED:
+            return
+        if not self._pool.queue.remove(request) and request.shard is not None:
+            self._engines[request.shard].drop(request)
+        now = asyncio.get_running_loop().time()
+        self._ledger.fail(request, GenerationFailed(message, "cancelled", 499), now)
 
     @property
     def limits(self) -> Ready | None:
-        """What the model can take, from the first shard that became ready; None while loading."""
+        """What the model can take, from the first shard that has become ready; None while loading."""
+        return next((engine.ready for engine in self._engines if engine.ready is not None), None)
 
     @property
     def is_ready(self) -> bool:
         """A shard serves, and new requests are accepted."""
+        serving = (engine.scheduler is not None and not engine.is_draining for engine in self._engines)
+        return not self._is_closed and any(serving)
 
-    def state(self) -> State: ...
+    def state(self) -> State:
+        """As of now."""
+        queue = self._pool.queue
+        shards = [_state_of(engine) for engine in self._engines]
+        running = sum(shard.running for shard in shards)
+        return State(len(queue), queue.num_tokens, running, self._is_closed, shards)
 
     def requests(self) -> list[Request]:
         """Live requests in order of arrival, then the last hundred that ended, latest first."""
+        return [*self._ledger.live.values(), *self._ledger.ended]
 
     def find(self, request_id: int) -> Request | None:
         """One of `requests()`."""
+        return self._ledger.find(request_id)
 
     def drain(self, shard: int | None = None) -> None:
-        """Give a shard (or all) nothing new; what runs there goes on. Raises `KeyError` for an unknown shard."""
+        """Give a shard (or all) nothing new; what has begun goes on. `KeyError`: no such shard."""
+        for engine in self._chosen(shard):
+            engine.is_draining = True
 
     def resume(self, shard: int | None = None) -> None:
         """Undo `drain`."""
+        for engine in self._chosen(shard):
+            engine.is_draining = False
+            engine.wake()
+
+    @property
+    def _max_queued_tokens(self) -> int:
+        """Unless configured, as many tokens as the KV caches hold: about one turn-over of what runs."""
+        ready = [engine.ready for engine in self._engines if engine.ready is not None]
+        in_caches = sum(shard.num_blocks * shard.block_size for shard in ready)
+        return self._config.max_queued_tokens or in_caches or sys.maxsize
+
+    def _overloaded(self, message: str) -> GenerationFailed:
+        """A refusal that says when a place may be free: when as many have ended as wait, and one more."""
+        pace_s = self._ledger.seconds_per_end(asyncio.get_running_loop().time()) or 1.0
+        retry_after_s = min(_MAX_RETRY_S, math.ceil(pace_s * (len(self._pool.queue) + 1)))
+        return GenerationFailed(message, "overloaded", 429, max(1, retry_after_s))
+
+    def _chosen(self, shard: int | None) -> list[Engine]:
+        if shard is None:
+            return self._engines
+        if not 0 <= shard < len(self._engines):
+            raise KeyError(shard)
+        return [self._engines[shard]]
+
+
+def _state_of(engine: Engine) -> ShardState:
+    ready, scheduler = engine.ready, engine.scheduler
+    now = asyncio.get_running_loop().time()
+    return ShardState(
+        id=engine.shard,
+        state=engine.state,
+        model=ready.model if ready else "",
+        version=ready.version if ready else "",
+        depth=ready.depth if ready else 0,
+        num_layers=ready.num_layers if ready else 0,
+        running=scheduler.num_running if scheduler else 0,
+        num_free_blocks=scheduler.num_free_blocks if scheduler else 0,
+        num_blocks=ready.num_blocks if ready else 0,
+        heartbeat_age_ms=None if engine.last_heard is None else 1000 * (now - engine.last_heard),
+        num_deaths=engine.num_deaths,
+        reason=engine.last_death.reason if engine.last_death else "",
+    )

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 import shard.messages
+from router.config import Config
 from router.shard_client import Patience, ShardClient, ShardDied
-from shard.messages import Hello, Ready
+from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
 
 _PACKAGE_ROOT = Path(shard.messages.__file__).parents[1]
 _END_TIMEOUT_S = 2.0
@@ -31,6 +32,16 @@ class Launcher(Protocol):
     async def end(self) -> None:
         """Leave nothing of it running. Safe at any time, also when `start` failed or was cancelled."""
         ...
+
+
+def launcher_of(config: Config, shard_config: ShardConfig, shard: int) -> Launcher:
+    """The launcher of shard number `shard`. Raises `OSError` if the secret's file cannot be read."""
+    patience = Patience(config.heartbeat_timeout_ms, config.step_timeout_ms)
+    if not config.shard_addresses:
+        return ChildLauncher(Hello(PROTOCOL_VERSION, "", shard, shard_config), patience)
+    secret = Path(config.shard_secret_file).read_text().strip() if config.shard_secret_file else ""
+    hello = Hello(PROTOCOL_VERSION, secret, shard, shard_config)
+    return RemoteLauncher(config.shard_addresses[shard], hello, patience)
 
 
 class ChildLauncher:

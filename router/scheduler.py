@@ -14,6 +14,7 @@ from router.request import Request
 from router.waiting import Lane, WaitingQueue
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
 
+MAX_IN_FLIGHT = 2  # steps: one runs, the next one waits on the shard
 MAX_SHARD_DEATHS = 2  # a request present at so many is not tried again
 _MAX_EXPECTED_TOKENS = 256  # of an answer, when work is estimated: few clients use what they ask for
 _PREFILL_SHARE = 4  # prefill gets at least one in so many tokens of a step
@@ -78,12 +79,23 @@ class Scheduler:
         """Steps that the shard has not answered."""
         return len(self._in_flight)
 
+    @property
+    def has_slot(self) -> bool:
+        """A step may be sent now; else the next output will make place for one."""
+        return len(self._in_flight) < MAX_IN_FLIGHT
+
+    def can_start(self, share: Share = EVERYTHING) -> bool:
+        """There is a waiting request that the next step may begin with."""
+        return self._next(share) is not None
+
     def schedule(self, now: float, share: Share = EVERYTHING) -> Step | None:
-        """The next step, or None when there is nothing to ask of the shard. O(batch), however many wait.
+        """The next step, or None when nothing is to be asked of the shard now. O(batch), however many wait.
 
         Decoding goes first, so that streams keep their pace, but leaves a share to prefill. A prompt longer
         than a step gives half of prefill's share to the others while there are any.
         """
+        if not self.has_slot:
+            return None
         decoding, prefilling = self._take_stock()
         batch = _Batch(self.limits.max_batch_tokens)
         wants_prefill = bool(prefilling) or self._next(share) is not None

@@ -7,6 +7,7 @@ that a stall of the router's own loop is not taken for the shard's.
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import cast
 
 import msgspec
 
@@ -62,6 +63,11 @@ class ShardClient(asyncio.Protocol):
         self._num_step_beats = 0
         self._heart: asyncio.Task[None] | None = None
 
+    @property
+    def is_late(self) -> bool:
+        """Silent for longer than a healthy shard is, though not yet given up."""
+        return self._num_silent_beats > 1 or (self._num_unanswered_steps > 0 and self._num_step_beats > 1)
+
     async def open(self, hello: Hello) -> Ready:
         """Say hello; return when the model is loaded. Raises `ShardDied`."""
         self._write(hello)
@@ -90,8 +96,7 @@ class ShardClient(asyncio.Protocol):
                 await self._heart
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def data_received(self, data: bytes) -> None:
         self.last_heard = self._loop.time()

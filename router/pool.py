@@ -1,0 +1,112 @@
+"""The shards as one: the queue they share, who may take how much of it, and who is woken for it.
+
+A request goes to the shard with the least outstanding work among those that could start it. Knows neither
+processes nor connections.
+"""
+
+import asyncio
+from typing import Protocol
+
+from router.ledger import Ledger
+from router.request import GenerationFailed, Request
+from router.scheduler import EVERYTHING, Scheduler, Share
+from router.waiting import Lane, WaitingQueue
+
+_BEGUN = (Lane.RETURNED, Lane.SUSPECT)
+
+
+class Member(Protocol):
+    """A shard as the others see it."""
+
+    scheduler: Scheduler | None  # None: it does not serve
+    is_draining: bool
+
+    @property
+    def is_responsive(self) -> bool: ...
+
+    @property
+    def is_hopeless(self) -> bool:
+        """It does not serve, and starting it again has been of no use."""
+        ...
+
+    def wake(self) -> None:
+        """Have it schedule soon, if a step of it is wanted."""
+        ...
+
+
+class Pool:
+    """The waiting queue and the shards that take from it."""
+
+    def __init__(self, ledger: Ledger):
+        self.queue = WaitingQueue()
+        self.ledger = ledger
+        self.serving = asyncio.Event()  # set once a shard has become ready
+        self.members: list[Member] = []
+        self._deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def is_hopeless(self) -> bool:
+        return all(member.is_hopeless for member in self.members)
+
+    def add(self, request: Request) -> None:
+        """Queue a new request and wake a shard for it."""
+        self.queue.add(request)
+        self._watch_deadlines()
+        self.nudge()
+
+    def share(self, member: Member) -> Share:
+        """What a shard may take now: it leaves requests to one that could start them and has less to do."""
+        if not self.queue:
+            return EVERYTHING
+        others = [other.scheduler for other in self.members if other is not member and _may_take(other)]
+        least = min((other.num_outstanding_tokens for other in others if other), default=float("inf"))
+        return Share(least, _lanes(member))
+
+    def nudge(self) -> None:
+        """Wake the shard with the least to do among those that could start what waits.
+
+        If its slots are taken it needs no waking: it will schedule when its next output comes.
+        """
+        candidates = [member for member in self.members if self.queue and _may_take(member)]
+        chosen = min(candidates, key=_num_outstanding_tokens, default=None)
+        if chosen is not None and chosen.scheduler is not None and chosen.scheduler.has_slot:
+            chosen.wake()
+
+    def expire(self, now: float) -> None:
+        """Refuse what can no longer start before its deadline."""
+        for request in self.queue.expire(now):
+            error = "The request could not start before its deadline: the server has too much to do."
+            self.ledger.fail(request, GenerationFailed(error, "overloaded", 429, retry_after_s=1), now)
+
+    def fail_waiting(self, error: GenerationFailed, now: float) -> None:
+        """End everything that waits."""
+        while (request := self.queue.head()) is not None:
+            self.queue.take(request)
+            self.ledger.fail(request, error, now)
+
+    def _watch_deadlines(self) -> None:
+        """Keep one timer, for the earliest deadline."""
+        at = self.queue.next_deadline
+        if at is None or (self._deadline is not None and self._deadline.when() <= at):
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_at(at, self._meet_deadline)
+
+    def _meet_deadline(self) -> None:
+        self._deadline = None
+        self.expire(asyncio.get_running_loop().time())
+        self._watch_deadlines()
+
+
+def _lanes(member: Member) -> tuple[Lane, ...]:
+    return _BEGUN if member.is_draining else EVERYTHING.lanes
+
+
+def _may_take(member: Member) -> bool:
+    scheduler = member.scheduler
+    return scheduler is not None and member.is_responsive and scheduler.can_start(Share(lanes=_lanes(member)))
+
+
+def _num_outstanding_tokens(member: Member) -> int:
+    return member.scheduler.num_outstanding_tokens if member.scheduler is not None else 0
