@@ -9,8 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from loadgen.client.dialects import Ask, Message
-from loadgen.client.records import Record
+from loadgen.alone import ask_alone
 from loadgen.measure import Screen, measure
 from loadgen.options import CompareOptions
 from loadgen.plan import Plan, plan_of, settings_of
@@ -19,7 +18,7 @@ from loadgen.report.page import Section, card, number, page_of, table
 from loadgen.report.tables import compact_json
 from loadgen.results.comparison import Answers, Ratio, Verdict, compare_answers, compare_rounds
 from loadgen.results.health import Verdict as Health
-from loadgen.results.summary import Summary, summarise
+from loadgen.results.summary import Measured, Summary, summarise
 from loadgen.target import Target, reach
 from loadgen.units import BadQuantity, share
 
@@ -36,9 +35,11 @@ async def compare(options: CompareOptions, console: Console) -> int:
         b = await stack.enter_async_context(reach(options.b, plan_b))
         answers = await _same_answers(a, b, options, plan_a) if options.same_answers else None
         try:
-            rounds_a, rounds_b = await _rounds((a, plan_a), (b, plan_b), options, screen)
+            sides = (Side(names[0], a, plan_a), Side(names[1], b, plan_b))
+            rounds = await paired_rounds(*sides, options.rounds, screen)
         finally:
             screen.view.close()
+    rounds_a, rounds_b = ([measured.summary for measured in side] for side in rounds)
     ratios = compare_rounds(rounds_a, rounds_b)
     if not options.quiet:
         _print(ratios, answers, names, console)
@@ -69,20 +70,28 @@ def _names(options: CompareOptions) -> tuple[str, str]:
     return first.strip(), second.strip()
 
 
-Side = tuple[Target, Plan]
+class Side(msgspec.Struct, frozen=True):
+    """One of two that are compared: a server, or one way of asking it."""
+
+    name: str
+    target: Target
+    plan: Plan
 
 
-async def _rounds(
-    a: Side, b: Side, options: CompareOptions, screen: Screen
-) -> tuple[list[Summary], list[Summary]]:
-    """Rounds in turns. Both servers get the same requests in a round, and other ones in the next."""
-    found: tuple[list[Summary], list[Summary]] = ([], [])
-    for index in range(options.rounds):
-        for side, (name, (target, plan)) in enumerate(zip(_names(options), (a, b), strict=True)):
-            screen.title = f"round {index + 1} of {options.rounds}: {name}"
-            run = await measure(target, plan, screen, seed_offset=index)
-            run.label, run.settings = f"{name}, round {index + 1}", settings_of(plan.options)
-            found[side].append(summarise(run, plan.goals, plan.trim, target.manners.ignore_eos))
+Rounds = tuple[list[Measured], list[Measured]]
+
+
+async def paired_rounds(a: Side, b: Side, num_rounds: int, screen: Screen) -> Rounds:
+    """Rounds in turns, as measured. Both get the same requests in a round, and other ones in the next."""
+    found: Rounds = ([], [])
+    for index in range(num_rounds):
+        for side, measured in zip((a, b), found, strict=True):
+            screen.title = f"round {index + 1} of {num_rounds}: {side.name}"
+            run = await measure(side.target, side.plan, screen, seed_offset=index)
+            run.label = f"{side.name}, round {index + 1}"
+            run.settings = settings_of(side.plan.options)
+            summary = summarise(run, side.plan.goals, side.plan.trim, side.target.manners.ignore_eos)
+            measured.append(Measured(run, summary))
     return found
 
 
@@ -91,22 +100,9 @@ async def _same_answers(a: Target, b: Target, options: CompareOptions, plan: Pla
     workload = plan.workload(a.filler, seed_offset=-1)
     jobs = [workload.draw(number, 0.0) for number in range(options.same_prompts)]
     prompts = [job.turns[0] for job in jobs]
-    texts = [
-        [await _answer(target, prompt, jobs[0].max_tokens[0]) for prompt in prompts] for target in (a, b)
-    ]
+    max_tokens = jobs[0].max_tokens[0]
+    texts = [[(await ask_alone(target, text, max_tokens)).text for text in prompts] for target in (a, b)]
     return compare_answers(prompts, *texts)
-
-
-async def _answer(target: Target, prompt: str, max_tokens: int) -> str:
-    manners = target.manners
-    message = (Message("user", prompt),)
-    text = prompt if manners.template is None else manners.template.render(message)
-    ask = Ask(
-        messages=message, text=text, max_tokens=max_tokens, ignore_eos=manners.ignore_eos, extra=manners.extra
-    )
-    record = Record(number=0, prompt=prompt, max_tokens=max_tokens)
-    await target.client.stream(manners.dialect, manners.model, ask, record)
-    return record.text if not record.outcome.is_failure else f"({record.outcome}: {record.detail})"
 
 
 def _print(

@@ -108,7 +108,7 @@ def _cell(left: float, right: float, extent: tuple[float, float], share: float) 
 
 
 def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str]) -> str:
-    """One horizontal bar per row, cut by shares that sum to one; colours go from the first name to the last."""
+    """One bar per row, cut by shares that sum to one; colours go from the first name to the last."""
     colours = [f"s{1 + round(index * 5 / max(1, len(names) - 1))}" for index in range(len(names))]
     body = []
     for index, (label, shares) in enumerate(rows):

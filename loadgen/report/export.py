@@ -16,8 +16,8 @@ from loadgen.results.timeline import Bin
 from loadgen.run import Run
 
 
-def export(out: Path, summary: Summary, run: Run) -> list[Path]:
-    """Write everything; the paths written. Raises OSError."""
+def export(out: Path, summary: Summary, run: Run, page: str = "") -> list[Path]:
+    """Write everything, with `page` if somebody has made a better one; the paths written. Raises OSError."""
     out.mkdir(parents=True, exist_ok=True)
     figures = rounded(msgspec.to_builtins(summary, str_keys=True))
     (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2))
@@ -30,7 +30,7 @@ def export(out: Path, summary: Summary, run: Run) -> list[Path]:
     with (out / "requests.jsonl").open("wb") as file:
         for record in run.records:
             file.write(msgspec.json.encode(rounded(request_line(record, run))) + b"\n")
-    (out / "report.html").write_text(page_of([summary]))
+    (out / "report.html").write_text(page or page_of([summary]))
     return [
         out / name
         for name in ("summary.json", "timeline.csv", "latencies.csv", "requests.jsonl", "report.html")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -84,6 +84,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     timeline: Timeline
     server: dict[str, float]  # the last of the scraped values that mean something on their own
     notes: list[str]
+
+
+class Measured(NamedTuple):
+    """A run and its figures."""
+
+    run: Run
+    summary: Summary
 
 
 def summarise(run: Run, goals: Goals, trim: Trim, must_fill: bool = False) -> Summary:

@@ -1,0 +1,39 @@
+"""The kind of prompt changes under way: does depth follow, does the server react, is anything lost?"""
+
+from loadgen.results.summary import Measured, Summary
+from loadgen.scenarios.stage import Played, Scenario, Stage, answered_by_version, whole_answers
+
+STREAMS, REQUESTS = 8, 150  # per phase: as many as HELIOS serves between two reassessments
+PHASES = ("chat", "code", "extract", "chat")
+
+
+async def play(stage: Stage) -> Played:
+    per_phase = stage.count(REQUESTS, least=8)
+    plan = stage.plan(
+        concurrency=stage.options.concurrency or STREAMS,
+        drift=", ".join(f"{phase}@{per_phase}" for phase in PHASES),
+        workload=",".join(dict.fromkeys(PHASES)),
+        output_tokens="uniform:40:120",
+        chat_template=True,
+    )
+    async with stage.reach(plan) as target:
+        run, summary = await stage.run(target, plan, "drift")
+    promises = whole_answers(summary)
+    if target.peer.kind == "helios":
+        promises.append(answered_by_version(run.records))
+    figures = {"swaps": len(summary.swaps), "mean_exit_layer": _depths(summary)}
+    return Played(promises=promises, runs=[Measured(run, summary)], figures=figures)
+
+
+def _depths(summary: Summary) -> dict[str, float]:
+    if summary.exits is None:
+        return {}
+    return {group: depth.mean_layer for group, depth in summary.exits.by_group.items()}
+
+
+SCENARIO = Scenario(
+    "drift",
+    "Chat, then code, then extraction, then chat again, 150 requests each. Shows exit depth by class and "
+    "over time, and the swaps the server decides on. Nothing is lost, every answer names its version.",
+    play,
+)

@@ -1,0 +1,145 @@
+"""Miao et al. (arXiv 2407.20272): what leaving early gains over full depth, by number of streams.
+
+One server is asked in two ways in turns: with an exit threshold, and with threshold 1, which never leaves
+early.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from loadgen.alone import ask_alone
+from loadgen.client.peer import Unusable
+from loadgen.compare import Rounds, Side, paired_rounds
+from loadgen.report.page import Section, card, table
+from loadgen.results.comparison import compare_rounds
+from loadgen.results.stats import Interval
+from loadgen.results.summary import Measured
+from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
+from loadgen.target import Target
+from loadgen.units import number
+
+STREAMS, ROUNDS, TOKENS = (1, 8), 4, 64
+PAPER_THROUGHPUT, PAPER_ITL = 1.25, 3.39  # the paper's best cases
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """Early exit over full depth: throughput, and how many times shorter the time per token is."""
+
+    threshold: float
+    streams: int
+    throughput: Interval | None
+    speed_per_token: Interval | None
+    mean_exit_layer: float | None
+
+
+async def play(stage: Stage) -> Played:
+    thresholds = [number(text, "threshold") for text in stage.options.thresholds.split(",")]
+    rounds = stage.count(ROUNDS, least=2)
+    gains: list[Gain] = []
+    measured: list[Measured] = []
+    for threshold in thresholds:
+        for streams in (stage.options.concurrency,) if stage.options.concurrency else STREAMS:
+            found = await _pair(stage, threshold, streams, rounds)
+            gains.append(_gain(threshold, streams, found))
+            measured += found[0] + found[1]
+    return Played(
+        promises=[*whole_answers(*(summary for _, summary in measured)), _told(gains)],
+        runs=[measured[-1]],
+        figures={"gains": msgspec.to_builtins(gains)},
+        sections=[Section("Beside the paper", card("Early exit over full depth", _table(gains)))],
+        lines=_lines(gains),
+    )
+
+
+async def _pair(stage: Stage, threshold: float, streams: int, rounds: int) -> Rounds:
+    """The same requests in both ways, in turns."""
+    plan = stage.plan(
+        concurrency=streams,
+        requests=max(4, 3 * streams),
+        output_tokens=str(TOKENS),
+        eos="ignore",
+        **stage.prompts("chat,code"),
+    )
+    async with stage.reach(plan) as target:
+        if not await _takes_threshold(target):
+            raise Unusable(f"{stage.options.url} refuses exit_threshold: there is nothing to compare")
+        sides = (
+            Side("full depth", _asking(target, 1.0), plan),
+            Side(f"threshold {threshold:g}", _asking(target, threshold), plan),
+        )
+        return await paired_rounds(*sides, rounds, stage.screen)
+
+
+def _asking(target: Target, threshold: float) -> Target:
+    manners = msgspec.structs.replace(target.manners, exit_threshold=threshold)
+    return msgspec.structs.replace(target, manners=manners)
+
+
+async def _takes_threshold(target: Target) -> bool:
+    return (await ask_alone(_asking(target, 1.0), "Hello", 2)).status == 200
+
+
+def _gain(threshold: float, streams: int, rounds: Rounds) -> Gain:
+    full, early = ([measured.summary for measured in side] for side in rounds)
+    ratios = {ratio.measure: ratio.ratio for ratio in compare_rounds(full, early)}
+    tpot = ratios.get("TPOT mean")
+    layers = [summary.exits.total.mean_layer for summary in early if summary.exits is not None]
+    mean = sum(layers) / len(layers) if layers else None
+    return Gain(threshold, streams, ratios.get("output tokens/s"), tpot and _inverse(tpot), mean)
+
+
+def _inverse(interval: Interval) -> Interval:
+    low, high = interval.low, interval.high
+    return Interval(1 / interval.estimate, high and 1 / high, low and 1 / low)
+
+
+def _told(gains: Sequence[Gain]) -> Promise:
+    unknown = sum(gain.mean_exit_layer is None for gain in gains)
+    return Promise(
+        "The server tells where tokens leave.", unknown == 0, f"{len(gains) - unknown} of {len(gains)}"
+    )
+
+
+def _cells(gain: Gain) -> list[str]:
+    layer = "-" if gain.mean_exit_layer is None else f"{gain.mean_exit_layer:.1f}"
+    return [
+        f"{gain.threshold:g}",
+        str(gain.streams),
+        _show(gain.throughput),
+        _show(gain.speed_per_token),
+        layer,
+    ]
+
+
+def _show(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    if interval.low is None or interval.high is None:
+        return f"{interval.estimate:.2f}x"
+    return f"{interval.estimate:.2f}x ({interval.low:.2f} to {interval.high:.2f})"
+
+
+HEADER = ("threshold", "streams", "throughput", "speed per token", "mean exit layer")
+
+
+def _table(gains: Sequence[Gain]) -> str:
+    paper = ["paper, at best", "", f"{PAPER_THROUGHPUT:g}x", f"{PAPER_ITL:g}x", ""]
+    return table(HEADER, [*(_cells(gain) for gain in gains), paper])
+
+
+def _lines(gains: Sequence[Gain]) -> list[str]:
+    rows = [
+        HEADER,
+        *(_cells(gain) for gain in gains),
+        ("paper", "", f"{PAPER_THROUGHPUT}x", f"{PAPER_ITL}x", ""),
+    ]
+    return ["", *("  ".join(f"{cell:>22}" for cell in row) for row in rows), ""]
+
+
+SCENARIO = Scenario(
+    "paper-miao",
+    "Early exit against full depth on one server, in turns, at 1 and 8 streams: throughput and speed per "
+    "token with intervals, beside the best cases of Miao et al. Nothing is lost, exit layers are told.",
+    play,
+)

@@ -1,0 +1,112 @@
+"""What a scenario is, and what it plays on: a server, a screen, and the size the person asked for."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+
+from loadgen.client.records import Record
+from loadgen.measure import Screen, measure
+from loadgen.options import LoadOptions, ScenarioOptions
+from loadgen.plan import Plan, plan_of, settings_of
+from loadgen.report.page import Section
+from loadgen.results.summary import Measured, Summary, summarise
+from loadgen.target import Target, reach
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """Something a scenario says must hold, and what was found."""
+
+    says: str
+    is_kept: bool
+    found: str
+
+
+class Played(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a scenario. The first run is the one whose records are kept."""
+
+    promises: list[Promise]
+    runs: list[Measured]
+    figures: dict[str, Any] = {}
+    sections: Sequence[Section] = ()  # for the page
+    lines: Sequence[str] = ()  # for the terminal
+
+
+class Stage:
+    """Where a scenario plays."""
+
+    def __init__(self, options: ScenarioOptions, screen: Screen):
+        self.options = options
+        self.screen = screen
+
+    def scaled(self, amount: float) -> float:
+        """A length or size as the person wants it."""
+        return amount * self.options.scale
+
+    def seconds(self, amount: float) -> str:
+        return f"{self.scaled(amount):g}s"
+
+    def count(self, amount: int, least: int = 1) -> int:
+        return max(least, round(self.scaled(amount)))
+
+    def plan(self, **load: Any) -> Plan:
+        """A load, with what the person said for all of them."""
+        options = self.options
+        common = {
+            "dialect": options.dialect,
+            "api_key": options.api_key,
+            "admin_key": options.admin_key,
+            "seed": options.seed,
+        }
+        return plan_of(LoadOptions(**common | load))
+
+    def prompts(self, workload: str) -> dict[str, Any]:
+        """Shipped prompts, or the person's own."""
+        return {"dataset": self.options.dataset} if self.options.dataset else {"workload": workload}
+
+    def reach(self, plan: Plan, url: str | None = None) -> AbstractAsyncContextManager[Target]:
+        return reach(url or self.options.url, plan)
+
+    async def run(self, target: Target, plan: Plan, label: str) -> Measured:
+        self.screen.title = label
+        run = await measure(target, plan, self.screen)
+        run.label = label
+        run.settings = {"dialect": target.peer.dialect.value, **settings_of(plan.options)}
+        return Measured(run, summarise(run, plan.goals, plan.trim, target.manners.ignore_eos))
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """A named run. `shows` is what one learns from it, with its promises."""
+
+    name: str
+    shows: str
+    play: Callable[[Stage], Awaitable[Played]]
+
+
+def whole_answers(*summaries: Summary) -> list[Promise]:
+    """The promises of every scenario, over all of its runs."""
+    found = [summary.integrity for summary in summaries]
+    asked = f"of {sum(whole.num_requests for whole in found):,} requests"
+    lost, doubled = sum(whole.lost for whole in found), sum(whole.duplicated for whole in found)
+    mixed = sum(whole.mixed for whole in found)
+    said = "; ".join(line for whole in found for line in whole.examples[:2])[:400]
+    return [
+        Promise("No answer is lost.", lost == 0, f"{lost} {asked}" + (f": {said}" if lost else "")),
+        Promise("No answer is duplicated.", doubled == 0, f"{doubled} {asked}"),
+        Promise("No answer is mixed with another.", mixed == 0, f"{mixed} {asked}"),
+    ]
+
+
+def equal_answers(summary: Summary) -> Promise:
+    """For servers that compute in fp32 and greedily: the same version says the same."""
+    whole = summary.integrity
+    found = f"{whole.num_unequal} of {whole.num_repeated} repeated prompts were answered differently"
+    return Promise("Equal prompts get equal answers from one version.", whole.num_unequal == 0, found)
+
+
+def answered_by_version(records: Sequence[Record]) -> Promise:
+    """Every answer that ended well says who gave it."""
+    ended = [record for record in records if record.finish_reason]
+    unnamed = sum(not (record.segments or record.version) for record in ended)
+    return Promise("Every answer names its model version.", unnamed == 0, f"{unnamed} of {len(ended)} do not")

@@ -1,0 +1,169 @@
+"""The model and its depth change again and again while streams are open."""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import cycle, islice
+
+import msgspec
+
+from loadgen.alone import ask_alone
+from loadgen.client.ops import Decision
+from loadgen.client.peer import Unusable
+from loadgen.client.records import Outcome, Record
+from loadgen.results.summary import Measured, Summary
+from loadgen.run import Run
+from loadgen.scenarios.stage import (
+    Played,
+    Promise,
+    Scenario,
+    Stage,
+    answered_by_version,
+    equal_answers,
+    whole_answers,
+)
+from loadgen.target import Target
+from loadgen.units import BadQuantity
+
+STREAMS, SWAPS, SECONDS, TOKENS = 64, 20, 120, 200
+SWAP_PATIENCE_S = 60.0
+NUM_REFERENCES = 8  # prompts per version that are asked again in peace
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """A candidate to swap to; depth None leaves it to the server."""
+
+    candidate: str
+    depth: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Goal":
+        name, at, depth = text.strip().rpartition("@")
+        if not at:
+            return cls(depth, None)
+        if not depth.isdigit():
+            raise BadQuantity(f"{text!r} is not a candidate like small@10")
+        return cls(name, int(depth))
+
+
+async def play(stage: Stage) -> Played:
+    seconds = stage.scaled(SECONDS)
+    plan = stage.plan(
+        concurrency=stage.options.concurrency or STREAMS,
+        duration=f"{seconds:g}s",
+        output_tokens=str(TOKENS),
+        eos="ignore",
+        **stage.prompts("chat,story"),
+    )
+    async with stage.reach(plan) as target:
+        goals = await _goals(stage, target)
+        num_swaps = stage.count(SWAPS, least=2)
+        swapping = asyncio.create_task(
+            _swap_all(stage, target, list(islice(cycle(goals), num_swaps)), seconds)
+        )
+        try:
+            run, summary = await stage.run(target, plan, "swap-under-load")
+        finally:
+            swapping.cancel()
+            decisions = await _result(swapping)
+        repeated = await _in_peace(target, run, goals) if stage.options.exact_answers else None
+    promises = [*whole_answers(summary), _no_failure(summary), _decided(decisions)]
+    promises.append(answered_by_version(run.records))
+    if repeated is not None:
+        promises += [equal_answers(summary), repeated]
+    return Played(promises=promises, runs=[Measured(run, summary)], figures=_figures(summary, decisions))
+
+
+async def _goals(stage: Stage, target: Target) -> list[Goal]:
+    """What the person named, else every candidate and depth that the server lists."""
+    if stage.options.swaps:
+        return [Goal.parse(text) for text in stage.options.swaps.split(",")]
+    state = await target.operator.state()
+    rows = (state or {}).get("candidates") or []
+    found = [Goal(str(row.get("candidate") or row.get("model")), row.get("depth")) for row in rows]
+    if state is None or len(found) < 2:
+        raise Unusable(f"{stage.options.url} lists no two candidates to swap between; name some with --swaps")
+    return found
+
+
+async def _swap_all(stage: Stage, target: Target, goals: Sequence[Goal], seconds: float) -> list[Decision]:
+    """Swaps at even distances; each is waited for, since a server carries out one at a time."""
+    decisions: list[Decision] = []
+    pause = seconds / (len(goals) + 1)
+    for index, goal in enumerate(goals, start=1):
+        await asyncio.sleep(pause)
+        stage.screen.note = f"swap {index} of {len(goals)}: {goal.candidate}@{goal.depth or 'auto'}"
+        decisions.append(await _swap(target, goal))
+    return decisions
+
+
+async def _swap(target: Target, goal: Goal) -> Decision:
+    """Carry one swap out; a refusal is told as a decision of that outcome."""
+    name = f"{goal.candidate}@{goal.depth}"
+    asked = await target.operator.swap(goal.candidate, goal.depth)
+    value = asked.json()
+    id = str(value.get("decision_id", "")) if isinstance(value, dict) else ""
+    if not asked.is_ok or not id:
+        words = asked.problem or asked.body[:200].decode("utf-8", "replace")
+        return Decision("", 0.0, "loadgen", "swap", name, "", f"status {asked.status}", {}, words)
+    found = await target.operator.outcome(id, SWAP_PATIENCE_S)
+    return found or Decision(id, 0.0, "loadgen", "swap", name, "", "not over in time")
+
+
+async def _result(swapping: "asyncio.Task[list[Decision]]") -> list[Decision]:
+    try:
+        return await swapping
+    except asyncio.CancelledError:
+        return []
+
+
+def _no_failure(summary: Summary) -> Promise:
+    refused = summary.outcomes.get(Outcome.REFUSED.value, 0)
+    ok = summary.outcomes.get(Outcome.OK.value, 0)
+    found = f"{ok} answered, {refused} refused, {sum(summary.failures.values())} failed"
+    return Promise("No request fails.", not summary.failures and ok > 0, found)
+
+
+def _decided(decisions: Sequence[Decision]) -> Promise:
+    """Every swap asked for was carried out."""
+    missed = [decision for decision in decisions if decision.outcome != "committed"]
+    found = f"{len(decisions) - len(missed)} of {len(decisions)}"
+    if missed:
+        found += f"; {missed[0].chosen}: {missed[0].outcome} {missed[0].error}"
+    return Promise("Every swap is carried out.", bool(decisions) and not missed, found)
+
+
+async def _in_peace(target: Target, run: Run, goals: Sequence[Goal]) -> Promise:
+    """Swap to each candidate once more and ask again some of what it answered under load."""
+    checked = unequal = 0
+    for goal in dict.fromkeys(goals):
+        if (await _swap(target, goal)).outcome != "committed":
+            continue
+        for record in _answered_by(run.records, goal)[:NUM_REFERENCES]:
+            again = await ask_alone(target, record.prompt, record.max_tokens)
+            checked += 1
+            unequal += again.text != record.text
+    found = f"{unequal} of {checked} differ"
+    return Promise("Answers equal those of an unswapped server.", checked > 0 and unequal == 0, found)
+
+
+def _answered_by(records: Sequence[Record], goal: Goal) -> list[Record]:
+    def is_by(record: Record) -> bool:
+        who = record.segments[0] if len(record.segments) == 1 else None
+        return who is not None and who.model == goal.candidate and goal.depth in (None, who.depth)
+
+    return [record for record in records if record.outcome is Outcome.OK and is_by(record)]
+
+
+def _figures(summary: Summary, decisions: Sequence[Decision]) -> dict[str, object]:
+    gaps = [swap.longest_gap_ms for swap in summary.swaps if swap.longest_gap_ms is not None]
+    usual = summary.latencies.itl.p99 if summary.latencies.itl else None
+    return {"swaps": len(decisions), "longest_gap_ms": max(gaps, default=None), "itl_p99_ms": usual}
+
+
+SCENARIO = Scenario(
+    "swap-under-load",
+    "Sixty-four streams without pause while model and depth change twenty times in two minutes. Shows the "
+    "longest gap at each swap. No request fails, every swap is carried out, every answer names its version; "
+    "with --exact-answers also: what was said under swaps equals what an unswapped server says.",
+    play,
+)
