@@ -7,13 +7,10 @@ device does not wait for the router, nor the router for the device.
 import hmac
 import socket
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Protocol
-
-import msgspec
 
 from shard.messages import (
     MAX_FRAME_BYTES,
@@ -146,13 +143,8 @@ class Server:
             self._fail(error, permanent=False)
 
     def _run_steps(self, runner: Runner) -> None:
-        ended, had_sequences = time.perf_counter(), False
         while True:
-            step = self._steps.get()
-            idle_ms = (time.perf_counter() - ended) * 1000 if had_sequences else 0.0
-            output = runner.run(step)
-            ended, had_sequences = time.perf_counter(), output.num_sequences > 0
-            self._connection.send(msgspec.structs.replace(output, idle_ms=idle_ms))
+            self._connection.send(runner.run(self._steps.get()))
 
     def _fail(self, error: Exception, permanent: bool) -> None:
         self._has_failed = True

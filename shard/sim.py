@@ -64,6 +64,7 @@ class SimRunner:
             num_blocks, config.block_size, [self._costs.eos_token_id], max_total_tokens
         )
         self._config = config
+        self._last_end: float | None = None  # of the last step, while sequences wait for the next
         self._version = hashlib.sha256(content).hexdigest()[:12]
         time.sleep(self._costs.load_ms / 1000)
         self._load_ms = (time.perf_counter() - started) * 1000
@@ -90,11 +91,14 @@ class SimRunner:
     def run(self, step: Step) -> StepOutput:
         """Spend a step's time, then make its tokens."""
         started = time.perf_counter()
+        idle_ms = (started - self._last_end) * 1000 if self._last_end is not None else 0.0
         chunks, preempted = self._table.plan(step)
         self._meet_trouble(chunks)
         if chunks:
             time.sleep(self._costs.duration_ms(chunks) / 1000)
         outputs = [self._table.finish(chunk, self._sample(chunk), self._score(chunk)) for chunk in chunks]
+        ended = time.perf_counter()
+        self._last_end = ended if len(self._table) else None
         return StepOutput(
             step.number,
             outputs,
@@ -102,7 +106,8 @@ class SimRunner:
             num_free_blocks=self._table.pool.num_free,
             num_sequences=len(self._table),
             num_tokens=sum(chunk.num_tokens for chunk in chunks),
-            step_ms=(time.perf_counter() - started) * 1000,
+            step_ms=(ended - started) * 1000,
+            idle_ms=idle_ms,
         )
 
     def _sample(self, chunk: Chunk) -> list[TokenOutput]:
