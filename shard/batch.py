@@ -33,7 +33,10 @@ class BlockPool:
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Tokens `start .. start + num_tokens` of one sequence, to be computed in this step."""
+    """Tokens `start .. start + num_tokens` of one sequence, to be computed in this step.
+
+    None at all when the sequence waits at an exit: only its layers beyond it are left to run.
+    """
 
     sequence: Sequence
     start: int
@@ -109,7 +112,9 @@ class SequenceTable:
         if sequence is None or sequence.attempt != work.attempt:
             return None
         num_tokens = min(work.num_tokens, sequence.num_pending_tokens)
-        return Chunk(sequence, sequence.num_computed_tokens, num_tokens) if num_tokens > 0 else None
+        if num_tokens <= 0 and not sequence.waits:
+            return None
+        return Chunk(sequence, sequence.num_computed_tokens, num_tokens)
 
     def _make_room(self, chunk: Chunk, chunks: dict[int, Chunk], preempted: list[tuple[int, int]]) -> bool:
         """Find blocks, preempting the youngest until they suffice; False if that was the chunk itself."""

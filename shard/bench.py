@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shard.batch_tensors import BatchMaker
 from shard.messages import NewSequence, ShardConfig, Step, Work
 from shard.model_folder import ModelUnusable
 from shard.pull import EMBEDDED_MODEL, pull
@@ -125,7 +126,7 @@ class _Decoding:
             (ops, "rms_norm", "norms"),
             (ops, "silu_mul", "activation"),
             (Sampler, "choose", "sampling"),
-            (ModelRunner, "make_batch", "batch tensors"),
+            (BatchMaker, "__call__", "batch tensors"),
         ]
         watch = Stopwatch(self._runner.decoder.embedding.device)
         with watch.watching(watched):

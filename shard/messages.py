@@ -57,6 +57,8 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     max_new_tokens: int  # counted from num_prompt_tokens; 0 scores the prompt and generates nothing
     ignore_eos: bool = False
     sampling: Sampling = Sampling()
+    exit_threshold: float | None = None  # in place of every exit's own; 1: never leave early
+    exact: bool = False  # equal to the full-depth model's output: never leave early
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +82,15 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     max_batch_size: int = 64  # sequences in one step
     max_batch_tokens: int = 512  # tokens computed in one step
     num_threads: int | None = None  # CPU compute threads; None: all cores divided by the shards
+    exit_mode: str = "full"  # full | synchronized | per_row | capped | speculative
+    exit_criterion: str = "softmax"  # softmax | margin | similarity | classifier
+    exit_threshold: float = 0.9  # where an exit has none of its own
+    exit_layers: list[int] = []  # exits by the model's own norm and head; without `exits`
+    exits: str | None = None  # folder with exits.json
+    kv_fill: str = "recompute"  # project | recompute
+    exit_fallback: bool = True  # run at full depth where leaving early does not pay
+    exit_deferral: bool = True  # per_row: rows that stay may wait for each other
+    replay_exits: str | None = None  # file with a distribution of exit layers to draw from
     cost_model: str | None = None  # `sim`: path of a JSON cost model; None: the built-in one
 
 
@@ -153,6 +164,22 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     finish: FinishReason | None = None
 
 
+class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What early exits did in a step."""
+
+    tokens_by_exit: dict[int, int] = {}
+    confidence_sum: float = 0.0
+    num_confident: int = 0  # tokens that have a confidence
+    breaches: int = 0  # tokens that left under their threshold
+    drafted: int = 0
+    accepted: int = 0  # drafts that were what the full model draws
+    kv_fills: int = 0  # keys and values projected for layers not run, counted per token and layer
+    waiting: int = 0  # rows that wait at the first exit after the step
+    segment_ms: list[float] = []
+    head_ms: float = 0.0
+    fill_ms: float = 0.0
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag=True):
     """The answer to a `Step`. Times are the shard's own clock, in milliseconds."""
 
@@ -164,6 +191,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     num_tokens: int = 0  # computed in this step
     step_ms: float = 0.0
     idle_ms: float = 0.0  # device idle between the end of the step before and the start of this one
+    exits: ExitReport | None = None  # None: in `full`
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):

@@ -1,5 +1,7 @@
 """A running request's state on a shard. Plain data: what it computes is decided by the step, not here."""
 
+from typing import Any
+
 from shard.messages import FinishReason, NewSequence, Sampling
 
 
@@ -14,6 +16,10 @@ class Sequence:
         self.max_new_tokens = new.max_new_tokens
         self.ignore_eos = new.ignore_eos
         self.sampling: Sampling = new.sampling
+        self.exit_threshold = new.exit_threshold
+        self.exact = new.exact
+        self.carried: Any = None  # the runner's own, gone with the sequence
+        self.waits = False  # all tokens are computed as far as the first exit, and the next is not known
         self.num_computed_tokens = 0
         self.blocks: list[int] = []
 
@@ -24,6 +30,11 @@ class Sequence:
     @property
     def num_new_tokens(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def may_exit(self) -> bool:
+        """False when every token is to come from full depth."""
+        return not self.exact and (self.exit_threshold is None or self.exit_threshold < 1)
 
     @property
     def num_pending_tokens(self) -> int:

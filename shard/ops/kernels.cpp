@@ -382,6 +382,33 @@ int64_t argmax(int64_t count, Score score) {
     return start;
 }
 
+// Lane by lane, then over the lanes.
+template <typename T>
+void top_two(const T* logits, float* out, int64_t rows, int64_t vocab) {
+#pragma omp parallel for num_threads(num_threads) if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const T* from = logits + row * vocab;
+        float first[kLanes], second[kLanes];
+        std::fill(first, first + kLanes, -FLT_MAX);
+        std::fill(second, second + kLanes, -FLT_MAX);
+        int64_t whole = vocab / kLanes * kLanes;
+        for (int64_t at = 0; at < whole; at += kLanes)
+            for (int i = 0; i < kLanes; i++) {
+                float value = widen(from[at + i]);
+                second[i] = std::max(second[i], std::min(first[i], value));
+                first[i] = std::max(first[i], value);
+            }
+        float* to = out + 2 * row;
+        to[0] = to[1] = -FLT_MAX;
+        auto take = [to](float value) {
+            to[1] = std::max(to[1], std::min(to[0], value));
+            to[0] = std::max(to[0], value);
+        };
+        for (int64_t at = whole; at < vocab; at++) take(widen(from[at]));
+        for (int i = 0; i < kLanes; i++) take(first[i]), take(second[i]);
+    }
+}
+
 template <typename T>
 void choose(const T* logits, const float* inverse_temperatures, const uint32_t* keys, int64_t* out, int64_t rows,
             int64_t vocab) {
@@ -491,6 +518,9 @@ void keep_top_rows(float* scores, const int64_t* counts, const float* masses, in
     }                                                                                                            \
     extern "C" void log_sum_exp_##NAME(const T* logits, float* out, int64_t rows, int64_t vocab) {               \
         log_sum_exp<T>(logits, out, rows, vocab);                                                                \
+    }                                                                                                            \
+    extern "C" void top_two_##NAME(const T* logits, float* out, int64_t rows, int64_t vocab) {                   \
+        top_two<T>(logits, out, rows, vocab);                                                                    \
     }                                                                                                            \
     extern "C" void choose_##NAME(const T* logits, const float* inverse_temperatures, const uint32_t* keys,      \
                                   int64_t* out, int64_t rows, int64_t vocab) {                                   \

@@ -101,6 +101,10 @@ class PlainOps:
         """(B, V) -> (B,) float32."""
         return torch.logsumexp(logits.float(), dim=-1)
 
+    def top_two(self, logits: torch.Tensor) -> torch.Tensor:
+        """The two greatest logits of each row, (B, V) -> (B, 2) float32."""
+        return logits.float().topk(2, dim=-1).values
+
     def choose(self, scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """A token per row by Gumbel-max with stateless noise, (B, V) -> (B,) int64; temperature 0 is greedy.
 

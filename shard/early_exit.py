@@ -1,0 +1,242 @@
+"""Who leaves where in a batch, and what happens to the KV of the layers not run.
+
+A step carries its rows through the decoder's segments; behind each one, the rows that decode are asked
+whether they leave. What a row leaves undone is filled at once by projecting its hidden state (`project`, Miao
+et al. 2024), or kept, and computed exactly when the row next goes deeper (`recompute`): then the KV of every
+layer that was run equals a full forward's.
+
+- `synchronized` (Miao et al.): the batch runs on until every row has passed; passing is sticky.
+- `per_row`: each row leaves at its own exit. Rows that stay at the first exit may wait and go deep together.
+
+Prompts run to full depth and have no vote. Rows that may not leave early have none either.
+"""
+
+import time
+
+import torch
+
+from shard.batch import Chunk
+from shard.confidence import Gauge
+from shard.deferral import MAX_WAIT_STEPS, Deferral
+from shard.exit_settings import Fill, Mode, Settings
+from shard.governor import Governor
+from shard.messages import ExitReport, TokenOutput
+from shard.replay import Replay
+from shard.sampler import Draw, Sampler
+from shard.stack import Front, Row, Stack
+
+
+class Tally:
+    """What a step does, counted while it does it."""
+
+    def __init__(self, num_segments: int):
+        self.drawn: list[tuple[Row, int, torch.Tensor]] = []  # row, exit layer, what the LM head reads (H,)
+        self.segment_ms = [0.0] * num_segments
+        self.head_ms = 0.0
+        self.fill_ms = 0.0
+        self.kv_fills = 0
+        self.breaches = 0
+        self.num_waiting = 0
+
+    def report(self, rows: list[Row]) -> ExitReport:
+        """In the words of the wire."""
+        tokens = [token for row in rows for token in row.tokens]
+        layers = [token.exit_layer for token in tokens]
+        known = [token.confidence for token in tokens if token.confidence is not None]
+        return ExitReport(
+            tokens_by_exit={layer: layers.count(layer) for layer in sorted(set(layers))},
+            confidence_sum=sum(known),
+            num_confident=len(known),
+            breaches=self.breaches,
+            kv_fills=self.kv_fills,
+            waiting=self.num_waiting,
+            segment_ms=self.segment_ms,
+            head_ms=self.head_ms,
+            fill_ms=self.fill_ms,
+        )
+
+
+class EarlyExit:
+    """Runs the chunks of a step in `synchronized` or `per_row` mode."""
+
+    def __init__(
+        self, stack: Stack, settings: Settings, gauge: Gauge, sampler: Sampler, replay: Replay | None = None
+    ):
+        self._stack = stack
+        self._settings = settings
+        self._sampler = sampler
+        self._gauge = gauge
+        self._replay = replay
+        self._governor = Governor(settings.falls_back)
+        self._deferral = Deferral()
+
+    def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
+        """For each chunk its next token, or none while its prompt goes on or it waits for others."""
+        started = time.perf_counter()
+        tally = Tally(self._stack.num_segments)
+        rows = [Row(chunk, self._stack.num_segments) for chunk in chunks]
+        decoding = [row for row in rows if row.waits or is_decoding(row.chunk)]
+        exits_on = self._governor.wants_exits(len(decoding))
+        for row in decoding:
+            row.votes = exits_on and self._may_leave(row)
+        self._run_segments(rows, tally)
+        self._draw(tally)
+        if len(decoding) == len(rows):
+            num_tokens = sum(len(row.tokens) for row in rows)
+            self._governor.note(len(rows), num_tokens, (time.perf_counter() - started) * 1000)
+        return [row.tokens for row in rows], tally.report(rows)
+
+    def _may_leave(self, row: Row) -> bool:
+        """A decoding row may, unless it asked for full depth or has more in hand than a projection serves."""
+        in_hand = row.chunk.num_tokens <= 1 or self._settings.fill is Fill.RECOMPUTE
+        return row.sequence.may_exit and in_hand
+
+    def _run_segments(self, rows: list[Row], tally: Tally) -> None:
+        waiting = [row for row in rows if row.waits]
+        fresh = [row for row in rows if not row.waits]
+        front = self._stack.start(fresh) if fresh else None
+        for segment in range(self._stack.num_segments):
+            if segment == 1:
+                front, joining = self._meet(front, waiting, tally)
+                front = self._stack.enter(1, front, joining)
+            elif segment > 1:
+                front = self._stack.enter(segment, front, [])
+            if front is None:
+                continue
+            front = self._run_segment(segment, front, tally)
+        if front is not None:
+            self._finish(front, tally)
+        if sum(tally.segment_ms[1:]):
+            self._deferral.note_deep(sum(tally.segment_ms[1:]))
+
+    def _run_segment(self, segment: int, front: Front, tally: Tally) -> Front | None:
+        """Run it and ask at the exit behind it; who goes on."""
+        started = time.perf_counter()
+        before = front.last(list(range(len(front.rows)))) if self._gauge.compares_hidden else None
+        self._stack.run(segment, front)
+        tally.segment_ms[segment] += (time.perf_counter() - started) * 1000
+        if segment == len(self._stack.exits):
+            return front
+        voters = [i for i, row in enumerate(front.rows) if row.votes]
+        leaving = self._leaving(segment, front, voters, before, tally) if voters else []
+        if segment == 0 and voters:
+            self._deferral.note_shallow(tally.segment_ms[0], len(voters), len(voters) - len(leaving))
+        return self._part(segment, front, leaving, tally) if leaving else front
+
+    def _leaving(
+        self, segment: int, front: Front, voters: list[int], before: torch.Tensor | None, tally: Tally
+    ) -> list[int]:
+        """Rows that leave behind a segment; what the LM head is to read of them goes to the tally."""
+        asked = [i for i in voters if not front.rows[i].passed]
+        features = self._vote(segment, front, asked, before, tally)
+        passed = [i for i in voters if front.rows[i].passed]
+        if self._settings.mode is Mode.SYNCHRONIZED:
+            decoding = [row for row in front.rows if is_decoding(row.chunk)]
+            passed = passed if len(passed) == len(decoding) else []
+        missing = [i for i in passed if i not in features]
+        if missing:
+            features |= dict(zip(missing, self._stack.features(segment, front, missing), strict=True))
+        exit = self._stack.exits[segment]
+        for i in passed:
+            row = front.rows[i]
+            tally.breaches += row.confidence is not None and row.confidence < self._gauge.threshold(exit, row)
+            tally.drawn.append((row, exit.layer, features[i]))
+        return passed
+
+    def _vote(
+        self, segment: int, front: Front, asked: list[int], before: torch.Tensor | None, tally: Tally
+    ) -> dict[int, torch.Tensor]:
+        """Let rows pass that are sure enough. What was computed for the LM head on the way, by row."""
+        rows, exit = [front.rows[i] for i in asked], self._stack.exits[segment]
+        if self._replay is not None:
+            for row in rows:
+                row.passed = self._replay.layer(row.sequence, row.sequence.num_tokens) <= exit.layer
+            return {}
+        features = self._stack.features(segment, front, asked) if self._gauge.needs_logits and asked else None
+        if features is not None:
+            started = time.perf_counter()
+            confidences = self._gauge.of_logits(self._stack.decoder.head(features))
+            tally.head_ms += (time.perf_counter() - started) * 1000
+        else:
+            earlier = None if before is None else before[asked]
+            confidences = self._gauge.of_hidden(exit, front.last(asked), earlier)
+        for row, confidence in zip(rows, confidences.tolist(), strict=True):
+            row.confidence = confidence
+            row.passed = confidence >= self._gauge.threshold(exit, row)
+        return {} if features is None else dict(zip(asked, features, strict=True))
+
+    def _part(self, segment: int, front: Front, leaving: list[int], tally: Tally) -> Front | None:
+        """Take leaving rows out of a front, their KV beyond it filled or kept for later; those who stay."""
+        pieces, gone = front.pieces(), set(leaving)
+        if self._settings.fill is Fill.RECOMPUTE:
+            for i in leaving:
+                front.rows[i].carried.keep(segment + 1, pieces[i])
+        else:
+            started = time.perf_counter()
+            everyone = len(leaving) == len(front.rows)
+            out = front if everyone else self._some(front, leaving, pieces)
+            tally.kv_fills += self._stack.fill(segment + 1, out)
+            tally.fill_ms += (time.perf_counter() - started) * 1000
+        staying = [i for i in range(len(front.rows)) if i not in gone]
+        return self._some(front, staying, pieces) if staying else None
+
+    def _some(self, front: Front, indices: list[int], pieces: list[torch.Tensor]) -> Front:
+        return self._stack.front([front.rows[i] for i in indices], [pieces[i] for i in indices])
+
+    def _meet(self, front: Front | None, waiting: list[Row], tally: Tally) -> tuple[Front | None, list[Row]]:
+        """At the first exit: rows that stay and rows that waited go deep together, or all wait on."""
+        staying = front.rows if front is not None else []
+        if not waiting and not self._settings.defers:
+            return front, []
+        num_rows = len(waiting) + len(tally.drawn) + len(staying)
+        if self._goes_deep(staying, waiting, num_rows, bool(tally.drawn)):
+            for row in waiting:
+                row.sequence.waits, row.carried.wait_steps = False, 0
+            return front, waiting
+        for row, piece in zip(staying, front.pieces() if front is not None else [], strict=True):
+            row.carried.keep(1, piece)
+            row.sequence.waits = True
+        for row in (*staying, *waiting):
+            row.carried.wait_steps += 1
+        tally.num_waiting = len(staying) + len(waiting)
+        return None, []
+
+    def _goes_deep(self, staying: list[Row], waiting: list[Row], num_rows: int, some_left: bool) -> bool:
+        """Whether a deep pass is due now."""
+        if self._settings.mode is not Mode.PER_ROW or not self._settings.defers or not some_left:
+            return True
+        if any(not row.votes for row in staying):
+            return True  # prompts and exact rows go deep anyway
+        if any(row.carried.wait_steps >= MAX_WAIT_STEPS for row in waiting):
+            return True
+        return len(staying) + len(waiting) >= self._deferral.wanted(num_rows)
+
+    def _finish(self, front: Front, tally: Tally) -> None:
+        """Rows that came to the end and know all their tokens draw the next one from there."""
+        indices = [i for i, row in enumerate(front.rows) if row.waits or row.chunk.samples]
+        if not indices:
+            return
+        features = self._stack.decoder.normed(front.last(indices))
+        for i, feature in zip(indices, features, strict=True):
+            front.rows[i].confidence = None
+            tally.drawn.append((front.rows[i], self._stack.decoder.depth, feature))
+
+    def _draw(self, tally: Tally) -> None:
+        """One pass of the LM head for all rows of the step, wherever they left."""
+        if not tally.drawn:
+            return
+        started = time.perf_counter()
+        logits = self._stack.decoder.head(torch.stack([features for _, _, features in tally.drawn]))
+        draws = [
+            Draw(row.sequence, row.sequence.num_tokens, layer, row.confidence)
+            for row, layer, _ in tally.drawn
+        ]
+        tokens = self._sampler.choose(logits, draws)
+        for (row, _, _), token in zip(tally.drawn, tokens, strict=True):
+            row.tokens = [token]
+        tally.head_ms += (time.perf_counter() - started) * 1000
+
+
+def is_decoding(chunk: Chunk) -> bool:
+    """True when the chunk ends in a token of the answer, so that the next one may be drawn at an exit."""
+    return chunk.samples and chunk.sequence.num_new_tokens > 0
