@@ -16,7 +16,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`(?: - at
 
 async def read_body(http: web.Request) -> bytes:
     """The body of a POST. Raises `Refused`: 415 unless it is JSON, 413 when it is over the payload limit."""
-    if "Content-Type" in http.headers and not _is_json(http.content_type):
+    if http.body_exists and "Content-Type" in http.headers and not _is_json(http.content_type):
         raise Refused(
             f"The content type must be application/json, not {http.content_type}.", 415, "media_type"
         )

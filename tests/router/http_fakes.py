@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class FakeDispatcher:
         self.submitted: list[Request] = []
         self.aborted: list[Request] = []
         self.admitted: list[tuple[int, int]] = []
+        self._changed = asyncio.Event()
         self._tokenizer = tokenizer
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -71,12 +72,21 @@ class FakeDispatcher:
         request.version = "v1"
         self.submitted.append(request)
         self._tasks.append(asyncio.create_task(self._generate(request)))
+        self._changed.set()
         return request
 
     def abort(self, request: Request, message: str = "The request was aborted.") -> None:
         if request.status is not Status.FINISHED:
             self.aborted.append(request)
             request.fail(GenerationFailed(message, "cancelled", 499), _now())
+            self._changed.set()
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        """Wait for what submissions, aborts or ends bring about."""
+        async with asyncio.timeout(10):
+            while not is_true():
+                self._changed.clear()
+                await self._changed.wait()
 
     def requests(self) -> list[Request]:
         return self.submitted
@@ -113,14 +123,15 @@ class FakeDispatcher:
             if number == self.fails_after:
                 request.fail(GenerationFailed("The shard died twice under this request."), _now())
             if request.status is Status.FINISHED:
-                return
+                break
             is_last = number + 1 == spec.max_new_tokens
             finish = FinishReason.EOS if id == EOS else FinishReason.LENGTH if is_last else None
             if request.put([self._output(id, spec)], finish, _now()):
-                return
+                break
             await asyncio.sleep(0)
         if request.status is not Status.FINISHED:
             request.put([], FinishReason.LENGTH, _now())
+        self._changed.set()
 
     def _output(self, id: int, spec: Spec) -> TokenOutput:
         top = [(id, -0.5), (id + 1, -1.5), (id + 2, -2.5)][: spec.sampling.num_top_tokens]

@@ -9,13 +9,13 @@ from router.chat_template import ChatTemplate, ChatTemplateError
 
 MESSAGES = [{"role": "user", "content": "Hi <there>"}, {"role": "assistant", "content": "Hello"}]
 TEMPLATES = {
-    "blocks are trimmed": "{% for m in messages %}\n  {% if true %}\n{{ m['content'] }}|\n  {% endif %}\n{% endfor %}",
-    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "blocks are trimmed": "{% for m in messages %}\n  {% if 1 %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}word{% endfor %}",
     "tojson is not for html": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
     "generation tag": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "special tokens": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}",
     "generation prompt": "{{ messages[0].role }}{% if add_generation_prompt %}>{% endif %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "namespace": "{% set n = namespace(x=0) %}{% for m in messages %}{% set n.x = 1 %}{% endfor %}{{ n.x }}",
 }
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
@@ -24,7 +24,9 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 def test_templates_render_as_in_transformers(source: str) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    [expected], _ = render_jinja_template([MESSAGES], chat_template=source, add_generation_prompt=True, **SPECIAL)
+    [expected], _ = render_jinja_template(
+        [MESSAGES], chat_template=source, add_generation_prompt=True, **SPECIAL
+    )
     assert ChatTemplate(source, SPECIAL).render(MESSAGES) == expected
 
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a call has its status and a message that says what and where; the server serves on."""
+"""Whatever is wrong with a call has its status and a message that says what; the server serves on."""
 
 import gzip
 import io
@@ -50,7 +50,10 @@ def native(**parameters: Any) -> dict[str, Any]:
         ({"presence_penalty": -2.5}, "`parameters.presence_penalty`: expected `float` >= -2"),
         ({"max_new_tokens": 0}, "`parameters.max_new_tokens`: expected `int` >= 1"),
         ({"max_new_tokens": 1.5}, "`parameters.max_new_tokens`: expected `int | null`, got `float`"),
-        ({"max_new_tokens": 10**9}, "`max_new_tokens` must be <= 510: 2 prompt tokens and the answer share 512"),
+        (
+            {"max_new_tokens": 10**9},
+            "`max_new_tokens` must be <= 510: 2 prompt tokens and the answer share 512",
+        ),
         ({"max_new_tokens": 10**30}, "`max_new_tokens` must be <= 510"),
         ({"stop": ["a"] * 5}, "`stop` takes up to 4 strings. Given: 5"),
         ({"stop": [""]}, "`stop` must not hold an empty string"),
@@ -119,7 +122,11 @@ async def test_native_bodies_have_their_shape(client: Client, body: Any, message
         ({"logprobs": True, "top_logprobs": 6}, "top_logprobs", "<= 5"),
         ({"tools": [{"type": "function"}]}, "tools", "is not supported yet"),
         ({"tool_choice": "required"}, "tool_choice", "is not supported yet"),
-        ({"response_format": {"type": "json_object", "value": {}}}, "response_format", "is not supported yet"),
+        (
+            {"response_format": {"type": "json_object", "value": {}}},
+            "response_format",
+            "is not supported yet",
+        ),
         ({"response_format": {"type": "json_schema"}}, "response_format", "is not supported yet"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "is not supported"),
         ({"min_tokens": 3, "max_tokens": 5}, "min_tokens", "must be 0 or equal `max_tokens`"),

@@ -191,7 +191,7 @@ async def test_an_echoed_stream_is_the_echoed_whole(client: Client) -> None:
     [whole] = (await complete(client, **body))["choices"]
     assert "".join(choice["text"] for choice in choices) == whole["text"]
     for name in ("tokens", "token_logprobs", "text_offset"):
-        assert sum((choice["logprobs"][name] for choice in choices), []) == whole["logprobs"][name]
+        assert [entry for choice in choices for entry in choice["logprobs"][name]] == whole["logprobs"][name]
 
 
 @pytest.mark.parametrize(
@@ -228,9 +228,7 @@ async def test_the_best_of_several_completions_are_given(client: Client) -> None
     assert answer["usage"]["completion_tokens"] == 14
 
 
-@pytest.mark.parametrize(
-    "more", [{"ignore_eos": True, "max_tokens": 4}, {"min_tokens": 4, "max_tokens": 4}]
-)
+@pytest.mark.parametrize("more", [{"ignore_eos": True, "max_tokens": 4}, {"min_tokens": 4, "max_tokens": 4}])
 async def test_the_end_token_can_be_ignored(client: Client, more: dict[str, Any]) -> None:
     await complete(client, **more)
     assert client.dispatcher.submitted[-1].spec.ignore_eos

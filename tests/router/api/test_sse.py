@@ -1,0 +1,137 @@
+"""Streams: what is in a write, how they fail, and that a client who leaves leaves nothing behind."""
+
+import asyncio
+import json
+import random
+from typing import Any
+
+import pytest
+
+from router.request import Status
+from router.tokenizer import Token
+from shard.messages import FinishReason, TokenOutput
+from tests.router.http_fakes import Client, serving
+
+NATIVE = ("/generate_stream", {"inputs": "Hi"})
+CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "stream": True})
+COMPLETION = ("/v1/completions", {"prompt": "Hi", "stream": True})
+STREAMS = pytest.mark.parametrize(
+    ("path", "body"), [NATIVE, CHAT, COMPLETION], ids=["native", "chat", "text"]
+)
+
+
+@STREAMS
+async def test_a_failure_in_mid_stream_is_the_last_event(client: Client, path: str, body: Any) -> None:
+    client.dispatcher.fails_after = 2
+    *tokens, last = await client.events(path, body)
+    assert len(tokens) == 2
+    failure = json.loads(last)
+    assert failure["error_type"] == "generation"
+    message = failure["error"]["message"] if path.startswith("/v1") else failure["error"]
+    assert message == "The shard died twice under this request."
+
+
+@STREAMS
+async def test_a_fault_of_ours_in_mid_stream_is_an_event_too(client: Client, path: str, body: Any) -> None:
+    client.dispatcher.held.clear()
+    events = asyncio.create_task(client.events(path, body))
+    await client.dispatcher.until(lambda: bool(client.dispatcher.submitted))
+    [request] = client.dispatcher.submitted
+    request.put([TokenOutput(40, -0.5, 3)], None, 0.0)
+    await asyncio.sleep(0.05)
+    request._emit(Token(1, None, 0.0, False, 1, None))  # type: ignore[arg-type]
+    *_, last = await events
+    assert json.loads(last)["error_type"] == "incomplete_generation"
+
+
+@STREAMS
+async def test_tokens_that_come_together_are_one_event_each(client: Client, path: str, body: Any) -> None:
+    client.dispatcher.held.clear()
+    events = asyncio.create_task(client.events(path, body))
+    await client.dispatcher.until(lambda: bool(client.dispatcher.submitted))
+    [request] = client.dispatcher.submitted
+    ids = client.tokenizer.encode("abc")
+    request.put([TokenOutput(id, -0.5, 3) for id in ids], FinishReason.LENGTH, 0.0)
+    assert len([event for event in await events if event != "[DONE]"]) == 3
+
+
+@STREAMS
+async def test_an_end_without_a_token_ends_the_stream(client: Client, path: str, body: Any) -> None:
+    client.dispatcher.held.clear()
+    events = asyncio.create_task(client.events(path, body))
+    await client.dispatcher.until(lambda: bool(client.dispatcher.submitted))
+    [request] = client.dispatcher.submitted
+    request.put([TokenOutput(client.tokenizer.encode("a")[0], -0.5, 3)], None, 0.0)
+    await asyncio.sleep(0.05)
+    request.put([], FinishReason.LENGTH, 0.0)
+    last = json.loads([event for event in await events if event != "[DONE]"][-1])
+    if path == "/generate_stream":
+        assert last["generated_text"] == "a"
+    else:
+        assert last["choices"][0]["finish_reason"] == "length"
+
+
+async def test_one_of_several_streams_that_fails_ends_them_all(client: Client) -> None:
+    client.dispatcher.fails_after = 2
+    *_, last = await client.events("/v1/completions", {"prompt": ["a", "b"], "stream": True})
+    assert json.loads(last)["error_type"] == "generation"
+    assert all(request.status is Status.FINISHED for request in client.dispatcher.submitted)
+
+
+@STREAMS
+@pytest.mark.parametrize("num_tokens", [0, 3], ids=["queued", "running"])
+async def test_a_client_that_leaves_is_aborted(client: Client, path: str, body: Any, num_tokens: int) -> None:
+    client.dispatcher.held.clear()
+    call = asyncio.create_task(client.session.post(client.url + path, json=body))
+    await client.dispatcher.until(lambda: bool(client.dispatcher.submitted))
+    [request] = client.dispatcher.submitted
+    if num_tokens:
+        request.put([TokenOutput(40, -0.5, 3)] * num_tokens, None, 0.0)
+        (await call).close()
+    else:
+        call.cancel()
+    await client.dispatcher.until(lambda: client.dispatcher.aborted == [request])
+
+
+async def test_a_client_that_leaves_before_an_answer_is_aborted(client: Client) -> None:
+    client.dispatcher.held.clear()
+    body = {"prompt": ["a", "b"], "n": 2}
+    call = asyncio.create_task(client.session.post(client.url + "/v1/completions", json=body))
+    await client.dispatcher.until(lambda: len(client.dispatcher.submitted) == 4)
+    call.cancel()
+    await client.dispatcher.until(lambda: len(client.dispatcher.aborted) == 4)
+    async with client.session.get(client.url + "/metrics") as response:
+        assert 'tgi_request_failure{err="dropped"} 1.0' in await response.text()
+
+
+async def test_many_that_leave_at_random_leave_nothing_running() -> None:
+    chosen = random.Random(1)
+    async with serving() as client:
+        client.dispatcher.says = "x" * 400
+
+        async def leave_early() -> None:
+            path, body = chosen.choice([NATIVE, CHAT, COMPLETION])
+            async with client.session.post(client.url + path, json=body) as response:
+                for _ in range(chosen.randrange(4)):
+                    await response.content.readline()
+                response.close()
+
+        await asyncio.gather(*(leave_early() for _ in range(60)))
+        requests = client.dispatcher.submitted
+        assert len(requests) == 60
+        await client.dispatcher.until(lambda: all(request.status is Status.FINISHED for request in requests))
+
+
+async def test_a_refusal_of_a_later_generation_aborts_the_earlier(client: Client) -> None:
+    submit = client.dispatcher.submit
+
+    def submit_twice(spec: Any) -> Any:
+        if len(client.dispatcher.submitted) == 2:
+            raise ValueError("no third")
+        return submit(spec)
+
+    client.dispatcher.submit = submit_twice  # type: ignore[method-assign]
+    client.dispatcher.held.clear()
+    status, _ = await client.post("/v1/completions", {"prompt": "a", "n": 3})
+    assert status == 500
+    assert len(client.dispatcher.aborted) == 2

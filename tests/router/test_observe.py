@@ -1,0 +1,107 @@
+"""The router's events as metrics."""
+
+import pytest
+
+from router.observe import MetricsObserver
+from router.request import GenerationFailed, Request
+from shard.messages import FinishReason, SequenceOutput, StepOutput, TokenOutput
+from telemetry.prometheus import Metrics
+from tests.router.fakes import make_request
+from tests.router.http_fakes import ready
+
+
+class Observed:
+    """An observer and what its metrics say."""
+
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+        self.observer = MetricsObserver(self._metrics, "poet")
+
+    def value(self, line: str) -> float:
+        text = self._metrics.render().decode()
+        found = [row for row in text.splitlines() if row.startswith(line + " ")]
+        assert len(found) == 1, (line, text)
+        return float(found[0].rpartition(" ")[2])
+
+
+@pytest.fixture
+def observed() -> Observed:
+    return Observed()
+
+
+def run(observed: Observed, request: Request, times: list[float]) -> None:
+    """Start at 1.0 and give one token at each of `times`; the last one ends it."""
+    observer = observed.observer
+    observer.on_submitted(request)
+    request.start(0, 1.0)
+    observer.on_started(request)
+    for time in times:
+        finish = FinishReason.LENGTH if time == times[-1] else None
+        request.put([TokenOutput(7, -1.0, 3)], finish, time)
+        observer.on_tokens(request, 1, time)
+    observer.on_finished(request)
+
+
+def test_the_times_of_a_request(observed: Observed) -> None:
+    run(observed, make_request(1, arrived=0.0), [1.5, 2.0, 4.0])
+    assert observed.value('helios_queue_seconds_sum{model="poet"}') == 1.0
+    assert observed.value('helios_ttft_seconds_sum{model="poet"}') == 1.5
+    assert observed.value('helios_itl_seconds_sum{model="poet"}') == 2.5
+    assert observed.value('helios_itl_seconds_count{model="poet"}') == 2
+    assert observed.value('helios_e2e_seconds_sum{model="poet"}') == 4.0
+    assert observed.value("tgi_request_queue_duration_sum") == 1.0
+    assert observed.value("tgi_request_inference_duration_sum") == 3.0
+    assert observed.value("tgi_request_mean_time_per_token_duration_sum") == 1.0
+    assert observed.value("tgi_request_generated_tokens_sum") == 3
+    assert observed.value("tgi_request_input_length_sum") == 8
+    assert observed.value('helios_requests_total{model="poet",outcome="length"}') == 1
+
+
+def test_tokens_that_come_together_share_the_time(observed: Observed) -> None:
+    request = make_request(1, arrived=0.0)
+    request.start(0, 0.0)
+    observed.observer.on_tokens(request, 1, 1.0)
+    observed.observer.on_tokens(request, 4, 3.0)
+    assert observed.value('helios_itl_seconds_count{model="poet"}') == 4
+    assert observed.value('helios_itl_seconds_sum{model="poet"}') == 2.0
+
+
+def test_a_failed_request_counts_as_what_failed(observed: Observed) -> None:
+    request = make_request(1)
+    request.num_shard_deaths = 2
+    request.fail(GenerationFailed("gone"), 1.0)
+    observed.observer.on_finished(request)
+    assert observed.value('helios_requests_total{model="poet",outcome="generation"}') == 1
+    assert observed.value('helios_replays_total{model="poet"}') == 2
+    assert observed.value("tgi_request_duration_count") == 0
+
+
+def test_steps_tell_time_blocks_and_exit_layers(observed: Observed) -> None:
+    tokens = [TokenOutput(1, -1.0, 3), TokenOutput(2, -1.0, 3), TokenOutput(3, -1.0, 30)]
+    outputs = [SequenceOutput(id, 0, 9, [token]) for id, token in enumerate(tokens)]
+    observer = observed.observer
+    observer.on_shard_ready(1, ready())
+    step = {"preempted": [], "num_free_blocks": 5, "num_sequences": 3, "step_ms": 20.0, "idle_ms": 1.0}
+    observer.on_step(1, StepOutput(1, outputs, num_tokens=3, **step))  # type: ignore[arg-type]
+    observer.on_step(1, StepOutput(2, outputs, num_tokens=40, **step))  # type: ignore[arg-type]
+    assert observed.value('helios_tokens_total{exit_layer="3",model="poet"}') == 4
+    assert observed.value('helios_tokens_total{exit_layer="30",model="poet"}') == 2
+    assert observed.value('helios_kv_blocks{model="poet",shard="1"}') == 20
+    assert observed.value('helios_kv_blocks_free{model="poet",shard="1"}') == 5
+    assert observed.value('helios_shard_busy_seconds_total{model="poet",shard="1"}') == 0.04
+    assert observed.value('helios_shard_idle_seconds_total{model="poet",shard="1"}') == 0.002
+    assert observed.value('tgi_batch_inference_count{method="decode"}') == 1
+    assert observed.value('tgi_batch_inference_count{method="prefill"}') == 1
+    assert observed.value("tgi_batch_next_size_sum") == 6
+
+
+def test_preemptions_and_deaths_are_counted(observed: Observed) -> None:
+    observed.observer.on_preempted(make_request(1))
+    observed.observer.on_shard_death(0, "killed")
+    assert observed.value('helios_preemptions_total{model="poet"}') == 1
+    assert observed.value('helios_shard_deaths_total{model="poet",shard="0"}') == 1
+
+
+def test_nothing_is_kept_of_a_request_that_ended(observed: Observed) -> None:
+    run(observed, make_request(1), [1.0, 2.0])
+    assert observed.observer._last_token == {}
