@@ -82,11 +82,15 @@ def _print(scenario: Scenario, played: Played, console: Console) -> None:
     for _, summary in played.runs:
         print_summary(summary, console)
     for line in played.lines:
-        console.print(line, markup=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"[bold]{scenario.name}[/]: {scenario.shows}", highlight=False)
     for promise in played.promises:
         sign, style = ("✓", "green") if promise.is_kept else ("✗", "bold red")
-        console.print(f"[{style}]{sign}[/] {promise.says} [dim]{_plain(promise.found)}[/]", highlight=False)
+        console.print(
+            f"[{style}]{sign}[/] {promise.says} [dim]{_plain(promise.found)}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _plain(text: str) -> str:

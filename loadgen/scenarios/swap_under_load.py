@@ -133,15 +133,15 @@ def _decided(decisions: Sequence[Decision]) -> Promise:
 
 
 async def _in_peace(target: Target, run: Run, goals: Sequence[Goal]) -> Promise:
-    """Swap to each candidate once more and ask again some of what it answered under load."""
+    """Swap to each candidate once more, with nothing else open, and ask again some of what it answered."""
     checked = unequal = 0
     for goal in dict.fromkeys(goals):
         if (await _swap(target, goal)).outcome != "committed":
             continue
-        for record in _answered_by(run.records, goal)[:NUM_REFERENCES]:
-            again = await ask_alone(target, record.prompt, record.max_tokens)
-            checked += 1
-            unequal += again.text != record.text
+        before = _answered_by(run.records, goal)[:NUM_REFERENCES]
+        after = await asyncio.gather(*(ask_alone(target, r.prompt, r.max_tokens) for r in before))
+        checked += len(before)
+        unequal += sum(again.text != record.text for record, again in zip(before, after, strict=True))
     found = f"{unequal} of {checked} differ"
     return Promise("Answers equal those of an unswapped server.", checked > 0 and unequal == 0, found)
 
