@@ -18,7 +18,8 @@ from router.shard_client import Patience, ShardClient, ShardDied
 from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
 
 _PACKAGE_ROOT = Path(shard.messages.__file__).parents[1]
-_END_TIMEOUT_S = 2.0
+_MAX_FAILED_STARTS = 3  # in a row, before a start counts as of no use
+_END_TIMEOUT_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 
 
@@ -50,14 +51,29 @@ class ChildLauncher:
     def __init__(self, hello: Hello, patience: Patience):
         self._hello = hello
         self._patience = patience
+        self._num_failed_starts = 0
         self._process: asyncio.subprocess.Process | None = None
         self._client: ShardClient | None = None
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
-
     async def start(self, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        try:
+            client = await self._spawn(wake)
+            ready = await client.open(self._hello)
+        except ShardDied as death:
+            self._num_failed_starts += 1
+            permanent = death.permanent or self._num_failed_starts >= _MAX_FAILED_STARTS
+            raise ShardDied(death.reason, permanent) from death
+        self._num_failed_starts = 0
+        return client, ready
+
+    async def end(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+        if self._process is not None:
+            await _reap(self._process)
+        self._client = self._process = None
+
+    async def _spawn(self, wake: Callable[[], None]) -> ShardClient:
         ours, theirs = socket.socketpair()
         with theirs:
             self._client = await _adopt(ours, self._patience, wake)
@@ -70,14 +86,7 @@ class ChildLauncher:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        return self._client, await self._client.open(self._hello)
-
-    async def end(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-        if self._process is not None:
-            await _reap(self._process)
-        self._client = self._process = None
+        return self._client
 
 
 class RemoteLauncher:

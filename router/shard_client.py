@@ -83,8 +83,10 @@ class ShardClient(asyncio.Protocol):
     def take_outputs(self) -> list[StepOutput]:
         """What has come since the last call, in order. Raises `ShardDied` when no more will come."""
         outputs, self._outputs = self._outputs, []
-        if not outputs and self._death is not None:
+        if self._death is not None and not outputs:
             raise self._death
+        if self._death is not None:
+            self._wake()  # to be asked again: what came before the death is no less true
         return outputs
 
     async def close(self) -> None:
