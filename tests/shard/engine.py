@@ -34,16 +34,33 @@ def generate(
     sampling: Items[Sampling] | None = None,
     chunk: int = 512,
     ignore_eos: bool = True,
+    exact: Items[bool] | None = None,
+    exit_threshold: float | None = None,
 ) -> list[Generation]:
     """Run all prompts together to their ends, `chunk` tokens of each per step; replay the preempted."""
     done = [Generation() for _ in prompts]
     attempts = [0 for _ in prompts]
+
+    def new(i: int) -> NewSequence:
+        return NewSequence(
+            i,
+            attempts[i],
+            prompts[i] + done[i].ids,
+            len(prompts[i]),
+            max_new_tokens,
+            ignore_eos,
+            sampling[i] if sampling else Sampling(),
+            exit_threshold,
+            bool(exact and exact[i]),
+        )
+
     fresh = list(range(len(prompts)))
     number = 0
     while any(generation.finish is None for generation in done):
-        new = [_new(i, attempts[i], prompts[i], done[i], max_new_tokens, sampling, ignore_eos) for i in fresh]
         live = [i for i, generation in enumerate(done) if generation.finish is None]
-        output = runner.run(Step(number, [Work(i, attempts[i], chunk) for i in live], new))
+        output = runner.run(
+            Step(number, [Work(i, attempts[i], chunk) for i in live], [new(i) for i in fresh])
+        )
         number += 1
         assert number < 5000, "no progress"
         for part in output.outputs:
@@ -56,12 +73,6 @@ def generate(
     assert len(runner.table) == 0
     assert runner.table.pool.num_free == runner.table.pool.num_blocks
     return done
-
-
-def _new(i, attempt, prompt, generation, max_new_tokens, sampling, ignore_eos) -> NewSequence:
-    wanted = sampling[i] if sampling else Sampling()
-    tokens = prompt + generation.ids
-    return NewSequence(i, attempt, tokens, len(prompt), max_new_tokens, ignore_eos, wanted)
 
 
 def _take(generation: Generation, part: SequenceOutput) -> None:

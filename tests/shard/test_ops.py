@@ -19,7 +19,14 @@ SHAPES = [  # heads, block size: grouped, windowed, one KV head, narrow, a dim t
     (Heads(4, 2, 8, 8**-0.5), 32),
     (Heads(4, 4, 80, 80**-0.5, window=50), 16),
 ]
-LENGTHS = [(1, 1), (1, 20), (7, 50), (LONG_CHUNK + 45, LONG_CHUNK + 45), (LONG_CHUNK + 16, LONG_CHUNK + 60), (1, 200)]
+LENGTHS = [
+    (1, 1),
+    (1, 20),
+    (7, 50),
+    (LONG_CHUNK + 45, LONG_CHUNK + 45),
+    (LONG_CHUNK + 16, LONG_CHUNK + 60),
+    (1, 200),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,165 @@
+"""A shard's end of the connection, over a socket pair and with runners of a few lines."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from shard.messages import (
+    PROTOCOL_VERSION,
+    Failed,
+    FrameReader,
+    Hello,
+    Ping,
+    Pong,
+    Ready,
+    ShardConfig,
+    Step,
+    StepOutput,
+    ToRouter,
+    ToShard,
+    frame,
+)
+from shard.server import Connection, Refused, Runner, Server
+
+CONFIG = ShardConfig("m")
+READY = Ready("m", "v1", "sim", "float32", 30, 30, 1000, 100, 16, 50, [2], 0, 0, 0.0)
+
+
+class SlowRunner:
+    """Waits in every step until it is let go."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        self.go = threading.Semaphore(0)
+
+    def ready(self) -> Ready:
+        return READY
+
+    def run(self, step: Step) -> StepOutput:
+        self.go.acquire()
+        return StepOutput(step.number, [], [], 50, 1)
+
+
+class BrokenRunner(SlowRunner):
+    def run(self, step: Step) -> StepOutput:
+        raise ArithmeticError("NaN in layer 7")
+
+
+class Router:
+    """The other end."""
+
+    def __init__(self, sock: socket.socket):
+        sock.settimeout(10)
+        self._sock = sock
+        self._messages = self._receive()
+
+    def say(self, *messages: ToShard) -> None:
+        self._sock.sendall(b"".join(bytes(frame(message)) for message in messages))
+
+    def hear(self) -> ToRouter | None:
+        """The next message; None at the end."""
+        return next(self._messages, None)
+
+    def _receive(self) -> Iterator[ToRouter]:
+        frames: FrameReader[ToRouter] = FrameReader(ToRouter)
+        while data := self._sock.recv(65536):
+            yield from frames.feed(data)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Connection, Router]]:
+    theirs, ours = socket.socketpair()
+    with theirs, ours:
+        yield Connection(theirs), Router(ours)
+
+
+class Running:
+    """A server at work on a thread of its own."""
+
+    def __init__(self, connection: Connection, runner: Runner):
+        self._server = Server(connection, CONFIG, lambda config: runner)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.status = self._server.run()
+
+    def end(self) -> int:
+        self._thread.join(10)
+        return self.status
+
+
+def test_a_ping_is_answered_while_a_step_runs(ends: tuple[Connection, Router]) -> None:
+    connection, router = ends
+    runner = SlowRunner(CONFIG)
+    running = Running(connection, runner)
+    assert router.hear() == READY
+    router.say(Step(1, []), Step(2, []), Ping(7))
+    assert router.hear() == Pong(7)
+    runner.go.release(2)
+    assert [message.number for message in (router.hear(), router.hear())] == [1, 2]
+    router._sock.shutdown(socket.SHUT_RDWR)
+    assert running.end() == 0
+
+
+def test_a_runner_that_breaks_is_reported_and_ends_the_shard(
+    ends: tuple[Connection, Router], capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection, router = ends
+    running = Running(connection, BrokenRunner(CONFIG))
+    assert router.hear() == READY
+    router.say(Step(1, []))
+    assert router.hear() == Failed("NaN in layer 7", permanent=False)
+    assert router.hear() is None
+    assert running.end() == 1
+    assert "ArithmeticError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "permanent"),
+    [
+        (ValueError("no such model"), "no such model", True),
+        (MemoryError(), "There is not enough memory for the model.", True),
+        (RuntimeError("the device fell off"), "the device fell off", False),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_reported_in_a_sentence(
+    ends: tuple[Connection, Router], error: Exception, reason: str, permanent: bool
+) -> None:
+    def fail(config: ShardConfig) -> Runner:
+        raise error
+
+    connection, router = ends
+    assert Server(connection, CONFIG, fail).run() == 1
+    assert router.hear() == Failed(reason, permanent)
+
+
+def test_a_router_with_the_secret_is_let_in(ends: tuple[Connection, Router]) -> None:
+    connection, router = ends
+    hello = Hello(PROTOCOL_VERSION, "sesame", 0, CONFIG)
+    router.say(hello, Ping(1))
+    assert connection.receive_hello("sesame") == hello
+    assert next(connection.messages) == Ping(1)
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        (Hello(PROTOCOL_VERSION, "barley", 0, CONFIG), "secret"),
+        (Hello(PROTOCOL_VERSION, "", 0, CONFIG), "secret"),
+        (Hello(PROTOCOL_VERSION + 1, "sesame", 0, CONFIG), "protocol"),
+        (Hello(PROTOCOL_VERSION, "x" * 100_000, 0, CONFIG), "secret"),
+        (Ping(1), "secret"),
+    ],
+)
+def test_others_are_turned_away_and_told_why(
+    ends: tuple[Connection, Router], first: ToShard, reason: str
+) -> None:
+    connection, router = ends
+    router.say(first)
+    with pytest.raises(Refused, match=reason):
+        connection.receive_hello("sesame")
+    answer = router.hear()
+    assert isinstance(answer, Failed) and answer.permanent and reason in answer.reason
+    assert router.hear() is None
