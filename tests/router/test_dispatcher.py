@@ -64,7 +64,7 @@ async def test_requests_of_a_killed_shard_go_on_where_another_serves(tmp_path: P
 
 
 async def test_a_shard_that_hangs_is_noticed_and_ended(tmp_path: Path) -> None:
-    async with simulated(tmp_path, heartbeat_timeout_ms=400) as sim:
+    async with simulated(tmp_path, heartbeat_timeout_ms=1000) as sim:
         asked = specs(8)
         requests = sim.submit(*asked)
         await streams_have(sim, 10)
@@ -76,9 +76,7 @@ async def test_a_shard_that_hangs_is_noticed_and_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
-async def test_a_poisonous_request_ends_at_the_second_death_alone(
-    tmp_path: Path, num_shards: int
-) -> None:
+async def test_a_poisonous_request_ends_at_the_second_death_alone(tmp_path: Path, num_shards: int) -> None:
     costs = msgspec.structs.replace(FAST, fails_on_token=POISON)
     async with simulated(tmp_path, costs, num_shards=num_shards) as sim:
         asked = specs(12, max_new_tokens=100)
@@ -94,7 +92,7 @@ async def test_a_poisonous_request_ends_at_the_second_death_alone(
 
 async def test_a_step_that_never_ends_is_noticed(tmp_path: Path) -> None:
     costs = msgspec.structs.replace(FAST, hangs_on_token=POISON)
-    settings = {"step_timeout_ms": 300, "heartbeat_timeout_ms": 400}
+    settings = {"step_timeout_ms": 800, "heartbeat_timeout_ms": 1000}
     async with simulated(tmp_path, costs, **settings) as sim:
         asked = specs(3, max_new_tokens=20)
         poisonous, *requests = sim.submit(poisoned(make_spec(20, 20, 90_000)), *asked)

@@ -82,5 +82,5 @@ def test_memory_bounds_the_longest_sequence(tmp_path: Path) -> None:
 def test_a_cost_model_that_cannot_be_read_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "costs.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="The cost model .* cannot be read"):
+    with pytest.raises(ValueError, match=r"The cost model .* cannot be read"):
         SimRunner(ShardConfig("m", "sim", cost_model=str(path)))
