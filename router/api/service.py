@@ -20,6 +20,7 @@ from router.request import Finished, GenerationFailed, Request, Spec
 from router.tokenizer import Token, Tokenizer
 
 _ALIASES = ("", "tgi", "dummy", "default")  # what clients send that know no name
+_ADDRESSES = ("http://", "https://")  # Hugging Face's clients repeat the one they call
 _CHARACTERS_PER_TOKEN = 4  # of English; good enough to refuse by
 _MAX_INLINE_CHARACTERS = 2000  # encoded at once, in about half a millisecond; longer texts on a thread
 _LOADING_RETRY_S = 5
@@ -74,7 +75,7 @@ class Service:
     def check_model(self, model: str | None) -> None:
         """Raises `Refused` 404 for a model that is not served here."""
         names = (self.model, self.config.model_id, self.config.deployment)
-        if model is not None and model not in names + _ALIASES:
+        if model is not None and model not in names + _ALIASES and not model.startswith(_ADDRESSES):
             known = ", ".join(dict.fromkeys(names))
             message = f"The model `{model}` is not served here; `model` may be {known}."
             raise Refused(message, 404, "model_not_found", field="model")

@@ -238,7 +238,7 @@ async def test_what_neither_dialect_names_is_ignored(client: Client) -> None:
     await complete(client, user="me", metadata={"a": 1}, top_k=-1, response_format={"type": "text"})
 
 
-@pytest.mark.parametrize("model", ["tgi", "", "helios", None, "dummy"])
+@pytest.mark.parametrize("model", ["tgi", "", "helios", None, "dummy", "http://here:80"])
 async def test_the_model_field_names_the_deployment(client: Client, model: str | None) -> None:
     await chat(client, model=model)
     await chat(client, model=client.config.model_name)
