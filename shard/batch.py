@@ -90,7 +90,6 @@ class SequenceTable:
         `tokens` are in order; those after an end are dropped. `prompt` scores the chunk's prompt tokens.
         """
         sequence = chunk.sequence
-        sequence.num_computed_tokens = chunk.end
         kept: list[TokenOutput] = []
         finish = None
         for token in tokens:
@@ -99,6 +98,7 @@ class SequenceTable:
             finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
             if finish is not None:
                 break
+        sequence.num_computed_tokens = chunk.end + max(0, len(kept) - 1)  # all but the newest
         if not tokens and sequence.num_pending_tokens == 0:  # scored, and nothing to generate
             finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
         if finish is not None:
@@ -106,6 +106,15 @@ class SequenceTable:
         return SequenceOutput(
             sequence.id, sequence.attempt, sequence.num_computed_tokens, kept, prompt or [], finish
         )
+
+    def reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for a sequence's first `num_tokens` tokens, if they are free and within the limit."""
+        missing = -(-num_tokens // self.block_size) - len(sequence.blocks)
+        if num_tokens > self.max_total_tokens or missing > self.pool.num_free:
+            return False
+        if missing > 0:
+            sequence.blocks.extend(self.pool.take(missing))
+        return True
 
     def _chunk(self, work: Work) -> Chunk | None:
         sequence = self._sequences.get(work.id)

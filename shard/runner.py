@@ -22,6 +22,7 @@ from shard.models.shape import eos_token_ids, read_config
 from shard.ops.choose import choose_ops
 from shard.replay import Replay, read_replay
 from shard.sampler import Sampler
+from shard.speculative import Speculative
 from shard.stack import Stack
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -138,7 +139,7 @@ class ModelRunner:
         check_criterion(exits, self._settings.criterion)
         return exits
 
-    def _make_exiting(self) -> EarlyExit | Capped | None:
+    def _make_exiting(self) -> EarlyExit | Capped | Speculative | None:
         config, settings = self._config, self._settings
         if settings.mode is Mode.FULL:
             return None
@@ -146,6 +147,10 @@ class ModelRunner:
         gauge = Gauge(settings.criterion, settings.threshold, self.ops)
         if settings.mode is Mode.CAPPED:
             return Capped(stack, gauge, self._sampler)
+        if settings.mode is Mode.SPECULATIVE:
+            return Speculative(
+                stack, self._full_depth, self._sampler, self.table.reserve, settings.falls_back
+            )
         replay = None
         if config.replay_exits:
             layers = [exit.layer for exit in self._exits]

@@ -34,7 +34,7 @@ def exiting(tiny_model, tmp_path: Path):
 
 
 def splitting_threshold(make, mode: str, **config) -> float:
-    """A threshold at which some tokens leave early and some do not: the median confidence at the first exit."""
+    """A threshold at which some tokens leave early and some do not: the median of all confidences."""
     runner = make(mode, exit_threshold=0.0, **config)
     made = generate(runner, prompts_of(runner.decoder.shape.vocab_size, LENGTHS), 8)
     confidences = sorted(t.confidence for g in made for t in g.tokens if t.confidence is not None)

@@ -1,0 +1,75 @@
+"""How far to draft and where from: draft lengths and exits chosen from measured acceptance. Pure.
+
+A round of n passes to an exit and one pass beyond makes 1 + a + … + a^(n-1) tokens, where a is the chance
+that a draft is what the full model draws (Leviathan et al. 2023); the best n and exit make most tokens per
+millisecond, as in DEL and LEDE.
+"""
+
+import msgspec
+
+MAX_DRAFTS = 8  # passes to the exit in one round
+SMOOTHING = 0.1
+PRIOR = 0.6  # acceptance before anything is known
+EXPLORE_ROUNDS = 32  # a row tries another exit once in so many rounds
+
+
+class Costs(msgspec.Struct):
+    """Milliseconds, smoothed over rounds: of a pass to each exit, of one beyond it, and of the head."""
+
+    shallow: list[float]
+    deep: list[float]
+    head: float = 0.0
+
+    def note_shallow(self, exit: int, ms: float) -> None:
+        self.shallow[exit] = _smoothed(self.shallow[exit], ms)
+
+    def note_deep(self, exit: int, ms: float) -> None:
+        self.deep[exit] = _smoothed(self.deep[exit], ms)
+
+    def note_head(self, ms: float) -> None:
+        self.head = _smoothed(self.head, ms)
+
+    def round_ms(self, exit: int, num_passes: int) -> float:
+        """A round of so many passes to an exit, a draft behind each but the last, then one pass beyond."""
+        return num_passes * (self.shallow[exit] + self.head) + self.deep[exit]
+
+
+class Acceptance:
+    """The chance that a draft is accepted, by exit: of one sequence, or of all."""
+
+    def __init__(self, rates: list[float]):
+        self.rates = list(rates)
+        self.num_rounds = 0
+
+    def note(self, exit: int, drafted: int, accepted: int) -> None:
+        """Drafts up to the first refused one were tried; those behind it say nothing."""
+        self.num_rounds += 1
+        for i in range(min(drafted, accepted + 1)):
+            self.rates[exit] += SMOOTHING * ((i < accepted) - self.rates[exit])
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One row's round: passes to make, and the exit to draft from."""
+
+    exit: int
+    num_passes: int
+
+
+def plan_round(acceptance: Acceptance, costs: Costs, max_passes: int) -> Plan:
+    """The round with most expected tokens per millisecond, of at most `max_passes` passes."""
+    exits = range(len(acceptance.rates))
+    if acceptance.num_rounds % EXPLORE_ROUNDS == EXPLORE_ROUNDS - 1:
+        turn = acceptance.num_rounds // EXPLORE_ROUNDS % len(acceptance.rates)
+        exits = range(turn, turn + 1)
+    plans = [Plan(exit, n) for exit in exits for n in range(1, min(max_passes, MAX_DRAFTS) + 1)]
+    return max(plans, key=lambda plan: _gain(plan, acceptance, costs))
+
+
+def _gain(plan: Plan, acceptance: Acceptance, costs: Costs) -> float:
+    rate = acceptance.rates[plan.exit]
+    tokens = sum(rate**i for i in range(plan.num_passes))
+    return tokens / max(costs.round_ms(plan.exit, plan.num_passes), 1e-6)
+
+
+def _smoothed(before: float, value: float) -> float:
+    return value if before == 0 else before + SMOOTHING * (value - before)
