@@ -5,7 +5,6 @@ Exit codes: 0 done (and every promise kept), 1 a promise broken, 2 could not be 
 
 import asyncio
 import os
-import resource
 import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from loadgen import flags
 from loadgen.client.client import BadUrl
+from loadgen.client.files import make_room
 from loadgen.client.peer import Unusable
 from loadgen.options import CompareOptions, ScenarioOptions, ServeOptions
 from loadgen.units import BadQuantity
@@ -108,9 +108,8 @@ def _keys() -> dict[str, Any]:
 
 
 def _loop(work: Coroutine[Any, Any, int]) -> int:
-    """Run on uvloop, with as many open files as are allowed: a stream is one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Run on uvloop."""
+    make_room()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 

@@ -208,7 +208,7 @@ def _quiet_collector() -> Iterator[None]:
 
 
 async def _collect_young() -> None:
-    """What was allocated in the last second, so that cycles do not gather over a long run."""
+    """Collect what was allocated just now, so that cycles do not gather; often, so that it is little."""
     while True:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.1)
         gc.collect(0)

@@ -13,7 +13,7 @@ from loadgen.client.records import Outcome
 from loadgen.client.wire import BadAnswer, Body, ChunkedBody, Head, UnsizedBody, body_of, parse_head
 
 LAST_CHUNK = b"0\r\n\r\n"
-SLICE_S = 0.0003  # parsing gives way to reading after this long
+SLICE_S = 0.0001  # parsing gives way to reading after this long
 MAX_HEAD_BYTES = 65536
 
 Done = asyncio.Future[tuple[Outcome, str]]

@@ -96,25 +96,3 @@ def t95(degrees: int) -> float:
         return _T95[degrees - 1]
     z = 1.959964
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
-def bootstrap(values: Samples, share: float, seed: int = 0, rounds: int = 500) -> Interval | None:
-    """A percentile (`share`) with its 95% interval by resampling. None where the sample cannot tell."""
-    estimate = percentile(values, share)
-    if estimate is None:
-        return None
-    sample = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    draws = [float(np.quantile(rng.choice(sample, sample.size), share)) for _ in range(rounds)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(estimate, float(low), float(high))
-
-
-def share_interval(successes: int, total: int) -> Interval | None:
-    """A share with Wilson's 95% interval. None of nothing."""
-    if total == 0:
-        return None
-    z2, p = 1.959964**2, successes / total
-    middle = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = 1.959964 / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total**2))
-    return Interval(p, max(0.0, middle - half), min(1.0, middle + half))
