@@ -1,4 +1,4 @@
-"""Clients that people use, against the running server with a small real model: what works elsewhere works here."""
+"""Clients that people use, against the running server: what works elsewhere works here."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,8 @@ PROMPT = "Once upon a time"
 
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., Server], tiny_model: Callable[[str], Path]) -> Iterator[Server]:
-    with serve(model_id=tiny_model("llama"), device="cpu", dtype="float32", served_model_name="tiny") as server:
+    model = tiny_model("llama")
+    with serve(model_id=model, device="cpu", dtype="float32", served_model_name="tiny") as server:
         yield server
 
 

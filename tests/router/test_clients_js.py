@@ -1,4 +1,4 @@
-"""Hugging Face's JavaScript client, where Node is: the current one, and the last that speaks TGI's own dialect."""
+"""Hugging Face's JavaScript client, where Node is: the current one, and one that speaks TGI's own dialect."""
 
 import json
 import shutil
