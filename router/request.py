@@ -98,17 +98,23 @@ class Request:
 
     @property
     def num_pending_tokens(self) -> int:
-        """Tokens known and neither computed nor in flight. Once none is left, every step in flight makes a
+        """Tokens known and neither computed nor in flight.
 
-        token that is not known yet: 0 with one such token on its way, -1 with two.
+        Once none is left, every step in flight makes a token that is not known yet: 0 with one such token on
+        its way, -1 with two.
         """
         return self.num_tokens - self.num_computed_tokens - self.num_in_flight_tokens
 
     @property
     def wants_work(self) -> bool:
-        """False when what is in flight will end it by length."""
+        """False when what is in flight will end it by length, if every step makes a token.
+
+        A step makes none for a sequence that waits at an exit: with nothing in flight, it is asked for again.
+        """
         num_pending = self.num_pending_tokens
-        return num_pending > 0 or len(self.outputs) + 1 - num_pending < self.spec.max_new_tokens
+        if num_pending > 0 or self.num_in_flight_tokens == 0:
+            return True
+        return len(self.outputs) + 1 - num_pending < self.spec.max_new_tokens
 
     @property
     def has_started(self) -> bool:

@@ -286,4 +286,6 @@ def _new_sequence(request: Request) -> NewSequence:
         spec.max_new_tokens,
         spec.ignore_eos,
         spec.sampling,
+        spec.exit_threshold,
+        spec.exact,
     )

@@ -102,6 +102,16 @@ def test_a_step_is_formed_while_the_one_before_runs() -> None:
     assert bench.scheduler.num_running == 0
 
 
+def test_a_sequence_that_waits_at_an_exit_is_asked_for_until_its_token_is_made() -> None:
+    bench = Bench()
+    bench.add(make_request(0, num_prompt_tokens=10, max_new_tokens=1))
+    bench.schedule()
+    for number in (1, 2):  # all is computed as far as the first exit, and there is no token
+        assert bench.schedule() is None
+        bench.scheduler.update(StepOutput(number, [SequenceOutput(0, 0, 10)], [], 1000, 1))
+        assert bench.schedule() == {0: 1}
+
+
 def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
     bench = Bench()
     bench.add(make_request(0, num_prompt_tokens=70))

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 from router.request import Finished, GenerationFailed, Request, Spec, Status
 from router.scheduler import MAX_SHARD_DEATHS, Limits, Scheduler
 from router.waiting import WaitingQueue
-from shard.messages import ShardConfig, Step, StepOutput
+from shard.batch import Chunk
+from shard.messages import ShardConfig, Step, StepOutput, TokenOutput
 from shard.sim import CostModel, SimRunner
 from tests.router.fakes import answer_of, expected_answer, make_request, make_spec
 
@@ -79,6 +80,15 @@ SHAPES = st.builds(
 )
 
 
+class HesitantRunner(SimRunner):
+    """Lets some sequences wait at an exit for a step, as a batch with early exits does."""
+
+    def _sample(self, chunk: Chunk) -> list[TokenOutput]:
+        sequence = chunk.sequence
+        sequence.waits = chunk.samples and not sequence.waits and sequence.num_tokens % 5 == 0
+        return [] if sequence.waits else super()._sample(chunk)
+
+
 class World:
     """One shard as the router sees it: a scheduler, steps on their way there, answers on their way back."""
 
@@ -89,7 +99,7 @@ class World:
 
     def revive(self) -> None:
         self.scheduler = Scheduler(self.index, LIMITS, self.queue)
-        self.runner = SimRunner(CONFIG)
+        self.runner = HesitantRunner(CONFIG)
         self.inbox: deque[Step] = deque()
         self.outbox: deque[StepOutput] = deque()
 
