@@ -18,6 +18,7 @@ import uvloop
 from router import app, logs, machine, memory, options
 from router.config import Config
 from router.options import ConfigError
+from router.shard_client import ShardDied
 from telemetry.watch import watching
 
 PROGRAM = "helios serve"
@@ -129,6 +130,8 @@ async def _serve(config: Config, model_path: Path) -> None:
     try:
         async with watching(config.redis_url) as is_redis_ok:
             await app.serve(config, model_path, stop, lambda address: _announce(config, address), is_redis_ok)
+    except ShardDied as error:
+        raise CannotServe(error.reason) from error
     except OSError as error:  # the port was taken meanwhile, or the folder cannot be read
         raise CannotServe(_why_not_listen(error, config.hostname, config.port) or f"{error}.") from error
 
