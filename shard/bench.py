@@ -22,7 +22,7 @@ from rich.table import Table
 from shard.batch_tensors import BatchMaker
 from shard.messages import NewSequence, ShardConfig, Step, Work
 from shard.model_folder import ModelUnusable
-from shard.pull import EMBEDDED_MODEL, pull
+from shard.resolve import resolve
 from shard.runner import ModelRunner
 from shard.sampler import Sampler
 from shard.stopwatch import Stopwatch, nothing
@@ -177,11 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _config(options: argparse.Namespace) -> ShardConfig:
-    folder = (
-        pull(options.cache_dir)
-        if options.model_id in ("embedded", EMBEDDED_MODEL)
-        else Path(options.model_id)
-    )
+    folder = resolve(options.model_id, None, options.cache_dir)
     return ShardConfig(
         model=str(folder),
         device=options.device,
@@ -197,7 +193,7 @@ def _config(options: argparse.Namespace) -> ShardConfig:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="helios bench engine", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--model-id", default="embedded", help="a model folder [the embedded model]")
+    add("--model-id", default="embedded", help="as for `helios serve`, or random:SHAPE [the embedded model]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     add("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"], help="[%(default)s]")
     add("--batch-sizes", type=_numbers, default="1,8,32,64", help="sequences in a step [%(default)s]")

@@ -31,6 +31,11 @@ class Settings(msgspec.Struct, frozen=True):
     falls_back: bool = True  # run at full depth where leaving early does not pay
     defers: bool = True  # let rows wait at the first exit
 
+    @property
+    def fills(self) -> bool:
+        """True when layers must be able to write their KV without being run."""
+        return self.fill is Fill.PROJECT and self.mode in (Mode.SYNCHRONIZED, Mode.PER_ROW)
+
 
 def settings_of(config: ShardConfig) -> Settings:
     """The part of a shard's configuration that is about exits. Raises `ValueError` for unknown names."""

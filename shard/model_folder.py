@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+RANDOM_MARK = "random_weights.json"  # in the place of weights: they are drawn when loaded
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gpt2")
 
 
@@ -23,6 +24,8 @@ def is_complete(folder: Path) -> bool:
 
 def has_weights(folder: Path) -> bool:
     """True when the folder holds safetensors, and all of them if an index names them."""
+    if (folder / RANDOM_MARK).is_file():
+        return True
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))

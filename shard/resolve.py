@@ -6,6 +6,7 @@ complete folder is answered from its files alone, in milliseconds.
 
 import argparse
 import hashlib
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,13 +18,15 @@ from shard.pull import EMBEDDED_MODEL, pull
 
 
 def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
-    """A complete folder for the embedded model's name, a local folder, a .gguf file or a hub id.
+    """A complete folder for the embedded model's name, random:SHAPE, a folder, a .gguf file or a hub id.
 
     What has to be made (tokenizer.json, safetensors) is made in the cache, never in the user's folder.
     Raises `ModelUnusable`.
     """
     if model_id in (EMBEDDED_MODEL, "embedded"):
         return pull(cache)
+    if model_id.startswith("random:"):
+        return _random(model_id, cache)
     local = Path(model_id).expanduser()
     if local.is_file():
         return _from_gguf(local, cache)
@@ -32,6 +35,19 @@ def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
     if _looks_like_a_path(model_id):
         raise ModelUnusable(f"There is no model at {model_id}: name a folder, a .gguf file or a hub id.")
     return _from_hub(model_id, revision, cache)
+
+
+def _random(model_id: str, cache: Path) -> Path:
+    """A published shape with weights drawn when loaded, and the embedded model's tokenizer."""
+
+    def make(folder: Path) -> None:
+        from shard.models.random_weights import write_random_model
+
+        write_random_model(model_id, folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(pull(cache) / name, folder / name)
+
+    return make_once(cache / "models" / model_id.replace(":", "-"), is_complete, make)
 
 
 def _looks_like_a_path(model_id: str) -> bool:

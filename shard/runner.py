@@ -11,13 +11,13 @@ from shard.batch_tensors import BatchMaker
 from shard.capped import Capped
 from shard.confidence import Gauge
 from shard.early_exit import EarlyExit
-from shard.exit_settings import Fill, Mode, settings_of
+from shard.exit_settings import Mode, settings_of
 from shard.exits import Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
 from shard.full_depth import FullDepth
 from shard.kv_cache import KVCache, block_bytes, free_bytes
 from shard.messages import ExitReport, Ready, SequenceOutput, ShardConfig, Step, StepOutput
 from shard.models.checkpoint import digest
-from shard.models.load import load_decoder
+from shard.models.load import Decoder, load_decoder
 from shard.models.shape import eos_token_ids, read_config
 from shard.ops.choose import choose_ops
 from shard.replay import Replay, read_replay
@@ -32,10 +32,11 @@ CACHE = Path.home() / ".cache" / "helios"
 class ModelRunner:
     """A model on a device with its KV cache. Everything runs on the thread that calls `run`.
 
-    Raises `ValueError`, `OSError` or `MemoryError` with one sentence when the model cannot be served.
+    A `decoder` given is used instead of loading one: runners may share weights. Raises `ValueError`,
+    `OSError` or `MemoryError` with one sentence when the model cannot be served.
     """
 
-    def __init__(self, config: ShardConfig, cache: Path = CACHE):
+    def __init__(self, config: ShardConfig, cache: Path = CACHE, decoder: Decoder | None = None):
         started = time.perf_counter()
         self._config = config
         self._folder = Path(config.model)
@@ -46,11 +47,12 @@ class ModelRunner:
         self.ops = choose_ops(self._device, to.dtype, config.block_size, num_threads, cache)
         self._max_tokens = _max_tokens(config, read_config(self._folder).max_position_embeddings)
         self._settings = settings_of(config)
-        fills = self._settings.fill is Fill.PROJECT and self._settings.mode in (
-            Mode.SYNCHRONIZED,
-            Mode.PER_ROW,
-        )
-        self.decoder = load_decoder(self._folder, self.ops, to, config.num_layers, self._max_tokens, fills)
+        if decoder is None:
+            self.decoder = load_decoder(
+                self._folder, self.ops, to, config.num_layers, self._max_tokens, self._settings.fills
+            )
+        else:
+            self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
         self._exits = self._load_exits()
         self.kv_cache = self._allocate(to)
         self._eos = eos_token_ids(self._folder, read_config(self._folder))

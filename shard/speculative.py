@@ -1,8 +1,8 @@
 """`speculative`: drafts at an exit, verified by the remaining layers over all drafted positions in one pass.
 
 Drafts make what verification needs: the KV of the shallow layers and the hidden states at the exit
-(LayerSkip, Elhoushi et al. 2024). The full model's token is drawn with the noise of its own position, and a draft is
-accepted if it is equal: the output is `full`'s, greedy and sampled.
+(LayerSkip, Elhoushi et al. 2024). The full model's token is drawn with the noise of its own position, and a
+draft is accepted if it is equal: the output is `full`'s, greedy and sampled.
 """
 
 import time

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from shard.model_folder import RANDOM_MARK
+
 
 class CheckpointError(OSError):
     """A checkpoint that cannot be read: files or tensors are missing, or have the wrong shape."""
@@ -45,7 +47,8 @@ class Checkpoint:
 def digest(folder: Path) -> str:
     """Names what is in a folder without reading the weights: names, sizes and headers of its files."""
     state = hashlib.sha256()
-    for path in sorted([*_files(folder), folder / "config.json"]):
+    weights = [folder / RANDOM_MARK] if (folder / RANDOM_MARK).exists() else _files(folder)
+    for path in sorted([*weights, folder / "config.json"]):
         state.update(f"{path.name}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
             state.update(file.read(65536))

@@ -1,6 +1,8 @@
 """OPT and GPT-2: learned positions, LayerNorm with bias, one hidden MLP layer. One flat decoder for both."""
 
+import copy
 from collections.abc import Callable
+from typing import Self
 
 import msgspec
 import torch
@@ -75,6 +77,12 @@ class GptDecoder:
         self.num_parameters = weights.num_parameters
         self._rope = rope
         self._ops = ops
+
+    def first_layers(self, depth: int) -> Self:
+        """The same weights, as a model of its first layers alone. What is added there is not added here."""
+        shallow = copy.copy(self)
+        shallow.depth, shallow.layers = depth, self.layers[:depth]
+        return shallow
 
     @property
     def products(self) -> list[Linear]:

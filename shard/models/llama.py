@@ -3,6 +3,9 @@
 Where they differ, a tensor is there or not: biases, norms of query and key heads, an own LM head.
 """
 
+import copy
+from typing import Self
+
 import msgspec
 import torch
 
@@ -41,6 +44,12 @@ class LlamaDecoder:
         self.num_parameters = weights.num_parameters
         self._rope = rope
         self._ops = ops
+
+    def first_layers(self, depth: int) -> Self:
+        """The same weights, as a model of its first layers alone. What is added there is not added here."""
+        shallow = copy.copy(self)
+        shallow.depth, shallow.layers = depth, self.layers[:depth]
+        return shallow
 
     @property
     def products(self) -> list[Linear]:

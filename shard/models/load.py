@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
+from shard.model_folder import RANDOM_MARK
 from shard.models.checkpoint import Checkpoint
 from shard.models.gpt import GPT2, OPT, GptDecoder
 from shard.models.llama import EMBEDDING, PREFIXES, LlamaDecoder
+from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
 from shard.models.shape import GPT_LIKE, read_config, shape_of
 from shard.models.weights import Weights
@@ -28,7 +30,7 @@ def load_decoder(
     depth = shape.num_layers if num_layers is None else num_layers
     if not 1 <= depth <= shape.num_layers:
         raise ValueError(f"num_layers must be between 1 and {shape.num_layers}, not {depth}")
-    checkpoint = Checkpoint(folder)
+    checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
     if shape.family in GPT_LIKE:
         names = OPT if shape.family == "opt" else GPT2
         weights = Weights(checkpoint, checkpoint.prefix(names.prefixes, names.embedding), ops, to)

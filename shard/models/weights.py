@@ -3,6 +3,7 @@
 import torch
 
 from shard.models.checkpoint import Checkpoint
+from shard.models.random_weights import RandomCheckpoint
 from shard.models.shape import Shape
 from shard.ops.plain import Linear, PlainOps
 
@@ -10,7 +11,9 @@ from shard.ops.plain import Linear, PlainOps
 class Weights:
     """Reads a family's tensors by the names that follow the checkpoint's own prefix."""
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str, ops: PlainOps, to: torch.Tensor):
+    def __init__(
+        self, checkpoint: Checkpoint | RandomCheckpoint, prefix: str, ops: PlainOps, to: torch.Tensor
+    ):
         self._checkpoint = checkpoint
         self._prefix = prefix
         self._ops = ops

@@ -1,4 +1,4 @@
-"""Exit folders with random heads, for any tiny model: thresholds are set by tests to where the heads split."""
+"""Exit folders with random heads, for any tiny model; tests set thresholds to where the heads split."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Early exits keep their promises: what full depth gives stays what it is, and what leaves early leaves alone."""
+"""Early exits keep their promises: full depth stays what it is, and what leaves early leaves alone."""
 
 import random
 from pathlib import Path
@@ -20,7 +20,7 @@ LENGTHS = [3, 17, 40, 64, 9, 33, 5, 21]
 
 @pytest.fixture
 def exiting(tiny_model, tmp_path: Path):
-    """`exiting(mode, head="norm", shape="llama", **config)`: a runner with random exits behind layers 1, 2 and 3."""
+    """`exiting(mode, head, shape, **config)` makes a runner with random exits behind layers 1, 2 and 3."""
 
     def make(mode: str, head: str = "norm", shape: str = "llama", **config) -> ModelRunner:
         model = tiny_model(shape)

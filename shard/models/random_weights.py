@@ -1,0 +1,106 @@
+"""Random weights of published shapes (`random:opt-1.3b`): real matrix sizes where no weights are at hand.
+
+What such a model says means nothing, and is labelled so wherever it appears.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shard.model_folder import RANDOM_MARK, ModelUnusable
+from shard.models.checkpoint import CheckpointError
+
+PREFIX = "random:"
+STD = 0.02
+PATTERN_NUMBERS = 1 << 22  # drawn once and repeated: drawing billions would take minutes
+
+_LLAMA2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2-135m": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "opt-1.3b": {"model_type": "opt", "hidden_size": 2048, "ffn_dim": 8192, "num_hidden_layers": 24},
+    "opt-6.7b": {"model_type": "opt", "hidden_size": 4096, "ffn_dim": 16384, "num_hidden_layers": 32},
+    "llama2-7b": _LLAMA2
+    | {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "llama3-8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    },
+}
+for _name, _heads in (("opt-1.3b", 32), ("opt-6.7b", 32)):
+    SHAPES[_name] |= {
+        "num_attention_heads": _heads,
+        "word_embed_proj_dim": SHAPES[_name]["hidden_size"],
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+        "activation_function": "relu",
+    }
+
+
+def write_random_model(name: str, folder: Path) -> None:
+    """A folder without weights that loads as a model of a published shape. Raises `ModelUnusable`."""
+    shape = SHAPES.get(name.removeprefix(PREFIX))
+    if shape is None:
+        raise ModelUnusable(
+            f"There is no shape {name!r}: choose {', '.join(PREFIX + known for known in SHAPES)}."
+        )
+    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / RANDOM_MARK).write_text(json.dumps({"shape": name, "std": STD}))
+
+
+class RandomCheckpoint:
+    """Stands where a `Checkpoint` stands: tensors of the right names and shapes, one random pattern over."""
+
+    def __init__(self, config: Any):
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        generator = torch.Generator().manual_seed(0)
+        self._pattern = torch.randn(PATTERN_NUMBERS, generator=generator).bfloat16()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """A tensor in bfloat16: norms near 1, biases near 0, the rest around 0."""
+        if name not in self._shapes:
+            raise CheckpointError(f"tensor '{name}' does not exist in this shape")
+        actual = self._shapes[name]
+        if shape is not None and actual != shape:
+            raise CheckpointError(f"tensor '{name}' has shape {actual}, not {shape}")
+        count = torch.Size(actual).numel()
+        start = zlib.crc32(name.encode()) % PATTERN_NUMBERS
+        repeats = -(-(start + count) // PATTERN_NUMBERS)
+        numbers = self._pattern.repeat(repeats)[start : start + count].view(actual) * STD
+        return numbers + 1 if "norm" in name and name.endswith("weight") else numbers
+
+    def prefix(self, candidates: tuple[str, ...], probe: str) -> str:
+        """As `Checkpoint.prefix`."""
+        return next(candidate for candidate in candidates if candidate + probe in self)
