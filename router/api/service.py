@@ -56,9 +56,10 @@ class Service:
 
     @property
     def root(self) -> str:
-        """Where a client on this host, or on any for a hub id, finds the tokenizer."""
-        is_local = self.config.model_id == "embedded"
-        return str(self.model_path) if is_local else self.config.model_id
+        """Where a benchmark finds the tokenizer: a hub id, or the folder on this host."""
+        model_id = self.config.model_id
+        is_hub_id = "/" in model_id and not Path(model_id).exists()
+        return model_id if is_hub_id else str(self.model_path)
 
     @property
     def version(self) -> str:

@@ -249,8 +249,14 @@ async def test_models_name_what_is_served(client: Client) -> None:
     assert status == 200
     [model] = answer["data"]
     assert (model["id"], model["object"]) == (client.config.model_name, "model")
-    assert model["root"]
+    assert model["root"] == "/models/tiny"
     assert model["max_model_len"] == 512
+
+
+async def test_a_hub_model_is_named_by_its_id() -> None:
+    async with serving(model_id="someone/poet") as client:
+        _, answer = await client.get("/v1/models")
+        assert answer["data"][0]["root"] == "someone/poet"
 
 
 async def test_a_model_without_template_says_so() -> None:
