@@ -3,9 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from shard.model_folder import RANDOM_MARK
 
@@ -19,7 +20,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._files = {path.name: safe_open(path, framework="pt") for path in _files(folder)}
+        self._files = {path.name: _open(path) for path in _files(folder)}
         self._file_of = {name: file for file, handle in self._files.items() for name in handle.keys()}  # noqa: SIM118
 
     def __contains__(self, name: str) -> bool:
@@ -53,6 +54,13 @@ def digest(folder: Path) -> str:
         with path.open("rb") as file:
             state.update(file.read(65536))
     return state.hexdigest()[:12]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): fetch the model again.") from None
 
 
 def _files(folder: Path) -> list[Path]:
