@@ -106,7 +106,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_total_tokens: Annotated[
         int | None, Flag("Limits", "Longest prompt and answer together. Default: the model's.", 2)
     ] = None
-    max_best_of: Annotated[int, Flag("Limits", "Largest `best_of`, and `n`.", 1)] = 2
+    max_best_of: Annotated[int, Flag("Limits", "Largest `best_of`.", 1)] = 2
     max_stop_sequences: Annotated[int, Flag("Limits", "Most stop strings of a request.", 0)] = 4
     max_top_n_tokens: Annotated[int, Flag("Limits", "Most alternatives reported per token.", 0)] = 5
     max_client_batch_size: Annotated[int, Flag("Limits", "Most prompts in one HTTP request.", 1)] = 4
