@@ -7,7 +7,7 @@ from router.config import Config
 from router.machine import Machine
 
 GIB = 1024**3
-PROCESS_BYTES = 400 * 1024**2  # of a shard beside its weights and cache: torch, buffers
+PROCESS_BYTES = 700 * 1024**2  # of a shard beside its weights and cache: torch, packed copies, buffers
 _BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
