@@ -5,6 +5,7 @@ reported. Where a step's time goes is measured in steps of its own, since measur
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -20,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shard.batch_tensors import BatchMaker
+from shard.bench_exits import read_distribution, run_modes, table_of
+from shard.exit_settings import Mode
 from shard.messages import NewSequence, ShardConfig, Step, Work
 from shard.model_folder import ModelUnusable
 from shard.resolve import resolve
@@ -153,6 +157,8 @@ class _Decoding:
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table, then one JSON line."""
     options = _parser().parse_args(arguments)
+    if options.exit_modes:
+        return _exit_modes(options)
     try:
         runner = ModelRunner(_config(options))
     except (ModelUnusable, ValueError, OSError, MemoryError) as error:
@@ -176,18 +182,36 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace) -> ShardConfig:
+def _exit_modes(options: argparse.Namespace) -> int:
+    """The other benchmark: modes of early exit against full depth."""
+    if options.replay_exits is None:
+        print("helios bench engine: --exit-modes needs --replay-exits FILE", file=sys.stderr)
+        return 2
+    try:
+        replay = read_distribution(options.replay_exits)
+        points = run_modes(options, functools.partial(_config, options), replay)
+    except (ModelUnusable, ValueError, OSError, MemoryError) as error:
+        print(f"helios bench engine: {error}", file=sys.stderr)
+        return 1
+    Console(stderr=True).print(table_of(points))
+    about = {"model": options.model_id, "dtype": options.dtype, "device": options.device}
+    replayed = {"exits": "replayed", "distribution": replay.shares, "source": replay.source}
+    print(json.dumps({"bench": "exits", **about, **replayed, "points": msgspec.to_builtins(points)}))
+    return 0
+
+
+def _config(options: argparse.Namespace, **changes: Any) -> ShardConfig:
     folder = resolve(options.model_id, None, options.cache_dir)
-    return ShardConfig(
-        model=str(folder),
-        device=options.device,
-        dtype=options.dtype,
-        block_size=options.block_size,
-        num_layers=options.num_layers,
-        kv_cache_bytes=options.kv_cache_bytes,
-        max_batch_size=max(options.batch_sizes),
-        num_threads=options.num_threads,
-    )
+    fields: dict[str, Any] = {
+        "device": options.device,
+        "dtype": options.dtype,
+        "block_size": options.block_size,
+        "num_layers": options.num_layers,
+        "kv_cache_bytes": options.kv_cache_bytes,
+        "max_batch_size": max(options.batch_sizes),
+        "num_threads": options.num_threads,
+    }
+    return ShardConfig(model=str(folder), **(fields | changes))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -203,12 +227,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-threads", type=int, help="CPU threads [all cores]")
     add("--block-size", type=int, default=32, help="tokens in a KV block [%(default)s]")
     add("--kv-cache-bytes", type=int, default=4 << 30, help="[%(default)s]")
+    add("--exit-modes", type=_modes, help="compare these modes of early exit with full depth, by commas")
+    add("--replay-exits", type=Path, help="file with the distribution of exit layers, for --exit-modes")
+    add("--kv-fill", default="recompute", choices=["recompute", "project"], help="[%(default)s]")
+    add("--no-exit-fallback", action="store_true", help="leave early also where it does not pay")
     add("--cache-dir", type=Path, default=_cache_dir(), help="where models are kept [%(default)s]")
     return parser
 
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
+
+
+def _modes(text: str) -> list[Mode]:
+    return [Mode(name) for name in text.split(",")]
 
 
 def _cache_dir() -> Path:

@@ -61,6 +61,7 @@ class ModelRunner:
         self._sampler = Sampler(self.ops, self._device)
         self._make_batch = BatchMaker(config.block_size, self._device)
         self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self._make_batch, self._sampler)
+        self.stack = Stack(self.decoder, self._exits, self.kv_cache.layers, self._make_batch)
         self._exiting = self._make_exiting()
         self._load_ms = (time.perf_counter() - started) * 1000
         self._last_end: float | None = None  # of the last step, while sequences wait for the next
@@ -68,6 +69,17 @@ class ModelRunner:
     @property
     def depth(self) -> int:
         return self.decoder.depth
+
+    @property
+    def block_bytes(self) -> int:
+        """What one KV block takes in all layers together."""
+        layers = len(self.decoder.layers)
+        return block_bytes(self.ops, self.decoder.shape.heads, layers, self.decoder.embedding)
+
+    @property
+    def can_fill(self) -> bool:
+        """True when layers can write their KV without being run."""
+        return self.decoder.layers[-1].kv is not None
 
     def ready(self) -> Ready:
         """What was learned while loading."""
@@ -145,7 +157,7 @@ class ModelRunner:
         config, settings = self._config, self._settings
         if settings.mode is Mode.FULL:
             return None
-        stack = Stack(self.decoder, self._exits, self.kv_cache.layers, self._make_batch)
+        stack = self.stack
         gauge = Gauge(settings.criterion, settings.threshold, self.ops)
         if settings.mode is Mode.CAPPED:
             return Capped(stack, gauge, self._sampler)
@@ -164,10 +176,9 @@ class ModelRunner:
         wanted = self._config.kv_cache_bytes
         num_bytes = free_bytes(self._device) if wanted is None else wanted
         num_layers = len(self.decoder.layers)  # with those of exit heads
-        num_blocks = num_bytes // block_bytes(self.ops, heads, num_layers, to)
+        num_blocks = num_bytes // self.block_bytes
         if num_blocks < 1:
-            least = block_bytes(self.ops, heads, num_layers, to)
-            raise MemoryError(f"a KV cache of {num_bytes} bytes holds no block of {least} bytes")
+            raise MemoryError(f"a KV cache of {num_bytes} bytes holds no block of {self.block_bytes} bytes")
         useful = self._config.max_batch_size * -(-self._max_tokens // block_size)
         return KVCache(self.ops, heads, num_layers, min(num_blocks, useful), to)
 

@@ -1,0 +1,281 @@
+"""`helios bench engine --exit-modes ...`: modes of early exit against full depth, in one process.
+
+Exit layers are drawn from a distribution (exit replay), so that any shape can be measured. Modes take turns,
+some steps each; beside each speed-up stands the bound that layers, head and fill allow by their own times.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from shard.batch import Chunk
+from shard.exit_settings import Mode
+from shard.messages import NewSequence, ShardConfig, Step, Work
+from shard.replay import ReplayFile
+from shard.runner import ModelRunner
+from shard.sequence import Sequence
+from shard.stack import Front, Row, Stack
+
+WARMUP_STEPS = 48  # the governor has tried both ways by then
+PREFILL_TOKENS = 512
+
+
+class ModePoint(msgspec.Struct, frozen=True):
+    """One mode at one batch size."""
+
+    mode: str
+    batch_size: int
+    tokens_per_s: float
+    step_ms: float
+    speedup: float  # over full depth in the same run
+    bound: float | None  # of the speed-up, by the times of layers, head and fill; None: not modelled
+    mean_exit_layer: float
+    num_free_blocks: int
+    shares: dict[str, float]  # of the time: segments, head, KV fill, rest
+
+
+class ModeRun:
+    """One mode with a runner of its own that shares the weights."""
+
+    def __init__(self, mode: Mode, runner: ModelRunner, batch_size: int, context: int):
+        self.mode = mode
+        self.runner = runner
+        self._ids = range(batch_size)
+        self._number = 0
+        self.num_tokens = 0
+        self.ms: list[float] = []
+        self._layers: list[int] = []
+        self._parts = {"head": 0.0, "KV fill": 0.0}
+        self._prefill(context)
+
+    def _prefill(self, context: int) -> None:
+        draw, vocab = random.Random(0), self.runner.decoder.shape.vocab_size
+        prompts = [[draw.randrange(vocab) for _ in range(context)] for _ in self._ids]
+        group = max(1, PREFILL_TOKENS // context)
+        for first in range(0, len(prompts), group):
+            ids = range(first, min(first + group, len(prompts)))
+            new = [NewSequence(i, 0, prompts[i], context, 1 << 20, ignore_eos=True) for i in ids]
+            self._step([Work(i, 0, context) for i in ids], new)
+
+    def steps(self, count: int, counted: bool) -> None:
+        """Decode; `counted` steps enter the figures."""
+        for _ in range(count):
+            started = time.perf_counter()
+            output = self._step([Work(i, 0, 1) for i in self._ids], [])
+            ms = (time.perf_counter() - started) * 1000
+            if counted:
+                tokens = [token for part in output.outputs for token in part.tokens]
+                self.num_tokens += len(tokens)
+                self.ms.append(ms)
+                self._layers += [token.exit_layer for token in tokens]
+                self._note(output.exits)
+
+    def point(self, full: "ModeRun", bound: float | None) -> ModePoint:
+        """The figures, against full depth's."""
+        return ModePoint(
+            self.mode.value,
+            len(self._ids),
+            round(self.rate * 1000, 1),
+            round(statistics.median(self.ms), 2),
+            round(self.rate / full.rate, 3),
+            None if bound is None else round(bound, 2),
+            round(statistics.mean(self._layers), 2),
+            self.runner.table.pool.num_free,
+            {part: round(ms / sum(self.ms), 3) for part, ms in self._parts.items() if ms},
+        )
+
+    @property
+    def rate(self) -> float:
+        """Tokens per millisecond."""
+        return self.num_tokens / sum(self.ms)
+
+    def _note(self, exits: Any) -> None:
+        if exits is None:
+            return
+        self._parts["head"] += exits.head_ms
+        self._parts["KV fill"] += exits.fill_ms
+        for segment, ms in enumerate(exits.segment_ms):
+            name = f"segment {segment}"
+            self._parts[name] = self._parts.get(name, 0.0) + ms
+
+    def _step(self, work: list[Work], new: list[NewSequence]) -> Any:
+        self._number += 1
+        output = self.runner.run(Step(self._number, work, new))
+        if output.preempted:
+            raise MemoryError(
+                "the KV cache is too small for this batch: give --kv-cache-bytes a larger value"
+            )
+        return output
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Milliseconds of the parts of a step for a whole batch, each alone."""
+
+    segments: list[float]
+    head: float
+    fills: list[float]  # of all layers from each segment on
+
+    def to_exit(self, segment: int) -> float:
+        """All segments up to the exit behind one of them."""
+        return sum(self.segments[: segment + 1])
+
+
+def bound_of(mode: Mode, times: Times, shares: list[float], batch_size: int, projects: bool) -> float | None:
+    """The speed-up over full depth if nothing cost time but layers, head and fill.
+
+    `shares` are by segment: of tokens that leave behind it, the last one's at full depth. Passes are taken to
+    cost what the whole batch costs, which few rows do on memory-bound hardware; `per_row` lets rows gather.
+    """
+    last = len(times.segments) - 1
+    full = sum(times.segments) + times.head
+    if mode is Mode.CAPPED:
+        return full / (times.segments[0] + times.head)
+    if mode is Mode.PER_ROW and batch_size > 1:
+        return full / (batch_size * _gathered_ms(times, shares, batch_size))
+    if mode not in (Mode.PER_ROW, Mode.SYNCHRONIZED):
+        return None
+    reached = [sum(shares[: s + 1]) ** batch_size for s in range(last + 1)]
+    together = [after - before for after, before in zip(reached, [0.0, *reached], strict=False)]
+    ms = sum(
+        share * (times.to_exit(s) + times.head + (times.fills[s] if projects and s < last else 0.0))
+        for s, share in enumerate(together)
+    )
+    return full / min(ms, full)
+
+
+def _gathered_ms(times: Times, shares: list[float], batch_size: int) -> float:
+    """Least milliseconds per token when rows that stay at the first exit gather for a deep pass."""
+    shallow, deep = times.segments[0] + times.head, sum(times.segments[1:])
+    stay = 1 - shares[0]
+    ratio = math.sqrt(2 * stay * deep / shallow)
+    gathered = max(1.0, batch_size * ratio / (1 + ratio / 2))
+    return min(
+        shallow / (batch_size - gathered / 2) + stay * deep / gathered,
+        (shallow + deep) / batch_size,
+    )
+
+
+def measure_times(runner: ModelRunner, stack: Stack, batch_size: int, context: int) -> Times:
+    """Each part alone, median of a few, in the middle of an untouched KV cache."""
+    blocks = list(range(-(-context // runner.table.block_size)))
+    rows = []
+    for i in range(batch_size):
+        sequence = Sequence(NewSequence(i, 0, [5] * context, context, 1))
+        sequence.blocks = [(block + i * len(blocks)) % runner.table.pool.num_blocks for block in blocks]
+        rows.append(Row(Chunk(sequence, context - 1, 1), stack.num_segments))
+
+    def timed(run: Callable[[], object]) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - started) * 1000)
+        return statistics.median(times)
+
+    with torch.inference_mode():
+        front: Front = stack.start(rows)
+        segments = [timed(lambda s=s: stack.run(s, front)) for s in range(stack.num_segments)]  # type: ignore[misc]
+        head = timed(lambda: stack.decoder.logits(front.hidden))
+        can_fill = runner.can_fill
+        fills = [
+            timed(lambda s=s: stack.fill(s + 1, front)) if can_fill else 0.0  # type: ignore[misc]
+            for s in range(stack.num_segments - 1)
+        ]
+    return Times(segments, head, fills)
+
+
+def run_modes(
+    options: argparse.Namespace, make: Callable[..., ShardConfig], replay: ReplayFile
+) -> list[ModePoint]:
+    """Every mode at every batch size, against full depth."""
+    layers = sorted(replay.shares)
+    points: list[ModePoint] = []
+    console = Console(stderr=True)
+    base = ModelRunner(
+        make(exit_mode="per_row", kv_fill="project", exit_layers=layers, kv_cache_bytes=1 << 27)
+    )
+    shares = [*(replay.shares[layer] for layer in layers), 1 - sum(replay.shares.values())]
+    for batch_size in options.batch_sizes:
+        kv = _kv_bytes(base, batch_size, options)
+        runs = []
+        for mode in [Mode.FULL, *(m for m in options.exit_modes if m is not Mode.FULL)]:
+            config = make(**_mode_fields(mode, layers, options), kv_cache_bytes=kv, max_batch_size=batch_size)
+            with console.status(f"batch {batch_size}: preparing {mode}"):
+                runs.append(
+                    ModeRun(mode, ModelRunner(config, decoder=base.decoder), batch_size, options.contexts[0])
+                )
+        with console.status(f"batch {batch_size}: measuring"):
+            for run in runs:
+                run.steps(WARMUP_STEPS if run.mode in (Mode.PER_ROW, Mode.SYNCHRONIZED) else 3, counted=False)
+            for _ in range(max(1, options.steps // 8)):
+                for run in runs:
+                    run.steps(8, counted=True)
+            times = measure_times(base, base.stack, batch_size, min(options.contexts[0], 256))
+        projects = options.kv_fill == "project"
+        points += [
+            run.point(runs[0], bound_of(run.mode, times, shares, batch_size, projects)) for run in runs
+        ]
+    return points
+
+
+def _mode_fields(mode: Mode, layers: list[int], options: argparse.Namespace) -> dict[str, Any]:
+    if mode is Mode.FULL:
+        return {}
+    if mode is Mode.CAPPED:
+        return {"exit_mode": "capped", "num_layers": layers[0], "exit_layers": [layers[0]]}
+    return {
+        "exit_mode": mode.value,
+        "exit_layers": layers,
+        "kv_fill": options.kv_fill,
+        "replay_exits": None if mode is Mode.SPECULATIVE else str(options.replay_exits),
+        "exit_fallback": not options.no_exit_fallback,
+    }
+
+
+def _kv_bytes(runner: ModelRunner, batch_size: int, options: argparse.Namespace) -> int:
+    """Room for every sequence to its end, in all layers, and one block over for each."""
+    num_tokens = options.contexts[0] + WARMUP_STEPS + 9 * options.steps + 2 * runner.table.block_size
+    num_blocks = batch_size * -(-num_tokens // runner.table.block_size)
+    return int(num_blocks * runner.block_bytes)
+
+
+def table_of(points: list[ModePoint]) -> Table:
+    """For a person."""
+    table = Table(
+        "batch",
+        "mode",
+        "tokens/s",
+        "step ms",
+        "speed-up",
+        "bound",
+        "mean exit",
+        "free blocks",
+        "time by part",
+    )
+    for point in points:
+        parts = ", ".join(f"{part} {share:.0%}" for part, share in point.shares.items())
+        numbers = (point.tokens_per_s, point.step_ms, point.speedup, point.bound or "", point.mean_exit_layer)
+        table.add_row(
+            str(point.batch_size), point.mode, *map(str, numbers), str(point.num_free_blocks), parts
+        )
+    return table
+
+
+def read_distribution(path: Path) -> ReplayFile:
+    """A replay file that names at least one exit."""
+    from shard.replay import read_replay
+
+    file = read_replay(path)
+    if not file.shares:
+        raise ValueError(f"{path} names no exit layer")
+    return file
