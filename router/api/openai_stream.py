@@ -42,15 +42,15 @@ class OpenAIEvents:
         ]
 
     def events(self, index: int, news: list[Token | Finished]) -> bytes:
-        chunks = self._begin(index)
-        tokens = [event for event in news if isinstance(event, Token)]
+        chunks = [] if self._progress[index].has_begun else self._begin(index)
         last = news[-1]
         if isinstance(last, Finished):
-            final = tokens.pop() if tokens else None
-            chunks += [self._token(index, token) for token in tokens]
+            final = news[-2] if len(news) > 1 else None
+            assert not isinstance(final, Finished)
+            chunks += self._tokens(index, news[:-2])
             chunks.append(self._last(index, final, last))
         else:
-            chunks += [self._token(index, token) for token in tokens]
+            chunks += self._tokens(index, news)
         return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
 
     def end(self) -> bytes:
@@ -64,12 +64,12 @@ class OpenAIEvents:
 
     def _begin(self, index: int) -> list[msgspec.Struct]:
         """The prompt's chunk, before the first token's and if it is wanted."""
-        progress = self._progress[index]
-        if progress.has_begun:
-            return []
-        progress.has_begun = True
+        self._progress[index].has_begun = True
         chunk = self._shape.prompt_chunk(self._head, index, self._requests[index])
         return [] if chunk is None else [chunk]
+
+    def _tokens(self, index: int, tokens: list[Token | Finished]) -> list[msgspec.Struct]:
+        return [self._token(index, token) for token in tokens if isinstance(token, Token)]
 
     def _token(self, index: int, token: Token) -> msgspec.Struct:
         progress = self._progress[index]
