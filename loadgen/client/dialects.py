@@ -114,7 +114,7 @@ class _TgiEvent(msgspec.Struct, gc=False):
     token: _TgiToken | None = None
     generated_text: str | None = None
     details: _TgiDetails | None = None
-    error: str | None = None
+    error: Any = None
     error_type: str = ""
 
 
@@ -136,7 +136,7 @@ class TgiReader:
             raise GarbageEvent(str(error)) from None
         if event.error is not None:
             self._record.outcome = Outcome.ERROR_EVENT
-            self._record.detail = f"{event.error_type}: {event.error}"[:300]
+            self._record.detail = f"{event.error_type}: {_told(event.error)}"
             return
         if event.token is not None:
             self._take_token(event.token, event.index, at)
@@ -187,6 +187,11 @@ def _same_text(whole: str, pieces: str) -> bool:
     return pieces.startswith(whole) if whole else True
 
 
+def _told(error: Any) -> str:
+    """The sentence in an error, which comes in either dialect's shape."""
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
+
+
 class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
@@ -209,7 +214,7 @@ class _Chunk(msgspec.Struct, gc=False):
     id: str | None = None
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _chunk = msgspec.json.Decoder(_Chunk)
@@ -232,7 +237,7 @@ class OpenAIReader:
             raise GarbageEvent(str(error)) from None
         if chunk.error is not None:
             self._record.outcome = Outcome.ERROR_EVENT
-            self._record.detail = bytes(chunk.error).decode("utf-8", "replace")[:300]
+            self._record.detail = _told(chunk.error)
             return
         self._check_id(chunk.id)
         for choice in chunk.choices:
