@@ -13,6 +13,7 @@ from shard.messages import Ready, Sampling
 DEFAULT_MAX_NEW_TOKENS = 100  # TGI's
 MAX_STOP_CHARACTERS = 1024  # bounds the search of every new token
 _MAX_SEED = 2**64 - 1
+_MAX_TOP_K = 2**31 - 1  # more than any vocabulary, and fits the wire
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -110,7 +111,7 @@ def sampling_of(asked: Parameters, index: int = 0) -> Sampling:
     sampled = is_sampled(asked)
     return Sampling(
         temperature=_or(asked.temperature, 1.0) if sampled else 0.0,
-        top_k=asked.top_k or 0,
+        top_k=min(asked.top_k or 0, _MAX_TOP_K),
         top_p=_or(asked.top_p, 1.0),
         typical_p=_or(asked.typical_p, 1.0),
         repetition_penalty=_or(asked.repetition_penalty, 1.0),

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from router.request import Request
@@ -126,6 +127,12 @@ async def test_sampling_is_asked_for_as_in_tgi(
     _, answer = await client.post("/generate", {"inputs": "Hi", "parameters": parameters | {"details": True}})
     assert last(client).spec.sampling.temperature == temperature
     assert (answer["details"]["seed"] is None) == (temperature == 0)
+
+
+async def test_what_goes_to_the_shard_fits_the_wire(client: Client) -> None:
+    parameters = {"top_k": 10**30, "seed": 2**64 - 1, "temperature": 1e308, "max_new_tokens": None}
+    assert (await client.post("/generate", {"inputs": "Hi", "parameters": parameters}))[0] == 200
+    assert msgspec.msgpack.encode(last(client).spec.sampling)
 
 
 async def test_a_seed_is_given_back(client: Client) -> None:
