@@ -1,5 +1,7 @@
 """A run over time: what happened in each of some sixty bins."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -50,9 +52,9 @@ def bin_width_s(duration_s: float) -> float:
 
 def timeline_of(run: Run) -> Timeline:
     width = bin_width_s(run.duration_s)
-    edges = np.arange(0.0, run.duration_s + width, width)
+    edges = [index * width for index in range(math.ceil(run.duration_s / width) + 1)]
     marks = _Marks(run, run.records)
-    return Timeline(width, [_bin(run, marks, low, low + width) for low in edges[:-1].tolist()])
+    return Timeline(width, [_bin(run, marks, low, high) for low, high in itertools.pairwise(edges)])
 
 
 class _Marks:
@@ -65,9 +67,9 @@ class _Marks:
         self.gaps_ms = _concat([np.diff(np.asarray(r.token_times)) for r in records]) * 1e3
         self.starts = np.array([r.intended for r in records]) - began
         self.ends = np.array([r.ended if r.ended is not None else run.ended for r in records]) - began
-        self.is_ok = np.array([r.outcome is Outcome.OK for r in records])
-        self.is_refused = np.array([r.outcome is Outcome.REFUSED for r in records])
-        self.is_failed = np.array([r.outcome.is_failure for r in records])
+        self.is_ok = np.array([r.outcome is Outcome.OK for r in records], dtype=bool)
+        self.is_refused = np.array([r.outcome is Outcome.REFUSED for r in records], dtype=bool)
+        self.is_failed = np.array([r.outcome.is_failure for r in records], dtype=bool)
         first = [(r.token_times[0] - began, r.ttft_ms) for r in records if r.ttft_ms is not None]
         self.first_tokens = np.array([at for at, _ in first])
         self.ttfts_ms = np.array([ttft for _, ttft in first])

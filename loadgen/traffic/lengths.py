@@ -25,9 +25,10 @@ class Lengths(msgspec.Struct, frozen=True):
         parts = rest.split(":")
         match kind, parts:
             case "choice", [values] if values:
-                return cls(
-                    "choice", 0, choices=tuple(int(number(value, "tokens")) for value in values.split(","))
-                )
+                chosen = tuple(int(number(value, "tokens")) for value in values.split(","))
+                return cls("choice", 0, choices=chosen)
+            case "uniform", [first, second] if number(first, "tokens") > number(second, "tokens"):
+                raise BadQuantity(f"{text!r} goes backward: uniform:LEAST:MOST")
             case (("uniform" | "normal" | "lognormal"), [first, second]):
                 return cls(kind, number(first, "tokens"), number(second, "tokens"))
             case value, [""]:
