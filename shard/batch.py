@@ -7,7 +7,7 @@ Knows no tensors.
 
 import msgspec
 
-from shard.messages import SequenceOutput, Step, TokenOutput, Work
+from shard.messages import Score, SequenceOutput, Step, TokenOutput, Work
 from shard.sequence import Sequence
 
 
@@ -83,11 +83,16 @@ class SequenceTable:
         return list(chunks.values()), preempted
 
     def finish(
-        self, chunk: Chunk, tokens: list[TokenOutput], prompt: list[TokenOutput] | None = None
+        self,
+        chunk: Chunk,
+        tokens: list[TokenOutput],
+        prompt: list[TokenOutput] | None = None,
+        scores: list[Score] | None = None,
     ) -> SequenceOutput:
         """Enter what a step computed for one chunk: its tokens drawn, and whether the sequence is over.
 
-        `tokens` are in order; those after an end are dropped. `prompt` scores the chunk's prompt tokens.
+        `tokens` are in order; those after an end are dropped. `prompt` scores the chunk's prompt tokens,
+        `scores` its answer tokens.
         """
         sequence = chunk.sequence
         kept: list[TokenOutput] = []
@@ -104,7 +109,13 @@ class SequenceTable:
         if finish is not None:
             self._remove(sequence.id)
         return SequenceOutput(
-            sequence.id, sequence.attempt, sequence.num_computed_tokens, kept, prompt or [], finish
+            sequence.id,
+            sequence.attempt,
+            sequence.num_computed_tokens,
+            kept,
+            prompt or [],
+            finish,
+            scores or [],
         )
 
     def reserve(self, sequence: Sequence, num_tokens: int) -> bool:

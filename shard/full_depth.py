@@ -1,15 +1,26 @@
 """Every layer for every row: the reference mode, and how prompts are scored in any mode."""
 
+from collections.abc import Iterator
+
+import msgspec
 import torch
 
 from shard.batch import Chunk
 from shard.batch_tensors import BatchMaker
-from shard.messages import TokenOutput
+from shard.messages import Sampling, Score, TokenOutput
 from shard.models.load import Decoder
 from shard.ops.batch import KV
 from shard.sampler import Draw, Sampler
 
 SCORED_ROWS = 128  # prompt positions whose logits are held at once
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What full depth made of one chunk."""
+
+    tokens: list[TokenOutput]
+    prompt: list[TokenOutput]
+    scores: list[Score]
 
 
 class FullDepth:
@@ -21,15 +32,19 @@ class FullDepth:
         self._make_batch = make_batch
         self._sampler = sampler
 
-    def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], list[list[TokenOutput]]]:
-        """For each chunk its next token, or none while its prompt goes on; and its prompt's scores."""
+    def run(self, chunks: list[Chunk]) -> list[Made]:
+        """For each chunk its next token, or none while its prompt goes on, and the scores it asked for."""
         batch = self._make_batch(chunks)
         hidden = self._decoder.embed(batch)
         for layer in range(self._decoder.depth):
             hidden = self._decoder.run_layer(layer, hidden, batch, self._pools[layer])
         starts = batch.query_starts.tolist()
-        scores = [self._score(chunk, hidden[starts[i] :]) for i, chunk in enumerate(chunks)]
-        return self._draw(chunks, hidden, starts), scores
+        tokens = self._draw(chunks, hidden, starts)
+        pieces = [hidden[start : starts[i + 1]] for i, start in enumerate(starts[:-1])]
+        return [
+            Made(tokens[i], self._score_prompt(chunk, pieces[i]), self._score_answer(chunk, pieces[i]))
+            for i, chunk in enumerate(chunks)
+        ]
 
     def _draw(self, chunks: list[Chunk], hidden: torch.Tensor, starts: list[int]) -> list[list[TokenOutput]]:
         tokens: list[list[TokenOutput]] = [[] for _ in chunks]
@@ -44,16 +59,37 @@ class FullDepth:
             tokens[i] = [token]
         return tokens
 
-    def _score(self, chunk: Chunk, hidden: torch.Tensor) -> list[TokenOutput]:
-        """Log-probabilities of the prompt tokens that follow this chunk's, from hidden states (Q.., H)."""
+    def _score_prompt(self, chunk: Chunk, hidden: torch.Tensor) -> list[TokenOutput]:
+        """Log-probabilities of the prompt tokens that follow this chunk's, from hidden states (Q, H)."""
         sequence = chunk.sequence
-        end = min(chunk.end, sequence.num_prompt_tokens - 1)
         if not sequence.sampling.prompt_logprobs:
             return []
         scores: list[TokenOutput] = []
-        for at in range(chunk.start, end, SCORED_ROWS):
-            until = min(at + SCORED_ROWS, end)
-            logits = self._decoder.logits(hidden[at - chunk.start : until - chunk.start])
-            targets = sequence.token_ids[at + 1 : until + 1]
+        for at, logits in self._slices(chunk, hidden, 0, sequence.num_prompt_tokens - 1):
+            targets = sequence.token_ids[at + 1 : at + 1 + len(logits)]
             scores += self._sampler.score(logits, targets, sequence.sampling, self._decoder.depth)
         return scores
+
+    def _score_answer(self, chunk: Chunk, hidden: torch.Tensor) -> list[Score]:
+        """What full depth draws in place of each answer token that follows this chunk's, from (Q, H)."""
+        sequence, depth = chunk.sequence, self._decoder.depth
+        if not sequence.scores:
+            return []
+        scores: list[Score] = []
+        for at, logits in self._slices(
+            chunk, hidden, sequence.num_prompt_tokens - 1, sequence.num_tokens - 1
+        ):
+            positions = range(at + 1, at + 1 + len(logits))
+            drawn = self._sampler.choose(logits, [Draw(sequence, position, depth) for position in positions])
+            standing = [sequence.token_ids[position] for position in positions]
+            known = self._sampler.score(logits, standing, Sampling(), depth)
+            scores += [Score(own.id, there.logprob) for own, there in zip(drawn, known, strict=True)]
+        return scores
+
+    def _slices(
+        self, chunk: Chunk, hidden: torch.Tensor, first: int, end: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """(position, logits (N, V)) of the chunk's positions within first .. end, some at a time."""
+        for at in range(max(chunk.start, first), min(chunk.end, end), SCORED_ROWS):
+            until = min(at + SCORED_ROWS, chunk.end, end)
+            yield at, self._decoder.logits(hidden[at - chunk.start : until - chunk.start])

@@ -59,6 +59,7 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     sampling: Sampling = Sampling()
     exit_threshold: float | None = None  # in place of every exit's own; 1: never leave early
     exact: bool = False  # equal to the full-depth model's output: never leave early
+    scores: bool = False  # generate nothing: say what full depth chooses in place of each answer token given
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
@@ -153,6 +154,13 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]] = []
 
 
+class Score(msgspec.Struct, frozen=True, array_like=True):
+    """Full depth's word on one answer token: what it draws there, and how likely it finds the token."""
+
+    choice: int
+    logprob: float  # of the token that stands there
+
+
 class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a step did for one sequence: 0..n new tokens. `prompt` holds this step's prompt scores."""
 
@@ -162,6 +170,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: list[TokenOutput] = []
     prompt: list[TokenOutput] = []
     finish: FinishReason | None = None
+    scores: list[Score] = []  # of this step's answer tokens, when it was asked for scores
 
 
 class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -124,18 +124,13 @@ class ModelRunner:
 
     def _run_chunks(self, chunks: list[Chunk]) -> tuple[list[SequenceOutput], ExitReport | None]:
         """Prompts that are scored run to full depth in any mode; the rest runs in the mode chosen."""
-        scored = [
-            chunk for chunk in chunks if chunk.sequence.sampling.prompt_logprobs or self._exiting is None
-        ]
-        others = (
-            [chunk for chunk in chunks if not chunk.sequence.sampling.prompt_logprobs]
-            if self._exiting
-            else []
-        )
         outputs: list[SequenceOutput] = []
         report = None
-        if scored:
-            outputs += map(self.table.finish, scored, *self._full_depth.run(scored))
+        at_full_depth = [chunk for chunk in chunks if self._exiting is None or chunk.sequence.is_scored]
+        others = [chunk for chunk in chunks if self._exiting is not None and not chunk.sequence.is_scored]
+        if at_full_depth:
+            for chunk, made in zip(at_full_depth, self._full_depth.run(at_full_depth), strict=True):
+                outputs.append(self.table.finish(chunk, made.tokens, made.prompt, made.scores))
         if others and self._exiting:
             tokens, report = self._exiting.run(others)
             outputs += map(self.table.finish, others, tokens)

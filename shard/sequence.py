@@ -18,6 +18,7 @@ class Sequence:
         self.sampling: Sampling = new.sampling
         self.exit_threshold = new.exit_threshold
         self.exact = new.exact
+        self.scores = new.scores
         self.carried: Any = None  # the runner's own, gone with the sequence
         self.waits = False  # all tokens are computed as far as the first exit, and the next is not known
         self.num_computed_tokens = 0
@@ -30,6 +31,11 @@ class Sequence:
     @property
     def num_new_tokens(self) -> int:
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def is_scored(self) -> bool:
+        """True when its prompt's or its answer's tokens are looked at one by one."""
+        return self.scores or self.sampling.prompt_logprobs
 
     @property
     def may_exit(self) -> bool:

@@ -52,9 +52,10 @@ class Speculative:
         """For each chunk its next tokens: one or more for those that decode, none while a prompt goes on."""
         started = time.perf_counter()
         decoding = [chunk for chunk in chunks if _drafts(chunk)]
-        tokens, report = (
-            self._run(chunks) if self._wants(decoding) else (self._full_depth.run(chunks)[0], ExitReport())
-        )
+        if self._wants(decoding):
+            tokens, report = self._run(chunks)
+        else:
+            tokens, report = [made.tokens for made in self._full_depth.run(chunks)], ExitReport()
         if len(decoding) == len(chunks):
             num_tokens = sum(len(made) for made in tokens)
             self._governor.note(len(chunks), num_tokens, (time.perf_counter() - started) * 1000)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from shard.messages import Sampling
+from shard.messages import NewSequence, Sampling, Step, Work
 from shard.models.checkpoint import CheckpointError
 from shard.models.shape import UnsupportedModelError
 from tests.shard.engine import generate, make_runner
 
+GREEDY = Sampling()
 TIE = 1e-4  # where the reference's two best logits are closer than this, either token is right
 
 
@@ -211,3 +212,37 @@ REAL_PROMPTS = [
     "The best way to learn a language is",
     "Roses are red, violets are",
 ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_full_depth_agrees_with_its_own_answers_and_scores_them(tiny_model, temperature: float):
+    runner = make_runner(tiny_model("qwen2"))
+    prompts = prompts_of(runner.decoder.shape.vocab_size, [5, 40])
+    asked = Sampling(temperature=temperature, seed=11, top_p=0.9, presence_penalty=0.2)
+    for prompt, made in zip(prompts, generate(runner, prompts, 30, [asked, asked]), strict=True):
+        scores = score(runner, prompt, made.ids, asked, chunk=9)
+        assert [each.choice for each in scores] == made.ids
+        expected = torch.tensor([token.logprob for token in made.tokens])
+        torch.testing.assert_close(
+            torch.tensor([each.logprob for each in scores]), expected, atol=1e-3, rtol=0
+        )
+
+
+def test_scores_tell_where_an_answer_is_not_full_depths(tiny_model):
+    runner = make_runner(tiny_model("llama"))
+    prompt = prompts_of(runner.decoder.shape.vocab_size, [12])[0]
+    answer = generate(runner, [prompt], 20)[0].ids
+    changed = [*answer[:7], (answer[7] + 1) % 200, *answer[8:]]
+    agrees = [each.choice == id for each, id in zip(score(runner, prompt, changed), changed, strict=True)]
+    assert agrees[:8] == [True] * 7 + [False]
+
+
+def score(runner, prompt, answer, sampling=GREEDY, chunk=512):
+    new = NewSequence(0, 0, prompt + answer, len(prompt), 0, False, sampling, scores=True)
+    scores, number = [], 0
+    while number == 0 or len(runner.table):
+        output = runner.run(Step(number, [Work(0, 0, chunk)], [new] if number == 0 else []))
+        scores += output.outputs[0].scores
+        assert output.outputs[0].tokens == []
+        number += 1
+    return scores
