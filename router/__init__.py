@@ -1,1 +1,1 @@
-"""Front of the house: HTTP, queueing, iteration-level batches, and the shards' keepers. Never imports torch."""
+"""Front of the house: HTTP, queueing, iteration-level batches, and the keepers of shards. No torch."""

@@ -59,7 +59,6 @@ class MetricsObserver:
     def on_shard_ready(self, shard: int, ready: Ready) -> None:
         self._helios.kv_blocks.labels(self._model, str(shard)).set(ready.num_blocks)
         self._helios.kv_blocks_free.labels(self._model, str(shard)).set(ready.num_blocks)
-        self._tgi.batch_current_max_tokens.set(ready.num_blocks * ready.block_size)
 
     def on_shard_death(self, shard: int, reason: str) -> None:
         self._helios.shard_deaths.labels(self._model, str(shard)).inc()

@@ -38,7 +38,7 @@ class Metrics:
 
 
 class TgiMetrics:
-    """TGI's names and meanings. `err` is an error_type; `method` is prefill for a step with any of it, or decode.
+    """TGI's names and meanings. `err` is an error_type; a step with any prefill has `method` prefill.
 
     Left out is what has no counterpart here: filtering, concatenating and decoding of batches.
     """

@@ -1,6 +1,7 @@
 """Text to tokens and back, against the `tokenizers` library's own decoding of the whole."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,21 @@ def test_a_stop_may_name_a_special_token() -> None:
     detokenizer = BYTE_LEVEL.detokenizer([])
     detokenizer.push(TokenOutput(EOS, 0.0, 1))
     assert detokenizer.find_stop(("<eos>",)) == "<eos>"
+
+
+def test_ids_and_chat_prompts_are_those_of_transformers(tiny_model: Callable[[str], Path]) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tiny_model("llama")
+    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    text = "Once upon a time <|im_end|> é 😀\n\n  there"
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
+    assert ours.encode(text) == theirs.encode(text)
+    assert ours.apply_chat_template(messages) == theirs.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    ids = ours.encode(text)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 def test_spans_say_which_characters_a_token_stands_for() -> None:
