@@ -62,7 +62,7 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
 
 def _add(group: Any, name: str, kind: Any, flag: Flag, default: Any) -> None:
     names = [name] if flag.is_positional else ["--" + name.replace("_", "-")]
-    words = flag.help.replace("%", "%%") + _default_words(default)
+    words = (flag.help + _default_words(default)).replace("%", "%%")
     if kind is bool:
         group.add_argument(*names, action="store_true", default=default, help=words)
         return
