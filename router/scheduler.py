@@ -64,6 +64,7 @@ class Scheduler:
         self.num_outstanding_tokens = 0  # to compute, and expected to be generated
         self.num_free_blocks = limits.num_blocks  # as of the last output
         self._num_unclaimed_blocks = limits.num_blocks  # free, and not needed by prompts in the batch
+        self._is_trying = False  # a suspect in the step being formed: no two are tried in one step
         self._queue = queue
         self._running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
@@ -143,29 +144,30 @@ class Scheduler:
     def lose(self) -> list[Request]:
         """The shard has died. Its requests go back to the queue, but for those condemned, which are returned.
 
-        While a suspect is being tried, the blame is the suspect's alone: whom it takes along survives.
+        What the shard died of was in the oldest step that it has not answered. If a suspect was tried there,
+        the blame is the suspect's alone: whom it takes along survives.
         """
-        present = list(self._running.values())
-        self._running.clear()
-        self._drops.clear()
-        self._in_flight.clear()
-        self.num_outstanding_tokens = 0
-        for request in [request for request in present if request.is_suspect] or present:
+        present = self._in_flight[0].work if self._in_flight else []
+        blamed = [request for work in present if (request := self._find(work.id, work.attempt)) is not None]
+        for request in [request for request in blamed if request.is_suspect] or blamed:
             request.note_shard_death()
-        condemned = [request for request in present if request.num_shard_deaths >= MAX_SHARD_DEATHS]
-        self._put_back(request for request in present if request.num_shard_deaths < MAX_SHARD_DEATHS)
-        return condemned
+        running = list(self._running.values())
+        self._running.clear()
+        self._put_back(request for request in running if request.num_shard_deaths < MAX_SHARD_DEATHS)
+        return [request for request in running if request.num_shard_deaths >= MAX_SHARD_DEATHS]
 
     def _take_stock(self) -> tuple[list[Request], list[Request]]:
         """Running requests that want work: those one token behind, and those with more to compute."""
         decoding: list[Request] = []
         prefilling: list[Request] = []
         num_outstanding, num_claimed = 0, 0
+        self._is_trying = False
         for request in self._running.values():
             num_pending = request.num_pending_tokens
             num_outstanding += max(0, num_pending) + _num_expected(request)
             num_claimed += self._num_blocks(request.num_tokens)
             num_claimed -= self._num_blocks(request.num_computed_tokens)
+            self._is_trying |= num_pending > 0 and request.is_suspect
             if request.wants_work:
                 (decoding if num_pending <= 1 else prefilling).append(request)
         self.num_outstanding_tokens = num_outstanding
@@ -180,6 +182,7 @@ class Scheduler:
             self._running[request.id] = request
             self._num_unclaimed_blocks -= self._num_blocks(request.num_tokens)
             self.num_outstanding_tokens += request.num_tokens + _num_expected(request)
+            self._is_trying |= request.is_suspect
             request.start(self.shard, now)
             new.append(_new_sequence(request))
             batch.fill([request])
@@ -191,7 +194,7 @@ class Scheduler:
         if is_full or self.num_outstanding_tokens > share.max_outstanding_tokens:
             return None
         request = self._queue.head(share.lanes)
-        if request is not None and request.is_suspect and self._tries_suspect():
+        if request is not None and request.is_suspect and self._is_trying:
             request = self._queue.head([lane for lane in share.lanes if lane is not Lane.SUSPECT])
         return request if request is not None and self._fits(request) else None
 
@@ -203,9 +206,6 @@ class Scheduler:
         """
         num_needed = self._num_blocks(request.num_tokens) + len(self._running) + 1
         return not self._running or num_needed <= self._num_unclaimed_blocks
-
-    def _tries_suspect(self) -> bool:
-        return any(request.is_suspect for request in self._running.values())
 
     def _rotate(self, served: list[Request], passed_over: list[Request]) -> None:
         """Where a step cannot hold every stream, those passed over come first in the next one."""

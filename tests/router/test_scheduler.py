@@ -264,12 +264,14 @@ def test_after_a_death_every_running_request_waits_again_and_the_second_death_co
     bench = Bench()
     bench.add(make_request(0), make_request(1))
     bench.run(2)
+    bench.schedule()
     assert bench.scheduler.lose() == []
     zero, one = bench.requests.values()
     assert [(r.status, r.attempt, r.num_shard_deaths) for r in (zero, one)] == [(Status.WAITING, 1, 1)] * 2
     bench.known.clear()
     bench.scheduler = Scheduler(0, LIMITS, bench.queue)
-    assert bench.run(2) == [{0: 10}, {0: 1, 1: 10}]  # the second starts when the first has made a token
+    assert bench.run(2) == [{0: 10}, {0: 1, 1: 10}]  # no two suspects in one step
+    bench.schedule()
     assert bench.scheduler.lose() == [zero, one]
     assert len(bench.queue) == 0
 
@@ -278,6 +280,7 @@ def test_the_suspect_alone_is_blamed_for_the_second_death() -> None:
     bench = Bench()
     bench.add(make_request(0), make_request(1), make_request(2))
     bench.run(2)
+    bench.schedule()
     bench.scheduler.lose()
     bench.known.clear()
     bench.scheduler = Scheduler(0, LIMITS, bench.queue)
@@ -287,6 +290,36 @@ def test_the_suspect_alone_is_blamed_for_the_second_death() -> None:
     assert bench.scheduler.lose() == [bench.requests[1]]
     assert [bench.requests[id].num_shard_deaths for id in range(4)] == [1, 2, 1, 0]
     assert [bench.requests[id] in bench.queue for id in range(4)] == [True, False, True, True]
+
+
+def test_the_blame_lies_in_the_oldest_step_without_an_answer() -> None:
+    bench = Bench()
+    bench.add(make_request(0))
+    bench.run(1)
+    bench.schedule()
+    bench.add(make_request(1))
+    assert bench.schedule() == {0: 1, 1: 8}
+    bench.scheduler.lose()
+    assert [(r.num_shard_deaths, r.is_suspect) for r in bench.requests.values()] == [(1, True), (0, False)]
+
+
+def test_suspects_are_tried_in_successive_steps_without_waiting_for_answers() -> None:
+    bench = Bench()
+    bench.add(make_request(0, num_prompt_tokens=40), make_request(1), make_request(2))
+    bench.run(4)
+    bench.schedule()
+    bench.scheduler.lose()
+    bench.known.clear()
+    bench.scheduler = Scheduler(0, LIMITS, bench.queue)
+    assert bench.schedule() == {0: 32}
+    first = bench.step
+    assert bench.schedule() == {0: 11}  # its trial goes on
+    second = bench.step
+    bench.answer(first)
+    assert bench.schedule() == {0: 1, 1: 11}
+    bench.answer(second)
+    assert bench.schedule() == {0: 1, 1: 1, 2: 11}
+    assert bench.scheduler.lose() == [bench.requests[1]]
 
 
 def test_the_cost_of_a_step_does_not_depend_on_how_many_wait() -> None:
