@@ -18,15 +18,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shard import governor
 from shard.batch import Chunk
 from shard.exit_settings import Mode
+from shard.governor import NUM_WINDOWS, WINDOW_STEPS
 from shard.messages import NewSequence, ShardConfig, Step, Work
 from shard.replay import ReplayFile
 from shard.runner import ModelRunner
 from shard.sequence import Sequence
 from shard.stack import Front, Row, Stack
 
-WARMUP_STEPS = 48  # the governor has tried both ways by then
+WARMUP_STEPS = 2 * NUM_WINDOWS * (governor.WARMUP_STEPS + WINDOW_STEPS) + 1  # it has chosen by then
 PREFILL_TOKENS = 512
 
 

@@ -4,11 +4,14 @@ Pure: told what steps made and took, it says how the next one is to run. One ans
 what pays alone may cost in company.
 """
 
+import statistics
+
 import msgspec
 
-WINDOW_STEPS = 16  # of each trial
-HOLD_STEPS = 600  # before the next trial: at most one step in forty is spent on the slower way
-WARMUP_STEPS = 2  # after a change, not counted: pending tokens are caught up with
+WINDOW_STEPS = 6  # of one trial of one way
+NUM_WINDOWS = 5  # of each way, in turns: a disturbance hits both, and medians forget it
+HOLD_STEPS = 1500  # before the next trials: few steps are spent on the slower way
+WARMUP_STEPS = 2  # after each change, not counted: pending tokens are caught up with
 TRIAL_GAIN = 1.02  # exits must be so much faster than full depth
 
 
@@ -16,12 +19,12 @@ class Trial(msgspec.Struct):
     """The state of one size of batch."""
 
     exits_on: bool = True
-    steps_left: int = WARMUP_STEPS + WINDOW_STEPS
-    holding: bool = False
+    num_steps: int = 0  # since the last change
+    holds: bool = False
     num_tokens: int = 0
     ms: float = 0.0
-    rate_on: float = 0.0  # tokens per millisecond with exits
-    rate_off: float = 0.0
+    rates_on: list[float] = []  # tokens per millisecond with exits, by window
+    rates_off: list[float] = []
 
 
 class Governor:
@@ -38,29 +41,25 @@ class Governor:
     def note(self, num_rows: int, num_tokens: int, ms: float) -> None:
         """A step that only decoded: rows in it, tokens it made, time it took."""
         trial = self._trial(num_rows)
-        trial.steps_left -= 1
-        if not trial.holding and trial.steps_left < WINDOW_STEPS:
+        trial.num_steps += 1
+        if trial.num_steps > WARMUP_STEPS:
             trial.num_tokens += num_tokens
             trial.ms += ms
-        if trial.steps_left <= 0:
-            self._next(trial)
+        if trial.num_steps >= (HOLD_STEPS if trial.holds else WARMUP_STEPS + WINDOW_STEPS):
+            self._turn(trial)
 
-    def _next(self, trial: Trial) -> None:
-        if trial.holding:  # try the way not in use, then compare
-            trial.holding, trial.exits_on = False, not trial.exits_on
+    def _turn(self, trial: Trial) -> None:
+        """The end of a window, or of a hold: the other way next, or the better one for long."""
+        if trial.holds:
+            trial.holds, trial.exits_on, trial.rates_on, trial.rates_off = False, True, [], []
         else:
-            rate = trial.num_tokens / trial.ms if trial.ms > 0 else 0.0
-            if trial.exits_on:
-                trial.rate_on = rate
-            else:
-                trial.rate_off = rate
-            if trial.rate_off == 0.0:
-                trial.exits_on = False
-            else:
-                trial.exits_on = trial.rate_on > TRIAL_GAIN * trial.rate_off
-                trial.holding = True
-        trial.num_tokens, trial.ms = 0, 0.0
-        trial.steps_left = HOLD_STEPS if trial.holding else WARMUP_STEPS + WINDOW_STEPS
+            rates = trial.rates_on if trial.exits_on else trial.rates_off
+            rates.append(trial.num_tokens / max(trial.ms, 1e-6))
+            trial.exits_on = not trial.exits_on
+            if len(trial.rates_off) == NUM_WINDOWS:
+                on, off = statistics.median(trial.rates_on), statistics.median(trial.rates_off)
+                trial.holds, trial.exits_on = True, on > TRIAL_GAIN * off
+        trial.num_steps, trial.num_tokens, trial.ms = 0, 0, 0.0
 
     def _trial(self, num_rows: int) -> Trial:
         return self._trials.setdefault(num_rows.bit_length(), Trial())
