@@ -105,7 +105,7 @@ class Runner:
 
     async def _work(self) -> None:
         while not self._is_over(elapsed := monotonic() - self.run.began):
-            await asyncio.wait([self._hold(self._draw(elapsed), monotonic())])
+            await asyncio.wait([self._hold(self._draw(elapsed), self.run.began + elapsed)])
 
     async def _open_loop(self) -> None:
         """Start at the times of the pace, whatever the server does."""

@@ -45,7 +45,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def _latencies(summary: Summary) -> Iterator[tuple[Any, ...]]:
-    for group, latencies in {"": summary.latencies, **summary.by_group}.items():
+    for group, latencies in [("all", summary.latencies), *summary.by_group.items()]:
         for field, _ in MEASURES:
             found: Distribution | None = getattr(latencies, field)
             if found is not None:

@@ -33,11 +33,13 @@ def _headline(summary: Summary) -> Table:
         f"[bold cyan]{rates.output_tokens_per_s:,.1f}[/] output tokens/s",
         f"[bold cyan]{rates.requests_per_s:,.2f}[/] requests/s",
         f"[bold]{rates.mean_in_flight:,.1f}[/] in flight",
-        f"{rates.total_tokens_per_s:,.1f} total tokens/s",
+    )
+    grid.add_row(
+        f"{rates.total_tokens_per_s:,.1f} total tokens/s", f"{rates.offered_per_s:,.2f} offered/s", ""
     )
     if summary.goals.are_stated and rates.good_share is not None:
         goodput = f"[bold cyan]{rates.good_per_s:,.2f}[/] good requests/s"
-        grid.add_row(goodput, f"{rates.good_share:.1%} good", summary.goals.words, "")
+        grid.add_row(goodput, f"{rates.good_share:.1%} good", "")
     return grid
 
 
@@ -96,6 +98,8 @@ def _swap_table(summary: Summary) -> Table:
 def _remarks(summary: Summary) -> list[Text]:
     colour = {Verdict.FINE: "dim", Verdict.STRAINED: "yellow", Verdict.SATURATED: "bold red"}
     lines = [Text(f"Measured {summary.window.rule}.", style="dim")]
+    if summary.goals.are_stated:
+        lines.append(Text(f"Good: {summary.goals.words}.", style="dim"))
     lines.append(Text(summary.client.says, style=colour[summary.client.verdict]))
     return lines + [Text(note, style="yellow") for note in summary.notes]
 

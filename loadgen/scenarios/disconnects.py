@@ -18,7 +18,7 @@ SETTLED_WITHIN_S = 5.0
 async def play(stage: Stage) -> Played:
     clients = stage.count(CLIENTS, least=10)
     plan = stage.plan(
-        rate=f"{clients / ARRIVE_WITHIN_S:g}",
+        rate=f"{CLIENTS / ARRIVE_WITHIN_S:g}",
         requests=clients,
         output_tokens="200",
         eos="ignore",

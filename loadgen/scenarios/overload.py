@@ -20,7 +20,7 @@ MEMORY_GROWTH = 1.2
 async def play(stage: Stage) -> Played:
     probe = stage.plan(
         concurrency=stage.options.concurrency or PROBE_STREAMS,
-        duration=f"{PROBE_SECONDS:g}s",
+        duration=f"{max(1.0, min(PROBE_SECONDS, stage.scaled(PROBE_SECONDS))):g}s",
         output_tokens=TOKENS,
         eos="ignore",
     )

@@ -71,14 +71,14 @@ def _phases(groups: Sequence[str], requests: int) -> str:
 async def _against_baseline(stage: Stage) -> list[Ratio]:
     plan = stage.plan(
         concurrency=stage.options.concurrency or STREAMS,
-        requests=stage.count(REQUESTS // (2 * ROUNDS), least=20),
+        requests=stage.count(REQUESTS // (2 * ROUNDS), least=12),
         output_tokens="uniform:40:160",
         chat_template=True,
         **stage.prompts("chat,code,extract,story"),
     )
     async with stage.reach(plan, stage.options.baseline) as static, stage.reach(plan) as adaptive:
         sides = (Side("baseline", static, plan), Side("adaptive", adaptive, plan))
-        rounds = await paired_rounds(*sides, ROUNDS, stage.screen)
+        rounds = await paired_rounds(*sides, stage.count(ROUNDS, least=2), stage.screen)
     static_rounds, adaptive_rounds = ([measured.summary for measured in side] for side in rounds)
     return compare_rounds(static_rounds, adaptive_rounds)
 

@@ -217,7 +217,7 @@ class Server:
                 return 200, {"version": "0.0"}
             case "GET", "/v1/models":
                 return 200, {"data": [{"id": "synthetic", "root": model.name}]}
-            case "POST", "/tokenize":
+            case "POST", "/tokenize" if is_helios or "prompt" in body:
                 return 200, _tokenize(body)
             case "POST", "/chat_tokenize" if is_helios:
                 text = "\n".join(f"<{m['role']}> {m['content']}" for m in body["messages"])
