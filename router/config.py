@@ -259,5 +259,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             max_batch_size=self.max_batch_size or 64,
             max_batch_tokens=self.max_batch_prefill_tokens or 512,
             num_threads=self.num_threads,
+            cache_dir=str(self.cache),
             cost_model=self.cost_model,
         )

@@ -210,6 +210,7 @@ def _config(options: argparse.Namespace, **changes: Any) -> ShardConfig:
         "kv_cache_bytes": options.kv_cache_bytes,
         "max_batch_size": max(options.batch_sizes),
         "num_threads": options.num_threads,
+        "cache_dir": str(options.cache_dir),
     }
     return ShardConfig(model=str(folder), **(fields | changes))
 
@@ -225,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=30, help="timed steps for each point [%(default)s]")
     add("--num-layers", type=int, help="load only the first this many")
     add("--num-threads", type=int, help="CPU threads [all cores]")
-    add("--block-size", type=int, default=32, help="tokens in a KV block [%(default)s]")
+    add("--block-size", type=int, default=16, help="tokens in a KV block [%(default)s]")
     add("--kv-cache-bytes", type=int, default=4 << 30, help="[%(default)s]")
     add("--exit-modes", type=_modes, help="compare these modes of early exit with full depth, by commas")
     add("--replay-exits", type=Path, help="file with the distribution of exit layers, for --exit-modes")

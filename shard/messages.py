@@ -92,6 +92,7 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_fallback: bool = True  # run at full depth where leaving early does not pay
     exit_deferral: bool = True  # per_row: rows that stay may wait for each other
     replay_exits: str | None = None  # file with a distribution of exit layers to draw from
+    cache_dir: str | None = None  # where compiled kernels are kept; None: ~/.cache/helios
     cost_model: str | None = None  # `sim`: path of a JSON cost model; None: the built-in one
 
 

@@ -36,7 +36,7 @@ class ModelRunner:
     `OSError` or `MemoryError` with one sentence when the model cannot be served.
     """
 
-    def __init__(self, config: ShardConfig, cache: Path = CACHE, decoder: Decoder | None = None):
+    def __init__(self, config: ShardConfig, decoder: Decoder | None = None):
         started = time.perf_counter()
         self._config = config
         self._folder = Path(config.model)
@@ -44,6 +44,7 @@ class ModelRunner:
         num_threads = config.num_threads or os.cpu_count() or 1
         torch.set_num_threads(num_threads)
         to = torch.empty(0, dtype=DTYPES[config.dtype], device=self._device)
+        cache = Path(config.cache_dir) if config.cache_dir else CACHE
         self.ops = choose_ops(self._device, to.dtype, config.block_size, num_threads, cache)
         self._max_tokens = _max_tokens(config, read_config(self._folder).max_position_embeddings)
         self._settings = settings_of(config)
