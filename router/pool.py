@@ -55,12 +55,19 @@ class Pool:
         self.nudge()
 
     def share(self, member: Member) -> Share:
-        """What a shard may take now: it leaves requests to one that could start them and has less to do."""
+        """What a shard may take now, so that all come to have equally much to do.
+
+        Were the queue poured over the shards, it would fill all to one level: a shard takes what brings it
+        nearest to that. The one with the least to do may always take, as one request may be too much for all.
+        """
         if not self.queue:
             return EVERYTHING
-        others = [other.scheduler for other in self.members if other is not member and _may_take(other)]
-        least = min((other.num_outstanding_tokens for other in others if other), default=float("inf"))
-        return Share(least, _lanes(member))
+        loads = [_load(other) for other in self.members if other is not member and _may_take(other)]
+        if not loads:
+            return Share(lanes=_lanes(member))
+        waiting = self.queue.num_outstanding_tokens
+        level = _level([_load(member), *loads], waiting)
+        return Share(max(min(loads), level - waiting / len(self.queue) / 2), _lanes(member))
 
     def nudge(self) -> None:
         """Wake the shard with the least to do among those that could start what waits.
@@ -68,7 +75,7 @@ class Pool:
         If its slots are taken it needs no waking: it will schedule when its next output comes.
         """
         candidates = [member for member in self.members if self.queue and _may_take(member)]
-        chosen = min(candidates, key=_num_outstanding_tokens, default=None)
+        chosen = min(candidates, key=_load, default=None)
         if chosen is not None and chosen.scheduler is not None and chosen.scheduler.has_slot:
             chosen.wake()
 
@@ -108,5 +115,16 @@ def _may_take(member: Member) -> bool:
     return scheduler is not None and member.is_responsive and scheduler.can_start(Share(lanes=_lanes(member)))
 
 
-def _num_outstanding_tokens(member: Member) -> int:
+def _load(member: Member) -> int:
     return member.scheduler.num_outstanding_tokens if member.scheduler is not None else 0
+
+
+def _level(loads: list[int], amount: int) -> float:
+    """How high `amount` stands when it is poured over `loads`, the lowest first."""
+    loads = sorted(loads)
+    total = amount
+    for count, load in enumerate(loads, 1):
+        total += load
+        if count == len(loads) or total <= loads[count] * count:
+            break
+    return total / count

@@ -11,6 +11,8 @@ import msgspec
 from router.tokenizer import Detokenizer, Token
 from shard.messages import FinishReason, Sampling, TokenOutput
 
+_MAX_EXPECTED_TOKENS = 256  # few clients use all that they ask for
+
 
 class Status(enum.Enum):
     WAITING = "waiting"  # in the queue, holds nothing on a shard
@@ -104,6 +106,12 @@ class Request:
         its way, -1 with two.
         """
         return self.num_tokens - self.num_computed_tokens - self.num_in_flight_tokens
+
+    @property
+    def num_outstanding_tokens(self) -> int:
+        """Work still in it: tokens to compute, and those that may be expected to be generated."""
+        num_expected = min(_MAX_EXPECTED_TOKENS, self.spec.max_new_tokens - len(self.outputs))
+        return self.num_tokens - self.num_computed_tokens + num_expected
 
     @property
     def wants_work(self) -> bool:

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 import msgspec
 
+from router.batch import Batch, new_sequence
 from router.request import Request
 from router.waiting import Lane, WaitingQueue
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
 
 MAX_IN_FLIGHT = 2  # steps: one runs, the next one waits on the shard
 MAX_SHARD_DEATHS = 2  # a request present at so many is not tried again
-_MAX_EXPECTED_TOKENS = 256  # of an answer, when work is estimated: few clients use what they ask for
 _PREFILL_SHARE = 4  # prefill gets at least one in so many tokens of a step
 
 
@@ -98,7 +98,7 @@ class Scheduler:
         if not self.has_slot:
             return None
         decoding, prefilling = self._take_stock()
-        batch = _Batch(self.limits.max_batch_tokens)
+        batch = Batch(self.limits.max_batch_tokens)
         wants_prefill = bool(prefilling) or self._next(share) is not None
         turn = batch.num_left - wants_prefill * -(-batch.num_left // _PREFILL_SHARE)
         batch.fill(decoding[:turn])
@@ -164,7 +164,7 @@ class Scheduler:
         self._is_trying = False
         for request in self._running.values():
             num_pending = request.num_pending_tokens
-            num_outstanding += max(0, num_pending) + _num_expected(request)
+            num_outstanding += request.num_outstanding_tokens
             num_claimed += self._num_blocks(request.num_tokens)
             num_claimed -= self._num_blocks(request.num_computed_tokens)
             self._is_trying |= num_pending > 0 and request.is_suspect
@@ -174,17 +174,17 @@ class Scheduler:
         self._num_unclaimed_blocks = self.num_free_blocks - num_claimed
         return decoding, prefilling
 
-    def _start(self, batch: "_Batch", now: float, share: Share) -> list[NewSequence]:
+    def _start(self, batch: Batch, now: float, share: Share) -> list[NewSequence]:
         """Move waiting requests into the batch while there is room for them and work left to give."""
         new = []
         while batch.num_left > 0 and (request := self._next(share)) is not None:
             self._queue.take(request)
             self._running[request.id] = request
             self._num_unclaimed_blocks -= self._num_blocks(request.num_tokens)
-            self.num_outstanding_tokens += request.num_tokens + _num_expected(request)
+            self.num_outstanding_tokens += request.num_outstanding_tokens
             self._is_trying |= request.is_suspect
             request.start(self.shard, now)
-            new.append(_new_sequence(request))
+            new.append(new_sequence(request))
             batch.fill([request])
         return new
 
@@ -212,7 +212,7 @@ class Scheduler:
         for request in served if passed_over else []:
             self._running[request.id] = self._running.pop(request.id)
 
-    def _form(self, batch: "_Batch", new: list[NewSequence]) -> Step | None:
+    def _form(self, batch: Batch, new: list[NewSequence]) -> Step | None:
         if not batch.wishes and not self._drops:
             return None
         work = [Work(request.id, request.attempt, count) for request, count in batch.wishes.items()]
@@ -244,48 +244,7 @@ class Scheduler:
         return -(-num_tokens // self.limits.block_size)
 
 
-class _Batch:
-    """A step being formed. What is wished counts as in flight at once, so no token is wished twice."""
-
-    def __init__(self, num_left: int):
-        self.num_left = num_left
-        self.wishes: dict[Request, int] = {}
-
-    def fill(self, requests: list[Request]) -> None:
-        """All that each wants, as far as the budget goes."""
-        for request in requests:
-            self.add(request, self.num_left)
-
-    def add(self, request: Request, limit: int) -> None:
-        """What a request wants, up to `limit` tokens."""
-        num_tokens = min(limit, max(1, request.num_pending_tokens))
-        if num_tokens > 0 and request.wants_work:
-            self.wishes[request] = self.wishes.get(request, 0) + num_tokens
-            self.num_left -= num_tokens
-            request.num_in_flight_tokens += num_tokens
-
-
 def _split(prefilling: list[Request], num_tokens: int) -> tuple[list[Request], list[Request]]:
     """Those with more to compute than fits in one step, and the others."""
     long = [request for request in prefilling if request.num_pending_tokens > num_tokens]
     return long, [request for request in prefilling if request.num_pending_tokens <= num_tokens]
-
-
-def _num_expected(request: Request) -> int:
-    """Tokens still to be generated, as far as one can tell."""
-    return min(_MAX_EXPECTED_TOKENS, request.spec.max_new_tokens - len(request.outputs))
-
-
-def _new_sequence(request: Request) -> NewSequence:
-    spec = request.spec
-    return NewSequence(
-        request.id,
-        request.attempt,
-        request.token_ids,
-        request.num_prompt_tokens,
-        spec.max_new_tokens,
-        spec.ignore_eos,
-        spec.sampling,
-        spec.exit_threshold,
-        spec.exact,
-    )

@@ -40,7 +40,8 @@ class WaitingQueue:
     """Requests that no shard holds. Every operation is O(log n) or better, so thousands may wait."""
 
     def __init__(self) -> None:
-        self.num_tokens = 0
+        self.num_tokens = 0  # of prompts, and of answers that were interrupted
+        self.num_outstanding_tokens = 0  # to compute, and expected to be generated
         self._waiting: dict[int, Request] = {}
         # Entries of removed requests stay in the heaps until they come up or outnumber the others.
         self._lanes: dict[Lane, list[tuple[float, int, Request]]] = {lane: [] for lane in Lane}
@@ -61,6 +62,7 @@ class WaitingQueue:
         """Queue a new request, or put back one that a shard has lost."""
         self._waiting[request.id] = request
         self.num_tokens += request.num_tokens
+        self.num_outstanding_tokens += request.num_outstanding_tokens
         lane = lane_of(request)
         self._push(self._lanes[lane], _rank(request, lane), request)
         if lane is Lane.FRESH and request.spec.deadline_s is not None:
@@ -86,6 +88,7 @@ class WaitingQueue:
         if self._waiting.pop(request.id, None) is None:
             return False
         self.num_tokens -= request.num_tokens
+        self.num_outstanding_tokens -= request.num_outstanding_tokens
         return True
 
     def expire(self, now: float) -> list[Request]:
