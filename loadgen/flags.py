@@ -32,14 +32,19 @@ def read(
 def parser_for(
     options: type[msgspec.Struct], prog: str, about: str, defaults: dict[str, Any]
 ) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description=about, formatter_class=_Formatter)
-    groups: dict[str, Any] = {}
+    """Flags in groups; the groups of a struct's own fields come before those it inherits."""
     hints = get_type_hints(options, include_extras=True)
-    for field in msgspec.structs.fields(options):
-        kind, flag = _parts(hints[field.name])
-        group = groups.setdefault(flag.group, None) or parser.add_argument_group(flag.group)
-        groups[flag.group] = group
-        _add(group, field.name, kind, flag, _default(field))
+    fields = msgspec.structs.fields(options)
+    flags = {field.name: _parts(hints[field.name]) for field in fields}
+    names = " ".join(name.upper() for name, (_, flag) in flags.items() if flag.is_positional)
+    usage = " ".join(part for part in (prog, names, "[flags]") if part)
+    parser = argparse.ArgumentParser(prog=prog, usage=usage, description=about, formatter_class=_Formatter)
+    own_first = sorted(fields, key=lambda field: field.name not in options.__annotations__)
+    titles = dict.fromkeys(flags[field.name][1].group for field in own_first)
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    for field in fields:
+        kind, flag = flags[field.name]
+        _add(groups[flag.group], field.name, kind, flag, _default(field))
     parser.set_defaults(**defaults)
     return parser
 

@@ -94,8 +94,12 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     exit_threshold: Annotated[float | None, Flag(MANNER, "ask for this exit threshold", "P")] = None
     exact: Annotated[bool, Flag(MANNER, "ask for output equal to the full-depth model's")] = False
     extra_body: Annotated[str | None, Flag(MANNER, "JSON object to add to every request", "JSON")] = None
-    api_key: Annotated[str | None, Flag(MANNER, "sent as a bearer token", "KEY")] = None
-    admin_key: Annotated[str | None, Flag(MANNER, "for /ops of a Helios server", "KEY")] = None
+    api_key: Annotated[str | None, Flag(MANNER, "sent as a bearer token (or set HELIOS_API_KEY)", "KEY")] = (
+        None
+    )
+    admin_key: Annotated[
+        str | None, Flag(MANNER, "for /ops of a Helios server (or HELIOS_ADMIN_KEY)", "KEY")
+    ] = None
 
     connect_timeout: Annotated[str, Flag(PATIENCE, "to get a connection", "TIME")] = "10s"
     first_token_timeout: Annotated[str, Flag(PATIENCE, "to get a first token", "TIME")] = "5m"
@@ -160,8 +164,12 @@ class ScenarioOptions(msgspec.Struct, frozen=True, kw_only=True):
     dialect: Annotated[
         Literal["tgi", "completions", "chat"] | None, Flag(SERVER, "route to ask (tgi where there is one)")
     ] = None
-    api_key: Annotated[str | None, Flag(SERVER, "sent as a bearer token", "KEY")] = None
-    admin_key: Annotated[str | None, Flag(SERVER, "for /ops of a Helios server", "KEY")] = None
+    api_key: Annotated[str | None, Flag(SERVER, "sent as a bearer token (or set HELIOS_API_KEY)", "KEY")] = (
+        None
+    )
+    admin_key: Annotated[
+        str | None, Flag(SERVER, "for /ops of a Helios server (or HELIOS_ADMIN_KEY)", "KEY")
+    ] = None
     scale: Annotated[
         float, Flag("scenario", "stretch or shrink its length and size, 0.1 for a quick look", "X")
     ] = 1.0

@@ -6,6 +6,8 @@ and the lengths are called estimates.
 """
 
 import asyncio
+import functools
+import itertools
 import random
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -14,6 +16,7 @@ import msgspec
 
 CANDIDATES = tuple((files("loadgen.traffic") / "words.txt").read_text().split())
 FIRST = "the"
+POOL_WORDS = 20_000
 TRIAL = 8  # repetitions that tell a word's tokens from those around it
 
 CountTokens = Callable[[str], Awaitable[int | None]]
@@ -27,12 +30,32 @@ class Filler(msgspec.Struct, frozen=True):
     is_exact: bool = False
 
     def text(self, num_tokens: int, source: random.Random) -> str:
-        """So many words. The first is always the same, since words may count differently without a space."""
-        return " ".join([FIRST, *source.choices(self.words, k=max(1, num_tokens) - 1)])
+        """So many words. The first is always the same, since words may count differently without a space.
+
+        Long texts are cut from a pool, which takes no time while a load is on; two drawn words in front keep
+        texts apart that begin at the same place of it.
+        """
+        parts = [FIRST, *source.choices(self.words, k=min(2, max(0, num_tokens - 1)))]
+        pool, starts = _pool(self.words)
+        left = num_tokens - len(parts)
+        while left > 0:
+            taken = min(left, POOL_WORDS)
+            at = source.randrange(POOL_WORDS - taken + 1)
+            parts.append(pool[starts[at] : starts[at + taken] - 1])
+            left -= taken
+        return " ".join(parts)
 
     def prompt(self, num_tokens: int, source: random.Random) -> str:
         """A text that the server counts as `num_tokens`, its own special tokens included."""
         return self.text(num_tokens - self.extra_tokens, source)
+
+
+@functools.cache
+def _pool(words: tuple[str, ...]) -> tuple[str, list[int]]:
+    """A long text of drawn words, and where each of them starts (and one place behind the last)."""
+    drawn = random.Random("pool").choices(words, k=POOL_WORDS)
+    starts = list(itertools.accumulate((len(word) + 1 for word in drawn), initial=0))
+    return " ".join(drawn), starts
 
 
 async def learn_filler(count_tokens: CountTokens) -> Filler:
