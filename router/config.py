@@ -243,10 +243,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cache(self) -> Path:
-        return Path(self.cache_dir).expanduser()
+        return Path(self.cache_dir).expanduser().absolute()
 
     def shard_config(self, model_path: Path, shard: int) -> ShardConfig:
-        """What shard number `shard` is asked to be. Of a settled config, else defaults of the CPU hold."""
+        """What shard number `shard` is asked to be. Of a settled config, else defaults of the CPU hold.
+
+        Its paths are absolute: a shard has a working directory of its own.
+        """
         several_gpus = self.device == "cuda" and self.num_replicas > 1 and not self.shard_addresses
         return ShardConfig(
             model=str(model_path),
@@ -260,5 +263,5 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             max_batch_tokens=self.max_batch_prefill_tokens or 512,
             num_threads=self.num_threads,
             cache_dir=str(self.cache),
-            cost_model=self.cost_model,
+            cost_model=str(Path(self.cost_model).absolute()) if self.cost_model else None,
         )
