@@ -21,6 +21,9 @@ from loadgen.pacer import LagMeter, Pacer
 from loadgen.run import Manners, Pace, Run
 from loadgen.traffic.workloads import Job, Workload
 
+AHEAD_S, MOST_AHEAD = 1.0, 256  # how far ahead jobs are drawn
+LEAD_S = 0.2  # time to draw the first of them before the clock of an open loop starts
+
 
 class Runner:
     """One run of a workload against one server."""
@@ -66,7 +69,8 @@ class Runner:
         run = self.run
         meter = self.meter
         with _quiet_collector():
-            run.began, run.began_at_s = monotonic(), time.time()
+            lead_s = LEAD_S if self._pace.is_open_loop else 0.0
+            run.began, run.began_at_s = monotonic() + lead_s, time.time() + lead_s
             cpu_before = process_time()
             meter.start()
             sweeper = asyncio.create_task(_collect_young())
@@ -122,12 +126,19 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
 
     def _absolute(self, drawn: deque[Job]) -> Iterator[float]:
-        """Times on the clock; draws each job before its time is slept away. Runs on the pacer's thread."""
+        """Times on the clock, each given out once the jobs of the second after it are drawn.
+
+        Runs on the pacer's thread, which draws while it would sleep.
+        """
+        ahead: deque[float] = deque()
         for at_s in self._pace.times or ():
             if self._is_over(at_s):
-                return
+                break
             drawn.append(self._draw(at_s))
-            yield self.run.began + at_s
+            ahead.append(at_s)
+            while at_s - ahead[0] > AHEAD_S or len(ahead) > MOST_AHEAD:
+                yield self.run.began + ahead.popleft()
+        yield from (self.run.began + at_s for at_s in ahead)
 
     def _start(self, job: Job, due: float) -> None:
         if not self._is_stopped:

@@ -1,5 +1,6 @@
 """A server that has been met: how to reach it, what it is, how it will be asked."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -56,6 +57,7 @@ async def _filler(client: Client, peer: Peer, notes: list[str]) -> Filler:
         return await count_tokens(client, peer, text)
 
     filler = await learn_filler(count)
+    filler.text(100, random.Random(0))  # makes its pool of text now, not under load
     if not filler.is_exact:
         notes.append(
             "Prompt lengths are estimates of one token a word: the server cannot count tokens for us."
