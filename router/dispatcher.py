@@ -205,9 +205,10 @@ class Dispatcher:
 
     def _overloaded(self, message: str) -> GenerationFailed:
         """A refusal that says when a place may be free: when as many have ended as wait, and one more."""
-        pace_s = self._ledger.seconds_per_end(asyncio.get_running_loop().time()) or 1.0
-        retry_after_s = min(_MAX_RETRY_S, math.ceil(pace_s * (len(self._pool.queue) + 1)))
-        return GenerationFailed(message, "overloaded", 429, max(1, retry_after_s))
+        num_waiting = len(self._pool.queue)
+        num_running = max(1, len(self._ledger.live) - num_waiting)
+        wait_s = self._ledger.mean_service_s * (num_waiting + 1) / num_running
+        return GenerationFailed(message, "overloaded", 429, min(_MAX_RETRY_S, max(1, math.ceil(wait_s))))
 
     def _chosen(self, shard: int | None) -> list[Engine]:
         if shard is None:

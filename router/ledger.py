@@ -11,7 +11,7 @@ from router.request import GenerationFailed, Request
 log = logging.getLogger(__name__)
 
 _NUM_KEPT = 100
-_NUM_ENDS_IN_RATE = 32
+_NUM_MEASURED = 32
 
 
 class Ledger:
@@ -24,7 +24,7 @@ class Ledger:
         self.is_empty.set()
         self._observers: list[Observer] = []
         self._untold: list[Callable[[Observer], None]] = []
-        self._end_times: deque[float] = deque(maxlen=_NUM_ENDS_IN_RATE)
+        self._service_times: deque[float] = deque(maxlen=_NUM_MEASURED)
 
     def add_observer(self, observer: Observer) -> None:
         self._observers.append(observer)
@@ -46,8 +46,9 @@ class Ledger:
         self.ended.appendleft(request)
         if not self.live:
             self.is_empty.set()
-        if request.timeline.finished is not None and not isinstance(request.outcome, GenerationFailed):
-            self._end_times.append(request.timeline.finished)
+        line = request.timeline
+        if line.started is not None and line.finished is not None:
+            self._service_times.append(line.finished - line.started)
         self.tell(lambda observer: observer.on_finished(request))
 
     def fail(self, request: Request, error: GenerationFailed, now: float) -> None:
@@ -59,11 +60,10 @@ class Ledger:
         ended = (request for request in self.ended if request.id == request_id)
         return self.live.get(request_id) or next(ended, None)
 
-    def seconds_per_end(self, now: float) -> float | None:
-        """How far apart requests have ended lately: how fast places become free. None: not known yet."""
-        if len(self._end_times) < 2:
-            return None
-        return (now - self._end_times[0]) / len(self._end_times)
+    @property
+    def mean_service_s(self) -> float:
+        """Seconds that the latest requests have taken from start to end; 0 when there are none."""
+        return sum(self._service_times) / max(1, len(self._service_times))
 
     def _tell_all(self) -> None:
         events, self._untold = self._untold, []

@@ -1,7 +1,9 @@
 """Requests over real shard processes: shared out, replayed, refused, drained, and never lost."""
 
 import asyncio
+import contextlib
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -167,6 +169,36 @@ async def test_too_many_waiting_tokens_are_refused_on_arrival(tmp_path: Path) ->
         requests += sim.submit(make_spec(10, 5, 6000))
         assert sim.dispatcher.state().queued_tokens == 100
         await outcomes(requests)
+
+
+async def test_a_refusal_says_when_places_become_free(tmp_path: Path) -> None:
+    costs = msgspec.structs.replace(FAST, step_ms=50.0)
+    async with simulated(tmp_path, costs, max_batch_size=1, max_concurrent_requests=6) as sim:
+        await outcomes(sim.submit(make_spec(10, 10)))  # takes half a second
+        sim.submit(*specs(6, max_new_tokens=10))
+        await until(lambda: sim.dispatcher.state().running == 1)
+        with pytest.raises(GenerationFailed) as refused:
+            sim.dispatcher.try_admit(1)
+        assert refused.value.retry_after_s is not None
+        assert 3 <= refused.value.retry_after_s <= 20  # when six have ended, of half a second each
+
+
+async def test_clients_that_leave_at_random_moments_leave_nothing_behind(tmp_path: Path) -> None:
+    random = Random(1)
+    settings = {"num_shards": 2, "max_concurrent_requests": 200, "max_queued_tokens": 1_000_000}
+    async with simulated(tmp_path, **settings) as sim:
+
+        async def leave(spec: Spec) -> None:
+            request = sim.dispatcher.submit(spec)
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(text_of(request), random.uniform(0.0, 0.5))
+            sim.dispatcher.abort(request)
+
+        await asyncio.gather(*(leave(spec) for spec in specs(200, max_new_tokens=500)))
+        await until(lambda: all(not step.num_sequences for step in dict(sim.record.steps).values()))
+        assert all(shard.num_free_blocks == shard.num_blocks for shard in sim.shards())
+        state = sim.dispatcher.state()
+        assert (state.waiting, state.running, state.queued_tokens) == (0, 0, 0)
 
 
 async def test_a_request_is_refused_at_its_deadline_not_served_late(tmp_path: Path) -> None:
