@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 import msgspec
 
 from router import options
+from router.exit_choice import ExitChoice
 from router.machine import Machine
 from router.options import ConfigError, Flag
 from shard.messages import ShardConfig
@@ -73,6 +74,39 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     step_timeout_ms: Annotated[int, Flag("Shards", "A shard whose step takes longer is restarted.", 100)] = (
         60_000
     )
+
+    # Early exit
+    exit_mode: Annotated[
+        Literal["full", "synchronized", "per_row", "capped", "speculative"],
+        Flag("Early exit", "Which tokens leave the model early. `speculative` changes no output."),
+    ] = "full"
+    exit_layers: Annotated[
+        tuple[int, ...],
+        Flag("Early exit", "Leave behind these layers by the model's own head, as LayerSkip models do.", 1),
+    ] = ()
+    exits: Annotated[str | None, Flag("Early exit", "Folder with exits.json and trained exit heads.")] = None
+    exit_criterion: Annotated[
+        Literal["softmax", "margin", "similarity", "classifier"],
+        Flag("Early exit", "What an exit's confidence is."),
+    ] = "softmax"
+    exit_threshold: Annotated[
+        float,
+        Flag("Early exit", "Confidence to leave with, where an exit has no threshold of its own.", 0, 1),
+    ] = 0.9
+    kv_fill: Annotated[
+        Literal["project", "recompute"],
+        Flag("Early exit", "How layers not run get their keys and values: at once, or exactly when needed."),
+    ] = "recompute"
+    no_exit_fallback: Annotated[
+        bool, Flag("Early exit", "Leave early also where running in full is measured to be faster.")
+    ] = False
+    replay_exits: Annotated[
+        str | None,
+        Flag("Early exit", "Draw exit layers from this file's distribution: speed without a trained model."),
+    ] = None
+    score_rate: Annotated[
+        float, Flag("Early exit", "Share of answers compared with what full depth would say.", 0, 1)
+    ] = 0.01
 
     # Batching and memory
     max_batch_size: Annotated[
@@ -148,6 +182,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("redis_url", "redis_url must begin with redis://, rediss:// or unix://.")
         self._check_lengths()
         self._check_shards()
+        self.exit_choice.check()
 
     def _check_lengths(self) -> None:
         prompt, total = self.max_input_tokens, self.max_total_tokens
@@ -198,6 +233,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             self,
             device=device,
             dtype=self.dtype or "bfloat16",
+            num_layers=self.exit_choice.depth,
             num_shards=num_shards,
             num_threads=self.num_threads or (None if on_gpu else max(1, machine.num_cores // num_shards)),
             max_batch_size=max_batch_size,
@@ -242,6 +278,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return self.served_model_name or self.model_id
 
     @property
+    def exit_choice(self) -> ExitChoice:
+        return ExitChoice(
+            model_id=self.model_id,
+            mode=self.exit_mode,
+            named_layers=self.exit_layers,
+            folder=self.exits,
+            replay=self.replay_exits,
+            num_layers=self.num_layers,
+        )
+
+    @property
     def cache(self) -> Path:
         return Path(self.cache_dir).expanduser().absolute()
 
@@ -255,7 +302,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             model=str(model_path),
             device=f"cuda:{shard}" if several_gpus else self.device.replace("auto", "cpu"),
             dtype=self.dtype or "bfloat16",
-            num_layers=self.num_layers,
+            num_layers=self.exit_choice.depth,
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes or (None if self.device == "cuda" else GIB),
             max_total_tokens=self.max_total_tokens,
@@ -263,5 +310,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             max_batch_tokens=self.max_batch_prefill_tokens or 512,
             num_threads=self.num_threads,
             cache_dir=str(self.cache),
-            cost_model=str(Path(self.cost_model).absolute()) if self.cost_model else None,
+            cost_model=_absolute(self.cost_model),
+            exit_mode=self.exit_mode,
+            exit_criterion=self.exit_criterion,
+            exit_threshold=self.exit_threshold,
+            exit_layers=list(self.exit_choice.layers),
+            exits=_absolute(self.exits),
+            kv_fill=self.kv_fill,
+            exit_fallback=not self.no_exit_fallback,
+            replay_exits=_absolute(self.replay_exits),
         )
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).expanduser().absolute()) if path else None

@@ -40,15 +40,15 @@ class Flag(msgspec.Struct, frozen=True):
 
     group: str
     help: str
-    at_least: int | None = None
-    at_most: int | None = None
+    at_least: float | None = None
+    at_most: float | None = None
     aliases: tuple[str, ...] = ()
     env: str | None = None  # None: the field's name in capitals
     is_bytes: bool = False  # accepts 512MiB, 2GB
 
 
 class Option(msgspec.Struct, frozen=True):
-    """A field as it was declared: `kind` is str, int or bool, of which `is_many` are taken."""
+    """A field as it was declared: `kind` is str, int, float or bool, of which `is_many` are taken."""
 
     name: str
     flag: Flag
@@ -80,7 +80,7 @@ def _option(field: Any, hint: Any) -> Option:
         inner = next(part for part in get_args(inner) if part is not type(None))
     choices = get_args(inner) if get_origin(inner) is Literal else ()
     is_many = get_origin(inner) is tuple
-    kind = str if choices or is_many else inner
+    kind = str if choices else get_args(inner)[0] if is_many else inner
     return Option(field.name, hint.__metadata__[0], kind, is_many, choices, field.default)
 
 
@@ -88,17 +88,18 @@ def check(values: msgspec.Struct) -> None:
     """Raises `ConfigError` for the first field that is out of its bounds or none of its choices."""
     for option in options_of(type(values)):
         value = getattr(values, option.name)
-        if value is not None:
-            _check(option, value)
+        for one in value if option.is_many else [value]:
+            if one is not None:
+                _check(option, one)
 
 
 def _check(option: Option, value: Any) -> None:
     flag = option.flag
     if option.choices and value not in option.choices:
         raise ConfigError(option.name, f"{option.name} must be {_either(option.choices)}, not {value!r}.")
-    if flag.at_least is not None and value < flag.at_least:
+    if flag.at_least is not None and not value >= flag.at_least:  # not a number: neither of both
         raise ConfigError(option.name, f"{option.name} must be at least {flag.at_least}, not {value}.")
-    if flag.at_most is not None and value > flag.at_most:
+    if flag.at_most is not None and not value <= flag.at_most:
         raise ConfigError(option.name, f"{option.name} must be at most {flag.at_most}, not {value}.")
 
 
@@ -177,9 +178,11 @@ def _metavar(option: Option) -> str:
         return "|".join(option.choices)
     if option.flag.is_bytes:
         return "BYTES"
-    if option.kind is int:
-        return "MS" if option.name.endswith("_ms") else "N"
-    return "PATH" if option.name.endswith(("_path", "_file", "_dir")) else "TEXT"
+    if option.kind is int and option.is_many:
+        return "N,N,..."
+    if option.kind in (int, float):
+        return "MS" if option.name.endswith("_ms") else "N" if option.kind is int else "X"
+    return "PATH" if option.name.endswith(("_path", "_file", "_dir", "exits")) else "TEXT"
 
 
 def _environment_values(options: Iterable[Option], env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -210,37 +213,47 @@ def _file_values(options: Sequence[Option], path: Path) -> dict[str, Any]:
 
 def _typed(option: Option, value: Any) -> Any:
     """A value of the field's own type. Text is parsed, as from flags; a file's typed values are checked."""
-    if option.is_many:
-        texts = [value] if isinstance(value, str) else value
-        return tuple(part for text in texts for part in _one(option, text).split(","))
-    return _one(option, value)
+    if not option.is_many:
+        return _one(option, value)
+    given = value if isinstance(value, list) else [value]
+    parts = [part for one in given for part in (one.split(",") if isinstance(one, str) else [one])]
+    return tuple(_one(option, part) for part in parts)
 
 
 def _one(option: Option, value: Any) -> Any:
     if isinstance(value, str) and option.kind is not str:
         return _parse(option, value.strip())
+    if option.kind is float and type(value) is int:
+        return float(value)
     if type(value) is not option.kind:
         raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {value!r}.")
     return value
 
 
-def _parse(option: Option, text: str) -> int | bool:
+def _parse(option: Option, text: str) -> float | bool:
     if option.kind is bool and text.lower() in _YES + _NO:
         return text.lower() in _YES
-    number = text.rstrip("bBkKmMgGtTiI") if option.flag.is_bytes else text
-    unit = _UNITS.get(text[len(number) :].strip().lower())
     try:
-        if option.kind is not bool and unit is not None:
-            return round(float(number) * unit) if option.flag.is_bytes else int(number)
-    except (ValueError, OverflowError):
+        if option.flag.is_bytes:
+            return _bytes(text)
+        if option.kind is not bool:
+            return option.kind(text)  # type: ignore[no-any-return]
+    except (KeyError, ValueError, OverflowError):
         pass
     raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {text!r}.")
+
+
+def _bytes(text: str) -> int:
+    number = text.rstrip("bBkKmMgGtTiI")
+    unit: int = _UNITS[text[len(number) :].lower()]
+    return round(float(number) * unit)
 
 
 def _what(option: Option) -> str:
     if option.flag.is_bytes:
         return "a number of bytes such as 512MiB"
-    return {int: "a whole number", bool: "true or false", str: "text"}[option.kind]
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names[option.kind]
 
 
 def _either(choices: Sequence[str]) -> str:

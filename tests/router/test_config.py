@@ -42,16 +42,29 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(toml):
 def test_every_field_can_be_set_in_all_three_ways(option, toml):
     text, value = example(option)
     flag = [option.flag_name] if value is True else [option.flag_name, text]
-    needs = {"shard_secret_file": "secret"} if option.name == "shard_addresses" else {}
+    needs = NEEDS.get(option.name, {})
     rest = [part for name, value in needs.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert getattr(read(*flag, *rest), option.name) == value
     assert getattr(read(*rest, **{option.env_names[0]: text}), option.name) == value
-    quoted = text if option.kind in (int, bool) else f'"{text}"'
+    quoted = text if option.kind in (int, float, bool) and not option.is_many else f'"{text}"'
     assert getattr(read(*rest, file=toml(f"{option.name} = {quoted}")), option.name) == value
+
+
+NEEDS = {  # what must be said with it
+    "shard_addresses": {"shard_secret_file": "secret"},
+    "exit_mode": {"exit_layers": "8"},
+    "exit_layers": {"exit_mode": "per_row"},
+    "exits": {"exit_mode": "per_row"},
+    "replay_exits": {"exit_mode": "per_row", "exit_layers": "8"},
+}
 
 
 def example(option):
     """A text that is not the default, and its value."""
+    if option.name == "exit_layers":
+        return "8,16", (8, 16)
+    if option.kind is float:
+        return "0.25", 0.25
     if option.kind is bool:
         return "true", True
     if option.kind is int:
@@ -160,7 +173,7 @@ def test_help_shows_every_flag_in_its_group(capsys):
     with pytest.raises(SystemExit):
         read("--help")
     text = capsys.readouterr().out
-    groups = "Model", "Shards", "Batching and memory", "Limits", "HTTP", "Security", "Telemetry", "Operation"
+    groups = "Model", "Shards", "Early exit", "Batching and memory", "Limits", "HTTP", "Security", "Telemetry", "Operation"
     places = [text.index(f"\n{group}:\n") for group in groups]
     assert places == sorted(places)
     assert all(option.flag_name in text for option in options.options_of(Config))
