@@ -174,19 +174,32 @@ def _throughput(run: Run, window: Window, measured: Sequence[Record], goals: Goa
     low, high = run.began + window.start_s, run.began + window.end_s
     output = sum(_tokens_inside(record, low, high) for record in run.records)
     input = sum(r.input_tokens or 0 for r in run.records if r.token_times and low <= r.token_times[0] <= high)
-    ended = [record for record in run.records if record.ended is not None and low <= record.ended <= high]
     judged = [record for record in measured if record.outcome is not Outcome.CANCELLED]
     good = sum(goals.are_met(record) for record in judged)
+    parts = [
+        (record, _part_inside(record, low, high)) for record in run.records if record.outcome is Outcome.OK
+    ]
     busy = sum(max(0.0, min(r.ended or run.ended, high) - max(r.intended, low)) for r in run.records)
     return Throughput(
-        requests_per_s=sum(record.outcome is Outcome.OK for record in ended) / seconds,
+        requests_per_s=sum(part for _, part in parts) / seconds,
         offered_per_s=len(measured) / seconds,
         output_tokens_per_s=output / seconds,
         total_tokens_per_s=(output + input) / seconds,
-        good_per_s=sum(goals.are_met(record) for record in ended) / seconds,
+        good_per_s=sum(part for record, part in parts if goals.are_met(record)) / seconds,
         good_share=good / len(judged) if judged else None,
         mean_in_flight=busy / seconds,
     )
+
+
+def _part_inside(record: Record, low: float, high: float) -> float:
+    """Which part of a request's time lies within a stretch.
+
+    Counting parts instead of ends keeps streams that end together from counting twice or not at all.
+    """
+    end = record.ended if record.ended is not None else record.intended
+    if end <= record.intended:
+        return float(low <= end <= high)
+    return max(0.0, min(end, high) - max(record.intended, low)) / (end - record.intended)
 
 
 def _tokens_inside(record: Record, low: float, high: float) -> float:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from loadgen.client.records import Record
+from loadgen.client.records import Outcome, Record
 from loadgen.run import Run
 from loadgen.units import seconds, share
 
@@ -47,7 +47,7 @@ def measured_window(run: Run, trim: Trim) -> Window:
         start = max(start, _first_end(run))
     window = Window(start, last_start - _extent(trim.cooldown, last_start), "")
     inside = sum(window.holds(run.since_start(record.intended)) for record in run.records)
-    if window.duration_s <= 0 or inside < MIN_REQUESTS:
+    if window.duration_s < _mean_time_s(run) or inside < MIN_REQUESTS:
         return whole
     words = f"{window.start_s:.1f} s to {window.end_s:.1f} s: warm-up {trim.warmup}"
     words += "" if run.is_open_loop else ", at least until the first answer ended"
@@ -58,6 +58,12 @@ def measured_window(run: Run, trim: Trim) -> Window:
 def _first_end(run: Run) -> float:
     ends = [record.ended for record in run.records if record.ended is not None]
     return run.since_start(min(ends)) if ends else 0.0
+
+
+def _mean_time_s(run: Run) -> float:
+    """Of an answer. A window shorter than that sees only part of what each stream does."""
+    times = [(record.e2e_ms or 0.0) / 1e3 for record in run.records if record.outcome is Outcome.OK]
+    return sum(times) / len(times) if times else 0.0
 
 
 def _extent(text: str, total_s: float) -> float:
