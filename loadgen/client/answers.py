@@ -4,8 +4,8 @@ from time import monotonic
 
 import msgspec
 
-from loadgen.client.dialects import GarbageEvent, Reader
 from loadgen.client.exchange import Backlog, Exchange
+from loadgen.client.readers import GarbageEvent, Reader
 from loadgen.client.records import Outcome, Record
 from loadgen.client.wire import ChunkedBody, EventSplitter, Head
 

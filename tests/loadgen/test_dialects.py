@@ -1,7 +1,8 @@
 import msgspec
 import pytest
 
-from loadgen.client.dialects import Ask, Dialect, GarbageEvent, Message
+from loadgen.client.dialects import Ask, Dialect, Message
+from loadgen.client.readers import GarbageEvent
 from loadgen.client.records import Flaw, Outcome, Record
 from loadgen.selftest.answers import Model, Question, events
 
