@@ -14,7 +14,8 @@ from loadgen.measure import Screen, measure
 from loadgen.options import CompareOptions
 from loadgen.plan import Plan, plan_of, settings_of
 from loadgen.report.live import choose_view
-from loadgen.report.page import Section, card, number, page_of, table
+from loadgen.report.page import page_of
+from loadgen.report.page_parts import Section, card, number, table
 from loadgen.report.tables import compact_json
 from loadgen.results.comparison import Answers, Ratio, Verdict, compare_answers, compare_rounds
 from loadgen.results.health import Verdict as Health

@@ -40,9 +40,9 @@ async def measure_load(target: Target, workload: Workload, pace: Pace, screen: S
         with _stopping_on_interrupt(runner):
             run = await runner.carry_out()
     run.scrapes = scraper.scrapes
-    run.decisions = (
-        await target.operator.decisions(run.began_at_s - 1) if target.peer.kind == "helios" else []
-    )
+    if target.peer.kind == "helios":
+        run.decisions = await target.operator.decisions(run.began_at_s - 1)
+        run.state = await target.operator.state() or {}
     run.notes = [*target.notes, *(["Interrupted: what was open was cut."] if runner.is_interrupted else [])]
     return run
 

@@ -59,6 +59,7 @@ class Run(msgspec.Struct, kw_only=True):
     cpu_s: float = 0.0
     scrapes: list[Scrape] = []
     decisions: list[Decision] = []
+    state: dict[str, Any] = {}  # /ops/state at the end
     settings: dict[str, Any] = {}
     notes: list[str] = []
 

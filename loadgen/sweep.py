@@ -18,7 +18,8 @@ from loadgen.options import ServeOptions
 from loadgen.plan import Plan, plan_of, settings_of
 from loadgen.report.charts import Frame, Series, line_chart
 from loadgen.report.live import choose_view
-from loadgen.report.page import Section, card, page_of
+from loadgen.report.page import page_of
+from loadgen.report.page_parts import Section, card
 from loadgen.report.tables import compact_json
 from loadgen.results.health import Verdict
 from loadgen.results.summary import Summary, summarise

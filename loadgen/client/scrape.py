@@ -17,7 +17,9 @@ FAMILIES = ("tgi_", "vllm:", "helios_", "process_resident_memory_bytes")
 ALIASES = {
     "running": ("helios_requests_running", "tgi_batch_current_size", "vllm:num_requests_running"),
     "waiting": ("helios_requests_waiting", "tgi_queue_size", "vllm:num_requests_waiting"),
-    "kv_usage": ("helios_kv_usage", "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "kv_blocks": ("helios_kv_blocks",),
+    "kv_blocks_free": ("helios_kv_blocks_free",),
     "preemptions": ("helios_preemptions_total", "vllm:num_preemptions_total"),
     "resident_bytes": ("process_resident_memory_bytes",),
 }

@@ -1,4 +1,4 @@
-"""The files of `--out DIR`: summary.json, timeline.csv, latencies.csv, requests.jsonl, report.html."""
+"""The files of `--out DIR`: figures as JSON and CSV, requests and server metrics as JSONL, the page."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +15,15 @@ from loadgen.results.summary import Summary
 from loadgen.results.timeline import Bin
 from loadgen.run import Run
 
+FILES = (
+    "summary.json",
+    "timeline.csv",
+    "latencies.csv",
+    "requests.jsonl",
+    "metrics.jsonl",
+    "report.html",
+)
+
 
 def export(out: Path, summary: Summary, run: Run, page: str = "") -> list[Path]:
     """Write everything, with `page` if somebody has made a better one; the paths written. Raises OSError."""
@@ -30,11 +39,12 @@ def export(out: Path, summary: Summary, run: Run, page: str = "") -> list[Path]:
     with (out / "requests.jsonl").open("wb") as file:
         for record in run.records:
             file.write(msgspec.json.encode(rounded(request_line(record, run))) + b"\n")
+    with (out / "metrics.jsonl").open("wb") as file:
+        for scrape in run.scrapes:
+            line = {"at_s": run.since_start(scrape.at), **scrape.values}
+            file.write(msgspec.json.encode(rounded(line)) + b"\n")
     (out / "report.html").write_text(page or page_of([summary]))
-    return [
-        out / name
-        for name in ("summary.json", "timeline.csv", "latencies.csv", "requests.jsonl", "report.html")
-    ]
+    return [out / name for name in FILES]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -5,21 +5,13 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 
-import msgspec
-
 from loadgen.report import plots
-from loadgen.report.charts import WIDE
+from loadgen.report.page_parts import Section, card, number, table
 from loadgen.report.tables import MEASURES
+from loadgen.report.testimony import server_sections
 from loadgen.results.health import Verdict
 from loadgen.results.stats import Distribution
 from loadgen.results.summary import Summary
-
-
-class Section(msgspec.Struct, frozen=True):
-    """A part of the page that somebody else has made: a heading and HTML."""
-
-    heading: str
-    html: str
 
 
 def page_of(
@@ -34,6 +26,7 @@ def page_of(
     body += [_tiles(summaries), _statements(summaries), _section(_latency_section(summaries))]
     body += [_section(_time_section(summary, len(summaries) > 1)) for summary in summaries]
     body += [_section(part) for summary in summaries for part in _depth_sections(summary)]
+    body += [_section(part) for summary in summaries for part in server_sections(summary)]
     body += [_section(_outcome_section(summaries))]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -43,31 +36,6 @@ def page_of(
         "<footer>Latencies count from the intended start of each request.</footer>"
         f"<script>{script}</script></body></html>"
     )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    """A table; cells are HTML. The first column and `text_columns` are set to the left."""
-    kinds = [' class="text"' if index in text_columns else "" for index in range(len(header))]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, header, strict=True))
-    lines = []
-    for row in rows:
-        cells = (f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    body = "".join(lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def card(heading: str, html: str, note: str = "") -> str:
-    """A box on the page; one that holds a wide plot or many columns takes the room of two."""
-    below = f'<p class="note">{escape(note)}</p>' if note else ""
-    is_wide = f'viewBox="0 0 {WIDE} ' in html or html.count("<th") > 7
-    return f'<div class="card{" wide" if is_wide else ""}"><h3>{escape(heading)}</h3>{html}{below}</div>'
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _section(section: Section) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 
 from loadgen.client.peer import Peer
 from loadgen.client.records import Outcome, Record
-from loadgen.client.scrape import mean_queue_ms
 from loadgen.results.exits import Exits, exit_figures
 from loadgen.results.goals import Goals
 from loadgen.results.health import ClientHealth, client_health
 from loadgen.results.integrity import Integrity, integrity_of
+from loadgen.results.server import ServerSays, server_says
 from loadgen.results.stats import Distribution, describe
 from loadgen.results.swaps import Swap, Version, swaps_of, versions_of
 from loadgen.results.timeline import Floats, Timeline, timeline_of
@@ -75,14 +75,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     latencies: Latencies
     by_group: dict[str, Latencies]
     quantiles: Quantiles
-    server_queue_mean_ms: float | None  # from its own histogram
     client: ClientHealth
     integrity: Integrity
     exits: Exits | None
     swaps: list[Swap]
     versions: list[Version]
     timeline: Timeline
-    server: dict[str, float]  # the last of the scraped values that mean something on their own
+    server: ServerSays
     notes: list[str]
 
 
@@ -117,14 +116,13 @@ def summarise(run: Run, goals: Goals, trim: Trim, must_fill: bool = False) -> Su
         latencies=latencies_of(measured),
         by_group=_by_group(measured),
         quantiles=quantiles_of(measured),
-        server_queue_mean_ms=mean_queue_ms(run.scrapes[0], run.scrapes[-1]) if run.scrapes else None,
         client=client_health(run),
         integrity=integrity_of(run.records, must_fill),
         exits=exit_figures(run.records, timeline.starts_s, run.began),
         swaps=swaps_of(run),
         versions=versions_of(run),
         timeline=timeline,
-        server=dict(run.scrapes[-1].values) if run.scrapes else {},
+        server=server_says(run),
         notes=run.notes,
     )
 

@@ -7,7 +7,7 @@ model; here it is another server (`--baseline`), loaded in turns with this one.
 from collections.abc import Sequence
 
 from loadgen.compare import Side, paired_rounds
-from loadgen.report.page import Section, card, table
+from loadgen.report.page_parts import Section, card, table
 from loadgen.results.comparison import Ratio, compare_rounds
 from loadgen.results.summary import Measured, Summary
 from loadgen.scenarios.stage import Played, Scenario, Stage, answered_by_version, whole_answers

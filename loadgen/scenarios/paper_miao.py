@@ -11,7 +11,7 @@ import msgspec
 from loadgen.alone import ask_alone
 from loadgen.client.peer import Unusable
 from loadgen.compare import Rounds, Side, paired_rounds
-from loadgen.report.page import Section, card, table
+from loadgen.report.page_parts import Section, card, table
 from loadgen.results.comparison import compare_rounds
 from loadgen.results.stats import Interval
 from loadgen.results.summary import Measured

@@ -12,7 +12,8 @@ from loadgen.measure import Screen
 from loadgen.options import ScenarioOptions
 from loadgen.report.export import export
 from loadgen.report.live import choose_view
-from loadgen.report.page import Section, card, page_of, table
+from loadgen.report.page import page_of
+from loadgen.report.page_parts import Section, card, table
 from loadgen.report.tables import compact_json, print_summary
 from loadgen.scenarios import (
     chat,

@@ -10,7 +10,7 @@ from loadgen.client.records import Record
 from loadgen.measure import Screen, measure
 from loadgen.options import LoadOptions, ScenarioOptions
 from loadgen.plan import Plan, plan_of, settings_of
-from loadgen.report.page import Section
+from loadgen.report.page_parts import Section
 from loadgen.results.summary import Measured, Summary, summarise
 from loadgen.target import Target, reach
 

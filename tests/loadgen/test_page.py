@@ -12,8 +12,10 @@ import pytest
 
 from loadgen.client.ops import Decision
 from loadgen.client.records import Outcome, Segment
+from loadgen.client.scrape import Scrape
 from loadgen.report.export import export
-from loadgen.report.page import Section, page_of
+from loadgen.report.page import page_of
+from loadgen.report.page_parts import Section
 from loadgen.report.scales import linear, logarithmic, short
 from loadgen.results.goals import Goals
 from loadgen.results.summary import Summary, summarise
@@ -45,7 +47,9 @@ def eventful_run() -> Run:
         )  # fmt: skip
     records.append(record(6.0, outcome=Outcome.REFUSED, ended=6.1))
     records.append(record(7.0, outcome=Outcome.GARBAGE, ended=7.1, detail="<script>alert(1)</script>"))
-    return run_of(records, decisions=decisions, settings={"rate": "10"})
+    state = {"candidates": [{"candidate": "small", "depth": 10, "agreement": 0.9712}]}
+    scrapes = [Scrape(float(at), {"tgi_queue_size": float(at), "helios_kv_blocks": 8.0}) for at in range(12)]
+    return run_of(records, decisions=decisions, settings={"rate": "10"}, state=state, scrapes=scrapes)
 
 
 def summary() -> Summary:
@@ -98,6 +102,12 @@ def test_swaps_are_marked_and_depth_is_drawn() -> None:
     assert "1 lost" in page
 
 
+def test_the_server_s_own_word_is_there() -> None:
+    page = page_of([summary()])
+    assert "0.9712" in page
+    assert "most waiting" in page
+
+
 def test_several_runs_are_drawn_over_one_another() -> None:
     one = summary()
     other = msgspec.structs.replace(one, label="other")
@@ -118,9 +128,11 @@ def test_all_files_are_written(tmp_path: Path) -> None:
         "timeline.csv",
         "latencies.csv",
         "requests.jsonl",
+        "metrics.jsonl",
         "report.html",
     ]
     assert all(path.stat().st_size > 100 for path in paths)
+    assert len(paths[4].read_text().splitlines()) == 12
     figures = msgspec.json.decode(paths[0].read_bytes())
     assert figures["latencies"]["ttft"]["p50"] == pytest.approx(200)
     lines = [msgspec.json.decode(line) for line in paths[3].read_bytes().splitlines()]

@@ -69,7 +69,7 @@ def test_queue_time_comes_from_the_server_s_own_histogram() -> None:
     last = Scrape(9.0, {"tgi_request_queue_duration_sum": 3.0, "tgi_request_queue_duration_count": 50.0})
     run = steady()
     run.scrapes = [first, last]
-    assert summarise(run, Goals(), Trim()).server_queue_mean_ms == pytest.approx(50)
+    assert summarise(run, Goals(), Trim()).server.mean_queue_ms == pytest.approx(50)
 
 
 def test_tokens_that_come_several_to_an_event_count_by_the_server_s_figure() -> None:
