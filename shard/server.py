@@ -4,9 +4,11 @@ The next step waits in memory when one ends, and an output is on the wire before
 device does not wait for the router, nor the router for the device.
 """
 
+import contextlib
 import hmac
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -31,6 +33,7 @@ from shard.messages import (
 
 _MAX_HELLO_BYTES = 64 * 1024  # from someone who has not shown the secret yet
 _HELLO_TIMEOUT_S = 10.0
+_PARTING_S = 2.0
 _READ_BYTES = 256 * 1024
 
 
@@ -71,7 +74,8 @@ class Connection:
         hello = next(self.messages, None)
         reason = _objection(hello, secret)
         if not isinstance(hello, Hello) or reason is not None:
-            self.send(Failed(reason or "", permanent=True))
+            self.say_last(Failed(reason or "", permanent=True))
+            self._hear_out()
             self.close()
             raise Refused(reason)
         self._sock.settimeout(None)
@@ -87,12 +91,25 @@ class Connection:
             except OSError:
                 self.close()
 
+    def say_last(self, message: ToRouter) -> None:
+        """Write a frame that nothing follows. Closing at once could discard it, as the other side writes."""
+        self.send(message)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         """End both directions; whoever waits in `messages` sees the end."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             self._sock.close()
+
+    def _hear_out(self) -> None:
+        """Wait a little for the other side to hang up."""
+        self._sock.settimeout(_PARTING_S)
+        with contextlib.suppress(OSError):
+            while self._sock.recv(_READ_BYTES):
+                pass
 
     def _receive(self) -> Iterator[ToShard]:
         """Messages until the other side is gone or talks nonsense."""
@@ -148,7 +165,8 @@ class Server:
 
     def _fail(self, error: Exception, permanent: bool) -> None:
         self._has_failed = True
-        self._connection.send(Failed(_sentence(error), permanent))
+        self._connection.say_last(Failed(_sentence(error), permanent))
+        time.sleep(_PARTING_S)  # the router hangs up long before, at which the process ends
         self._connection.close()
 
 

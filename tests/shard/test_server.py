@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -61,6 +61,9 @@ class Router:
         """The next message; None at the end."""
         return next(self._messages, None)
 
+    def hang_up(self) -> None:
+        self._sock.shutdown(socket.SHUT_RDWR)
+
     def _receive(self) -> Iterator[ToRouter]:
         frames: FrameReader[ToRouter] = FrameReader(ToRouter)
         while data := self._sock.recv(65536):
@@ -77,8 +80,8 @@ def ends() -> Iterator[tuple[Connection, Router]]:
 class Running:
     """A server at work on a thread of its own."""
 
-    def __init__(self, connection: Connection, runner: Runner):
-        self._server = Server(connection, CONFIG, lambda config: runner)
+    def __init__(self, connection: Connection, make: Callable[[ShardConfig], Runner]):
+        self._server = Server(connection, CONFIG, make)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -93,13 +96,13 @@ class Running:
 def test_a_ping_is_answered_while_a_step_runs(ends: tuple[Connection, Router]) -> None:
     connection, router = ends
     runner = SlowRunner(CONFIG)
-    running = Running(connection, runner)
+    running = Running(connection, lambda config: runner)
     assert router.hear() == READY
     router.say(Step(1, []), Step(2, []), Ping(7))
     assert router.hear() == Pong(7)
     runner.go.release(2)
     assert [message.number for message in (router.hear(), router.hear())] == [1, 2]
-    router._sock.shutdown(socket.SHUT_RDWR)
+    router.hang_up()
     assert running.end() == 0
 
 
@@ -107,11 +110,12 @@ def test_a_runner_that_breaks_is_reported_and_ends_the_shard(
     ends: tuple[Connection, Router], capsys: pytest.CaptureFixture[str]
 ) -> None:
     connection, router = ends
-    running = Running(connection, BrokenRunner(CONFIG))
+    running = Running(connection, BrokenRunner)
     assert router.hear() == READY
     router.say(Step(1, []))
     assert router.hear() == Failed("NaN in layer 7", permanent=False)
     assert router.hear() is None
+    router.hang_up()
     assert running.end() == 1
     assert "ArithmeticError" in capsys.readouterr().err
 
@@ -131,8 +135,10 @@ def test_a_model_that_cannot_be_loaded_is_reported_in_a_sentence(
         raise error
 
     connection, router = ends
-    assert Server(connection, CONFIG, fail).run() == 1
+    running = Running(connection, fail)
     assert router.hear() == Failed(reason, permanent)
+    router.hang_up()
+    assert running.end() == 1
 
 
 def test_a_router_with_the_secret_is_let_in(ends: tuple[Connection, Router]) -> None:
@@ -157,7 +163,8 @@ def test_others_are_turned_away_and_told_why(
     ends: tuple[Connection, Router], first: ToShard, reason: str
 ) -> None:
     connection, router = ends
-    router.say(first)
+    router.say(first, Ping(2))
+    threading.Timer(0.2, router.hang_up).start()
     with pytest.raises(Refused, match=reason):
         connection.receive_hello("sesame")
     answer = router.hear()
