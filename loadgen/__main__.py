@@ -49,7 +49,7 @@ then. The last line of the output is JSON."""
 
 COMPARE = """\
 Puts the same load on two servers in turns (A B A B ...) and compares them round by round. A verdict is
-given only where the 95% confidence interval allows one.
+given only where the 99% confidence interval allows one.
 
   helios bench compare --a http://127.0.0.1:8000 --b http://127.0.0.1:3000 --names vLLM,Helios
   helios bench compare --a URL --b URL --concurrency 32 --rounds 8 --same-answers 100%"""

@@ -109,9 +109,9 @@ async def _same_answers(a: Target, b: Target, options: CompareOptions, plan: Pla
 def _print(
     ratios: Sequence[Ratio], answers: Answers | None, names: tuple[str, str], console: Console
 ) -> None:
-    shown = Table(box=None, header_style="dim", padding=(0, 2))
+    shown = Table(box=None, header_style="dim", padding=(0, 1))
     for name in ("", *names, f"{names[1]} / {names[0]}", "95% interval", ""):
-        shown.add_column(name, justify="right" if name else "left")
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     colours = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.OPEN: "dim"}
     for ratio in ratios:
         says = f"[{colours[ratio.verdict]}]{_says(ratio, names[1])}[/]"
@@ -125,15 +125,16 @@ def _print(
 
 
 def _print_remarks(rounds: Sequence[Summary], console: Console) -> None:
+    worst = max(rounds, key=lambda summary: summary.client.lag_p99_ms)
+    if worst.client.verdict is not Health.FINE:
+        console.print(
+            f"{worst.label}, the worst in this: {worst.client.says}", style="yellow", soft_wrap=True
+        )
     for summary in rounds:
         whole = summary.integrity
-        if summary.client.verdict is not Health.FINE:
-            console.print(f"{summary.label}: {summary.client.says}", style="yellow")
         if not whole.is_whole:
             broken = f"lost {whole.lost}, duplicated {whole.duplicated}, mixed {whole.mixed}"
-            console.print(
-                f"{summary.label}: {broken}: {'; '.join(whole.examples[:2])}", style="red", markup=False
-            )
+            console.print(f"{summary.label}: {broken}: {whole.examples[:2]}", style="red", markup=False)
 
 
 def _values(ratio: Ratio) -> tuple[str, str]:
@@ -169,9 +170,7 @@ def _write(
         for ratio in ratios
     ]
     header = ("", *names, f"{names[1]} / {names[0]}", "95% interval", "verdict")
-    note = (
-        f"{len(rounds[0])} pairs of rounds in turns; a verdict only where the interval lies on one side of 1."
-    )
+    note = f"{len(rounds[0])} pairs of rounds in turns; a verdict only where a 99% interval allows one."
     section = Section("Comparison", card("Ratios over paired rounds", table(header, rows, (5,)), note))
     page = page_of([rounds[0][-1], rounds[1][-1]], title=f"{names[1]} against {names[0]}", sections=[section])
     (out / "report.html").write_text(page)

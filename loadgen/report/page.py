@@ -82,7 +82,7 @@ def _tile_row(summary: Summary, is_one_of_many: bool) -> str:
         f'<div class="name">{escape(name)}</div></div>'
         for name, value, unit in tiles
     )
-    label = f"<h3>{escape(summary.label)}</h3>" if is_one_of_many else ""
+    label = f'<h3 class="run">{escape(summary.label)}</h3>' if is_one_of_many else ""
     return f'{label}<div class="tiles">{drawn}</div>'
 
 

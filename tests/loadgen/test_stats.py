@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from loadgen.results.stats import describe, paired_ratio, percentile, t95
+from loadgen.results.stats import Confidence, describe, paired_ratio, percentile
 
 
 def test_percentiles_of_a_known_distribution() -> None:
@@ -35,10 +35,18 @@ def test_an_empty_sample_is_no_distribution() -> None:
     ("degrees", "value"), [(1, 12.706), (4, 2.776), (30, 2.042), (60, 2.000), (120, 1.980)]
 )
 def test_student_s_t_has_its_known_points(degrees: int, value: float) -> None:
-    assert t95(degrees) == pytest.approx(value, abs=5e-4)
+    assert Confidence.P95.t(degrees) == pytest.approx(value, abs=5e-4)
 
 
-def test_the_interval_of_a_paired_ratio_covers_the_truth_as_often_as_it_says() -> None:
+def test_a_surer_interval_is_wider() -> None:
+    assert Confidence.P99.t(4) == 4.604
+    assert Confidence.P99.t(60) == pytest.approx(2.660, abs=1e-3)
+
+
+@pytest.mark.parametrize(("confidence", "share"), [(Confidence.P95, 0.95), (Confidence.P99, 0.99)])
+def test_the_interval_of_a_paired_ratio_covers_the_truth_as_often_as_it_says(
+    confidence: Confidence, share: float
+) -> None:
     """Rounds share a disturbance far larger than the difference; pairing takes it out."""
     rng = np.random.default_rng(5)
     covered = 0
@@ -46,12 +54,12 @@ def test_the_interval_of_a_paired_ratio_covers_the_truth_as_often_as_it_says() -
         disturbance = rng.lognormal(0, 0.5, 5)
         a = disturbance * rng.lognormal(0, 0.05, 5)
         b = 1.2 * disturbance * rng.lognormal(0, 0.05, 5)
-        found = paired_ratio(a.tolist(), b.tolist())
+        found = paired_ratio(a.tolist(), b.tolist(), confidence)
         assert found is not None
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 1.2 <= found.high
-    assert covered / 2000 == pytest.approx(0.95, abs=0.02)
+    assert covered / 2000 == pytest.approx(share, abs=0.015)
 
 
 def test_one_pair_allows_no_interval() -> None:
