@@ -20,6 +20,8 @@
 namespace {
 
 constexpr int kLanes = 16;
+constexpr int kPair = 2 * kLanes;
+constexpr int64_t kAhead = 4;  // groups between what is read and what is fetched
 typedef float Vec __attribute__((vector_size(64)));
 typedef uint32_t Bits __attribute__((vector_size(64)));
 
@@ -70,6 +72,24 @@ Pairs load_pairs(const bfloat16* from) {
     return {reinterpret_cast<Vec>(words << 16), reinterpret_cast<Vec>(words & 0xffff0000u)};
 }
 
+// exp(x) to float32 precision in a dozen operations (Cephes' polynomial), so that loops over it vectorize
+// without calls. x is at most 0 or small: no overflow is looked for.
+inline float exponential(float x) {
+    x = std::max(x, -87.0f);
+    float n = __builtin_rintf(x * 1.44269504f);
+    float f = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return (p * f * f + f + 1.0f) * power;
+}
+
 int num_threads = 1;
 
 // ---------------------------------------------------------------------------------------------- elementwise
@@ -98,7 +118,7 @@ void silu_mul(T* out, const T* gate_up, int64_t rows, int64_t dim) {
 #pragma omp simd
         for (int64_t i = 0; i < dim; i++) {
             float g = widen(gate[i]);
-            to[i] = narrow<T>(g / (1.0f + std::exp(-g)) * widen(up[i]));
+            to[i] = narrow<T>(g / (1.0f + exponential(std::min(-g, 80.0f))) * widen(up[i]));
         }
     }
 }
@@ -209,11 +229,12 @@ struct Attention {
             const T* row = query_row(s, tile, r, ratio);
             for (int64_t d = 0; d < heads.dim; d++) queries[d * R + r] = widen(row[d]) * scale;
         }
-        score<R>(scores, queries, scratch.offsets, dim);
+        constexpr int kWide = R <= 4 ? 2 : 1;
+        score<R, kWide>(scores, queries, scratch.offsets, dim, 0);
         float total[R];
         for (int r = 0; r < R; r++)
             total[r] = softmax(scores + r * span, span, from[r] - first * kLanes, until[r] - first * kLanes);
-        weigh<R>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes);
+        weigh<R, kWide>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes, 0);
         for (int r = 0; r < R; r++) {
             int64_t row = s.first_query + (tile.first_row + r) / ratio;
             T* to = out + (row * heads.query + tile.kv_head * ratio + (tile.first_row + r) % ratio) * heads.dim;
@@ -224,59 +245,66 @@ struct Attention {
         }
     }
 
-    // scores[r][key] = queries[r] . keys[key], a group of 16 keys at a time.
-    template <int R>
-    void score(float* scores, const float* queries, const std::vector<int64_t>& offsets, int64_t dim) const {
-        size_t num_groups = offsets.size();
-        for (size_t g = 0; g < num_groups; g++) {
-            const T* k = keys + offsets[g];
-            const T* next = keys + offsets[std::min(g + 2, num_groups - 1)];
-            Vec even[R] = {}, odd[R] = {};
-            for (int64_t d = 0; d < dim; d += 2) {
-                __builtin_prefetch(next + d * kLanes);
-                Pairs key = load_pairs(k + d * kLanes);
-                for (int r = 0; r < R; r++) {
-                    even[r] += key.even * queries[d * R + r];
-                    odd[r] += key.odd * queries[(d + 1) * R + r];
-                }
+    // scores[r][key] = queries[r] . keys[key], G groups of 16 keys at a time: enough sums in flight to hide
+    // the latency of each. What comes kAhead groups later is fetched into L2, whose misses are not 16 at most.
+    template <int R, int G>
+    void score(float* scores, const float* queries, const std::vector<int64_t>& offsets, int64_t dim, int64_t g) const {
+        int64_t num_groups = static_cast<int64_t>(offsets.size());
+        for (; g + G <= num_groups; g += G) {
+            const T *k[G], *next[G];
+            for (int i = 0; i < G; i++) {
+                k[i] = keys + offsets[g + i];
+                next[i] = keys + offsets[std::min(g + i + kAhead, num_groups - 1)];
             }
-            for (int r = 0; r < R; r++) {
-                Vec both = even[r] + odd[r];
-                std::memcpy(scores + (r * num_groups + g) * kLanes, &both, sizeof both);
-            }
-        }
-    }
-
-    // sums[r] = weights[r] . values. Lanes past the last key hold whatever the block held before, and
-    // 0 * NaN is NaN, so they are not read.
-    template <int R>
-    void weigh(float* sums, const float* weights, const std::vector<int64_t>& offsets, int64_t dim,
-               int64_t num_keys) const {
-        int64_t num_groups = static_cast<int64_t>(offsets.size()), span = num_groups * kLanes;
-        for (int64_t g = 0; g < num_groups; g++) {
-            const T* v = values + offsets[g];
-            const T* next = values + offsets[std::min(g + 2, num_groups - 1)];
-            int64_t num_lanes = std::min<int64_t>(kLanes, num_keys - g * kLanes);
-            for (int64_t d = 0; d < dim; d += 2 * kLanes) {
-                Vec even[R], odd[R];
-                for (int r = 0; r < R; r++) {
-                    even[r] = load(sums + r * dim + d);
-                    odd[r] = load(sums + r * dim + d + kLanes);
-                }
-                for (int64_t t = 0; t < num_lanes; t++) {
-                    __builtin_prefetch(next + t * dim + d);
-                    Pairs value = load_pairs(v + t * dim + d);
+            Vec even[G][R] = {}, odd[G][R] = {};
+            for (int64_t d = 0; d < dim; d += 2)
+                for (int i = 0; i < G; i++) {
+                    __builtin_prefetch(next[i] + d * kLanes, 0, 2);
+                    Pairs key = load_pairs(k[i] + d * kLanes);
                     for (int r = 0; r < R; r++) {
-                        even[r] += value.even * weights[r * span + g * kLanes + t];
-                        odd[r] += value.odd * weights[r * span + g * kLanes + t];
+                        even[i][r] += key.even * queries[d * R + r];
+                        odd[i][r] += key.odd * queries[(d + 1) * R + r];
                     }
                 }
+            for (int i = 0; i < G; i++)
                 for (int r = 0; r < R; r++) {
-                    std::memcpy(sums + r * dim + d, &even[r], sizeof(Vec));
-                    std::memcpy(sums + r * dim + d + kLanes, &odd[r], sizeof(Vec));
+                    Vec both = even[i][r] + odd[i][r];
+                    std::memcpy(scores + (r * num_groups + g + i) * kLanes, &both, sizeof both);
                 }
-            }
         }
+        if constexpr (G > 1) score<R, 1>(scores, queries, offsets, dim, g);
+    }
+
+    // sums[r] = weights[r] . values, C times 32 dims at a time. Lanes past the last key hold whatever the block
+    // held before, and 0 * NaN is NaN, so they are not read.
+    template <int R, int C>
+    void weigh(float* sums, const float* weights, const std::vector<int64_t>& offsets, int64_t dim,
+               int64_t num_keys, int64_t d) const {
+        int64_t num_groups = static_cast<int64_t>(offsets.size()), span = num_groups * kLanes;
+        for (; d + C * kPair <= dim; d += C * kPair) {
+            Vec even[C][R] = {}, odd[C][R] = {};
+            for (int64_t g = 0; g < num_groups; g++) {
+                const T* v = values + offsets[g] + d;
+                const T* next = values + offsets[std::min(g + kAhead, num_groups - 1)] + d;
+                int64_t num_lanes = std::min<int64_t>(kLanes, num_keys - g * kLanes);
+                for (int64_t t = 0; t < num_lanes; t++)
+                    for (int c = 0; c < C; c++) {
+                        __builtin_prefetch(next + t * dim + c * kPair, 0, 2);
+                        Pairs value = load_pairs(v + t * dim + c * kPair);
+                        for (int r = 0; r < R; r++) {
+                            even[c][r] += value.even * weights[r * span + g * kLanes + t];
+                            odd[c][r] += value.odd * weights[r * span + g * kLanes + t];
+                        }
+                    }
+            }
+            for (int c = 0; c < C; c++)
+                for (int r = 0; r < R; r++) {
+                    float* to = sums + r * dim + d + c * kPair;
+                    std::memcpy(to, &even[c][r], sizeof(Vec));
+                    std::memcpy(to + kLanes, &odd[c][r], sizeof(Vec));
+                }
+        }
+        if constexpr (C > 1) weigh<R, 1>(sums, weights, offsets, dim, num_keys, d);
     }
 
     const T* query_row(const Sequence& s, const Tile& tile, int r, int64_t ratio) const {
@@ -290,7 +318,7 @@ struct Attention {
         for (int64_t i = from; i < until; i++) most = std::max(most, x[i]);
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = from; i < until; i++) {
-            x[i] = std::exp(x[i] - most);
+            x[i] = exponential(x[i] - most);
             sum += x[i];
         }
         std::fill(x, x + from, 0.0f);
@@ -360,7 +388,7 @@ void log_sum_exp(const T* logits, float* out, int64_t rows, int64_t vocab) {
 #pragma omp simd reduction(max : most)
         for (int64_t i = 0; i < vocab; i++) most = std::max(most, widen(from[i]));
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < vocab; i++) sum += std::exp(widen(from[i]) - most);
+        for (int64_t i = 0; i < vocab; i++) sum += exponential(widen(from[i]) - most);
         out[row] = most + std::log(sum);
     }
 }
