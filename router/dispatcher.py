@@ -21,6 +21,7 @@ from router.observer import Observer
 from router.pool import Pool
 from router.request import GenerationFailed, Request, Spec, Status
 from router.tokenizer import Detokenizer
+from shard.agreement import Report
 from shard.messages import Ready
 
 _MAX_RETRY_S = 60
@@ -51,6 +52,7 @@ class State(msgspec.Struct, frozen=True):
     running: int
     is_draining: bool
     shards: list[ShardState]
+    agreement: Report = Report()
 
 
 class Dispatcher:
@@ -63,7 +65,7 @@ class Dispatcher:
         self._model_path = model_path.absolute()
         self._make_detokenizer = make_detokenizer
         self._ledger = Ledger()
-        self._pool = Pool(self._ledger)
+        self._pool = Pool(self._ledger, config.score_rate)
         self._engines: list[Engine] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._num_requests = 0
@@ -99,6 +101,7 @@ class Dispatcher:
         What has not ended by then fails with a sentence that says so. Idempotent.
         """
         self._is_closed = True
+        self._pool.backlog.close()
         if drain and any(engine.scheduler is not None for engine in self._engines):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.shutdown_timeout_ms / 1000):
@@ -175,7 +178,8 @@ class Dispatcher:
         queue = self._pool.queue
         shards = [_state_of(engine) for engine in self._engines]
         running = sum(shard.running for shard in shards)
-        return State(len(queue), queue.num_tokens, running, self._is_closed, shards)
+        agreement = self._pool.agreement.report()
+        return State(len(queue), queue.num_tokens, running, self._is_closed, shards, agreement)
 
     def requests(self) -> list[Request]:
         """Live requests in order of arrival, then the last hundred that ended, latest first."""

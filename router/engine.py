@@ -11,6 +11,7 @@ from router.observer import Observer
 from router.pool import Pool
 from router.request import GenerationFailed, Request
 from router.scheduler import Delivery, Limits, Scheduler
+from router.scoring import Reader
 from router.shard_client import ShardClient, ShardDied
 from shard.messages import Ready, ShardConfig, Step, StepOutput
 
@@ -106,7 +107,9 @@ class Engine:
         config = self._config
         limits = Limits(config.max_batch_size, config.max_batch_tokens, ready.block_size, ready.num_blocks)
         self.ready = ready
-        self.scheduler = Scheduler(self.shard, limits, self._pool.queue)
+        is_whole = ready.depth == ready.num_layers
+        reader = Reader(self._pool.backlog, ready.block_size, ready.num_blocks) if is_whole else None
+        self.scheduler = Scheduler(self.shard, limits, self._pool.queue, reader)
         self._pool.serving.set()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, ready))
         log.info("Shard %d is ready: %s on %s.", self.shard, ready.model, ready.device)
@@ -117,7 +120,9 @@ class Engine:
         self._pool.expire(now)
         step = scheduler.schedule(now, self._pool.share(self))
         for new in step.new if step is not None else []:
-            self._note_start(self._pool.ledger.live[new.id])
+            request = self._pool.ledger.live.get(new.id)
+            if request is not None:  # else an answer to be read again
+                self._note_start(request)
         return step
 
     def _note_start(self, request: Request) -> None:
@@ -134,6 +139,8 @@ class Engine:
             self._put(scheduler, delivery, now)
         for request in update.preempted:
             self._tell(_preemption(request))
+        if update.read is not None:
+            self._pool.note_scores(update.read)
         self._tell(lambda observer: observer.on_step(self.shard, output))
 
     def _put(self, scheduler: Scheduler, delivery: Delivery, now: float) -> None:
@@ -145,6 +152,7 @@ class Engine:
         if is_over:
             scheduler.drop(request)  # the shard does not know of stop strings
             self._pool.ledger.end(request)
+            self._pool.offer_to_score(request)
 
     def _bury(self, death: ShardDied, now: float) -> None:
         """Put what ran on a shard that has died back into the queue, but for what it has died of."""

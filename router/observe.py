@@ -1,7 +1,7 @@
 """What the router tells its observers, as metrics."""
 
 from router.request import GenerationFailed, Request
-from shard.messages import FinishReason, Ready, StepOutput
+from shard.messages import ExitReport, FinishReason, Ready, Score, StepOutput
 from telemetry.prometheus import Metrics
 
 
@@ -55,6 +55,15 @@ class MetricsObserver:
         helios.kv_blocks_free.labels(*labels).set(output.num_free_blocks)
         for layer, num_tokens in _by_exit_layer(output).items():
             helios.tokens.labels(self._model, str(layer)).inc(num_tokens)
+        if output.exits is not None:
+            self._count_exits(shard, output.exits)
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        self._helios.scored_sequences.labels(self._model).inc()
+        for output, score in zip(request.outputs, scores, strict=True):
+            labels = (self._model, str(output.exit_layer))
+            self._helios.scored_tokens.labels(*labels).inc()
+            self._helios.agreeing_tokens.labels(*labels).inc(output.id == score.choice)
 
     def on_shard_ready(self, shard: int, ready: Ready) -> None:
         self._helios.kv_blocks.labels(self._model, str(shard)).set(ready.num_blocks)
@@ -62,6 +71,20 @@ class MetricsObserver:
 
     def on_shard_death(self, shard: int, reason: str) -> None:
         self._helios.shard_deaths.labels(self._model, str(shard)).inc()
+
+    def _count_exits(self, shard: int, exits: ExitReport) -> None:
+        helios, model = self._helios, self._model
+        helios.confidence.labels(model).inc(exits.confidence_sum)
+        helios.confident_tokens.labels(model).inc(exits.num_confident)
+        helios.breaches.labels(model).inc(exits.breaches)
+        helios.drafted.labels(model).inc(exits.drafted)
+        helios.accepted.labels(model).inc(exits.accepted)
+        helios.kv_fills.labels(model).inc(exits.kv_fills)
+        helios.exit_waiting.labels(model, str(shard)).set(exits.waiting)
+        helios.head.labels(model).inc(exits.head_ms / 1000)
+        helios.fill.labels(model).inc(exits.fill_ms / 1000)
+        for segment, ms in enumerate(exits.segment_ms):
+            helios.segment.labels(model, str(segment)).inc(ms / 1000)
 
     def _observe_success(self, request: Request) -> None:
         line, num_tokens = request.timeline, len(request.outputs)

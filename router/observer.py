@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from router.request import Request
-from shard.messages import Ready, StepOutput
+from shard.messages import Ready, Score, StepOutput
 
 
 class Observer(Protocol):
@@ -19,6 +19,9 @@ class Observer(Protocol):
 
     def on_finished(self, request: Request) -> None:
         """Ended in whatever way: `request.outcome` says which."""
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        """An ended request's answer was read again: what full depth says of each of its tokens."""
 
     def on_preempted(self, request: Request) -> None: ...
     def on_step(self, shard: int, output: StepOutput) -> None: ...

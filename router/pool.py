@@ -10,7 +10,9 @@ from typing import Protocol
 from router.ledger import Ledger
 from router.request import GenerationFailed, Request
 from router.scheduler import EVERYTHING, Scheduler, Share
+from router.scoring import Backlog, Reading
 from router.waiting import Lane, WaitingQueue
+from shard.agreement import Agreement
 
 _BEGUN = (Lane.RETURNED, Lane.SUSPECT)
 
@@ -37,8 +39,10 @@ class Member(Protocol):
 class Pool:
     """The waiting queue and the shards that take from it."""
 
-    def __init__(self, ledger: Ledger):
+    def __init__(self, ledger: Ledger, score_rate: float = 0.0):
         self.queue = WaitingQueue()
+        self.backlog = Backlog(score_rate)
+        self.agreement = Agreement()
         self.ledger = ledger
         self.serving = asyncio.Event()  # set once a shard has become ready
         self.members: list[Member] = []
@@ -61,7 +65,7 @@ class Pool:
         nearest to that. The one with the least to do may always take, as one request may be too much for all.
         """
         if not self.queue:
-            return EVERYTHING
+            return Share(lanes=_lanes(member))
         loads = [_load(other) for other in self.members if other is not member and _may_take(other)]
         if not loads:
             return Share(lanes=_lanes(member))
@@ -78,6 +82,21 @@ class Pool:
         chosen = min(candidates, key=_load, default=None)
         if chosen is not None and chosen.scheduler is not None and chosen.scheduler.has_slot:
             chosen.wake()
+
+    def offer_to_score(self, request: Request) -> None:
+        """Have a finished answer read again, if it is among the share. A shard with nothing to do wakes."""
+        if self.backlog.offer(request):
+            idle = [member for member in self.members if _is_idle(member)]
+            for member in idle[:1]:
+                member.wake()
+
+    def note_scores(self, reading: Reading) -> None:
+        """Enter what full depth says of an answer."""
+        outputs, scores = reading.request.outputs, reading.scores
+        pairs = zip(outputs, scores, strict=True)
+        tokens = [(output.exit_layer, output.id == score.choice) for output, score in pairs]
+        self.agreement.add(tokens, [score.logprob for score in scores])
+        self.ledger.tell(lambda observer: observer.on_scored(reading.request, scores))
 
     def expire(self, now: float) -> None:
         """Refuse what can no longer start before its deadline."""
@@ -113,6 +132,14 @@ def _lanes(member: Member) -> tuple[Lane, ...]:
 def _may_take(member: Member) -> bool:
     scheduler = member.scheduler
     return scheduler is not None and member.is_responsive and scheduler.can_start(Share(lanes=_lanes(member)))
+
+
+def _is_idle(member: Member) -> bool:
+    """Nothing will wake it by itself, and it can read."""
+    scheduler = member.scheduler
+    if scheduler is None or member.is_draining:
+        return False
+    return scheduler.reads and scheduler.num_in_flight == 0
 
 
 def _load(member: Member) -> int:

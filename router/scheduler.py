@@ -12,6 +12,7 @@ import msgspec
 
 from router.batch import Batch, new_sequence
 from router.request import Request
+from router.scoring import Reader, Reading
 from router.waiting import Lane, WaitingQueue
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
 
@@ -53,12 +54,16 @@ class Update(msgspec.Struct, frozen=True):
 
     deliveries: list[Delivery]
     preempted: list[Request]
+    read: Reading | None = None  # a finished answer, read again to its end
 
 
 class Scheduler:
-    """The batch of one life of one shard. The waiting queue is shared with the other shards' schedulers."""
+    """The batch of one life of one shard. The waiting queue is shared with the other shards' schedulers.
 
-    def __init__(self, shard: int, limits: Limits, queue: WaitingQueue):
+    With a `reader`, what users leave over goes to reading finished answers again.
+    """
+
+    def __init__(self, shard: int, limits: Limits, queue: WaitingQueue, reader: Reader | None = None):
         self.shard = shard
         self.limits = limits
         self.num_outstanding_tokens = 0  # to compute, and expected to be generated
@@ -66,6 +71,7 @@ class Scheduler:
         self._num_unclaimed_blocks = limits.num_blocks  # free, and not needed by prompts in the batch
         self._is_trying = False  # a suspect in the step being formed: no two are tried in one step
         self._queue = queue
+        self._reader = reader
         self._running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
         self._in_flight: deque[Step] = deque()
@@ -74,6 +80,11 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def reads(self) -> bool:
+        """Has all layers, and can say what the full model would."""
+        return self._reader is not None
 
     @property
     def num_in_flight(self) -> int:
@@ -110,7 +121,8 @@ class Scheduler:
         batch.fill(long)
         batch.fill(decoding[turn:])
         self._rotate(decoding[:turn], decoding[turn:])
-        return self._form(batch, new)
+        reading, begun = self._read(batch.num_left, share)
+        return self._form(batch, reading, new + begun)
 
     def update(self, output: StepOutput) -> Update:
         """Enter the answer to the oldest step in flight. Tokens of ended or stale attempts are left out.
@@ -132,7 +144,8 @@ class Scheduler:
                 deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish))
                 if made.finish is not None:
                     del self._running[made.id]
-        return Update(deliveries, self._return_preempted(output.preempted))
+        read = self._reader.update(output) if self._reader is not None else None
+        return Update(deliveries, self._return_preempted(output.preempted), read)
 
     def drop(self, request: Request) -> bool:
         """Take out a request that was aborted or ended by what only the router sees. False if not running."""
@@ -212,10 +225,23 @@ class Scheduler:
         for request in served if passed_over else []:
             self._running[request.id] = self._running.pop(request.id)
 
-    def _form(self, batch: Batch, new: list[NewSequence]) -> Step | None:
-        if not batch.wishes and not self._drops:
+    def _read(self, num_left: int, share: Share) -> tuple[list[Work], list[NewSequence]]:
+        """Go on with reading a finished answer again, unless a request waits."""
+        if self._reader is None:
+            return [], []
+        if self._queue or Lane.FRESH not in share.lanes:
+            self._drops += self._reader.give_up()
+            return [], []
+        if num_left == 0 or len(self._running) >= self.limits.max_batch_size:
+            return [], []
+        begun = self._reader.begin(self._num_unclaimed_blocks)
+        return self._reader.ask(num_left, self.limits.max_batch_tokens), begun
+
+    def _form(self, batch: Batch, reading: list[Work], new: list[NewSequence]) -> Step | None:
+        if not batch.wishes and not reading and not self._drops:
             return None
         work = [Work(request.id, request.attempt, count) for request, count in batch.wishes.items()]
+        work += reading
         self._num_steps += 1
         step = Step(self._num_steps, work, new, self._drops)
         self._drops = []

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from shard.batch import Chunk, SequenceTable
-from shard.messages import Ready, ShardConfig, Step, StepOutput, TokenOutput
+from shard.messages import Ready, Score, ShardConfig, Step, StepOutput, TokenOutput
+from shard.sequence import Sequence
 
 _FIRST_TOKEN = 256  # smaller ids are special tokens or single bytes in many vocabularies
 _DEFAULT_KV_CACHE_BYTES = 1 << 30
@@ -96,7 +97,12 @@ class SimRunner:
         self._meet_trouble(chunks)
         if chunks:
             time.sleep(self._costs.duration_ms(chunks) / 1000)
-        outputs = [self._table.finish(chunk, self._sample(chunk), self._score(chunk)) for chunk in chunks]
+        outputs = [
+            self._table.finish(
+                chunk, self._sample(chunk), self._score_prompt(chunk), self._score_answer(chunk)
+            )
+            for chunk in chunks
+        ]
         ended = time.perf_counter()
         self._last_end = ended if len(self._table) else None
         return StepOutput(
@@ -114,18 +120,30 @@ class SimRunner:
         sequence = chunk.sequence
         if not chunk.samples:
             return []
-        token = self._costs.next_token(sequence.token_ids[-1], sequence.num_tokens, sequence.sampling.seed)
-        if sequence.ignore_eos and token == self._costs.eos_token_id:
-            token = _FIRST_TOKEN
+        token = self._next_token(sequence, sequence.num_tokens)
         return [self._output(token, sequence.sampling.num_top_tokens)]
 
-    def _score(self, chunk: Chunk) -> list[TokenOutput]:
+    def _next_token(self, sequence: Sequence, position: int) -> int:
+        before, seed = sequence.token_ids[position - 1], sequence.sampling.seed
+        token = self._costs.next_token(before, position, seed)
+        return _FIRST_TOKEN if sequence.ignore_eos and token == self._costs.eos_token_id else token
+
+    def _score_prompt(self, chunk: Chunk) -> list[TokenOutput]:
         """Scores of the prompt tokens that follow those of the chunk."""
         sequence = chunk.sequence
         if not sequence.sampling.prompt_logprobs:
             return []
         scored = sequence.token_ids[chunk.start + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]
         return [self._output(token, sequence.sampling.num_top_tokens) for token in scored]
+
+    def _score_answer(self, chunk: Chunk) -> list[Score]:
+        """What the simulated model says in place of the answer tokens that follow those of the chunk."""
+        sequence = chunk.sequence
+        if not sequence.scores:
+            return []
+        first = max(chunk.start + 1, sequence.num_prompt_tokens)
+        positions = range(first, min(chunk.end + 1, sequence.num_tokens))
+        return [Score(self._next_token(sequence, position), -0.5) for position in positions]
 
     def _output(self, token: int, num_top_tokens: int) -> TokenOutput:
         top = [(_FIRST_TOKEN + rank, -1.0 - rank) for rank in range(num_top_tokens)]

@@ -4,6 +4,7 @@ Knows nothing of where the numbers come from. Durations are in seconds, as Prome
 """
 
 import re
+from collections.abc import Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -115,3 +116,27 @@ class HeliosMetrics:
         self.idle = counter("shard_idle_seconds", "Time between steps while there was work.", "shard")
         self.shard_deaths = counter("shard_deaths", "Shards that ended or hung.", "shard")
         self.shards_serving = gauge("shards_serving", "Shards that take requests.")
+        self._add_exits(counter, gauge)
+
+    def _add_exits(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
+        self.confidence = counter("exit_confidence", "Sum of the confidences that tokens left early with.")
+        self.confident_tokens = counter("exit_confident_tokens", "Tokens in that sum.")
+        self.breaches = counter("exit_breaches", "Tokens that left under their threshold.")
+        self.drafted = counter("drafted_tokens", "Tokens drafted at an exit.")
+        self.accepted = counter("accepted_tokens", "Drafted tokens that were what the full model says.")
+        self.kv_fills = counter(
+            "kv_fills", "Keys and values projected for layers not run, by token and layer."
+        )
+        self.exit_waiting = gauge("exit_waiting", "Sequences that wait at the first exit.", "shard")
+        self.segment = counter("exit_segment_seconds", "Time between exits.", "segment")
+        self.head = counter("exit_head_seconds", "Time in exit heads.")
+        self.fill = counter("exit_fill_seconds", "Time filling keys and values.")
+        self.scored_sequences = counter("agreement_sequences", "Answers read again at full depth.")
+        self.scored_tokens = counter("agreement_tokens", "Tokens of these, by exit layer.", "exit_layer")
+        self.agreeing_tokens = counter(
+            "agreement_agreeing_tokens", "Those that full depth would have taken too.", "exit_layer"
+        )
+        self.agreement = gauge("agreement", "Share of tokens that full depth would have taken too.")
+        self.agreement_low = gauge("agreement_low", "Lower end of its 95% interval.")
+        self.agreement_high = gauge("agreement_high", "Upper end of its 95% interval.")
+        self.perplexity = gauge("perplexity", "Of the answers read again, under full depth.")

@@ -21,6 +21,7 @@ from router.api.ops_structs import (
 )
 from router.api.respond import json_response
 from router.api.service import Service
+from router.dispatcher import ShardState
 from router.request import GenerationFailed, Request, Status
 
 
@@ -78,7 +79,7 @@ class OpsApi:
         return StateReport(
             deployment=self._service.config.deployment,
             objective=None,
-            shards=[ShardRow(**msgspec.structs.asdict(s), exit_mode="full", waiting=0) for s in state.shards],
+            shards=[_shard_row(shard, self._service.config.exit_mode) for shard in state.shards],
             candidates=[],
             pinned=None,
             redis="ok" if self._is_redis_ok() else "lost",
@@ -86,7 +87,12 @@ class OpsApi:
             waiting=state.waiting,
             queued_tokens=state.queued_tokens,
             is_draining=state.is_draining,
+            agreement=state.agreement,
         )
+
+
+def _shard_row(shard: ShardState, exit_mode: str) -> ShardRow:
+    return ShardRow(**msgspec.structs.asdict(shard), exit_mode=exit_mode, waiting=0)
 
 
 def _row(request: Request, now: float) -> RequestRow:

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from shard.agreement import Report
+
 
 class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     id: int
@@ -31,6 +33,7 @@ class StateReport(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     queued_tokens: int
     is_draining: bool
+    agreement: Report  # of answers read again at full depth, since the start
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):

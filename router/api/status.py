@@ -6,6 +6,7 @@ from router.api.errors import NativeError
 from router.api.native_structs import Info
 from router.api.respond import json_response
 from router.api.service import Service
+from shard.agreement import Report
 from telemetry.prometheus import CONTENT_TYPE, Metrics
 
 VERSION = "0.1.0"
@@ -55,6 +56,16 @@ class StatusApi:
         helios.requests_running.labels(model).set(state.running)
         helios.queued_tokens.labels(model).set(state.queued_tokens)
         helios.shards_serving.labels(model).set(sum(shard.state == "serving" for shard in state.shards))
+        self._show_agreement(state.agreement)
+
+    def _show_agreement(self, report: Report) -> None:
+        helios, model = self._metrics.helios, self._service.model
+        if report.overall is not None:
+            helios.agreement.labels(model).set(report.overall.agreement)
+            helios.agreement_low.labels(model).set(report.overall.low)
+            helios.agreement_high.labels(model).set(report.overall.high)
+        if report.perplexity is not None:
+            helios.perplexity.labels(model).set(report.perplexity)
 
     def _info(self) -> Info:
         config, dispatcher = self._service.config, self._service.dispatcher

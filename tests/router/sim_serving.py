@@ -12,7 +12,7 @@ import psutil
 from router.config import Config
 from router.dispatcher import Dispatcher, ShardState
 from router.request import Finished, Request, Spec
-from shard.messages import Ready, StepOutput
+from shard.messages import Ready, Score, StepOutput
 from shard.sim import CostModel
 from tests.router.fakes import FakeDetokenizer
 
@@ -27,6 +27,7 @@ class Record:
         self.events: list[tuple[str, int]] = []  # (what, request id)
         self.steps: list[tuple[int, StepOutput]] = []  # (shard, output)
         self.deaths: list[tuple[int, str]] = []
+        self.scored: list[tuple[Request, list[Score]]] = []
 
     def on_submitted(self, request: Request) -> None:
         self.events.append(("submitted", request.id))
@@ -39,6 +40,9 @@ class Record:
 
     def on_finished(self, request: Request) -> None:
         self.events.append(("finished", request.id))
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        self.scored.append((request, scores))
 
     def on_preempted(self, request: Request) -> None:
         self.events.append(("preempted", request.id))
@@ -75,7 +79,7 @@ async def simulated(folder: Path, costs: CostModel = FAST, **settings: Any) -> A
     """Started on entry, stopped without a drain at the end."""
     path = folder / "costs.json"
     path.write_bytes(msgspec.json.encode(costs))
-    config = Config(**{"device": "sim", "cost_model": str(path), **settings})
+    config = Config(**{"device": "sim", "cost_model": str(path), "score_rate": 0.0, **settings})
     dispatcher, record = Dispatcher(config, folder, lambda ids: FakeDetokenizer()), Record()
     dispatcher.add_observer(record)
     try:

@@ -4,7 +4,7 @@ import pytest
 
 from router.observe import MetricsObserver
 from router.request import GenerationFailed, Request
-from shard.messages import FinishReason, SequenceOutput, StepOutput, TokenOutput
+from shard.messages import ExitReport, FinishReason, Score, SequenceOutput, StepOutput, TokenOutput
 from telemetry.prometheus import Metrics
 from tests.router.fakes import make_request
 from tests.router.http_fakes import ready
@@ -105,3 +105,37 @@ def test_preemptions_and_deaths_are_counted(observed: Observed) -> None:
 def test_nothing_is_kept_of_a_request_that_ended(observed: Observed) -> None:
     run(observed, make_request(1), [1.0, 2.0])
     assert observed.observer._last_token == {}
+
+
+def test_what_early_exits_did_in_a_step(observed: Observed) -> None:
+    exits = ExitReport(
+        {3: 2}, confidence_sum=1.5, num_confident=2, breaches=1, drafted=5, accepted=4, kv_fills=6,
+        waiting=7, segment_ms=[10.0, 20.0], head_ms=30.0, fill_ms=40.0,
+    )  # fmt: skip
+    for _ in range(2):
+        observed.observer.on_step(1, StepOutput(1, [], [], 10, 0, exits=exits))
+    values = {
+        "exit_confidence_total": 3.0,
+        "exit_confident_tokens_total": 4,
+        "exit_breaches_total": 2,
+        "drafted_tokens_total": 10,
+        "accepted_tokens_total": 8,
+        "kv_fills_total": 12,
+        "exit_head_seconds_total": 0.06,
+        "exit_fill_seconds_total": 0.08,
+    }
+    for name, value in values.items():
+        assert observed.value(f'helios_{name}{{model="poet"}}') == pytest.approx(value), name
+    assert observed.value('helios_exit_waiting{model="poet",shard="1"}') == 7
+    assert observed.value('helios_exit_segment_seconds_total{model="poet",segment="1"}') == 0.04
+
+
+def test_agreement_by_the_layer_that_tokens_left_at(observed: Observed) -> None:
+    request = make_request(1)
+    request.put([TokenOutput(5, -1.0, 3), TokenOutput(6, -1.0, 3), TokenOutput(7, -1.0, 30)], None, 1.0)
+    observed.observer.on_scored(request, [Score(5, -1.0), Score(9, -1.0), Score(7, -1.0)])
+    tokens, agreeing = "helios_agreement_tokens_total", "helios_agreement_agreeing_tokens_total"
+    assert observed.value(f'{tokens}{{exit_layer="3",model="poet"}}') == 2
+    assert observed.value(f'{agreeing}{{exit_layer="3",model="poet"}}') == 1
+    assert observed.value(f'{agreeing}{{exit_layer="30",model="poet"}}') == 1
+    assert observed.value('helios_agreement_sequences_total{model="poet"}') == 1

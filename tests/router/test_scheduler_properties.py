@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 
 from router.request import Finished, GenerationFailed, Request, Spec, Status
 from router.scheduler import MAX_SHARD_DEATHS, Limits, Scheduler
+from router.scoring import Backlog, Reader
 from router.waiting import WaitingQueue
 from shard.batch import Chunk
 from shard.messages import ShardConfig, Step, StepOutput, TokenOutput
@@ -92,13 +93,15 @@ class HesitantRunner(SimRunner):
 class World:
     """One shard as the router sees it: a scheduler, steps on their way there, answers on their way back."""
 
-    def __init__(self, index: int, queue: WaitingQueue):
+    def __init__(self, index: int, queue: WaitingQueue, backlog: Backlog):
         self.index = index
         self.queue = queue
+        self.backlog = backlog
         self.revive()
 
     def revive(self) -> None:
-        self.scheduler = Scheduler(self.index, LIMITS, self.queue)
+        reader = Reader(self.backlog, LIMITS.block_size, LIMITS.num_blocks) if self.index else None
+        self.scheduler = Scheduler(self.index, LIMITS, self.queue, reader)
         self.runner = HesitantRunner(CONFIG)
         self.inbox: deque[Step] = deque()
         self.outbox: deque[StepOutput] = deque()
@@ -124,7 +127,8 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue = WaitingQueue()
-        self.worlds = [World(0, self.queue), World(1, self.queue)]
+        self.backlog = Backlog(rate=1.0)  # every answer is read again, by the second shard
+        self.worlds = [World(index, self.queue, self.backlog) for index in range(2)]
         self.requests: list[Request] = []
         self.num_deaths_met: dict[int, int] = {}
         self.stopped_at: dict[int, int] = {}
@@ -171,10 +175,15 @@ class Interleavings(RuleBasedStateMachine):
         world = self.worlds[index]
         if not world.outbox:
             return
-        for delivery in world.scheduler.update(world.outbox.popleft()).deliveries:
+        update = world.scheduler.update(world.outbox.popleft())
+        for delivery in update.deliveries:
             over = delivery.request.put(delivery.tokens, delivery.finish, self.now)
             if over and delivery.finish is None:
                 assert world.scheduler.drop(delivery.request)
+            if over:
+                self.backlog.offer(delivery.request)
+        if update.read is not None:
+            assert [score.choice for score in update.read.scores] == answer_of(update.read.request)
 
     @rule(index=st.integers(0, 1))
     def die(self, index: int) -> None:
