@@ -141,8 +141,9 @@ def _announce(config: Config, address: str) -> None:
     url = address.replace("//0.0.0.0:", "//localhost:").replace("//[::]:", "//localhost:")
     key = ' -H "authorization: Bearer $API_KEY"' if config.api_key else ""
     body = '{"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40}}'
+    marks = f" ({', '.join(config.marks)}: no model's answers)" if config.marks else ""
     print(
-        f"Serving {config.model_name} on {url}  Try: curl {url}/generate{key} "
+        f"Serving {config.model_name}{marks} on {url}  Try: curl {url}/generate{key} "
         f"-H 'content-type: application/json' -d '{body}'",
         flush=True,
     )

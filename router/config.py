@@ -278,6 +278,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return self.served_model_name or self.model_id
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """Why answers are no model's answers but measurements; wherever they appear, this is said."""
+        replay = ("exit-replay",) if self.replay_exits is not None else ()
+        return (*replay, "random-weights") if self.model_id.startswith("random:") else replay
+
+    @property
     def exit_choice(self) -> ExitChoice:
         return ExitChoice(
             model_id=self.model_id,

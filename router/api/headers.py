@@ -14,6 +14,7 @@ def start_headers(service: Service, request: Request) -> dict[str, str]:
         "x-helios-model": service.model,
         "x-helios-version": service.version,
         "x-request-id": request.spec.label or str(request.id),
+        **{f"x-helios-{mark}": "true" for mark in service.config.marks},
     }
 
 

@@ -1,6 +1,6 @@
 """A generation in TGI's shapes: the whole answer, and the events of a stream."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -50,6 +50,8 @@ def _details(service: Service, answers: list[Answer], prefix: str) -> Details:
         best_of_sequences=[_sequence(service.tokenizer, other, prefix) for other in others] or msgspec.UNSET,
         mean_exit_layer=request.mean_exit_layer,
         segments=_segments(service, request),
+        exit_replay=_mark(service, "exit-replay"),
+        random_weights=_mark(service, "random-weights"),
     )
 
 
@@ -105,6 +107,10 @@ def _top_tokens(tokenizer: Tokenizer, answer: Answer) -> TopTokens:
 def _segments(service: Service, request: Request) -> list[Segment]:
     ready = service.dispatcher.limits
     return [Segment(service.model, request.version, 0 if ready is None else ready.depth, from_token=0)]
+
+
+def _mark(service: Service, mark: str) -> Literal[True] | msgspec.UnsetType:
+    return True if mark in service.config.marks else msgspec.UNSET
 
 
 class StreamOptions(NamedTuple):
@@ -167,10 +173,12 @@ class NativeEvents:
             return None
         request = self._request
         return StreamDetails(
-            finished.reason,
-            len(request.outputs),
-            _seed(request),
-            request.num_prompt_tokens,
-            request.mean_exit_layer,
-            _segments(self._service, request),
+            finish_reason=finished.reason,
+            generated_tokens=len(request.outputs),
+            seed=_seed(request),
+            input_length=request.num_prompt_tokens,
+            mean_exit_layer=request.mean_exit_layer,
+            segments=_segments(self._service, request),
+            exit_replay=_mark(self._service, "exit-replay"),
+            random_weights=_mark(self._service, "random-weights"),
         )

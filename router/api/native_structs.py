@@ -1,6 +1,6 @@
 """The bodies of TGI's routes. Bounds that need no configuration stand in the types, thus in /openapi.json."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -98,6 +98,13 @@ class Segment(msgspec.Struct, frozen=True):
     from_token: int
 
 
+class Marked(msgspec.Struct, frozen=True, kw_only=True):
+    """Says of an answer that it is no model's answer but a measurement; else it says nothing."""
+
+    exit_replay: Literal[True] | msgspec.UnsetType = msgspec.UNSET
+    random_weights: Literal[True] | msgspec.UnsetType = msgspec.UNSET
+
+
 class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
     generated_text: str
     finish_reason: FinishReason
@@ -108,7 +115,7 @@ class BestOfSequence(msgspec.Struct, frozen=True, kw_only=True):
     top_tokens: list[list[TopToken]] | msgspec.UnsetType = msgspec.UNSET
 
 
-class Details(msgspec.Struct, frozen=True, kw_only=True):
+class Details(Marked, frozen=True, kw_only=True):
     finish_reason: FinishReason
     generated_tokens: int
     seed: int | None  # null: greedy
@@ -125,7 +132,7 @@ class GenerateResponse(msgspec.Struct, frozen=True):
     details: Details | msgspec.UnsetType = msgspec.UNSET
 
 
-class StreamDetails(msgspec.Struct, frozen=True):
+class StreamDetails(Marked, frozen=True, kw_only=True):
     finish_reason: FinishReason
     generated_tokens: int
     seed: int | None
@@ -204,3 +211,6 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     supports_exact: bool
     num_shards: int
     is_ready: bool
+    exit_mode: str
+    exit_replay: bool  # exit layers are drawn from a file: no model's answers
+    random_weights: bool

@@ -127,7 +127,7 @@ class OpenAIApi:
             id=f"{shape.id_prefix}-{service.started_at:x}-{request.id}",
             created=int(time.time()),
             model=service.model,
-            system_fingerprint=f"helios-{service.version}",
+            system_fingerprint="-".join(["helios", service.version, *service.config.marks]),
         )
 
 

@@ -93,4 +93,7 @@ class StatusApi:
             supports_exact=ready is not None and ready.depth == ready.num_layers,
             num_shards=config.num_replicas,
             is_ready=dispatcher.is_ready,
+            exit_mode=config.exit_mode,
+            exit_replay="exit-replay" in config.marks,
+            random_weights="random-weights" in config.marks,
         )

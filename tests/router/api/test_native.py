@@ -246,3 +246,26 @@ async def test_invocations_without_any_prompt_say_what_is_missing(client: Client
     status, answer = await client.post("/invocations", {"text": "Hi"})
     assert status == 422
     assert "`inputs` is missing (or `messages`, or `prompt`)" in answer["error"]
+
+
+async def test_what_is_no_models_answer_says_so_wherever_it_appears() -> None:
+    settings = {"exit_mode": "per_row", "exit_layers": (2,), "replay_exits": "shares.json"}
+    async with serving(**settings, model_id="random:opt-1.3b") as client:
+        body = {"inputs": "Hi", "parameters": {"details": True}}
+        async with client.session.post(client.url + "/generate", json=body) as response:
+            assert response.headers["x-helios-exit-replay"] == "true"
+            assert response.headers["x-helios-random-weights"] == "true"
+            details = (await response.json())["details"]
+        *_, last = await client.events("/generate_stream", body)
+        for told in (details, json.loads(last)["details"], (await client.get("/info"))[1]):
+            assert (told["exit_replay"], told["random_weights"]) == (True, True)
+        _, completion = await client.post("/v1/completions", {"model": "tgi", "prompt": "Hi"})
+        assert completion["system_fingerprint"] == "helios-v1-exit-replay-random-weights"
+
+
+async def test_a_models_own_answer_has_no_such_mark(client: Client) -> None:
+    body = {"inputs": "Hi", "parameters": {"details": True}}
+    async with client.session.post(client.url + "/generate", json=body) as response:
+        assert not {"x-helios-exit-replay", "x-helios-random-weights"} & set(response.headers)
+        assert not {"exit_replay", "random_weights"} & set((await response.json())["details"])
+    assert (await client.get("/info"))[1]["exit_replay"] is False
