@@ -24,6 +24,7 @@ from loadgen.report.tables import compact_json
 from loadgen.results.health import Verdict
 from loadgen.results.summary import Summary, summarise
 from loadgen.target import Target
+from loadgen.units import number
 
 LEAST_GAIN = 1.1  # of throughput, from doubling the concurrency
 KEEPS_UP = 0.95  # answered of offered, while a rate is sustained
@@ -48,10 +49,10 @@ class Point(msgspec.Struct, frozen=True):
     itl_p95_ms: float | None
 
 
-def next_concurrency(points: Sequence[Point]) -> float | None:
+def next_concurrency(points: Sequence[Point], first: float) -> float | None:
     """The next level to try; None when there is nothing more to learn."""
     if not points:
-        return 1.0
+        return first
     return None if not points[-1].is_sustained or len(points) >= MAX_STEPS else points[-1].level * 2
 
 
@@ -78,13 +79,16 @@ async def sweep(target: Target, plan: Plan, options: ServeOptions, console: Cons
     points: list[Point] = []
     summaries: list[Summary] = []
     screen = Screen(choose_view(options.quiet), "sweep")
-    first = float(options.rate) if options.rate else 1.0
+    first = _first_level(options)
+    propose = next_rate if is_rate else next_concurrency
     try:
-        while (level := next_rate(points, first) if is_rate else next_concurrency(points)) is not None:
+        while (level := propose(points, first)) is not None:
             screen.title = f"sweep: {level:g} {'requests/s' if is_rate else 'streams'}"
             summary = await _step(target, options, level, screen)
             points.append(_point(level, summary, summaries[-1] if summaries else None, is_rate))
             summaries.append(summary)
+            if summary.client.verdict is Verdict.SATURATED:
+                break  # what is found beyond says nothing of the server
     finally:
         screen.view.close()
     best = _best(points)
@@ -93,12 +97,16 @@ async def sweep(target: Target, plan: Plan, options: ServeOptions, console: Cons
     if options.out:
         _write(Path(options.out), points, summaries, is_rate)
     line = {"benchmark": "sweep", "of": options.sweep, "server": target.peer.kind, "model": target.peer.model}
-    saturated_at = None if best is None else best.level
-    print(
-        compact_json({**line, "saturated_at": saturated_at, "points": msgspec.to_builtins(points)}),
-        flush=True,
-    )
+    points_found = msgspec.to_builtins(points)
+    sustained = None if best is None else best.level
+    print(compact_json({**line, "sustained": sustained, "points": points_found}), flush=True)
     return 0
+
+
+def _first_level(options: ServeOptions) -> float:
+    if options.sweep == "rate":
+        return number(options.rate or "1", "first rate of a sweep")
+    return float(options.concurrency or 1)
 
 
 async def _step(target: Target, options: ServeOptions, level: float, screen: Screen) -> Summary:

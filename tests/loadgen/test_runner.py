@@ -126,9 +126,13 @@ async def test_an_interrupted_run_ends_with_what_it_has() -> None:
     async with synthetic(slow) as server, client_of(server) as client:
         manners = Manners(dialect=Dialect.TGI, model="synthetic")
         runner = Runner(client, PEER, Jobs(max_tokens=1000), manners, Pace(times=forever()))
-        asyncio.get_running_loop().call_later(0.3, runner.interrupt)
-        async with asyncio.timeout(10):
-            run = await runner.carry_out()
+
+        running = asyncio.create_task(runner.carry_out())
+        async with asyncio.timeout(30):
+            while len(runner.records) < 6:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            runner.interrupt()
+            run = await running
     assert runner.is_interrupted
-    assert len(run.records) > 5
+    assert len(run.records) >= 6
     assert {record.outcome for record in run.records} == {Outcome.CANCELLED}

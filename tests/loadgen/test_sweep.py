@@ -16,9 +16,9 @@ def levels(limit: float, first: float = 1.0) -> list[float]:
 
 
 def test_concurrency_doubles_until_it_no_longer_pays() -> None:
-    assert next_concurrency([]) == 1
-    assert next_concurrency([point(1), point(2)]) == 4
-    assert next_concurrency([point(1), point(2, False)]) is None
+    assert next_concurrency([], 1.0) == 1
+    assert next_concurrency([point(1), point(2)], 1.0) == 4
+    assert next_concurrency([point(1), point(2, False)], 1.0) is None
 
 
 @pytest.mark.parametrize("limit", [0.7, 3.0, 10.0, 100.0, 777.0])
