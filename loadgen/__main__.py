@@ -65,13 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(command, arguments[1:])
     except (BadQuantity, BadUrl, Unusable) as problem:
-        print(f"helios bench {command}: {problem}.", file=sys.stderr)
+        _say(command, str(problem))
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
-        print(f"helios bench {command}: {where}{problem.strerror or problem}.", file=sys.stderr)
+        _say(command, f"{where}{problem.strerror or problem}")
     except KeyboardInterrupt:
-        print(f"helios bench {command}: interrupted.", file=sys.stderr)
+        _say(command, "interrupted")
     return COULD_NOT_TRY
+
+
+def _say(command: str, problem: str) -> None:
+    """One sentence of what went wrong."""
+    end = "" if problem.endswith(("?", ".")) else "."
+    print(f"helios bench {command}: {problem}{end}", file=sys.stderr)
 
 
 def _run(command: str, argv: Sequence[str]) -> int:

@@ -54,7 +54,7 @@ def about() -> str:
 async def play(options: ScenarioOptions, console: Console) -> int:
     """Play and report. Raises as `serve` does."""
     if options.name == "list":
-        console.print(about(), highlight=False, markup=False)
+        console.print(about(), highlight=False, markup=False, soft_wrap=True)
         return 0
     if options.scale <= 0:
         raise BadQuantity(f"--scale must be above 0, not {options.scale}")
