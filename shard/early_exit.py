@@ -19,6 +19,7 @@ from shard.batch import Chunk
 from shard.confidence import Gauge
 from shard.deferral import MAX_WAIT_STEPS, Deferral
 from shard.exit_settings import Fill, Mode, Settings
+from shard.gate import Gate
 from shard.governor import Governor
 from shard.messages import ExitReport, TokenOutput
 from shard.replay import Replay
@@ -69,6 +70,8 @@ class EarlyExit:
         self._replay = replay
         self._governor = Governor(settings.falls_back)
         self._deferral = Deferral()
+        asking_costs = gauge.needs_logits and replay is None
+        self._gate = Gate(len(stack.exits), asking_costs and settings.falls_back)
 
     def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
         """For each chunk its next token, or none while its prompt goes on or it waits for others."""
@@ -115,11 +118,13 @@ class EarlyExit:
         before = front.last(list(range(len(front.rows)))) if self._gauge.compares_hidden else None
         self._stack.run(segment, front)
         tally.segment_ms[segment] += (time.perf_counter() - started) * 1000
+        self._gate.note_segment(segment, tally.segment_ms[segment])
         if segment == len(self._stack.exits):
             return front
         voters = [i for i, row in enumerate(front.rows) if row.votes]
-        leaving = self._leaving(segment, front, voters, before, tally) if voters else []
-        if segment == 0 and voters:
+        asks = bool(voters) and self._gate.asks(segment)
+        leaving = self._leaving(segment, front, voters, before, tally) if asks else []
+        if segment == 0 and asks:
             self._deferral.note_shallow(tally.segment_ms[0], len(voters), len(voters) - len(leaving))
         return self._part(segment, front, leaving, tally) if leaving else front
 
@@ -156,13 +161,16 @@ class EarlyExit:
         if features is not None:
             started = time.perf_counter()
             confidences = self._gauge.of_logits(self._stack.decoder.head(features))
-            tally.head_ms += (time.perf_counter() - started) * 1000
+            ask_ms = (time.perf_counter() - started) * 1000
+            tally.head_ms += ask_ms
         else:
             earlier = None if before is None else before[asked]
             confidences = self._gauge.of_hidden(exit, front.last(asked), earlier)
         for row, confidence in zip(rows, confidences.tolist(), strict=True):
             row.confidence = confidence
             row.passed = confidence >= self._gauge.threshold(exit, row)
+        if features is not None:
+            self._gate.note_asked(segment, len(rows), sum(row.passed for row in rows), ask_ms)
         return {} if features is None else dict(zip(asked, features, strict=True))
 
     def _part(self, segment: int, front: Front, leaving: list[int], tally: Tally) -> Front | None:

@@ -1,0 +1,53 @@
+"""Which exits are worth asking, when asking costs a run of the LM head. Pure.
+
+A head that is run and not used has cost as much as some layers. An exit is asked while what it saves, the
+share of rows that leave there times the layers behind it, outweighs its head; else only now and then.
+"""
+
+import msgspec
+
+SMOOTHING = 0.05
+LOOK_AGAIN_STEPS = 64  # an exit that does not pay is asked once in so many steps
+
+
+class Exit(msgspec.Struct):
+    """What is known of one exit, smoothed over steps."""
+
+    pass_share: float = 1.0  # of the rows asked; hopeful at first
+    ask_ms: float = 0.0
+    skipped: int = 0  # steps since it was last asked
+
+
+class Gate:
+    """Says for each exit and step whether it is asked; `enabled=False` asks every time."""
+
+    def __init__(self, num_exits: int, enabled: bool):
+        self._exits = [Exit() for _ in range(num_exits)]
+        self._segment_ms = [0.0] * (num_exits + 1)
+        self._enabled = enabled
+
+    def asks(self, exit: int) -> bool:
+        """Whether to ask this exit now."""
+        if not self._enabled or self._pays(exit):
+            return True
+        known = self._exits[exit]
+        known.skipped = (known.skipped + 1) % LOOK_AGAIN_STEPS
+        return known.skipped == 0
+
+    def note_asked(self, exit: int, num_rows: int, num_passed: int, ms: float) -> None:
+        """Rows asked, rows that passed, and the time that asking took."""
+        known = self._exits[exit]
+        known.pass_share += SMOOTHING * (num_passed / num_rows - known.pass_share)
+        known.ask_ms = _smoothed(known.ask_ms, ms)
+
+    def note_segment(self, segment: int, ms: float) -> None:
+        """The time that a segment took."""
+        self._segment_ms[segment] = _smoothed(self._segment_ms[segment], ms)
+
+    def _pays(self, exit: int) -> bool:
+        known, behind_ms = self._exits[exit], sum(self._segment_ms[exit + 1 :])
+        return behind_ms == 0 or known.pass_share * behind_ms >= known.ask_ms
+
+
+def _smoothed(before: float, value: float) -> float:
+    return value if before == 0 else before + SMOOTHING * (value - before)
