@@ -1,0 +1,115 @@
+"""What does not fit is refused when it is loaded, in one sentence that names the layer and the bound."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from shard.exits import ExitError
+from shard.models.checkpoint import CheckpointError
+from shard.replay import Replay, ReplayFile, read_replay
+from tests.shard.engine import generate, make_runner
+from tests.shard.exit_files import write_exits
+
+
+def change_exits(folder: Path, **fields) -> None:
+    path = folder / "exits.json"
+    file = json.loads(path.read_text())
+    file["exits"][-1] |= fields
+    path.write_text(json.dumps(file))
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"layer": 4}, "exit layer 4 is out of range: between 1 and 3"),
+        ({"layer": 0}, r"exit layers must rise, not \[1, 0\]"),
+        ({"threshold": 1.5}, r"threshold 1.5 of exit layer 2 is not in \[0, 1\]"),
+        ({"thresholds": {"margin": -0.1}}, r"threshold -0.1 of exit layer 2 is not in \[0, 1\]"),
+        ({"head": "transformer"}, "exits.json: .*transformer"),
+        ({"head": "block"}, r"exits\.2\.block\..*missing"),
+        ({"colour": 1}, "exits.json: .*colour"),
+    ],
+)
+def test_exit_files_that_do_not_fit_are_refused(tiny_model, tmp_path: Path, fields, complaint):
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [1, 2], "norm")
+    change_exits(folder, **fields)
+    with pytest.raises((ExitError, CheckpointError), match=complaint):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+def test_exits_of_another_model_are_refused(tiny_model, tmp_path: Path):
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [1], "norm")
+    file = json.loads((folder / "exits.json").read_text())
+    (folder / "exits.json").write_text(json.dumps(file | {"num_layers": 12}))
+    with pytest.raises(ExitError, match="made for a model of 12 layers, not 4"):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+def test_heads_of_the_wrong_shape_are_refused(tiny_model, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [2], "mlp")
+    tensors = load_file(folder / "exits.safetensors")
+    tensors["exits.2.mlp.up.weight"] = tensors["exits.2.mlp.up.weight"][:, :10].contiguous()
+    save_file(tensors, folder / "exits.safetensors")
+    with pytest.raises(CheckpointError, match=r"exits\.2\.mlp\.up.*do not fit hidden size 64"):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+def test_a_missing_folder_and_missing_heads_are_named(tiny_model, tmp_path: Path):
+    with pytest.raises(ExitError, match=r"exits\.json does not exist"):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(tmp_path / "nowhere"))
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [2], "mlp")
+    (folder / "exits.safetensors").unlink()
+    with pytest.raises(ExitError, match=r"mlp head, but there is no exits\.safetensors"):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+def test_a_classifier_needs_probes(tiny_model):
+    with pytest.raises(ExitError, match="exit layer 2 has no probe"):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exit_layers=[2], exit_criterion="classifier")
+
+
+def test_a_mode_without_exits_is_refused(tiny_model):
+    with pytest.raises(ExitError, match="no exit to use"):
+        make_runner(tiny_model("llama"), exit_mode="per_row")
+
+
+@pytest.mark.parametrize(
+    ("shares", "autocorrelation", "complaint"),
+    [
+        ({5: 0.5}, 0.0, "exit layer 5 is not among"),
+        ({1: 0.7, 2: 0.5}, 0.0, "sum to at most 1"),
+        ({1: -0.1}, 0.0, "at least 0"),
+        ({1: 0.5}, 1.0, "autocorrelation"),
+    ],
+)
+def test_distributions_that_are_none_are_refused(shares, autocorrelation, complaint):
+    with pytest.raises(ExitError, match=complaint):
+        Replay(ReplayFile(shares, autocorrelation), [1, 2], 4)
+
+
+def test_a_replay_file_that_cannot_be_read_is_named(tmp_path: Path):
+    with pytest.raises(ExitError, match="cannot read"):
+        read_replay(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text('{"shares": {"1": "many"}}')
+    with pytest.raises(ExitError, match=r"bad\.json"):
+        read_replay(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("autocorrelation", [0.0, 0.6])
+@pytest.mark.parametrize("mode", ["per_row", "synchronized"])
+def test_replay_leaves_where_the_distribution_says(tiny_model, tmp_path: Path, mode, autocorrelation):
+    path = tmp_path / "replay.json"
+    path.write_text(json.dumps({"shares": {"1": 0.6, "3": 0.2}, "autocorrelation": autocorrelation}))
+    runner = make_runner(
+        tiny_model("llama"), exit_mode=mode, exit_layers=[1, 3], replay_exits=str(path), exit_fallback=False
+    )
+    prompts = [[5 + i] for i in range(6)] if mode == "per_row" else [[5]]
+    layers = [t.exit_layer for g in generate(runner, prompts, 200) for t in g.tokens[1:]]
+    assert layers.count(1) / len(layers) == pytest.approx(0.6, abs=0.16 if mode != "per_row" else 0.08)
+    assert layers.count(4) / len(layers) == pytest.approx(0.2, abs=0.14 if mode != "per_row" else 0.07)
+    repeats = sum(a == b for a, b in itertools.pairwise(layers)) / len(layers)
+    assert (repeats > 0.6) == (autocorrelation > 0)
