@@ -82,13 +82,17 @@ class Agreement:
         self._logprob = 0.0
         self._num_logprobs = 0
 
-    def add(self, tokens: Iterable[tuple[int, bool]], logprobs: Sequence[float]) -> None:
-        """Enter one answer: (exit layer, agrees) of its tokens, and the full model's log-probabilities."""
-        layers: dict[int, list[bool]] = {}
+    def add(self, tokens: Iterable[tuple[int | None, bool]], logprobs: Sequence[float]) -> None:
+        """Enter one answer: (exit layer, agrees) of its tokens, and the full model's log-probabilities.
+
+        A layer that is not known, None, counts in the whole only.
+        """
+        layers: dict[int | None, list[bool]] = {}
         for layer, agrees in tokens:
             layers.setdefault(layer, []).append(agrees)
         for layer, found in layers.items():
-            self._by_exit.setdefault(layer, _Sums()).add(len(found), sum(found))
+            if layer is not None:
+                self._by_exit.setdefault(layer, _Sums()).add(len(found), sum(found))
         everywhere = [agrees for found in layers.values() for agrees in found]
         if everywhere:
             self._overall.add(len(everywhere), sum(everywhere))
