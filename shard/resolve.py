@@ -6,11 +6,13 @@ complete folder is answered from its files alone, in milliseconds.
 
 import argparse
 import hashlib
+import json
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shard.atomic_folder import make_once
 from shard.model_folder import ModelUnusable, check_family, has_weights, is_complete, read_config
@@ -44,10 +46,19 @@ def _random(model_id: str, cache: Path) -> Path:
         from shard.models.random_weights import write_random_model
 
         write_random_model(model_id, folder)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(pull(cache) / name, folder / name)
+        shutil.copy(pull(cache) / "tokenizer_config.json", folder)
+        tokenizer = json.loads((pull(cache) / "tokenizer.json").read_text(encoding="utf-8"))
+        shrink_tokenizer(tokenizer, int(read_config(folder)["vocab_size"]))
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 
     return make_once(cache / "models" / model_id.replace(":", "-"), is_complete, make)
+
+
+def shrink_tokenizer(tokenizer: dict[str, Any], vocab_size: int) -> None:
+    """Leave out the tokens that a smaller vocabulary has no rows for: later merges, in BPE's order."""
+    model = tokenizer["model"]
+    model["vocab"] = {token: id for token, id in model["vocab"].items() if id < vocab_size}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
 
 
 def _looks_like_a_path(model_id: str) -> bool:

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from shard.model_folder import ModelUnusable, is_complete
-from shard.resolve import resolve
+from shard.resolve import resolve, shrink_tokenizer
 from tests.running import ROOT
 from tests.shard.gguf_files import write_gguf
 
@@ -145,3 +146,16 @@ def test_a_missing_part_of_the_weights_is_noticed(folder, cache):
 
 def test_a_file_that_is_no_model(folder, cache):
     assert "is not a .gguf file" in refusal(folder / "config.json", cache)
+
+
+def test_a_smaller_vocabulary_is_the_beginning_of_a_larger_ones(tiny_model):
+    whole = json.loads((tiny_model("llama") / "tokenizer.json").read_text())
+    size = len(whole["model"]["vocab"]) - 30
+    less = json.loads(json.dumps(whole))
+    shrink_tokenizer(less, size)
+    before, after = (Tokenizer.from_str(json.dumps(each)) for each in (whole, less))
+    text = "The quick brown fox jumps over the lazy dog"
+    assert max(before.encode(text).ids) >= size
+    ids = after.encode(text).ids
+    assert max(ids) < size
+    assert after.decode(ids) == before.decode(ids) == text
