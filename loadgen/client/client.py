@@ -16,7 +16,8 @@ from loadgen.client.dialects import Ask, Dialect
 from loadgen.client.exchange import Backlog, Exchange
 from loadgen.client.records import Outcome, Record
 
-WATCH_S = 0.1
+WATCH_S = 0.2
+CATCH_UP_EVERY = 5  # watches: so old may the text be of which a live view counts the tokens
 
 E = TypeVar("E", bound=Exchange)
 
@@ -92,6 +93,7 @@ class Client:
         self.patience = patience or Patience()
         self.name = f"loadgen-{os.getpid()}"  # begins the x-request-id of every stream
         self.num_open = 0  # streams under way
+        self._num_watches = 0
         self._headers = headers or {}
         self._idle: list[Connection] = []
         self._live: set[Exchange] = set()
@@ -214,6 +216,7 @@ class Client:
         while True:
             await asyncio.sleep(WATCH_S)
             now = monotonic()
+            self._num_watches += 1
             for exchange in list(self._live):
                 self._watch_one(exchange, now)
 
@@ -222,7 +225,10 @@ class Client:
         if not exchange.has_begun:
             if now - exchange.sent_at > patience.first_token_s:
                 exchange.end(Outcome.NO_ANSWER, f"nothing in {patience.first_token_s:g} s", now)
-        elif now - exchange.last_read > patience.stall_s:
+            return
+        if self._num_watches % CATCH_UP_EVERY == 0:
+            exchange.catch_up()
+        if now - exchange.last_read > patience.stall_s:
             exchange.digest()
             exchange.end(Outcome.STALL, f"silent for {patience.stall_s:g} s", now)
         elif now - exchange.sent_at > patience.total_s:
