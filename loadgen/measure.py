@@ -43,8 +43,19 @@ async def measure_load(target: Target, workload: Workload, pace: Pace, screen: S
     if target.peer.kind == "helios":
         run.decisions = await target.operator.decisions(run.began_at_s - 1)
         run.state = await target.operator.state() or {}
-    run.notes = [*target.notes, *(["Interrupted: what was open was cut."] if runner.is_interrupted else [])]
+    run.notes = [*target.notes, *_remarks(run, runner)]
     return run
+
+
+def _remarks(run: Run, runner: Runner) -> list[str]:
+    """What a reader of the figures must know besides them."""
+    found = []
+    if runner.is_interrupted:
+        found.append("Interrupted: what was open was cut.")
+    early = sum(record.finish_reason not in (None, "length") for record in run.records)
+    if runner.manners.ignore_eos and early:
+        found.append(f"{early} answers ended by themselves, although the server was told to ignore that.")
+    return found
 
 
 @contextlib.asynccontextmanager

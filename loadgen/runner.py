@@ -33,7 +33,7 @@ class Runner:
         self.meter = LagMeter()
         self._client = client
         self._workload = workload
-        self._manners = manners
+        self.manners = manners
         self._pace = pace
         self.is_interrupted = False
         self._is_stopped = False
@@ -169,7 +169,7 @@ class Runner:
             history = (*history, Message("assistant", record.text))
 
     async def _ask(self, job: Job, turn: int, history: tuple[Message, ...], intended: float) -> Record:
-        manners = self._manners
+        manners = self.manners
         text = self._text(history)
         record = Record(
             number=len(self.records),
@@ -197,7 +197,7 @@ class Runner:
         return record
 
     def _text(self, history: tuple[Message, ...]) -> str:
-        template = self._manners.template
+        template = self.manners.template
         return plain_text(history) if template is None else template.render(history)
 
 

@@ -45,5 +45,4 @@ async def measured(target: Target, plan: Plan, screen: Screen, label: str = "") 
         screen.view.close()
     run.settings = {"dialect": target.peer.dialect.value, **settings_of(options)}
     run.label = options.label or label or run.url
-    must_fill = target.manners.ignore_eos
-    return run, summarise(run, plan.goals, plan.trim, must_fill)
+    return run, summarise(run, plan.goals, plan.trim)

@@ -119,7 +119,7 @@ async def _step(target: Target, options: ServeOptions, level: float, screen: Scr
     plan = plan_of(msgspec.structs.replace(options, **changes))
     run = await measure(target, plan, screen)
     run.label, run.settings = f"{level:g}", settings_of(plan.options)
-    return summarise(run, plan.goals, plan.trim, target.manners.ignore_eos)
+    return summarise(run, plan.goals, plan.trim)
 
 
 def _point(level: float, summary: Summary, before: Summary | None, is_rate: bool) -> Point:

@@ -34,10 +34,10 @@ class Integrity(msgspec.Struct, frozen=True):
         return self.lost == self.duplicated == self.mixed == 0
 
 
-def integrity_of(records: Sequence[Record], must_fill: bool = False) -> Integrity:
-    """Judge the answers of a run. `must_fill`: end-of-text was off, so each must have all its tokens."""
+def integrity_of(records: Sequence[Record]) -> Integrity:
+    """Judge the answers of a run."""
     first = _first_answers(records)
-    lost = [record for record in records if _is_lost(record, must_fill)]
+    lost = [record for record in records if _is_lost(record)]
     doubled = [record for record in records if DUPLICATED & set(record.flaws)]
     repeated = [record for record in records if first.get(_key(record), record) is not record]
     unequal = [record for record in repeated if record.text != first[_key(record)].text]
@@ -54,12 +54,18 @@ def integrity_of(records: Sequence[Record], must_fill: bool = False) -> Integrit
     )
 
 
-def _is_lost(record: Record, must_fill: bool) -> bool:
+def _is_lost(record: Record) -> bool:
     if record.outcome.is_failure or record.outcome is Outcome.PENDING:
         return True
     if LOST & set(record.flaws):
         return True
-    return must_fill and record.outcome is Outcome.OK and record.num_tokens < record.max_tokens
+    return _is_cut_short(record)
+
+
+def _is_cut_short(record: Record) -> bool:
+    """Said to have ended for its length, with fewer tokens than that."""
+    told = record.output_tokens
+    return record.finish_reason == "length" and told is not None and told < record.max_tokens
 
 
 Key = tuple[str, int, str]

@@ -92,8 +92,8 @@ class Measured(NamedTuple):
     summary: Summary
 
 
-def summarise(run: Run, goals: Goals, trim: Trim, must_fill: bool = False) -> Summary:
-    """All figures of a run. `must_fill`: every answer had to have all its tokens."""
+def summarise(run: Run, goals: Goals, trim: Trim) -> Summary:
+    """All figures of a run."""
     window = measured_window(run, trim)
     measured = measured_records(run, window)
     timeline = timeline_of(run)
@@ -117,7 +117,7 @@ def summarise(run: Run, goals: Goals, trim: Trim, must_fill: bool = False) -> Su
         by_group=_by_group(measured),
         quantiles=quantiles_of(measured),
         client=client_health(run),
-        integrity=integrity_of(run.records, must_fill),
+        integrity=integrity_of(run.records),
         exits=exit_figures(run.records, timeline.starts_s, run.began),
         swaps=swaps_of(run),
         versions=versions_of(run),

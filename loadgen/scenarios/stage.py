@@ -73,7 +73,7 @@ class Stage:
         run = await measure(target, plan, self.screen)
         run.label = label
         run.settings = {"dialect": target.peer.dialect.value, **settings_of(plan.options)}
-        return Measured(run, summarise(run, plan.goals, plan.trim, target.manners.ignore_eos))
+        return Measured(run, summarise(run, plan.goals, plan.trim))
 
 
 class Scenario(msgspec.Struct, frozen=True):

@@ -52,10 +52,10 @@ def test_each_flaw_has_its_kind(flaw: Flaw, kind: str) -> None:
     assert found.examples[0].startswith(f"{kind}: request 0 (chat)")
 
 
-def test_too_few_tokens_are_lost_only_where_all_were_due() -> None:
-    short = record(0.0, [0.1, 0.2], max_tokens=3)
-    assert integrity_of([short], must_fill=True).lost == 1
-    assert integrity_of([short]).is_whole
+@pytest.mark.parametrize(("reason", "lost"), [("length", 1), ("eos_token", 0), ("stop", 0)])
+def test_too_few_tokens_are_lost_where_the_length_is_said_to_have_ended_it(reason: str, lost: int) -> None:
+    short = record(0.0, [0.1, 0.2], max_tokens=3, output_tokens=2, finish_reason=reason)
+    assert integrity_of([short]).lost == lost
 
 
 def test_an_answer_that_begins_as_another_one_s_is_mixed() -> None:
