@@ -22,6 +22,7 @@ from loadgen.run import Manners, Pace, Run
 from loadgen.traffic.workloads import Job, Workload
 
 AHEAD_S, MOST_AHEAD = 1.0, 256  # how far ahead jobs are drawn
+AFTER_FAILURE_S, MOST_PAUSE_S = 0.1, 1.0
 LEAD_S = 0.2  # time to draw the first of them before the clock of an open loop starts
 
 
@@ -39,7 +40,7 @@ class Runner:
         self._is_stopped = False
         self._all_started = asyncio.Event()
         self._slots = asyncio.Semaphore(pace.concurrency) if pace.is_open_loop and pace.concurrency else None
-        self._held: set[asyncio.Task[None]] = set()
+        self._held: set[asyncio.Task[Record]] = set()
         self._next_job = 0
         self._last_start = 0.0
         self.run = Run(
@@ -109,7 +110,10 @@ class Runner:
 
     async def _work(self) -> None:
         while not self._is_over(elapsed := monotonic() - self.run.began):
-            await asyncio.wait([self._hold(self._draw(elapsed), self.run.began + elapsed)])
+            held = self._hold(self._draw(elapsed), self.run.began + elapsed)
+            await asyncio.wait([held])
+            if not held.cancelled():
+                await asyncio.sleep(_pause_s(held.result()))
 
     async def _open_loop(self) -> None:
         """Start at the times of the pace, whatever the server does."""
@@ -144,19 +148,19 @@ class Runner:
         if not self._is_stopped:
             self._hold(job, due)
 
-    def _hold(self, job: Job, intended: float) -> asyncio.Task[None]:
+    def _hold(self, job: Job, intended: float) -> asyncio.Task[Record]:
         self._last_start = intended
         task = asyncio.create_task(self._converse_in_slot(job, intended))
         self._held.add(task)
         task.add_done_callback(self._held.discard)
         return task
 
-    async def _converse_in_slot(self, job: Job, intended: float) -> None:
+    async def _converse_in_slot(self, job: Job, intended: float) -> Record:
         async with self._slots or contextlib.nullcontext():
-            await self._converse(job, intended)
+            return await self._converse(job, intended)
 
-    async def _converse(self, job: Job, intended: float) -> None:
-        """Hold one conversation: each turn after the answer to the one before."""
+    async def _converse(self, job: Job, intended: float) -> Record:
+        """Hold one conversation, each turn after the answer to the one before; gives the last record."""
         history = (Message("system", job.system),) if job.system else ()
         for turn, said in enumerate(job.turns):
             if turn:
@@ -165,8 +169,9 @@ class Runner:
             history = (*history, Message("user", said))
             record = await self._ask(job, turn, history, intended)
             if record.outcome is not Outcome.OK or self._is_stopped:
-                return
+                break
             history = (*history, Message("assistant", record.text))
+        return record
 
     async def _ask(self, job: Job, turn: int, history: tuple[Message, ...], intended: float) -> Record:
         manners = self.manners
@@ -199,6 +204,18 @@ class Runner:
     def _text(self, history: tuple[Message, ...]) -> str:
         template = self.manners.template
         return plain_text(history) if template is None else template.render(history)
+
+
+def _pause_s(record: Record) -> float:
+    """How long a stream of a closed loop holds back before it asks again.
+
+    Whoever is refused waits as told, and whoever fails a moment, so that a loop does not spin on a server
+    that says no in a millisecond.
+    """
+    if record.outcome is Outcome.REFUSED:
+        told = AFTER_FAILURE_S if record.retry_after_s is None else record.retry_after_s
+        return min(MOST_PAUSE_S, max(0.0, told))
+    return AFTER_FAILURE_S if record.outcome.is_failure else 0.0
 
 
 def _finite(patience_s: float) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from loadgen.client.answers import NEVER, Cancel
+from loadgen.client.client import Address, Client
 from loadgen.client.dialects import Dialect
 from loadgen.client.records import Outcome
 from loadgen.run import Manners, Pace, Run
@@ -136,3 +137,15 @@ async def test_an_interrupted_run_ends_with_what_it_has() -> None:
     assert runner.is_interrupted
     assert len(run.records) >= 6
     assert {record.outcome for record in run.records} == {Outcome.CANCELLED}
+
+
+async def test_a_closed_loop_does_not_spin_on_a_server_that_says_no() -> None:
+    """Half a second of two streams that are told to come back in a second, or that find nobody."""
+    refused = await carried_out(Jobs(), Pace(concurrency=2, duration_s=0.5), Behaviour(capacity=0))
+    assert [record.outcome for record in refused.records] == [Outcome.REFUSED] * 2
+    async with Client(Address("127.0.0.1", 9)) as client:
+        manners = Manners(dialect=Dialect.TGI, model="synthetic")
+        runner = Runner(client, PEER, Jobs(), manners, Pace(concurrency=2, duration_s=0.5))
+        run = await runner.carry_out()
+    assert {record.outcome for record in run.records} == {Outcome.CONNECT}
+    assert len(run.records) <= 12
