@@ -8,36 +8,70 @@ import math
 
 MAX_WAIT_STEPS = 8
 SMOOTHING = 0.1
+FORGETTING = 0.97  # of earlier passes, at each new one
+
+
+class FixedCost:
+    """The part of a pass's time that does not grow with its tokens: a line through recent passes."""
+
+    def __init__(self) -> None:
+        self._weight = self._tokens = self._ms = self._tokens2 = self._tokens_ms = 0.0
+
+    def note(self, num_tokens: int, ms: float) -> None:
+        """One pass."""
+        for name, value in (
+            ("_weight", 1.0),
+            ("_tokens", num_tokens),
+            ("_ms", ms),
+            ("_tokens2", num_tokens**2),
+            ("_tokens_ms", num_tokens * ms),
+        ):
+            setattr(self, name, getattr(self, name) * FORGETTING + value)
+
+    @property
+    def ms(self) -> float | None:
+        """At most the mean time, which it is while passes are all alike; None before the first."""
+        if not self._weight:
+            return None
+        mean, tokens = self._ms / self._weight, self._tokens / self._weight
+        spread = self._tokens2 / self._weight - tokens**2
+        if spread < 0.01 * tokens**2:
+            return mean
+        slope = (self._tokens_ms / self._weight - tokens * mean) / spread
+        return min(max(mean - slope * tokens, 0.0), mean)
 
 
 class Deferral:
     """Measures passes and the share that stays, and says how many rows are worth a deep pass."""
 
     def __init__(self) -> None:
-        self._shallow_ms: float | None = None
-        self._deep_ms: float | None = None
+        self._shallow = FixedCost()
+        self._deep = FixedCost()
         self._stay_share: float | None = None
 
-    def note_shallow(self, ms: float, num_voters: int, num_staying: int) -> None:
-        """A pass up to the first exit, and who stayed there."""
-        self._shallow_ms = _smoothed(self._shallow_ms, ms)
-        self._stay_share = _smoothed(self._stay_share, num_staying / num_voters)
+    def note_shallow(self, num_tokens: int, ms: float) -> None:
+        """A pass up to the first exit, the head's included where rows leave."""
+        self._shallow.note(num_tokens, ms)
 
-    def note_deep(self, ms: float) -> None:
-        """The passes beyond the first exit of one step."""
-        self._deep_ms = _smoothed(self._deep_ms, ms)
+    def note_vote(self, num_voters: int, num_staying: int) -> None:
+        """Who stayed at the first exit."""
+        share = num_staying / num_voters
+        before = self._stay_share
+        self._stay_share = share if before is None else before + SMOOTHING * (share - before)
+
+    def note_deep(self, num_tokens: int, ms: float) -> None:
+        """The passes beyond the first exit of one step, and the tokens that entered them."""
+        self._deep.note(num_tokens, ms)
 
     def wanted(self, num_rows: int) -> float:
         """Rows to gather for a deep pass, of `num_rows` in flight; 0 while nothing is known.
 
-        With K gathered for each, shallow passes hold about B - K / 2 rows, so that a token costs
-        shallow / (B - K / 2) + stay * deep / K: least where K / (B - K / 2) = sqrt(2 stay deep / shallow).
+        With K gathered for each, shallow passes hold about B - K / 2 rows, so that the fixed costs of a
+        token are shallow / (B - K / 2) + stay * deep / K: least where their ratio K / (B - K / 2) is
+        sqrt(2 stay deep / shallow).
         """
-        if not self._shallow_ms or self._deep_ms is None or self._stay_share is None:
+        shallow_ms, deep_ms = self._shallow.ms, self._deep.ms
+        if not shallow_ms or deep_ms is None or self._stay_share is None:
             return 0.0
-        ratio = math.sqrt(2 * self._stay_share * self._deep_ms / self._shallow_ms)
+        ratio = math.sqrt(2 * self._stay_share * deep_ms / shallow_ms)
         return num_rows * ratio / (1 + ratio / 2)
-
-
-def _smoothed(before: float | None, value: float) -> float:
-    return value if before is None else before + SMOOTHING * (value - before)

@@ -38,6 +38,7 @@ class Tally:
         self.kv_fills = 0
         self.breaches = 0
         self.num_waiting = 0
+        self.num_deep_tokens = 0  # that entered the second segment
 
     def report(self, rows: list[Row]) -> ExitReport:
         """In the words of the wire."""
@@ -102,6 +103,7 @@ class EarlyExit:
             if segment == 1:
                 front, joining = self._meet(front, waiting, tally)
                 front = self._stack.enter(1, front, joining)
+                tally.num_deep_tokens = 0 if front is None else len(front.hidden)
             elif segment > 1:
                 front = self._stack.enter(segment, front, [])
             if front is None:
@@ -109,8 +111,11 @@ class EarlyExit:
             front = self._run_segment(segment, front, tally)
         if front is not None:
             self._finish(front, tally)
-        if sum(tally.segment_ms[1:]):
-            self._deferral.note_deep(sum(tally.segment_ms[1:]))
+        if tally.num_deep_tokens:
+            self._deferral.note_deep(tally.num_deep_tokens, sum(tally.segment_ms[1:]))
+        if fresh:
+            num_tokens = sum(row.chunk.num_tokens for row in fresh)
+            self._deferral.note_shallow(num_tokens, tally.segment_ms[0])
 
     def _run_segment(self, segment: int, front: Front, tally: Tally) -> Front | None:
         """Run it and ask at the exit behind it; who goes on."""
@@ -125,7 +130,7 @@ class EarlyExit:
         asks = bool(voters) and self._gate.asks(segment)
         leaving = self._leaving(segment, front, voters, before, tally) if asks else []
         if segment == 0 and asks:
-            self._deferral.note_shallow(tally.segment_ms[0], len(voters), len(voters) - len(leaving))
+            self._deferral.note_vote(len(voters), len(voters) - len(leaving))
         return self._part(segment, front, leaving, tally) if leaving else front
 
     def _leaving(

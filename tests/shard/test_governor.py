@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from shard.deferral import Deferral
+from shard.deferral import Deferral, FixedCost
 from shard.governor import HOLD_STEPS, NUM_WINDOWS, WARMUP_STEPS, WINDOW_STEPS, Governor
 
 TRIALS = 2 * NUM_WINDOWS * (WARMUP_STEPS + WINDOW_STEPS)
@@ -56,11 +56,28 @@ def test_without_fallback_exits_are_always_on():
 def test_as_many_rows_gather_as_cost_least_per_token():
     """The closed form against a search over all sizes."""
     deferral = Deferral()
-    deferral.note_shallow(8.0, num_voters=100, num_staying=26)
-    deferral.note_deep(18.0)
+    deferral.note_shallow(32, 8.0)
+    deferral.note_vote(num_voters=100, num_staying=26)
+    deferral.note_deep(10, 18.0)
     for rows in (8, 32, 64):
         costs = {k: 8 / (rows - k / 2) + 0.26 * 18 / k for k in range(1, rows)}
         assert abs(deferral.wanted(rows) - min(costs, key=costs.__getitem__)) <= 1
+
+
+def test_what_grows_with_tokens_is_no_reason_to_wait():
+    deferral = Deferral()
+    deferral.note_vote(num_voters=100, num_staying=26)
+    for num_tokens in range(1, 33):
+        deferral.note_shallow(num_tokens, 6.0 + 0.1 * num_tokens)
+        deferral.note_deep(num_tokens, 0.5 * num_tokens)
+    assert deferral.wanted(32) < 1
+
+
+def test_fixed_costs_are_found_under_what_grows():
+    cost = FixedCost()
+    for num_tokens in (1, 8, 3, 30, 12, 4):
+        cost.note(num_tokens, 20.0 + 1.5 * num_tokens)
+    assert cost.ms == pytest.approx(20.0)
 
 
 def test_nothing_gathers_before_anything_is_known():
