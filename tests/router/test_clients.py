@@ -192,9 +192,7 @@ class TestOpenAI:
 
     def test_our_parameters_go_in_the_extra_body(self, sdk: openai.OpenAI) -> None:
         extra = {"ignore_eos": True, "priority": 2, "exact": True, "top_k": 5}
-        answer = sdk.chat.completions.create(
-            model="tiny", messages=MESSAGES, max_tokens=8, extra_body=extra
-        )
+        answer = sdk.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=8, extra_body=extra)
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 8
 
