@@ -19,6 +19,7 @@ from shard.batch import Chunk
 from shard.confidence import Gauge
 from shard.deferral import MAX_WAIT_STEPS, Deferral
 from shard.exit_settings import Fill, Mode, Settings
+from shard.full_depth import FullDepth
 from shard.gate import Gate
 from shard.governor import Governor
 from shard.messages import ExitReport, TokenOutput
@@ -62,9 +63,16 @@ class EarlyExit:
     """Runs the chunks of a step in `synchronized` or `per_row` mode."""
 
     def __init__(
-        self, stack: Stack, settings: Settings, gauge: Gauge, sampler: Sampler, replay: Replay | None = None
+        self,
+        stack: Stack,
+        settings: Settings,
+        gauge: Gauge,
+        full_depth: FullDepth,
+        sampler: Sampler,
+        replay: Replay | None = None,
     ):
         self._stack = stack
+        self._full_depth = full_depth
         self._settings = settings
         self._sampler = sampler
         self._gauge = gauge
@@ -83,12 +91,21 @@ class EarlyExit:
         exits_on = self._governor.wants_exits(len(decoding))
         for row in decoding:
             row.votes = exits_on and self._may_leave(row)
-        self._run_segments(rows, tally)
-        self._draw(tally)
+        if self._nothing_to_do_for_exits(rows):
+            for row, made in zip(rows, self._full_depth.run(chunks), strict=True):
+                row.tokens = made.tokens
+        else:
+            self._run_segments(rows, tally)
+            self._draw(tally)
         if len(decoding) == len(rows):
             num_tokens = sum(len(row.tokens) for row in rows)
             self._governor.note(len(rows), num_tokens, (time.perf_counter() - started) * 1000)
         return [row.tokens for row in rows], tally.report(rows)
+
+    def _nothing_to_do_for_exits(self, rows: list[Row]) -> bool:
+        """Nobody votes, nothing is pending, no head has KV of its own to keep up: full depth, undivided."""
+        has_blocks = any(exit.block is not None for exit in self._stack.exits)
+        return not has_blocks and not any(row.votes or row.waits or row.carried.has_pending for row in rows)
 
     def _may_leave(self, row: Row) -> bool:
         """A decoding row may, unless it asked for full depth or has more in hand than a projection serves."""

@@ -165,7 +165,7 @@ class ModelRunner:
         if config.replay_exits:
             layers = [exit.layer for exit in self._exits]
             replay = Replay(read_replay(Path(config.replay_exits)), layers, self.depth)
-        return EarlyExit(stack, settings, gauge, self._sampler, replay)
+        return EarlyExit(stack, settings, gauge, self._full_depth, self._sampler, replay)
 
     def _allocate(self, to: torch.Tensor) -> KVCache:
         heads, block_size = self.decoder.shape.heads, self._config.block_size

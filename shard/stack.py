@@ -17,6 +17,11 @@ class Carried(msgspec.Struct):
     pending: list[torch.Tensor | None]  # by segment: hidden states (n, H) of tokens that have not entered it
     wait_steps: int = 0  # so long it has waited at the first exit
 
+    @property
+    def has_pending(self) -> bool:
+        """True when some layers were not run for some of its tokens."""
+        return any(hidden is not None for hidden in self.pending)
+
     def keep(self, segment: int, hidden: torch.Tensor) -> None:
         """Tokens (n, H) that stop in front of a segment."""
         before = self.pending[segment]

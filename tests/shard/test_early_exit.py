@@ -1,5 +1,6 @@
 """Early exits keep their promises: full depth stays what it is, and what leaves early leaves alone."""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -93,10 +94,14 @@ def test_alone_synchronized_is_per_row(exiting, head, criterion, fill):
 
 
 @pytest.mark.parametrize("mode", ["synchronized", "per_row"])
-def test_kv_under_recompute_is_a_full_forwards(exiting, tiny_model, mode):
+@pytest.mark.parametrize("turns", [False, True], ids=["exits on", "exits on and off"])
+def test_kv_under_recompute_is_a_full_forwards(exiting, tiny_model, mode, turns):
     """After any history of exits, in every layer, for every token that has come so far."""
     threshold = splitting_threshold(exiting, "per_row")
     runner = exiting(mode, kv_fill="recompute", exit_threshold=threshold)
+    if turns:
+        asked = itertools.count()
+        runner._exiting._governor.wants_exits = lambda num_rows: next(asked) // 3 % 2 == 0
     prompts = prompts_of(runner.decoder.shape.vocab_size, [20, 7, 33, 12])
     new = [NewSequence(i, 0, p, len(p), 64, ignore_eos=True) for i, p in enumerate(prompts)]
     work = [Work(i, 0, 64) for i in range(len(prompts))]
