@@ -22,6 +22,7 @@ class Reader(Protocol):
 class _TgiToken(msgspec.Struct, gc=False):
     id: int = -1
     text: str = ""
+    special: bool = False  # no part of the whole text, wherever it stands
     exit_layer: int | None = None
     confidence: float | None = None
 
@@ -74,7 +75,7 @@ class TgiReader:
             record.add_flaw(Flaw.AFTER_END)
         if index is not None:
             self._check_index(index)
-        record.add_token(at, token.text)
+        record.add_token(at, "" if token.special else token.text)
         record.token_ids.append(token.id)
         if token.exit_layer is not None:
             record.exit_layers.append(token.exit_layer)

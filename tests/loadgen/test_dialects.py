@@ -122,3 +122,14 @@ def test_greedy_is_no_temperature_zero_for_tgi() -> None:
     assert "temperature" not in msgspec.json.decode(Dialect.TGI.body(asked(), "m"))["parameters"]
     warm = msgspec.json.decode(Dialect.TGI.body(asked(temperature=0.7), "m"))["parameters"]
     assert (warm["temperature"], warm["do_sample"]) == (0.7, True)
+
+
+def test_special_tokens_are_no_part_of_a_native_answers_text() -> None:
+    stream = [
+        b'data: {"index":1,"token":{"id":5,"text":"Hi","special":false},"generated_text":null}',
+        b'data: {"index":2,"token":{"id":2,"text":"<|im_end|>","special":true},"generated_text":null}',
+        b'data: {"index":3,"token":{"id":6,"text":" there","special":false},"generated_text":"Hi there"}',
+    ]
+    record = read(Dialect.TGI, stream)
+    assert record.flaws == []
+    assert len(record.token_times) == 3
