@@ -5,8 +5,7 @@ parts of another answer inside. What a server is right to do is not counted: ref
 what we hung up on.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -94,24 +93,17 @@ def _with_foreign_text(unequal: Sequence[Record], first: dict[Key, Record]) -> l
 
     Near-ties may turn an answer aside; what it then says is its own, not word for word one other's.
     """
-    if not unequal:
-        return []
-    holders: dict[str, set[str]] = defaultdict(set)
-    for record in first.values():
-        for snippet in _snippets(record.text):
-            holders[snippet].add(record.prompt)
-    return [r for r in unequal if not r.flaws and _is_foreign(r, first[_key(r)], holders)]
+    return [r for r in unequal if not r.flaws and _is_foreign(r, first[_key(r)], first.values())]
 
 
-def _is_foreign(record: Record, reference: Record, holders: dict[str, set[str]]) -> bool:
-    new = set(_snippets(record.text)) - set(_snippets(reference.text))
-    return any(len(holders.get(snippet, set()) - {record.prompt}) == 1 for snippet in new)
-
-
-def _snippets(text: str) -> list[str]:
-    """Every stretch of `SNIPPET_CHARS` that begins with a word."""
-    starts = [i for i in range(len(text) - SNIPPET_CHARS + 1) if i == 0 or text[i - 1] == " "]
-    return [text[i : i + SNIPPET_CHARS] for i in starts]
+def _is_foreign(record: Record, reference: Record, others: Iterable[Record]) -> bool:
+    """All that comes behind the parting is a stretch of another prompt's answer: a shared phrase is not."""
+    pairs = enumerate(zip(record.text, reference.text, strict=False))
+    parting = next((i for i, (own, known) in pairs if own != known), len(reference.text))
+    rest = record.text[parting:].strip()
+    return len(rest) >= SNIPPET_CHARS and any(
+        rest in other.text for other in others if other.prompt != record.prompt
+    )
 
 
 def _line(name: str, record: Record) -> str:
