@@ -97,12 +97,16 @@ def _with_foreign_text(unequal: Sequence[Record], first: dict[Key, Record]) -> l
 
 
 def _is_foreign(record: Record, reference: Record, others: Iterable[Record]) -> bool:
-    """All that comes behind the parting is a stretch of another prompt's answer: a shared phrase is not."""
+    """All that comes behind the parting is a stretch of another prompt's answer: a shared phrase is not.
+
+    Nor is what two tasks about one passage may well have in common.
+    """
     pairs = enumerate(zip(record.text, reference.text, strict=False))
     parting = next((i for i, (own, known) in pairs if own != known), len(reference.text))
     rest = record.text[parting:].strip()
     return len(rest) >= SNIPPET_CHARS and any(
-        rest in other.text for other in others if other.prompt != record.prompt
+        rest in other.text and other.prompt[-SNIPPET_CHARS:] != record.prompt[-SNIPPET_CHARS:]
+        for other in others
     )
 
 
