@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
 
@@ -60,6 +60,7 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_threshold: float | None = None  # in place of every exit's own; 1: never leave early
     exact: bool = False  # equal to the full-depth model's output: never leave early
     scores: bool = False  # generate nothing: say what full depth chooses in place of each answer token given
+    generation: int = 0  # of the model that it runs on: the ticket under which that was prepared
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
@@ -121,6 +122,31 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
     """Answered by `Pong` at once, also while a step runs."""
 
     number: int
+
+
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """Load another model, or another depth of the same one, beside what runs. At most one at a time.
+
+    Answered by `Prepared` or `SwapFailed`. Tickets rise; the model that a shard starts with has ticket 0.
+    """
+
+    ticket: int
+    config: ShardConfig
+
+
+class Commit(msgspec.Struct, frozen=True, tag=True):
+    """From the next step on, new sequences run on what was prepared; those that run keep what they have.
+
+    Answered by `Committed` or `SwapFailed`, in the order of steps.
+    """
+
+    ticket: int
+
+
+class Discard(msgspec.Struct, frozen=True, tag=True):
+    """Forget what was prepared, or is being prepared, and not committed. Not answered."""
+
+    ticket: int
 
 
 # Shard to router
@@ -190,8 +216,23 @@ class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):
     fill_ms: float = 0.0
 
 
+class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a step did on a model that new sequences no longer run on."""
+
+    generation: int
+    num_sequences: int  # holding state on it after the step
+    num_tokens: int = 0  # computed in this step
+    ms: float = 0.0
+    exits: ExitReport | None = None
+
+
 class StepOutput(msgspec.Struct, frozen=True, tag=True):
-    """The answer to a `Step`. Times are the shard's own clock, in milliseconds."""
+    """The answer to a `Step`. Times are the shard's own clock, in milliseconds.
+
+    Blocks, `num_tokens`, `step_ms` and `exits` are of the model that new sequences run on; `older` has those
+    that were committed before and still have sequences. One that has none left is freed, and what it held
+    becomes blocks: `num_blocks` grows.
+    """
 
     number: int
     outputs: list[SequenceOutput]
@@ -202,6 +243,33 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     step_ms: float = 0.0
     idle_ms: float = 0.0  # device idle between the end of the step before and the start of this one
     exits: ExitReport | None = None  # None: in `full`
+    generation: int = 0
+    num_blocks: int | None = None  # None: as in `Ready`
+    older: list[OlderReport] = []
+
+
+class Prepared(msgspec.Struct, frozen=True, tag=True):
+    """What was asked for is loaded, and can be committed. `phases_ms` names where the time went."""
+
+    ticket: int
+    ready: Ready
+    phases_ms: dict[str, float]
+
+
+class Committed(msgspec.Struct, frozen=True, tag=True):
+    """New sequences run on it from here on. `ready.num_blocks` is what it has now, while others still run."""
+
+    ticket: int
+    ready: Ready
+    gap_ms: float  # no step ran for so long
+    phases_ms: dict[str, float]
+
+
+class SwapFailed(msgspec.Struct, frozen=True, tag=True):
+    """Nothing has changed: what ran runs on. `reason` is one sentence for a person."""
+
+    ticket: int
+    reason: str
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):
@@ -218,8 +286,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     permanent: bool = False
 
 
-ToShard = Hello | Step | Ping
-ToRouter = Ready | StepOutput | Pong | Failed
+ToShard = Hello | Step | Ping | Prepare | Commit | Discard
+ToRouter = Ready | StepOutput | Pong | Failed | Prepared | Committed | SwapFailed
 
 
 # Frames
