@@ -221,6 +221,7 @@ class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
     generation: int
     num_sequences: int  # holding state on it after the step
+    num_free_blocks: int = 0  # that its sequences can take
     num_tokens: int = 0  # computed in this step
     ms: float = 0.0
     exits: ExitReport | None = None
