@@ -89,25 +89,43 @@ def _first_answers(records: Sequence[Record]) -> dict[Key, Record]:
 
 
 def _with_foreign_text(unequal: Sequence[Record], first: dict[Key, Record]) -> list[Record]:
-    """Answers that part from an earlier one of their own and go on as the answer to another prompt.
+    """Answers that part from an earlier one of their own and then hold words of another prompt's answer.
 
     Near-ties may turn an answer aside; what it then says is its own, not word for word one other's.
     """
-    return [r for r in unequal if not r.flaws and _is_foreign(r, first[_key(r)], first.values())]
+    asides = {id(r): (r, _stretches_behind_parting(r, first[_key(r)])) for r in unequal if not r.flaws}
+    speakers = _speakers({stretch for _, own in asides.values() for stretch in own}, first.values())
+    return [r for r, own in asides.values() if any(_is_foreign(r, speakers[stretch]) for stretch in own)]
 
 
-def _is_foreign(record: Record, reference: Record, others: Iterable[Record]) -> bool:
-    """All that comes behind the parting is a stretch of another prompt's answer: a shared phrase is not.
-
-    Nor is what two tasks about one passage may well have in common.
-    """
+def _stretches_behind_parting(record: Record, reference: Record) -> set[str]:
+    """What the answer says behind the parting that neither its prompt nor its other answer says."""
     pairs = enumerate(zip(record.text, reference.text, strict=False))
     parting = next((i for i, (own, known) in pairs if own != known), len(reference.text))
-    rest = record.text[parting:].strip()
-    return len(rest) >= SNIPPET_CHARS and any(
-        rest in other.text and other.prompt[-SNIPPET_CHARS:] != record.prompt[-SNIPPET_CHARS:]
-        for other in others
-    )
+    known = (record.prompt, reference.text)
+    return {stretch for stretch in _stretches(record.text[parting:]) if not any(stretch in k for k in known)}
+
+
+def _speakers(stretches: set[str], answers: Iterable[Record]) -> dict[str, list[Record]]:
+    """For each stretch the answers that have it."""
+    found: dict[str, list[Record]] = {stretch: [] for stretch in stretches}
+    for answer in answers:
+        for stretch in stretches.intersection(_stretches(answer.text)):
+            found[stretch].append(answer)
+    return found
+
+
+def _stretches(text: str) -> Iterable[str]:
+    return (text[i : i + SNIPPET_CHARS] for i in range(len(text) - SNIPPET_CHARS + 1))
+
+
+def _is_foreign(record: Record, speakers: Sequence[Record]) -> bool:
+    """The answers to one other prompt say it too. What the answers to several say is a common phrase.
+
+    Prompts that end alike are tasks about one passage, whose answers may well have words in common.
+    """
+    prompts = {other.prompt for other in speakers} - {record.prompt}
+    return len(prompts) == 1 and prompts.pop()[-SNIPPET_CHARS:] != record.prompt[-SNIPPET_CHARS:]
 
 
 def _line(name: str, record: Record) -> str:

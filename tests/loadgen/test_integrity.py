@@ -66,6 +66,23 @@ def test_an_answer_that_goes_on_as_another_one_s_is_mixed() -> None:
     assert integrity_of([said("sea", SEA), said("sky", SKY), said("sea", SEA[:20] + SKY[20:])]).mixed == 1
 
 
+def test_another_s_words_in_the_middle_of_an_answer_are_mixed() -> None:
+    crossed = SEA[:20] + SKY[10:70] + SEA[20:]
+    assert integrity_of([said("sea", SEA), said("sky", SKY), said("sea", crossed)]).mixed == 1
+
+
+def test_words_of_the_prompt_are_nobody_else_s() -> None:
+    asked = f"Say in other words: {SKY}"
+    quoting = [said(asked, SEA), said("sky", SKY), said(asked, SEA[:20] + SKY[20:])]
+    assert integrity_of(quoting).mixed == 0
+
+
+def test_what_several_say_is_a_common_phrase() -> None:
+    phrase = "If you have any further questions, please do not hesitate to ask me at any time."
+    others = [said("sky", f"Blue. {phrase}"), said("sun", f"Yellow. {phrase}")]
+    assert integrity_of([said("sea", SEA), *others, said("sea", SEA[:40] + phrase)]).mixed == 0
+
+
 def test_an_answer_turned_aside_by_a_near_tie_is_unequal_but_its_own() -> None:
     aside = SEA[:30] + " and nobody was awake to see how the light came over the hills on the far side"
     found = integrity_of([said("sea", SEA), said("sky", SKY), said("sea", aside)])
