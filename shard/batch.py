@@ -7,20 +7,32 @@ Knows no tensors.
 
 import msgspec
 
-from shard.messages import Score, SequenceOutput, Step, TokenOutput, Work
+from shard.messages import NewSequence, Score, SequenceOutput, Step, TokenOutput, Work
 from shard.sequence import Sequence
 
 
 class BlockPool:
-    """Free KV blocks by number. The pool knows no sequence and no memory."""
+    """Free KV blocks by number, and how many may be taken in all. It knows no sequence and no memory."""
 
     def __init__(self, num_blocks: int):
-        self.num_blocks = num_blocks
+        self.num_blocks = num_blocks  # that may be taken; there are numbers for as many as it began with
+        self._num_numbers = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
 
     @property
+    def num_taken(self) -> int:
+        return self._num_numbers - len(self._free)
+
+    @property
     def num_free(self) -> int:
-        return len(self._free)
+        return self.num_blocks - self.num_taken
+
+    def limit(self, num_blocks: int) -> list[int]:
+        """Let so many be taken in all, no fewer than are; the numbers that nobody will be given until then."""
+        if not self.num_taken <= num_blocks <= self._num_numbers:
+            raise ValueError(f"{num_blocks} of {self._num_numbers} blocks, of which {self.num_taken} are taken")
+        self.num_blocks = num_blocks
+        return self._free[: len(self._free) - self.num_free]
 
     def take(self, count: int) -> list[int]:
         """`count` blocks; the caller has asked `num_free` before."""
@@ -66,6 +78,22 @@ class SequenceTable:
 
     def __len__(self) -> int:
         return len(self._sequences)
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._sequences
+
+    @property
+    def num_blocks_to_finish(self) -> list[int]:
+        """For each sequence, the blocks that it holds at its end if it grows as long as it may."""
+        return [self._num_blocks_to_finish(sequence) for sequence in self._sequences.values()]
+
+    def could_hold(self, new: NewSequence) -> bool:
+        """True when it would fit to its very end if it were alone."""
+        return self._num_blocks_to_finish(Sequence(new)) <= self.pool.num_blocks
+
+    def forget(self, id: int) -> None:
+        """Drop a sequence, whatever its attempt: a newer one runs elsewhere."""
+        self._remove(id)
 
     def plan(self, step: Step) -> tuple[list[Chunk], list[tuple[int, int]]]:
         """The batch to run for a step, and (id, attempt) of the sequences preempted to make room for it."""
@@ -126,6 +154,9 @@ class SequenceTable:
         if missing > 0:
             sequence.blocks.extend(self.pool.take(missing))
         return True
+
+    def _num_blocks_to_finish(self, sequence: Sequence) -> int:
+        return -(-min(sequence.max_tokens, self.max_total_tokens) // self.block_size)
 
     def _chunk(self, work: Work) -> Chunk | None:
         sequence = self._sequences.get(work.id)

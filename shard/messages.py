@@ -79,7 +79,8 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = "bfloat16"  # float32 | float16 | bfloat16
     num_layers: int | None = None  # load only the first this many; None: all
     block_size: int = 16  # tokens
-    kv_cache_bytes: int | None = None  # None: sized from free memory
+    kv_cache_bytes: int | None = None  # of the first model; None: sized from free memory. See `Prepare`
+    swap_reserve_bytes: int | None = None  # for a model being prepared; None: what the host has free
     max_total_tokens: int | None = None  # longest sequence; None: the model's own limit
     max_batch_size: int = 64  # sequences in one step
     max_batch_tokens: int = 512  # tokens computed in one step
@@ -128,6 +129,8 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
     """Load another model, or another depth of the same one, beside what runs. At most one at a time.
 
     Answered by `Prepared` or `SwapFailed`. Tickets rise; the model that a shard starts with has ticket 0.
+    All models of a shard share what the first one took, weights and KV cache together: `kv_cache_bytes` is
+    not asked again. A larger `max_batch_size` makes more blocks useful.
     """
 
     ticket: int
@@ -137,14 +140,19 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 class Commit(msgspec.Struct, frozen=True, tag=True):
     """From the next step on, new sequences run on what was prepared; those that run keep what they have.
 
-    Answered by `Committed` or `SwapFailed`, in the order of steps.
+    Answered by `Committed` or `SwapFailed`, in the order of steps. After a failure what was prepared is still
+    there: commit again once sequences have ended, or discard it.
     """
 
     ticket: int
 
 
 class Discard(msgspec.Struct, frozen=True, tag=True):
-    """Forget what was prepared, or is being prepared, and not committed. Not answered."""
+    """Forget what was prepared, or is being prepared, and not committed. Not answered.
+
+    Takes effect at once, also before a `Commit` that waits for its turn. A `Prepare` that was still at work
+    ends in `SwapFailed`.
+    """
 
     ticket: int
 
@@ -230,9 +238,11 @@ class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
 class StepOutput(msgspec.Struct, frozen=True, tag=True):
     """The answer to a `Step`. Times are the shard's own clock, in milliseconds.
 
-    Blocks, `num_tokens`, `step_ms` and `exits` are of the model that new sequences run on; `older` has those
-    that were committed before and still have sequences. One that has none left is freed, and what it held
-    becomes blocks: `num_blocks` grows.
+    Blocks, sequences, `num_tokens`, `step_ms` and `exits` are of the model that new sequences run on; `older`
+    has those that were committed before and still have sequences. One that has none left is freed, and what
+    it held becomes blocks: `num_blocks` grows. A sequence that comes for a generation that is gone, or that
+    has too little memory left for it, is not run on another one, whose vocabulary may not be its own: it is
+    named in `gone`.
     """
 
     number: int
@@ -247,6 +257,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     generation: int = 0
     num_blocks: int | None = None  # None: as in `Ready`
     older: list[OlderReport] = []
+    gone: list[tuple[int, int]] = []  # (id, attempt) to be queued again, for the newest: see above
 
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):

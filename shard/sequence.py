@@ -33,6 +33,11 @@ class Sequence:
         return self.num_tokens - self.num_prompt_tokens
 
     @property
+    def max_tokens(self) -> int:
+        """How long it can grow by its own limits."""
+        return max(self.num_tokens, self.num_prompt_tokens + self.max_new_tokens)
+
+    @property
     def is_scored(self) -> bool:
         """True when its prompt's or its answer's tokens are looked at one by one."""
         return self.scores or self.sampling.prompt_logprobs
