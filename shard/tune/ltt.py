@@ -1,0 +1,116 @@
+"""Learn-then-Test: how risky a setting may be and still be called safe, from answers seen (Angelopoulos et
+al. 2021). Pure numbers; knows no model.
+
+The risk of a sequence is a number in [0, 1], sequences are independent, and a setting's risk is their mean.
+Settings are tested one after the other in an order declared beforehand, from safe to risky, each at the whole
+error probability; the first that fails ends the walk (fixed-sequence testing). So the chance that any setting
+that passed has a true risk above the bound is at most one minus the confidence.
+"""
+
+import bisect
+import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+MAX_SEQUENCES = 1 << 20  # more are not asked of anybody
+
+_Setting = TypeVar("_Setting")
+
+
+class Bound(msgspec.Struct, frozen=True):
+    """The risk is to be at most `risk`, with probability `confidence`."""
+
+    risk: float
+    confidence: float
+
+    @property
+    def error(self) -> float:
+        """The probability that may be left to a wrong statement."""
+        return 1 - self.confidence
+
+
+def p_value(risk: float, num_sequences: int, bound: float) -> float:
+    """Hoeffding-Bentkus: how likely a mean of `risk` or less is when the true one is above `bound`.
+
+    min(exp(-n KL(min(r, b) || b)), e P(Binomial(n, b) <= ceil(n r))), Bates et al. 2021.
+    """
+    hoeffding = math.exp(-num_sequences * _divergence(min(risk, bound), bound))
+    most = math.ceil(num_sequences * risk - 1e-9)  # sums of fractions are not quite whole
+    return min(1.0, hoeffding, math.e * _binomial_cdf(most, num_sequences, bound))
+
+
+def upper_bound(risk: float, num_sequences: int, error: float) -> float:
+    """What the true mean does not exceed, except with probability `error`, when `risk` was seen."""
+    return _bisect(lambda bound: p_value(risk, num_sequences, bound) > error, risk, 1.0)
+
+
+def largest_risk(num_sequences: int, bound: Bound) -> float | None:
+    """The largest mean that passes; None when not even sequences without a fault would."""
+    if not _passes(0.0, num_sequences, bound):
+        return None
+    return _bisect(lambda risk: _passes(risk, num_sequences, bound), 0.0, bound.risk)
+
+
+def num_needed(risk: float, bound: Bound) -> int | None:
+    """About how many sequences with this mean would pass; None when no number would, or none in reason."""
+    if risk >= bound.risk:
+        return None
+    most = 1
+    while not _passes(risk, most, bound):
+        most *= 2
+        if most > MAX_SEQUENCES:
+            return None
+    candidates = range(most // 2, most)
+    return candidates.start + bisect.bisect_left(candidates, True, key=lambda n: _passes(risk, n, bound))
+
+
+def walk(
+    path: Iterable[_Setting], measure: Callable[[_Setting], list[float]], bound: Bound
+) -> list[tuple[_Setting, float, float]]:
+    """Settings with their mean risk and p-value: all that passed, then the first that did not, if any."""
+    walked = []
+    for setting in path:
+        risks = measure(setting)
+        risk = math.fsum(risks) / len(risks)
+        p = p_value(risk, len(risks), bound.risk)
+        walked.append((setting, risk, p))
+        if p > bound.error:
+            break
+    return walked
+
+
+def _passes(risk: float, num_sequences: int, bound: Bound) -> bool:
+    return p_value(risk, num_sequences, bound.risk) <= bound.error
+
+
+def _divergence(a: float, b: float) -> float:
+    """Kullback-Leibler between coins that fall heads with probability a and b."""
+    heads = a * math.log(a / b) if a > 0 else 0.0
+    tails = (1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0
+    return heads + tails
+
+
+def _binomial_cdf(most: int, n: int, p: float) -> float:
+    """P(Binomial(n, p) <= most), the terms added from the smallest probability of an end."""
+    if most >= n or p <= 0:
+        return 1.0
+    if p >= 1:
+        return 0.0
+    odds, constant = math.log(p) - math.log1p(-p), n * math.log1p(-p) + math.lgamma(n + 1)
+    return min(
+        1.0,
+        math.fsum(
+            math.exp(constant + k * odds - math.lgamma(k + 1) - math.lgamma(n - k + 1))
+            for k in range(most + 1)
+        ),
+    )
+
+
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Where a condition that holds at first ceases to, between `low` and `high`."""
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
