@@ -1,0 +1,119 @@
+"""What a token costs when nobody else is there: fitted to the times of steps that were shared. Pure.
+
+A step's time is taken to be linear in four things: that there is one, the layers it runs, the tokens it
+computes, and the layers that each of those runs. With that, candidates measured at different hours and batch
+sizes are compared as if each were alone (the idealized runtime of Narayanan et al., 2305.02440).
+"""
+
+import msgspec
+
+_NUM_TERMS = 4
+_RIDGE = 1e-6  # of each term's own scale: decides where samples do not, such as at a single depth
+
+
+class CostFit(msgspec.Struct, frozen=True, array_like=True):
+    """Milliseconds of a step: step + layer x deepest layer + token x tokens + token_layer x layers of all."""
+
+    step_ms: float
+    layer_ms: float
+    token_ms: float
+    token_layer_ms: float
+
+    @property
+    def a_ms(self) -> float:
+        """Of one token alone, before its first layer."""
+        return self.step_ms + self.token_ms
+
+    @property
+    def b_ms(self) -> float:
+        """Of one token alone, by layer."""
+        return self.layer_ms + self.token_layer_ms
+
+    def decode_ms(self, depth: float) -> float:
+        """One token alone that runs `depth` layers: a + b x depth."""
+        return self.a_ms + self.b_ms * depth
+
+    def prefill_ms(self, num_tokens: int, depth: float) -> float:
+        """A prompt alone, in one step."""
+        return (
+            self.step_ms + self.layer_ms * depth + num_tokens * (self.token_ms + self.token_layer_ms * depth)
+        )
+
+    def request_ms(self, num_prompt_tokens: int, num_tokens: int, prompt_depth: float, depth: float) -> float:
+        """A whole request alone, whose answer runs `depth` layers a token and its prompt `prompt_depth`."""
+        return self.prefill_ms(num_prompt_tokens, prompt_depth) + num_tokens * self.decode_ms(depth)
+
+
+class StepSample(msgspec.Struct, frozen=True):
+    """One step as the fit sees it."""
+
+    depth: float  # the deepest layer that was run
+    num_tokens: int  # computed
+    token_layers: float  # layers run, summed over the tokens
+    ms: float
+
+    @property
+    def terms(self) -> tuple[float, float, float, float]:
+        return (1.0, self.depth, float(self.num_tokens), self.token_layers)
+
+
+class CostSums(msgspec.Struct, array_like=True):
+    """Everything that the fit needs to know of any number of steps: sums, so that they can be added."""
+
+    num_steps: int = 0
+    products: list[float] = msgspec.field(default_factory=lambda: [0.0] * (_NUM_TERMS * _NUM_TERMS))
+    answers: list[float] = msgspec.field(default_factory=lambda: [0.0] * _NUM_TERMS)
+
+    def add(self, sample: StepSample) -> None:
+        terms, products, ms = sample.terms, self.products, sample.ms
+        self.num_steps += 1
+        for i, one in enumerate(terms):
+            self.answers[i] += one * ms
+            for j, other in enumerate(terms):
+                products[_NUM_TERMS * i + j] += one * other
+
+    def merge(self, other: "CostSums") -> None:
+        """Add another's steps."""
+        self.num_steps += other.num_steps
+        self.products = [one + two for one, two in zip(self.products, other.products, strict=True)]
+        self.answers = [one + two for one, two in zip(self.answers, other.answers, strict=True)]
+
+    def fit(self) -> CostFit | None:
+        """Least squares without negative costs; None without a step.
+
+        What the samples cannot tell apart shares the cost: at a single depth, what is said of that depth
+        holds, and how it divides into a and b is a guess.
+        """
+        if not self.num_steps:
+            return None
+        kept = [i for i in range(_NUM_TERMS) if self.products[(_NUM_TERMS + 1) * i] > 0]
+        found = self._solve(kept)
+        while kept and min(found) < 0:
+            del kept[found.index(min(found))]
+            found = self._solve(kept)
+        weights = dict(zip(kept, found, strict=True))
+        return CostFit(*(weights.get(i, 0.0) for i in range(_NUM_TERMS)))
+
+    def _solve(self, kept: list[int]) -> list[float]:
+        """The normal equations of some terms, each scaled to length one so that the ridge means the same."""
+        scales = [self.products[(_NUM_TERMS + 1) * i] ** 0.5 for i in kept]
+        rows: list[list[float]] = []
+        for one, i in zip(scales, kept, strict=True):
+            row = [
+                self.products[_NUM_TERMS * i + j] / (one * other)
+                for other, j in zip(scales, kept, strict=True)
+            ]
+            row[len(rows)] += _RIDGE
+            rows.append([*row, self.answers[i] / one])
+        return [value / scale for value, scale in zip(_eliminate(rows), scales, strict=True)]
+
+
+def _eliminate(rows: list[list[float]]) -> list[float]:
+    """Solve a positive definite system given with its right side as last column (Gauss-Jordan)."""
+    for i, pivot_row in enumerate(rows):
+        pivot = pivot_row[i]
+        rows[i] = pivot_row = [value / pivot for value in pivot_row]
+        for j, row in enumerate(rows):
+            if j != i:
+                rows[j] = [value - row[i] * by for value, by in zip(row, pivot_row, strict=True)]
+    return [row[-1] for row in rows]

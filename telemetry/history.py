@@ -1,0 +1,93 @@
+"""The Performance History Table (HELIOS, section 4): what each candidate at each depth was measured to do.
+
+A few numbers a row, so that a whole table stays around one kilobyte. Kept in memory and in Redis, where the
+routers of a deployment share it: of two rows on the same thing, the one measured last counts.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from telemetry.cost import CostFit
+
+_NUM_DIGITS = 5  # kept of a measurement
+
+
+class Interval(msgspec.Struct, frozen=True, array_like=True):
+    """A share with the bounds of its 95% interval, and how many answers it was found in."""
+
+    value: float
+    low: float
+    high: float
+    num_sequences: int
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One (candidate, depth). None: not measured."""
+
+    candidate: str
+    depth: int
+    measured_at: int  # Unix time in seconds
+    num_requests: int = 0
+    num_tokens: int = 0  # generated
+    throughput: float | None = None  # tokens per second of one shard
+    cost: CostFit | None = None
+    exits: dict[int, int] = {}  # tokens by the layer they left at
+    breaches: int = 0  # tokens that left under their threshold
+    agreement: Interval | None = None  # with its own full depth
+    perplexity: float | None = None  # of its answers, under its own full depth
+    bits_per_byte: float | None = None  # the same, comparable between vocabularies
+    joules_per_token: float | None = None
+    swap_ms: float | None = None  # to change to it from another candidate
+    deepen_ms: float | None = None  # to change to it from another depth of the same
+    version: str = ""  # of what was measured: another one's figures say nothing of it
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.candidate, self.depth
+
+    @property
+    def breach_rate(self) -> float:
+        return self.breaches / max(1, self.num_tokens)
+
+
+def field_of(key: tuple[str, int]) -> str:
+    """The row's name in Redis."""
+    candidate, depth = key
+    return f"{candidate}@{depth}"
+
+
+def encode(row: Row) -> bytes:
+    """JSON, in as many digits as a measurement deserves."""
+    return msgspec.json.encode(_rounded(msgspec.to_builtins(row)))
+
+
+def decode(data: bytes) -> Row | None:
+    """None for what another version of this program wrote."""
+    try:
+        return msgspec.json.decode(data, type=Row)
+    except msgspec.MsgspecError:
+        return None
+
+
+def newest(rows: list[Row]) -> dict[tuple[str, int], Row]:
+    """Of each (candidate, depth), the row that was measured last."""
+    found: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        known = found.get(row.key)
+        if known is None or row.measured_at >= known.measured_at:
+            found[row.key] = row
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            if not value or not math.isfinite(value):
+                return value
+            return round(value, _NUM_DIGITS - 1 - math.floor(math.log10(abs(value))))
+        case list():
+            return [_rounded(one) for one in value]
+        case _:
+            return value
