@@ -28,9 +28,11 @@ class BlockPool:
         return self.num_blocks - self.num_taken
 
     def limit(self, num_blocks: int) -> list[int]:
-        """Let so many be taken in all, no fewer than are; the numbers that nobody will be given until then."""
+        """Let so many be taken in all, no fewer than are; the free ones that nobody can be given now."""
         if not self.num_taken <= num_blocks <= self._num_numbers:
-            raise ValueError(f"{num_blocks} of {self._num_numbers} blocks, of which {self.num_taken} are taken")
+            raise ValueError(
+                f"{num_blocks} of {self._num_numbers} blocks, of which {self.num_taken} are taken"
+            )
         self.num_blocks = num_blocks
         return self._free[: len(self._free) - self.num_free]
 

@@ -15,6 +15,7 @@ from shard.exit_settings import Mode, settings_of
 from shard.exits import Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
 from shard.full_depth import FullDepth
 from shard.kv_cache import KVCache, block_bytes, free_bytes
+from shard.memory import Weights
 from shard.messages import ExitReport, Ready, SequenceOutput, ShardConfig, Step, StepOutput
 from shard.models.checkpoint import digest
 from shard.models.load import Decoder, load_decoder
@@ -65,6 +66,8 @@ class ModelRunner:
         self.stack = Stack(self.decoder, self._exits, self.kv_cache.layers, self._make_batch)
         self._exiting = self._make_exiting()
         self._load_ms = (time.perf_counter() - started) * 1000
+        self.resizes_freely = True
+        self.phases_ms = {"load": self._load_ms}
         self._last_end: float | None = None  # of the last step, while sequences wait for the next
 
     @property
@@ -76,6 +79,19 @@ class ModelRunner:
         """What one KV block takes in all layers together."""
         layers = len(self.decoder.layers)
         return block_bytes(self.ops, self.decoder.shape.heads, layers, self.decoder.embedding)
+
+    @property
+    def weights(self) -> Weights:
+        """Bytes of its weights."""
+        return {id(self.decoder): self.decoder.num_parameters * DTYPES[self._config.dtype].itemsize}
+
+    @property
+    def max_blocks(self) -> int:
+        return self.kv_cache.num_blocks
+
+    def resize(self, num_blocks: int) -> None:
+        """See `Engine`."""
+        self.table.pool.limit(num_blocks)
 
     @property
     def can_fill(self) -> bool:

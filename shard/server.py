@@ -1,12 +1,15 @@
 """A shard's end of its connection: one thread reads and answers pings, another runs steps and writes outputs.
 
 The next step waits in memory when one ends, and an output is on the wire before the next step starts: the
-device does not wait for the router, nor the router for the device.
+device does not wait for the router, nor the router for the device. A third thread prepares other models
+meanwhile, at low priority; they are committed between two steps.
 """
 
 import contextlib
 import hmac
+import os
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -14,18 +17,25 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Protocol
 
+from shard.generations import Generations, Unwanted
 from shard.messages import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
+    Commit,
+    Committed,
+    Discard,
     Failed,
     FrameReader,
     Hello,
     Ping,
     Pong,
+    Prepare,
+    Prepared,
     Ready,
     ShardConfig,
     Step,
     StepOutput,
+    SwapFailed,
     ToRouter,
     ToShard,
     frame,
@@ -35,6 +45,8 @@ _MAX_HELLO_BYTES = 64 * 1024  # from someone who has not shown the secret yet
 _HELLO_TIMEOUT_S = 10.0
 _PARTING_S = 2.0
 _READ_BYTES = 256 * 1024
+_UNUSABLE = (ValueError, OSError, MemoryError, ImportError)  # what a model raises that cannot be served
+_PREPARING_NICENESS = 10  # of 19: steps come first
 
 
 class Runner(Protocol):
@@ -42,6 +54,16 @@ class Runner(Protocol):
 
     def ready(self) -> Ready: ...
     def run(self, step: Step) -> StepOutput: ...
+
+    def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
+        """On another thread than all else. Raises what a model that cannot be loaded raises."""
+        ...
+
+    def commit(self, commit: Commit) -> Committed | SwapFailed: ...
+
+    def discard(self, ticket: int) -> None:
+        """On any thread."""
+        ...
 
 
 class Refused(Exception):
@@ -51,12 +73,12 @@ class Refused(Exception):
 def make_runner(config: ShardConfig) -> Runner:
     """The runner for a device. Only a real one imports torch."""
     if config.device == "sim":
-        from shard.sim import SimRunner
+        from shard.sim import SimLoader
 
-        return SimRunner(config)
-    from shard.runner import ModelRunner
+        return Generations(config, SimLoader())
+    from shard.loader import ModelLoader
 
-    return ModelRunner(config)
+    return Generations(config, ModelLoader())
 
 
 class Connection:
@@ -129,7 +151,9 @@ class Server:
         self._connection = connection
         self._config = config
         self._make = make
-        self._steps: SimpleQueue[Step] = SimpleQueue()
+        self._steps: SimpleQueue[Step | Commit] = SimpleQueue()
+        self._preparations: SimpleQueue[Prepare] = SimpleQueue()
+        self._runner: Runner | None = None  # None: it is still being loaded
         self._has_failed = False
 
     def run(self) -> int:
@@ -137,22 +161,27 @@ class Server:
         threading.Thread(target=self._work, name="steps", daemon=True).start()
         for message in self._connection.messages:
             match message:
-                case Step():
+                case Step() | Commit():
                     self._steps.put(message)
                 case Ping(number):
                     self._connection.send(Pong(number))
+                case Prepare():
+                    self._preparations.put(message)
+                case Discard(ticket) if self._runner is not None:
+                    self._runner.discard(ticket)
         return 1 if self._has_failed else 0
 
     def _work(self) -> None:
         """Load the model, then run steps for as long as the process lives."""
         try:
-            runner = self._make(self._config)
+            runner = self._runner = self._make(self._config)
             self._connection.send(runner.ready())
-        except (ValueError, OSError, MemoryError, ImportError) as error:
+        except _UNUSABLE as error:
             return self._fail(error, permanent=True)
         except Exception as error:
             traceback.print_exc()
             return self._fail(error, permanent=False)
+        threading.Thread(target=self._prepare, args=(runner,), name="preparing", daemon=True).start()
         try:
             self._run_steps(runner)
         except Exception as error:
@@ -161,7 +190,26 @@ class Server:
 
     def _run_steps(self, runner: Runner) -> None:
         while True:
-            self._connection.send(runner.run(self._steps.get()))
+            match self._steps.get():
+                case Step() as step:
+                    self._connection.send(runner.run(step))
+                case Commit() as commit:
+                    self._connection.send(runner.commit(commit))
+
+    def _prepare(self, runner: Runner) -> None:
+        """Prepare models as they are asked for, for as long as the process lives."""
+        if sys.platform == "linux":  # where a priority can be a thread's own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PREPARING_NICENESS)
+        while True:
+            prepare = self._preparations.get()
+            try:
+                self._connection.send(runner.prepare(prepare))
+            except Unwanted:
+                self._connection.send(SwapFailed(prepare.ticket, "It was discarded while being prepared."))
+            except Exception as error:
+                if not isinstance(error, _UNUSABLE):
+                    traceback.print_exc()
+                self._connection.send(SwapFailed(prepare.ticket, _sentence(error)))
 
     def _fail(self, error: Exception, permanent: bool) -> None:
         self._has_failed = True

@@ -6,17 +6,24 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from shard.generations import Unwanted
 from shard.messages import (
     PROTOCOL_VERSION,
+    Commit,
+    Committed,
+    Discard,
     Failed,
     FrameReader,
     Hello,
     Ping,
     Pong,
+    Prepare,
+    Prepared,
     Ready,
     ShardConfig,
     Step,
     StepOutput,
+    SwapFailed,
     ToRouter,
     ToShard,
     frame,
@@ -39,6 +46,16 @@ class SlowRunner:
     def run(self, step: Step) -> StepOutput:
         self.go.acquire()
         return StepOutput(step.number, [], [], 50, 1)
+
+    def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
+        self.go.acquire()
+        return Prepared(prepare.ticket, READY, {})
+
+    def commit(self, commit: Commit) -> Committed | SwapFailed:
+        return Committed(commit.ticket, READY, 0.0, {})
+
+    def discard(self, ticket: int) -> None:
+        self.go.release()
 
 
 class BrokenRunner(SlowRunner):
@@ -104,6 +121,75 @@ def test_a_ping_is_answered_while_a_step_runs(ends: tuple[Connection, Router]) -
     assert [message.number for message in (router.hear(), router.hear())] == [1, 2]
     router.hang_up()
     assert running.end() == 0
+
+
+def test_steps_go_on_while_a_model_is_prepared_and_a_commit_waits_its_turn(
+    ends: tuple[Connection, Router],
+) -> None:
+    connection, router = ends
+    runner = SlowRunner(CONFIG)
+    running = Running(connection, lambda config: runner)
+    assert router.hear() == READY
+    router.say(Prepare(1, CONFIG), Step(1, []), Step(2, []), Commit(1), Ping(7))
+    assert router.hear() == Pong(7)
+    runner.go.release(3)
+    heard = [router.hear() for _ in range(4)]
+    assert sorted(type(message).__name__ for message in heard) == [
+        "Committed", "Prepared", "StepOutput", "StepOutput",
+    ]  # fmt: skip
+    assert [m.number for m in heard if isinstance(m, StepOutput)] == [1, 2]
+    steps_and_commit = [message for message in heard if not isinstance(message, Prepared)]
+    assert isinstance(steps_and_commit[-1], Committed)
+    router.hang_up()
+    assert running.end() == 0
+
+
+def test_a_discard_is_heard_while_the_model_is_prepared(ends: tuple[Connection, Router]) -> None:
+    connection, router = ends
+    running = Running(connection, SlowRunner)
+    assert router.hear() == READY
+    router.say(Prepare(1, CONFIG), Discard(1))
+    assert isinstance(router.hear(), Prepared)
+    router.hang_up()
+    assert running.end() == 0
+
+
+class Unpreparable(SlowRunner):
+    def __init__(self, config: ShardConfig, error: Exception) -> None:
+        super().__init__(config)
+        self.error = error
+        self.go.release(10)
+
+    def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "is_told"),
+    [
+        (OSError("tensor 'x' is missing"), "tensor 'x' is missing", False),
+        (MemoryError(), "There is not enough memory for the model.", False),
+        (Unwanted(), "It was discarded while being prepared.", False),
+        (RuntimeError("out of luck"), "out of luck", True),
+    ],
+)
+def test_what_cannot_be_prepared_is_said_and_steps_go_on(
+    ends: tuple[Connection, Router],
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    reason: str,
+    is_told: bool,
+) -> None:
+    connection, router = ends
+    running = Running(connection, lambda config: Unpreparable(config, error))
+    assert router.hear() == READY
+    router.say(Prepare(1, CONFIG))
+    assert router.hear() == SwapFailed(1, reason)
+    router.say(Step(1, []))
+    assert isinstance(router.hear(), StepOutput)
+    router.hang_up()
+    assert running.end() == 0
+    assert ("Traceback" in capsys.readouterr().err) == is_told
 
 
 def test_a_runner_that_breaks_is_reported_and_ends_the_shard(

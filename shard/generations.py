@@ -1,0 +1,267 @@
+"""Models beside each other on one shard: the newest takes what is new, older ones end what they have.
+
+A *generation* is a model at a depth, under the ticket that prepared it. A step is split by generation and its
+outputs are put together again. Blocks move from a generation that needs them less to the newest one; a
+generation without sequences is freed. Knows no tensors: simulated and real models live here alike.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from shard.batch import SequenceTable
+from shard.clock import Clock
+from shard.memory import Claim, Weights, share_out
+from shard.messages import (
+    Commit,
+    Committed,
+    NewSequence,
+    OlderReport,
+    Prepare,
+    Prepared,
+    Ready,
+    ShardConfig,
+    Step,
+    StepOutput,
+    SwapFailed,
+)
+
+
+class Engine(Protocol):
+    """One model at a depth, and the sequences on it."""
+
+    table: SequenceTable
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    @property
+    def max_blocks(self) -> int:
+        """More would be of no use, or do not fit if it lives alone."""
+        ...
+
+    @property
+    def resizes_freely(self) -> bool:
+        """True when giving it other numbers of blocks copies nothing."""
+        ...
+
+    @property
+    def phases_ms(self) -> dict[str, float]:
+        """Where the time of loading went."""
+        ...
+
+    def ready(self) -> Ready: ...
+    def run(self, step: Step) -> StepOutput: ...
+
+    def resize(self, num_blocks: int) -> None:
+        """Let it take so many blocks, no fewer than it holds. Raises `MemoryError`, with nothing changed."""
+        ...
+
+
+class Loader(Protocol):
+    """Where engines come from."""
+
+    def first(self, config: ShardConfig) -> tuple[Engine, int]:
+        """The model that a shard starts with, and the bytes that it takes: weights and KV cache."""
+        ...
+
+    def beside(self, config: ShardConfig, total_bytes: int, is_wanted: Callable[[], bool]) -> Engine:
+        """Another one, within the same bytes once it is alone; on another thread, while steps run.
+
+        Raises `ValueError`, `OSError`, `MemoryError` or `ImportError` with one sentence; `Unwanted` when
+        `is_wanted` has become false.
+        """
+        ...
+
+
+class Unwanted(Exception):
+    """Nobody waits any more for what is being loaded."""
+
+
+class Generations:
+    """The engines alive on a shard, and the one prepared."""
+
+    def __init__(self, config: ShardConfig, loader: Loader, clock: Clock | None = None):
+        self._loader = loader
+        self._clock = clock or Clock()
+        engine, self._total_bytes = loader.first(config)
+        self._reserve_bytes = config.swap_reserve_bytes or 0
+        self._living: dict[int, Engine] = {0: engine}  # by ticket, oldest first
+        self._preparing = threading.Lock()
+        self._wanted: int | None = None  # the ticket being prepared, or prepared
+        self._discarded: set[int] = set()
+        self._prepared: Engine | None = None
+        self._last_end_ms: float | None = None  # of the last step, while sequences wait for the next
+
+    @property
+    def newest(self) -> int:
+        return next(reversed(self._living))
+
+    def ready(self) -> Ready:
+        """Of the model that new sequences run on."""
+        return self._living[self.newest].ready()
+
+    def run(self, step: Step) -> StepOutput:
+        """Carry out one step, generation after generation."""
+        started_ms = self._clock.now_ms()
+        idle_ms = 0.0 if self._last_end_ms is None else started_ms - self._last_end_ms
+        parts, gone = self._split(step)
+        outputs = {ticket: engine.run(parts[ticket]) for ticket, engine in self._living.items()}
+        num_sequences = sum(output.num_sequences for output in outputs.values())
+        self._last_end_ms = self._clock.now_ms() if num_sequences else None
+        if len(self._living) > 1:
+            self._tidy()
+        return self._merge(outputs, idle_ms, gone)
+
+    def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
+        """Load a model beside those that live. On a thread of its own; touches nothing that steps use."""
+        ticket = prepare.ticket
+        with self._preparing:
+            if ticket in self._discarded:
+                raise Unwanted
+            if self._wanted is not None:
+                return SwapFailed(ticket, f"Ticket {self._wanted} is to be committed or discarded first.")
+            self._wanted = ticket
+        try:
+            engine = self._loader.beside(prepare.config, self._total_bytes, lambda: self._wanted == ticket)
+        except Exception:
+            self._forget(ticket)
+            raise
+        with self._preparing:
+            if self._wanted != ticket:
+                raise Unwanted
+            self._prepared = engine
+        return Prepared(ticket, engine.ready(), engine.phases_ms)
+
+    def discard(self, ticket: int) -> None:
+        """Forget what is prepared, or being prepared, under a ticket. Any thread may call it."""
+        with self._preparing:
+            self._discarded.add(ticket)
+        self._forget(ticket)
+
+    def commit(self, commit: Commit) -> Committed | SwapFailed:
+        """Let new sequences run on what was prepared. Between two steps."""
+        started_ms = self._clock.now_ms()
+        ticket = commit.ticket
+        with self._preparing:
+            engine = self._prepared if self._wanted == ticket else None
+        if engine is None:
+            return SwapFailed(ticket, f"Nothing is prepared under ticket {ticket}.")
+        living = {t: old for t, old in self._living.items() if len(old.table)} | {ticket: engine}
+        shares = self._shares(living)
+        if shares is None:
+            return SwapFailed(ticket, _no_room(self._living))
+        try:
+            self._resize(living, shares)
+        except MemoryError as error:
+            self._resize(self._living, self._shares(self._living) or {})
+            return SwapFailed(ticket, str(error) or "There is not enough memory for the model's blocks.")
+        self._living = living
+        self._forget(ticket)
+        gap_ms = self._clock.now_ms() - started_ms
+        return Committed(ticket, engine.ready(), gap_ms, {"allocate": gap_ms})
+
+    def _forget(self, ticket: int) -> None:
+        with self._preparing:
+            if self._wanted == ticket:
+                self._wanted = self._prepared = None
+
+    def _split(self, step: Step) -> tuple[dict[int, Step], list[tuple[int, int]]]:
+        """The part of a step that is each generation's, and the sequences that come too late for theirs."""
+        parts = {ticket: Step(step.number, [], [], step.drop) for ticket in self._living}
+        gone: list[tuple[int, int]] = []
+        placed: dict[int, int] = {}
+        for new in step.new:
+            for engine in self._living.values():
+                engine.table.forget(new.id)
+            if self._can_hold(new):
+                placed[new.id] = new.generation
+                parts[new.generation].new.append(new)
+            else:
+                gone.append((new.id, new.attempt))
+        for work in step.work:
+            owners = (ticket for ticket, engine in self._living.items() if work.id in engine.table)
+            ticket = placed.get(work.id, next(owners, None))
+            if ticket is not None:
+                parts[ticket].work.append(work)
+        return parts, gone
+
+    def _can_hold(self, new: NewSequence) -> bool:
+        if new.generation == self.newest:
+            return True
+        engine = self._living.get(new.generation)
+        return engine is not None and engine.table.could_hold(new)
+
+    def _tidy(self) -> None:
+        """Free the generations that have ended, and give the newest what the others no longer need."""
+        before, newest = self._living, self.newest
+        self._living = {t: engine for t, engine in before.items() if len(engine.table) or t == newest}
+        freed = len(self._living) < len(before)
+        del before
+        shares = self._shares(self._living)
+        if shares is not None and (freed or all(e.resizes_freely for e in self._living.values())):
+            self._resize(self._living, shares)
+
+    def _shares(self, living: dict[int, Engine]) -> dict[int, int] | None:
+        """Blocks for each generation, the last one taken for the newest; None if they cannot all live."""
+        *older, newest = living.values()
+        claims = [*map(_claim_of_older, older), _claim_of_newest(newest)]
+        total_bytes = self._total_bytes + (self._reserve_bytes if older else 0)
+        shares = share_out(claims, total_bytes)
+        return None if shares is None else dict(zip(living, shares, strict=True))
+
+    def _resize(self, living: dict[int, Engine], shares: dict[int, int]) -> None:
+        """Give each its blocks, first taking from those that have more."""
+        more = [ticket for ticket in living if shares[ticket] >= living[ticket].table.pool.num_blocks]
+        less = [ticket for ticket in living if ticket not in more]
+        for ticket in (*less, *more):
+            if shares[ticket] != living[ticket].table.pool.num_blocks:
+                living[ticket].resize(shares[ticket])
+
+    def _merge(
+        self, outputs: dict[int, StepOutput], idle_ms: float, gone: list[tuple[int, int]]
+    ) -> StepOutput:
+        """One output: the newest generation's, with the sequences of all and a report of each older one."""
+        newest = next(reversed(outputs))
+        pool = self._living[newest].table.pool
+        return msgspec.structs.replace(
+            outputs[newest],
+            outputs=[output for part in outputs.values() for output in part.outputs],
+            preempted=[preempted for part in outputs.values() for preempted in part.preempted],
+            num_free_blocks=pool.num_free,
+            idle_ms=idle_ms,
+            generation=newest,
+            num_blocks=pool.num_blocks,
+            older=[self._report(t, part) for t, part in outputs.items() if t != newest and t in self._living],
+            gone=gone,
+        )
+
+    def _report(self, ticket: int, part: StepOutput) -> OlderReport:
+        num_free = self._living[ticket].table.pool.num_free
+        return OlderReport(ticket, part.num_sequences, num_free, part.num_tokens, part.step_ms, part.exits)
+
+
+def _claim_of_older(engine: Engine) -> Claim:
+    """What its sequences need to finish; at least what they hold, and what the longest of them needs."""
+    ends, taken = engine.table.num_blocks_to_finish, engine.table.pool.num_taken
+    return Claim(engine.weights, engine.block_bytes, max(taken, *ends, 0), max(taken, sum(ends)))
+
+
+def _claim_of_newest(engine: Engine) -> Claim:
+    """As much as there is; at least one sequence of the greatest length."""
+    table = engine.table
+    longest = -(-table.max_total_tokens // table.block_size)
+    return Claim(engine.weights, engine.block_bytes, max(table.pool.num_taken, longest), engine.max_blocks)
+
+
+def _no_room(living: dict[int, Engine]) -> str:
+    num_sequences = sum(len(engine.table) for engine in living.values())
+    return (
+        f"There is no memory for one sequence of the greatest length beside the {num_sequences} that run: "
+        "they must end or move first."
+    )
