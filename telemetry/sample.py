@@ -1,0 +1,199 @@
+"""What is measured of a shard that runs a candidate, in windows of seconds that can be added. Pure.
+
+A window holds sums, counts and sketches alone: whatever is divided is divided when asked for, so that windows
+of any seconds, shards and routers added up say what one window over all of them would have said.
+"""
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from telemetry.cost import CostSums
+from telemetry.sketch import Sketch
+
+
+class Answers(msgspec.Struct, omit_defaults=True):
+    """Answers read again at full depth: as an interval of agreement and a perplexity need them.
+
+    The unit of an interval is the answer, as its tokens hang together; so squares are kept too.
+    """
+
+    num_answers: int = 0
+    tokens: int = 0
+    agreeing: int = 0
+    tokens_squared: int = 0
+    agreeing_squared: int = 0
+    agreeing_by_tokens: int = 0
+    logprob: float = 0.0  # of all tokens, under the full model
+    num_bytes: int = 0  # of the answers' text; 0: not known
+
+    def add(self, tokens: int, agreeing: int, logprob: float, num_bytes: int = 0) -> None:
+        """Enter one answer."""
+        self.merge(
+            Answers(
+                1, tokens, agreeing, tokens**2, agreeing**2, agreeing * tokens, logprob, num_bytes
+            )
+        )  # fmt: skip
+
+    def merge(self, other: "Answers") -> None:
+        _add_numbers(self, other)
+
+    @property
+    def perplexity(self) -> float | None:
+        return math.exp(min(700.0, -self.logprob / self.tokens)) if self.tokens else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Comparable between models whose tokens differ, which perplexity is not."""
+        return -self.logprob / math.log(2) / self.num_bytes if self.num_bytes else None
+
+
+class ClassUse(msgspec.Struct, array_like=True):
+    """Requests of one class of prompts."""
+
+    requests: int = 0
+    tokens: int = 0  # generated
+    layers: int = 0  # that these left at, summed
+
+    def merge(self, other: "ClassUse") -> None:
+        _add_numbers(self, other)
+
+    @property
+    def mean_exit_layer(self) -> float | None:
+        return self.layers / self.tokens if self.tokens else None
+
+
+class Window(msgspec.Struct, omit_defaults=True):
+    """Sums over some time, from `start` to `end` (Unix time in seconds). An empty one changes nothing."""
+
+    start: float = math.inf
+    end: float = -math.inf
+    num_steps: int = 0
+    step_ms: float = 0.0
+    idle_ms: float = 0.0  # between steps, while there was work
+    batched: int = 0  # sequences in steps, summed over steps
+    computed_tokens: int = 0
+    tokens_by_exit: dict[int, int] = {}  # generated, by the layer they were taken at
+    confidence_sum: float = 0.0
+    num_confident: int = 0  # tokens in that sum
+    breaches: int = 0  # tokens that left under their threshold
+    drafted: int = 0
+    accepted: int = 0
+    most_blocks: int = 0  # of KV cache
+    fewest_free_blocks: int | None = None
+    requests: int = 0  # answered
+    failures: int = 0
+    ttft_ms: Sketch = msgspec.field(default_factory=Sketch)
+    itl_ms: Sketch = msgspec.field(default_factory=Sketch)
+    answers: Answers = msgspec.field(default_factory=Answers)
+    joules: float = 0.0
+    metered_tokens: int = 0  # generated while joules were counted
+    classes: dict[str, ClassUse] = {}
+    cost: CostSums = msgspec.field(default_factory=CostSums)
+
+    def merge(self, other: "Window") -> None:
+        """Add another's sums, whatever time and shard they are of."""
+        self.start = min(self.start, other.start)
+        self.end = max(self.end, other.end)
+        _add_numbers(self, other, _SUMS)
+        add_counts(self.tokens_by_exit, other.tokens_by_exit)
+        self.most_blocks = max(self.most_blocks, other.most_blocks)
+        free = [of for of in (self.fewest_free_blocks, other.fewest_free_blocks) if of is not None]
+        self.fewest_free_blocks = min(free, default=None)
+        self.ttft_ms.merge(other.ttft_ms)
+        self.itl_ms.merge(other.itl_ms)
+        self.answers.merge(other.answers)
+        self.cost.merge(other.cost)
+        for name, use in other.classes.items():
+            self.classes.setdefault(name, ClassUse()).merge(use)
+
+    @property
+    def tokens(self) -> int:
+        """Generated."""
+        return sum(self.tokens_by_exit.values())
+
+    @property
+    def throughput(self) -> float | None:
+        """Generated tokens per second in which a shard had work."""
+        worked_s = (self.step_ms + self.idle_ms) / 1000
+        return self.tokens / worked_s if worked_s else None
+
+    @property
+    def mean_batch_size(self) -> float | None:
+        return self.batched / self.num_steps if self.num_steps else None
+
+    @property
+    def mean_confidence(self) -> float | None:
+        return self.confidence_sum / self.num_confident if self.num_confident else None
+
+    @property
+    def breach_rate(self) -> float:
+        """Share of generated tokens that left under their threshold."""
+        return self.breaches / max(1, self.tokens)
+
+    @property
+    def joules_per_token(self) -> float | None:
+        return self.joules / self.metered_tokens if self.metered_tokens else None
+
+    @property
+    def class_mix(self) -> dict[str, float]:
+        """Share of requests by class of prompt."""
+        total = sum(use.requests for use in self.classes.values())
+        return {name: use.requests / total for name, use in self.classes.items() if total}
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A window and what it is of."""
+
+    shard: int
+    candidate: str
+    depth: int
+    window: Window
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.candidate, self.depth
+
+
+def merged(windows: Iterable[Window]) -> Window:
+    """One window over all."""
+    whole = Window()
+    for window in windows:
+        whole.merge(window)
+    return whole
+
+
+def by_candidate(records: Iterable[Record]) -> dict[tuple[str, int], Window]:
+    """One window for each (candidate, depth), over all shards."""
+    found: dict[tuple[str, int], Window] = {}
+    for record in records:
+        found.setdefault(record.key, Window()).merge(record.window)
+    return found
+
+
+def last_requests(records: Iterable[Record], num_requests: int) -> list[Record]:
+    """The latest records that hold at least so many answered requests together; all, if there are fewer."""
+    chosen: list[Record] = []
+    for record in sorted(records, key=lambda record: record.window.end, reverse=True):
+        if num_requests <= 0:
+            break
+        chosen.append(record)
+        num_requests -= record.window.requests
+    return chosen
+
+
+def add_counts(counts: dict[int, int], more: dict[int, int]) -> None:
+    for key, count in more.items():
+        counts[key] = counts.get(key, 0) + count
+
+
+_SUMS = (
+    "num_steps", "step_ms", "idle_ms", "batched", "computed_tokens", "confidence_sum", "num_confident",
+    "breaches", "drafted", "accepted", "requests", "failures", "joules", "metered_tokens",
+)  # fmt: skip
+
+
+def _add_numbers(to: msgspec.Struct, other: msgspec.Struct, names: Iterable[str] | None = None) -> None:
+    for name in to.__struct_fields__ if names is None else names:
+        setattr(to, name, getattr(to, name) + getattr(other, name))
