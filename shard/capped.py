@@ -33,7 +33,7 @@ class Capped:
         if not drawing:
             return [[] for _ in rows], ExitReport(segment_ms=[segment_ms])
         features = self._stack.features(0, front, drawing)
-        logits = self._stack.decoder.head(features)
+        logits = self._exit.vocabulary(features)
         sure = (
             self._gauge.of_logits(logits)
             if self._gauge.needs_logits

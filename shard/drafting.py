@@ -14,11 +14,11 @@ EXPLORE_ROUNDS = 32  # a row tries another exit once in so many rounds
 
 
 class Costs(msgspec.Struct):
-    """Milliseconds, smoothed over rounds: of a pass to each exit, of one beyond it, and of the head."""
+    """Milliseconds by exit, smoothed over rounds: of a pass to it, of one beyond it, and of its head."""
 
     shallow: list[float]
     deep: list[float]
-    head: float = 0.0
+    head: list[float]
 
     def note_shallow(self, exit: int, ms: float) -> None:
         self.shallow[exit] = _smoothed(self.shallow[exit], ms)
@@ -26,12 +26,12 @@ class Costs(msgspec.Struct):
     def note_deep(self, exit: int, ms: float) -> None:
         self.deep[exit] = _smoothed(self.deep[exit], ms)
 
-    def note_head(self, ms: float) -> None:
-        self.head = _smoothed(self.head, ms)
+    def note_head(self, exit: int, ms: float) -> None:
+        self.head[exit] = _smoothed(self.head[exit], ms)
 
     def round_ms(self, exit: int, num_passes: int) -> float:
         """A round of so many passes to an exit, a draft behind each but the last, then one pass beyond."""
-        return num_passes * (self.shallow[exit] + self.head) + self.deep[exit]
+        return num_passes * (self.shallow[exit] + self.head[exit]) + self.deep[exit]
 
 
 class Acceptance:

@@ -18,21 +18,22 @@ import torch
 from shard.batch import Chunk
 from shard.confidence import Gauge
 from shard.deferral import MAX_WAIT_STEPS, Deferral
+from shard.drawing import Drawing
 from shard.exit_settings import Fill, Mode, Settings
 from shard.full_depth import FullDepth
-from shard.gate import Gate
 from shard.governor import Governor
 from shard.messages import ExitReport, TokenOutput
 from shard.replay import Replay
-from shard.sampler import Draw, Sampler
+from shard.sampler import Sampler
 from shard.stack import Front, Row, Stack
+from shard.voting import Voting
 
 
 class Tally:
     """What a step does, counted while it does it."""
 
     def __init__(self, num_segments: int):
-        self.drawn: list[tuple[Row, int, torch.Tensor]] = []  # row, exit layer, what the LM head reads (H,)
+        self.drawing = Drawing()
         self.segment_ms = [0.0] * num_segments
         self.head_ms = 0.0
         self.fill_ms = 0.0
@@ -75,12 +76,9 @@ class EarlyExit:
         self._full_depth = full_depth
         self._settings = settings
         self._sampler = sampler
-        self._gauge = gauge
-        self._replay = replay
+        self._voting = Voting(stack, gauge, replay, may_skip=settings.falls_back)
         self._governor = Governor(settings.falls_back)
         self._deferral = Deferral()
-        asking_costs = gauge.needs_logits and replay is None
-        self._gate = Gate(len(stack.exits), asking_costs and settings.falls_back)
 
     def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
         """For each chunk its next token, or none while its prompt goes on or it waits for others."""
@@ -137,14 +135,14 @@ class EarlyExit:
     def _run_segment(self, segment: int, front: Front, tally: Tally) -> Front | None:
         """Run it and ask at the exit behind it; who goes on."""
         started = time.perf_counter()
-        before = front.last(list(range(len(front.rows)))) if self._gauge.compares_hidden else None
+        before = front.last(list(range(len(front.rows)))) if self._voting.compares_hidden else None
         self._stack.run(segment, front)
         tally.segment_ms[segment] += (time.perf_counter() - started) * 1000
-        self._gate.note_segment(segment, tally.segment_ms[segment])
+        self._voting.gate.note_segment(segment, tally.segment_ms[segment])
         if segment == len(self._stack.exits):
             return front
         voters = [i for i, row in enumerate(front.rows) if row.votes]
-        asks = bool(voters) and self._gate.asks(segment)
+        asks = bool(voters) and self._voting.gate.asks(segment)
         leaving = self._leaving(segment, front, voters, before, tally) if asks else []
         if segment == 0 and asks:
             self._deferral.note_vote(len(voters), len(voters) - len(leaving))
@@ -153,47 +151,23 @@ class EarlyExit:
     def _leaving(
         self, segment: int, front: Front, voters: list[int], before: torch.Tensor | None, tally: Tally
     ) -> list[int]:
-        """Rows that leave behind a segment; what the LM head is to read of them goes to the tally."""
-        asked = [i for i in voters if not front.rows[i].passed]
-        features = self._vote(segment, front, asked, before, tally)
-        passed = [i for i in voters if front.rows[i].passed]
+        """Rows that leave behind a segment; what their tokens are drawn from goes to the tally."""
+        vote = self._voting.ask(segment, front, [i for i in voters if not front.rows[i].passed], before)
+        tally.head_ms += vote.head_ms
+        leaving = [i for i in voters if front.rows[i].passed]
         if self._settings.mode is Mode.SYNCHRONIZED:
             decoding = [row for row in front.rows if is_decoding(row.chunk)]
-            passed = passed if len(passed) == len(decoding) else []
-        missing = [i for i in passed if i not in features]
-        if missing:
-            features |= dict(zip(missing, self._stack.features(segment, front, missing), strict=True))
+            leaving = leaving if len(leaving) == len(decoding) else []
+        tally.breaches += sum(self._voting.is_breach(segment, front.rows[i]) for i in leaving)
         exit = self._stack.exits[segment]
-        for i in passed:
-            row = front.rows[i]
-            tally.breaches += row.confidence is not None and row.confidence < self._gauge.threshold(exit, row)
-            tally.drawn.append((row, exit.layer, features[i]))
-        return passed
-
-    def _vote(
-        self, segment: int, front: Front, asked: list[int], before: torch.Tensor | None, tally: Tally
-    ) -> dict[int, torch.Tensor]:
-        """Let rows pass that are sure enough. What was computed for the LM head on the way, by row."""
-        rows, exit = [front.rows[i] for i in asked], self._stack.exits[segment]
-        if self._replay is not None:
-            for row in rows:
-                row.passed = self._replay.layer(row.sequence, row.sequence.num_tokens) <= exit.layer
-            return {}
-        features = self._stack.features(segment, front, asked) if self._gauge.needs_logits and asked else None
-        if features is not None:
-            started = time.perf_counter()
-            confidences = self._gauge.of_logits(self._stack.decoder.head(features))
-            ask_ms = (time.perf_counter() - started) * 1000
-            tally.head_ms += ask_ms
-        else:
-            earlier = None if before is None else before[asked]
-            confidences = self._gauge.of_hidden(exit, front.last(asked), earlier)
-        for row, confidence in zip(rows, confidences.tolist(), strict=True):
-            row.confidence = confidence
-            row.passed = confidence >= self._gauge.threshold(exit, row)
-        if features is not None:
-            self._gate.note_asked(segment, len(rows), sum(row.passed for row in rows), ask_ms)
-        return {} if features is None else dict(zip(asked, features, strict=True))
+        known = [i for i in leaving if i in vote.at]
+        if known:
+            tally.drawing.add_logits([front.rows[i] for i in known], exit.layer, vote.logits_of(known))
+        unknown = [i for i in leaving if i not in vote.at]
+        if unknown:
+            features = self._stack.features(segment, front, unknown)
+            tally.drawing.add([front.rows[i] for i in unknown], exit.layer, features, exit.vocabulary)
+        return leaving
 
     def _part(self, segment: int, front: Front, leaving: list[int], tally: Tally) -> Front | None:
         """Take leaving rows out of a front, their KV beyond it filled or kept for later; those who stay."""
@@ -218,8 +192,8 @@ class EarlyExit:
         staying = front.rows if front is not None else []
         if not waiting and not self._settings.defers:
             return front, []
-        num_rows = len(waiting) + len(tally.drawn) + len(staying)
-        if self._goes_deep(staying, waiting, num_rows, bool(tally.drawn)):
+        num_rows = len(waiting) + tally.drawing.num_rows + len(staying)
+        if self._goes_deep(staying, waiting, num_rows, tally.drawing.num_rows > 0):
             for row in waiting:
                 row.sequence.waits, row.carried.wait_steps = False, 0
             return front, waiting
@@ -246,24 +220,18 @@ class EarlyExit:
         indices = [i for i, row in enumerate(front.rows) if row.waits or row.chunk.samples]
         if not indices:
             return
-        features = self._stack.decoder.normed(front.last(indices))
-        for i, feature in zip(indices, features, strict=True):
-            front.rows[i].confidence = None
-            tally.drawn.append((front.rows[i], self._stack.decoder.depth, feature))
+        rows = [front.rows[i] for i in indices]
+        for row in rows:
+            row.confidence = None
+        decoder = self._stack.decoder
+        tally.drawing.add(rows, decoder.depth, decoder.normed(front.last(indices)), decoder.head)
 
     def _draw(self, tally: Tally) -> None:
-        """One pass of the LM head for all rows of the step, wherever they left."""
-        if not tally.drawn:
-            return
+        """The tokens of all rows of the step, wherever they left."""
         started = time.perf_counter()
-        logits = self._stack.decoder.head(torch.stack([features for _, _, features in tally.drawn]))
-        draws = [
-            Draw(row.sequence, row.sequence.num_tokens, layer, row.confidence)
-            for row, layer, _ in tally.drawn
-        ]
-        tokens = self._sampler.choose(logits, draws)
-        for (row, _, _), token in zip(tally.drawn, tokens, strict=True):
-            row.tokens = [token]
+        if tally.drawing.multiply():
+            self._voting.gate.note_head((time.perf_counter() - started) * 1000)
+        tally.drawing.draw(self._sampler)
         tally.head_ms += (time.perf_counter() - started) * 1000
 
 

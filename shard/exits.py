@@ -3,6 +3,9 @@
 An exit folder holds exits.json and, where its heads have weights of their own, exits.safetensors with tensors
 named `exits.LAYER.…`. Without a folder, exits at given layers use the model's own norm and LM head, which is
 what LayerSkip checkpoints (Elhoushi et al. 2024) are trained for.
+
+The LM head costs as much as some layers. An exit may have one of low rank in its place, whose wider half,
+`vocabulary.weight` (V, rank), all exits share; and it may let its probe say first whom to run a head for.
 """
 
 import enum
@@ -44,6 +47,8 @@ class ExitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     layer: int
     head: HeadKind = HeadKind.NORM
+    rank: int | None = None  # of the vocabulary's head; None: the LM head
+    probe_floor: float | None = None  # asked by logits, only rows of which the probe says so much are
     threshold: float | None = None  # None: the one for all
     thresholds: dict[Criterion, float] = {}  # by criterion; before `threshold`
 
@@ -54,6 +59,7 @@ class ExitFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exits: list[ExitSpec]
     num_layers: int | None = None  # of the model it was made for
     hidden_size: int | None = None
+    vocabulary: str | None = None  # file with `vocabulary.weight`, seen from here; None: exits.safetensors
 
 
 def read_exits(folder: Path) -> ExitFile:
@@ -79,9 +85,16 @@ def check_exits(file: ExitFile, num_layers: int, hidden_size: int) -> None:
     for spec in file.exits:
         if not 1 <= spec.layer < num_layers:
             raise ExitError(f"exit layer {spec.layer} is out of range: between 1 and {num_layers - 1}")
-        for threshold in (spec.threshold, *spec.thresholds.values()):
-            if threshold is not None and not 0 <= threshold <= 1:
-                raise ExitError(f"threshold {threshold} of exit layer {spec.layer} is not in [0, 1]")
+        if spec.rank is not None and not 1 <= spec.rank <= hidden_size:
+            raise ExitError(f"rank {spec.rank} of exit layer {spec.layer} is not in 1 .. {hidden_size}")
+        bounds = {
+            "threshold": (spec.threshold, *spec.thresholds.values()),
+            "probe_floor": (spec.probe_floor,),
+        }
+        for name, values in bounds.items():
+            for value in values:
+                if value is not None and not 0 <= value <= 1:
+                    raise ExitError(f"{name} {value} of exit layer {spec.layer} is not in [0, 1]")
 
 
 class MlpHead:
@@ -101,30 +114,78 @@ class MlpHead:
         return self._down.add(inner, hidden)
 
 
+class TrainedHeads:
+    """What an exit folder holds beside its description. Nothing is read before it is asked for."""
+
+    def __init__(self, file: ExitFile, folder: Path | None, decoder: Decoder, ops: PlainOps):
+        self.ops = ops
+        self.decoder = decoder
+        self._file = file
+        self._folder = folder
+        self._vocabulary: Linear | None = None
+        has_weights = folder is not None and any(folder.glob("*.safetensors"))
+        self.weights = self._open(folder) if folder is not None and has_weights else None
+
+    def of(self, spec: ExitSpec, kind: str) -> Weights:
+        """The weights, for a head that cannot be without. Raises `ExitError`."""
+        if self.weights is None:
+            raise ExitError(f"exit layer {spec.layer} has a {kind} head, but there is no exits.safetensors")
+        return self.weights
+
+    def vocabulary(self, spec: ExitSpec, rank: int) -> Linear:
+        """The shared half (V, rank) of low-rank heads."""
+        if self._vocabulary is None:
+            weights = self.of(spec, "low-rank") if self._file.vocabulary is None else self._vocabulary_file()
+            shape = (self.decoder.shape.vocab_size, rank)
+            self._vocabulary = self.ops.linear(weights.read("vocabulary.weight", shape))
+        if self._vocabulary.shape[1] != rank:
+            ranks = f"{self._vocabulary.shape[1]} and {rank}"
+            raise ExitError(f"exits share one vocabulary and have one rank, not {ranks}")
+        return self._vocabulary
+
+    def _vocabulary_file(self) -> Weights:
+        assert self._folder is not None and self._file.vocabulary is not None
+        path = self._folder / self._file.vocabulary
+        if Path(self._file.vocabulary).is_absolute() or path.suffix != ".safetensors":
+            raise ExitError(
+                f"vocabulary {self._file.vocabulary!r} is no relative path of a .safetensors file"
+            )
+        if not path.is_file():
+            raise ExitError(f"{path} does not exist, which {DESCRIPTION} names as its vocabulary")
+        return self._open(path)
+
+    def _open(self, path: Path) -> Weights:
+        return Weights(Checkpoint(path), "", self.ops, self.decoder.embedding.new_empty(0))
+
+
 class Exit:
     """One exit of a loaded model: its head, its probe and its thresholds."""
 
-    def __init__(self, spec: ExitSpec, decoder: Decoder, weights: Weights | None, ops: PlainOps):
+    def __init__(self, spec: ExitSpec, trained: TrainedHeads):
+        decoder = trained.decoder
         self.layer = spec.layer
         self.head = spec.head
+        self.probe_floor = spec.probe_floor
+        self.vocabulary = decoder.head  # the product that turns features into logits
+        self.block: int | None = None  # index of the head's own layer in the decoder
         self._spec = spec
         self._decoder = decoder
         self._mlp: MlpHead | None = None
-        self.block: int | None = None  # index of the head's own layer in the decoder
-        self._probe: Linear | None = None
-        at, hidden_size = f"exits.{spec.layer}.", decoder.shape.hidden_size
+        self._narrow: Linear | None = None
+        at, shape = f"exits.{spec.layer}.", decoder.shape
         if spec.head is HeadKind.MLP:
-            self._mlp = MlpHead(
-                _trained(weights, spec), at + "mlp.", hidden_size, decoder.shape.norm_eps, ops
-            )
+            weights = trained.of(spec, "mlp")
+            self._mlp = MlpHead(weights, at + "mlp.", shape.hidden_size, shape.norm_eps, trained.ops)
         if spec.head is HeadKind.BLOCK:
-            self.block = decoder.add_layer(_trained(weights, spec), at + "block.")
-        if weights is not None and at + "probe.weight" in weights:
-            self._probe = weights.linear(at + "probe")
-            if self._probe.shape != (1, hidden_size):
-                raise CheckpointError(
-                    f"{at}probe.weight has shape {self._probe.shape}, not (1, {hidden_size})"
-                )
+            self.block = decoder.add_layer(trained.of(spec, "block"), at + "block.")
+        if spec.rank is not None:
+            weights = trained.of(spec, "low-rank")
+            weight = weights.read(at + "low_rank.weight", (spec.rank, shape.hidden_size))
+            self._narrow = trained.ops.linear(weight)
+            self.vocabulary = trained.vocabulary(spec, spec.rank)
+        self._probe = _probe(trained.weights, at + "probe", shape.hidden_size)
+        if spec.probe_floor is not None and self._probe is None:
+            raise ExitError(f"exit layer {spec.layer} has a probe_floor, but no probe")
 
     @property
     def has_probe(self) -> bool:
@@ -136,8 +197,12 @@ class Exit:
         return default if own is None else own
 
     def features(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the LM head reads here, of hidden states (N, H) behind the head's own block, if it has one."""
-        return self._decoder.normed(hidden if self._mlp is None else self._mlp(hidden))
+        """What `vocabulary` reads, (N, H) or (N, rank).
+
+        Of hidden states (N, H) behind the head's own block, if it has one.
+        """
+        normed = self._decoder.normed(hidden if self._mlp is None else self._mlp(hidden))
+        return normed if self._narrow is None else self._narrow(normed)
 
     def probe(self, hidden: torch.Tensor) -> torch.Tensor:
         """The classifier's confidence (N,) in [0, 1] of hidden states (N, H)."""
@@ -158,10 +223,8 @@ def load_exits(
     if not specs:
         layers = [spec.layer for spec in file.exits]
         raise ExitError(f"there is no exit to use at {depth} layers loaded; exits are at {layers}")
-    weights = None
-    if folder is not None and any(folder.glob("*.safetensors")):
-        weights = Weights(Checkpoint(folder), "", ops, decoder.embedding.new_empty(0))
-    return [Exit(spec, decoder, weights, ops) for spec in specs]
+    trained = TrainedHeads(file, folder, decoder, ops)
+    return [Exit(spec, trained) for spec in specs]
 
 
 def check_criterion(exits: list[Exit], criterion: Criterion) -> None:
@@ -171,7 +234,10 @@ def check_criterion(exits: list[Exit], criterion: Criterion) -> None:
             raise ExitError(f"exit layer {exit.layer} has no probe, which criterion 'classifier' asks")
 
 
-def _trained(weights: Weights | None, spec: ExitSpec) -> Weights:
-    if weights is None:
-        raise ExitError(f"exit layer {spec.layer} has a {spec.head} head, but there is no exits.safetensors")
-    return weights
+def _probe(weights: Weights | None, at: str, hidden_size: int) -> Linear | None:
+    if weights is None or at + ".weight" not in weights:
+        return None
+    probe = weights.linear(at)
+    if probe.shape != (1, hidden_size):
+        raise CheckpointError(f"{at}.weight has shape {probe.shape}, not (1, {hidden_size})")
+    return probe

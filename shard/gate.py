@@ -1,7 +1,8 @@
 """Which exits are worth asking, when asking costs a run of the LM head. Pure.
 
 A head that is run and not used has cost as much as some layers. An exit is asked while what it saves, the
-share of rows that leave there times the layers behind it, outweighs its head; else only now and then.
+share of rows that leave there times the layers behind it and the LM head at their end, outweighs what asking
+costs there; else only now and then.
 """
 
 import msgspec
@@ -24,6 +25,7 @@ class Gate:
     def __init__(self, num_exits: int, enabled: bool):
         self._exits = [Exit() for _ in range(num_exits)]
         self._segment_ms = [0.0] * (num_exits + 1)
+        self._head_ms = 0.0
         self._enabled = enabled
 
     def asks(self, exit: int) -> bool:
@@ -44,9 +46,13 @@ class Gate:
         """The time that a segment took."""
         self._segment_ms[segment] = _smoothed(self._segment_ms[segment], ms)
 
+    def note_head(self, ms: float) -> None:
+        """The time that the head took of rows drawn without having been asked by it."""
+        self._head_ms = _smoothed(self._head_ms, ms)
+
     def _pays(self, exit: int) -> bool:
         known, behind_ms = self._exits[exit], sum(self._segment_ms[exit + 1 :])
-        return behind_ms == 0 or known.pass_share * behind_ms >= known.ask_ms
+        return behind_ms == 0 or known.pass_share * (behind_ms + self._head_ms) >= known.ask_ms
 
 
 def _smoothed(before: float, value: float) -> float:

@@ -44,7 +44,7 @@ class Speculative:
         self._sampler = sampler
         self._reserve = reserve
         self._governor = Governor(falls_back)
-        self._costs = Costs([0.0] * len(stack.exits), [0.0] * len(stack.exits))
+        self._costs = Costs(*([0.0] * len(stack.exits) for _ in range(3)))
         self._overall = Acceptance([PRIOR] * len(stack.exits))
         self._acceptance: WeakKeyDictionary[Sequence, Acceptance] = WeakKeyDictionary()
 
@@ -128,14 +128,14 @@ class Speculative:
 
     def _draft(self, segment: int, front: Front, asked: list[int], drafts: list[Draft]) -> None:
         started = time.perf_counter()
-        logits = self._stack.decoder.head(self._stack.features(segment, front, asked))
+        exit = self._stack.exits[segment]
+        logits = exit.vocabulary(self._stack.features(segment, front, asked))
         sequences = [draft.row.sequence for draft in drafts]
-        layer = self._stack.exits[segment].layer
-        drawn = self._sampler.choose(logits, [Draw(s, s.num_tokens, layer) for s in sequences])
+        drawn = self._sampler.choose(logits, [Draw(s, s.num_tokens, exit.layer) for s in sequences])
         for draft, token in zip(drafts, drawn, strict=True):
             draft.tokens.append(token.id)
             draft.row.sequence.token_ids.append(token.id)
-        self._costs.note_head((time.perf_counter() - started) * 1000)
+        self._costs.note_head(segment, (time.perf_counter() - started) * 1000)
 
     def _verify(self, rows: list[Row], drafts: dict[Sequence, Draft]) -> Front:
         """One pass beyond the exits for all drafted positions, together with the prompts of the step."""

@@ -46,6 +46,7 @@ class Row:
         self.votes = False
         self.passed = False  # sticky in `synchronized`
         self.confidence: float | None = None
+        self.exit_layer = 0  # where it left, once it has
         self.tokens: list[TokenOutput] = []
 
 
@@ -112,7 +113,7 @@ class Stack:
             self.decoder.write_kv(block, front.hidden, front.batch, self._pools[block])
 
     def features(self, segment: int, front: Front, indices: list[int]) -> torch.Tensor:
-        """What the LM head reads of some rows' last tokens at the exit behind a segment, (N, H)."""
+        """What the exit's vocabulary reads of some rows' last tokens behind a segment, (N, F)."""
         exit, hidden = self.exits[segment], front.last(indices)
         if exit.block is not None:
             spans = [Chunk(front.rows[i].sequence, front.rows[i].chunk.end - 1, 1) for i in indices]

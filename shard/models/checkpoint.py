@@ -16,11 +16,11 @@ class CheckpointError(OSError):
 
 
 class Checkpoint:
-    """Tensors of a model by name, from safetensors files (one, or several with an index)."""
+    """Tensors by name, from a folder's safetensors files (one, or several with an index) or a single file."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._files = {path.name: _open(path) for path in _files(folder)}
+    def __init__(self, at: Path):
+        self._at = at
+        self._files = {path.name: _open(path) for path in ([at] if at.is_file() else _files(at))}
         self._file_of = {name: file for file, handle in self._files.items() for name in handle.keys()}  # noqa: SIM118
 
     def __contains__(self, name: str) -> bool:
@@ -29,11 +29,11 @@ class Checkpoint:
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """One tensor, memory-mapped. Raises `CheckpointError` if it is missing or not of `shape`."""
         if name not in self._file_of:
-            raise CheckpointError(f"tensor '{name}' is missing in {self._folder}")
+            raise CheckpointError(f"tensor '{name}' is missing in {self._at}")
         tensor: torch.Tensor = self._files[self._file_of[name]].get_tensor(name)
         if shape is not None and tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"tensor '{name}' has shape {tuple(tensor.shape)}, not {shape}, in {self._folder}"
+                f"tensor '{name}' has shape {tuple(tensor.shape)}, not {shape}, in {self._at}"
             )
         return tensor
 
@@ -42,7 +42,7 @@ class Checkpoint:
         for candidate in candidates:
             if candidate + probe in self:
                 return candidate
-        raise CheckpointError(f"tensor '{candidates[0]}{probe}' is missing in {self._folder}")
+        raise CheckpointError(f"tensor '{candidates[0]}{probe}' is missing in {self._at}")
 
 
 def digest(folder: Path) -> str:

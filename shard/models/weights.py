@@ -1,8 +1,11 @@
-"""A checkpoint's tensors as a decoder wants them: of one dtype, on the device, fused and packed."""
+"""A checkpoint's tensors as a decoder wants them: of one dtype, on the device, fused and packed.
+
+A matrix NAME may be stored as int8, with a factor for each of its rows in NAME_scale, (rows, 1).
+"""
 
 import torch
 
-from shard.models.checkpoint import Checkpoint
+from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.shape import Shape
 from shard.ops.plain import Linear, PlainOps
@@ -54,4 +57,12 @@ class Weights:
     def _take(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
         tensor = self._checkpoint.read(name, shape)
         self._sizes[name] = tensor.numel()
+        if tensor.dtype == torch.int8:
+            tensor = self._dequantised(name, tensor)
         return tensor.to(self._to)
+
+    def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A matrix in float32 of one in int8, symmetric by rows."""
+        if tensor.ndim != 2:
+            raise CheckpointError(f"tensor '{name}' is int8 and no matrix, which has no scale by rows")
+        return tensor.float() * self._checkpoint.read(name + "_scale", (len(tensor), 1)).float()

@@ -1,6 +1,7 @@
 """Exit folders with random heads, for any tiny model; tests set thresholds to where the heads split."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,10 @@ from shard.models.shape import read_config, shape_of
 
 
 def write_exits(folder: Path, model: Path, layers: list[int], head: str, **fields) -> Path:
-    """exits.json and exits.safetensors with random heads and probes at these layers."""
+    """exits.json and exits.safetensors with random heads and probes at these layers.
+
+    With a `rank` among the fields, their vocabulary is there too.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
@@ -29,10 +33,32 @@ def write_exits(folder: Path, model: Path, layers: list[int], head: str, **field
             add(at + "mlp.down.weight", shape.hidden_size, 48)
         if head == "block":
             tensors |= {at + "block." + name: value for name, value in _a_layer(model).items()}
+        if "rank" in fields:
+            add(at + "low_rank.weight", fields["rank"], shape.hidden_size)
+    if "rank" in fields:
+        add("vocabulary.weight", shape.vocab_size, fields["rank"])
     save_file(tensors, folder / "exits.safetensors")
     exits = [{"layer": layer, "head": head} | fields for layer in layers]
     (folder / "exits.json").write_text(json.dumps({"exits": exits, "num_layers": shape.num_layers}))
     return folder
+
+
+def change_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Rewrite a safetensors file after `change` has had its way with the tensors."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+
+
+def quantise(tensors: dict[str, torch.Tensor]) -> None:
+    """Every matrix in int8, symmetric by rows, in place."""
+    for name, tensor in list(tensors.items()):
+        if tensor.ndim == 2:
+            scale = tensor.abs().amax(1, keepdim=True) / 127
+            tensors[name] = (tensor / scale).round().to(torch.int8)
+            tensors[name + "_scale"] = scale
 
 
 def _a_layer(model: Path) -> dict[str, torch.Tensor]:

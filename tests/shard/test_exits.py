@@ -10,7 +10,7 @@ from shard.exits import ExitError
 from shard.models.checkpoint import CheckpointError
 from shard.replay import Replay, ReplayFile, read_replay
 from tests.shard.engine import generate, make_runner
-from tests.shard.exit_files import write_exits
+from tests.shard.exit_files import change_tensors, quantise, write_exits
 
 
 def change_exits(folder: Path, **fields) -> None:
@@ -30,6 +30,9 @@ def change_exits(folder: Path, **fields) -> None:
         ({"head": "transformer"}, "exits.json: .*transformer"),
         ({"head": "block"}, r"exits\.2\.block\..*missing"),
         ({"colour": 1}, "exits.json: .*colour"),
+        ({"rank": 0}, r"rank 0 of exit layer 2 is not in 1 \.\. 64"),
+        ({"rank": 8}, r"'exits\.2\.low_rank\.weight' is missing"),
+        ({"probe_floor": 2}, r"probe_floor 2.* of exit layer 2 is not in \[0, 1\]"),
     ],
 )
 def test_exit_files_that_do_not_fit_are_refused(tiny_model, tmp_path: Path, fields, complaint):
@@ -64,6 +67,64 @@ def test_a_missing_folder_and_missing_heads_are_named(tiny_model, tmp_path: Path
     folder = write_exits(tmp_path / "exits", tiny_model("llama"), [2], "mlp")
     (folder / "exits.safetensors").unlink()
     with pytest.raises(ExitError, match=r"mlp head, but there is no exits\.safetensors"):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t.pop("vocabulary.weight"), r"'vocabulary\.weight' is missing"),
+        (
+            lambda t: t.update({"vocabulary.weight": t["vocabulary.weight"][:-1]}),
+            r"has shape \(\d+, 8\), not",
+        ),
+        (lambda t: t.update({"exits.1.low_rank.weight": t["exits.1.low_rank.weight"].t()}), r"not \(8, 64\)"),
+        (lambda t: t.pop("exits.2.probe.weight"), "exit layer 2 has a probe_floor, but no probe"),
+        (lambda t: (quantise(t), t.pop("vocabulary.weight_scale")), r"'vocabulary\.weight_scale' is missing"),
+        (lambda t: t.update({"vocabulary.weight": t["vocabulary.weight"][0].char()}), "has shape"),
+    ],
+)
+def test_low_rank_heads_that_do_not_fit_are_refused(tiny_model, tmp_path: Path, change, complaint):
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [1, 2], "norm", rank=8, probe_floor=0.5)
+    change_tensors(folder / "exits.safetensors", change)
+    with pytest.raises((ExitError, CheckpointError), match=complaint):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+def test_exits_that_share_a_vocabulary_have_one_rank(tiny_model, tmp_path: Path):
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [1, 2], "norm", rank=8)
+    change_tensors(
+        folder / "exits.safetensors",
+        lambda t: t.update({"exits.2.low_rank.weight": t["exits.2.low_rank.weight"][:4]}),
+    )
+    change_exits(folder, rank=4)
+    with pytest.raises(ExitError, match="have one rank, not 8 and 4"):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("gone.safetensors", r"gone\.safetensors does not exist"),
+        ("/etc/v.safetensors", "no relative path"),
+        ("exits.json", r"no relative path of a \.safetensors file"),
+        ("probes.safetensors", r"'vocabulary\.weight' is missing"),
+    ],
+)
+def test_a_vocabulary_that_is_not_there_is_named(tiny_model, tmp_path: Path, name, complaint):
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [1, 2], "norm", rank=8)
+    other = write_exits(tmp_path / "other", tiny_model("llama"), [1, 2], "norm")
+    (other / "exits.safetensors").rename(folder / "probes.safetensors")
+    file = json.loads((folder / "exits.json").read_text())
+    (folder / "exits.json").write_text(json.dumps(file | {"vocabulary": name}))
+    with pytest.raises((ExitError, CheckpointError), match=complaint):
+        make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
+
+
+def test_a_low_rank_head_needs_weights(tiny_model, tmp_path: Path):
+    folder = write_exits(tmp_path / "exits", tiny_model("llama"), [2], "norm", rank=8)
+    (folder / "exits.safetensors").unlink()
+    with pytest.raises(ExitError, match=r"low-rank head, but there is no exits\.safetensors"):
         make_runner(tiny_model("llama"), exit_mode="per_row", exits=str(folder))
 
 

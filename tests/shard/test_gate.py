@@ -33,3 +33,12 @@ def test_an_exit_that_begins_to_pay_is_found():
 
 def test_a_gate_that_is_off_asks_every_time():
     assert run(Gate(1, False), 300, passes=0.0, ask_ms=99.0, behind_ms=1.0) == 300
+
+
+def test_a_row_that_leaves_needs_no_head_at_the_end():
+    """Half of the rows leave: 4 ms of layers do not pay 6 ms of asking, with 10 ms of head they do."""
+    gate = Gate(1, True)
+    assert run(gate, 500, passes=0.5, ask_ms=6.0, behind_ms=4.0) < 200
+    gate = Gate(1, True)
+    gate.note_head(10.0)
+    assert run(gate, 500, passes=0.5, ask_ms=6.0, behind_ms=4.0) == 500

@@ -76,7 +76,7 @@ def test_output_is_that_of_transformers_drafting_at_the_same_exit(agreeing_model
 
 def test_accepted_drafts_make_steps_fewer(agreeing_model: Path):
     runner = drafting(agreeing_model, exit_layers=[2])
-    runner._exiting._costs = Costs([1.0], [4.0], 0.1)
+    runner._exiting._costs = Costs([1.0], [4.0], [0.1])
     prompts = prompts_of(runner.decoder.shape.vocab_size, [10, 25, 4])
     new = [NewSequence(i, 0, p, len(p), 60, ignore_eos=True) for i, p in enumerate(prompts)]
     number = drafted = accepted = num_tokens = 0
@@ -111,14 +111,14 @@ def test_preemption_in_mid_flight_changes_nothing(agreeing_model: Path):
 
 
 def test_where_drafts_fail_none_are_made():
-    costs = Costs([1.0], [3.0], 0.2)
+    costs = Costs([1.0], [3.0], [0.2])
     assert plan_round(Acceptance([0.0]), costs, 8) == Plan(0, 1)
     assert plan_round(Acceptance([0.95]), costs, 8).num_passes == 8
     assert plan_round(Acceptance([0.95]), costs, 3).num_passes == 3
 
 
 def test_a_deeper_exit_is_taken_when_it_is_accepted_enough_more():
-    costs = Costs([1.0, 2.0], [3.0, 2.0], 0.2)
+    costs = Costs([1.0, 2.0], [3.0, 2.0], [0.2, 0.2])
     assert plan_round(Acceptance([0.8, 0.82]), costs, 8).exit == 0
     assert plan_round(Acceptance([0.2, 0.95]), costs, 8).exit == 1
 
