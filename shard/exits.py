@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.load import Decoder
+from shard.models.shelf import Reader, source
 from shard.models.weights import Weights
 from shard.ops.plain import Linear, PlainOps
 
@@ -117,8 +118,9 @@ class MlpHead:
 class TrainedHeads:
     """What an exit folder holds beside its description. Nothing is read before it is asked for."""
 
-    def __init__(self, file: ExitFile, folder: Path | None, decoder: Decoder, ops: PlainOps):
-        self.ops = ops
+    def __init__(self, file: ExitFile, folder: Path | None, decoder: Decoder, reader: Reader):
+        self.ops = reader.ops
+        self._reader = reader
         self.decoder = decoder
         self._file = file
         self._folder = folder
@@ -137,7 +139,7 @@ class TrainedHeads:
         if self._vocabulary is None:
             weights = self.of(spec, "low-rank") if self._file.vocabulary is None else self._vocabulary_file()
             shape = (self.decoder.shape.vocab_size, rank)
-            self._vocabulary = self.ops.linear(weights.read("vocabulary.weight", shape))
+            self._vocabulary = weights.matrix("vocabulary.weight", shape)
         if self._vocabulary.shape[1] != rank:
             ranks = f"{self._vocabulary.shape[1]} and {rank}"
             raise ExitError(f"exits share one vocabulary and have one rank, not {ranks}")
@@ -155,7 +157,7 @@ class TrainedHeads:
         return self._open(path)
 
     def _open(self, path: Path) -> Weights:
-        return Weights(Checkpoint(path), "", self.ops, self.decoder.embedding.new_empty(0))
+        return Weights(Checkpoint(path), "", source(path), self._reader)
 
 
 class Exit:
@@ -180,8 +182,7 @@ class Exit:
             self.block = decoder.add_layer(trained.of(spec, "block"), at + "block.")
         if spec.rank is not None:
             weights = trained.of(spec, "low-rank")
-            weight = weights.read(at + "low_rank.weight", (spec.rank, shape.hidden_size))
-            self._narrow = trained.ops.linear(weight)
+            self._narrow = weights.matrix(at + "low_rank.weight", (spec.rank, shape.hidden_size))
             self.vocabulary = trained.vocabulary(spec, spec.rank)
         self._probe = _probe(trained.weights, at + "probe", shape.hidden_size)
         if spec.probe_floor is not None and self._probe is None:
@@ -211,7 +212,7 @@ class Exit:
 
 
 def load_exits(
-    file: ExitFile, folder: Path | None, decoder: Decoder, ops: PlainOps, last_only: bool
+    file: ExitFile, folder: Path | None, decoder: Decoder, reader: Reader, last_only: bool
 ) -> list[Exit]:
     """The exits of a loaded model, in order; or the one behind its last layer loaded.
 
@@ -223,7 +224,7 @@ def load_exits(
     if not specs:
         layers = [spec.layer for spec in file.exits]
         raise ExitError(f"there is no exit to use at {depth} layers loaded; exits are at {layers}")
-    trained = TrainedHeads(file, folder, decoder, ops)
+    trained = TrainedHeads(file, folder, decoder, reader)
     return [Exit(spec, trained) for spec in specs]
 
 

@@ -20,6 +20,7 @@ from shard.messages import ExitReport, Ready, SequenceOutput, ShardConfig, Step,
 from shard.models.checkpoint import digest
 from shard.models.load import Decoder, load_decoder
 from shard.models.shape import eos_token_ids, read_config
+from shard.models.shelf import Reader
 from shard.ops.choose import choose_ops
 from shard.replay import Replay, read_replay
 from shard.sampler import Sampler
@@ -49,9 +50,10 @@ class ModelRunner:
         self.ops = choose_ops(self._device, to.dtype, config.block_size, num_threads, cache)
         self._max_tokens = _max_tokens(config, read_config(self._folder).max_position_embeddings)
         self._settings = settings_of(config)
+        self._reader = Reader(self.ops, to)
         if decoder is None:
             self.decoder = load_decoder(
-                self._folder, self.ops, to, config.num_layers, self._max_tokens, self._settings.fills
+                self._folder, self._reader, config.num_layers, self._max_tokens, self._settings.fills
             )
         else:
             self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
@@ -161,7 +163,7 @@ class ModelRunner:
         folder = Path(config.exits) if config.exits else None
         layers = config.exit_layers or [decoder.depth] * (self._settings.mode is Mode.CAPPED)
         file = read_exits(folder) if folder else ExitFile([ExitSpec(layer) for layer in layers])
-        exits = load_exits(file, folder, decoder, self.ops, self._settings.mode is Mode.CAPPED)
+        exits = load_exits(file, folder, decoder, self._reader, self._settings.mode is Mode.CAPPED)
         check_criterion(exits, self._settings.criterion)
         return exits
 

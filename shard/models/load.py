@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from shard.model_folder import RANDOM_MARK
 from shard.models.checkpoint import Checkpoint
 from shard.models.gpt import GPT2, OPT, GptDecoder
@@ -11,16 +9,16 @@ from shard.models.llama import EMBEDDING, PREFIXES, LlamaDecoder
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
 from shard.models.shape import GPT_LIKE, read_config, shape_of
+from shard.models.shelf import Reader, source
 from shard.models.weights import Weights
-from shard.ops.plain import PlainOps
 
 Decoder = LlamaDecoder | GptDecoder
 
 
 def load_decoder(
-    folder: Path, ops: PlainOps, to: torch.Tensor, num_layers: int | None, max_tokens: int, fills: bool
+    folder: Path, reader: Reader, num_layers: int | None, max_tokens: int, fills: bool
 ) -> Decoder:
-    """The first `num_layers` layers, of the device and dtype of `to`, for up to `max_tokens` positions.
+    """The first `num_layers` layers, on the reader's device, for up to `max_tokens` positions.
 
     With `fills`, layers can write their KV without being run. Raises `UnsupportedModelError` and
     `CheckpointError`, each with one sentence for a person.
@@ -33,8 +31,9 @@ def load_decoder(
     checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
     if shape.family in GPT_LIKE:
         names = OPT if shape.family == "opt" else GPT2
-        weights = Weights(checkpoint, checkpoint.prefix(names.prefixes, names.embedding), ops, to)
-        return GptDecoder(shape, no_rope(to.device), ops, weights, depth, fills)
-    weights = Weights(checkpoint, checkpoint.prefix(PREFIXES, EMBEDDING), ops, to)
-    rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), to.device)
-    return LlamaDecoder(shape, rope, ops, weights, depth, fills)
+        prefix = checkpoint.prefix(names.prefixes, names.embedding)
+        weights = Weights(checkpoint, prefix, source(folder), reader)
+        return GptDecoder(shape, no_rope(reader.device), reader.ops, weights, depth, fills)
+    weights = Weights(checkpoint, checkpoint.prefix(PREFIXES, EMBEDDING), source(folder), reader)
+    rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
+    return LlamaDecoder(shape, rope, reader.ops, weights, depth, fills)

@@ -3,24 +3,30 @@
 A matrix NAME may be stored as int8, with a factor for each of its rows in NAME_scale, (rows, 1).
 """
 
+from collections.abc import Hashable
+
 import torch
 
 from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.shape import Shape
-from shard.ops.plain import Linear, PlainOps
+from shard.models.shelf import Reader
+from shard.ops.plain import Linear
 
 
 class Weights:
-    """Reads a family's tensors by the names that follow the checkpoint's own prefix."""
+    """Reads a family's tensors by the names that follow the checkpoint's own prefix.
+
+    `source` names the checkpoint: what other models have from it already is not read again.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint | RandomCheckpoint, prefix: str, ops: PlainOps, to: torch.Tensor
+        self, checkpoint: Checkpoint | RandomCheckpoint, prefix: str, source: Hashable, reader: Reader
     ):
         self._checkpoint = checkpoint
         self._prefix = prefix
-        self._ops = ops
-        self._to = to  # an empty tensor of the device and dtype wanted
+        self._source = source
+        self._reader = reader
         self._sizes: dict[str, int] = {}  # of what was read so far
 
     def __contains__(self, name: str) -> bool:
@@ -33,33 +39,59 @@ class Weights:
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """One tensor. Raises `CheckpointError` if it is missing or not of `shape`."""
-        return self._take(self._prefix + name, shape)
+        key = self._key("read", name, shape)
+        return self._reader.once(key, lambda: self._take(name, shape), self._sizes)
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Linear:
+        """A product with one tensor. Raises `CheckpointError` if it is missing or not of `shape`."""
+        key = self._key("matrix", name, shape)
+        return self._reader.once(key, lambda: self._product(self._take(name, shape)), self._sizes)
 
     def linear(self, *names: str) -> Linear:
         """Projections of one input, each (out, in) with or without a bias, fused into one product."""
-        weight = torch.cat([self.read(name + ".weight") for name in names])
-        has_bias = names[0] + ".bias" in self
-        return self._ops.linear(
-            weight, torch.cat([self.read(name + ".bias") for name in names]) if has_bias else None
-        )
+        return self._reader.once(self._key("linear", *names), lambda: self._fused(names), self._sizes)
 
     def transposed_linear(self, name: str, first: int = 0) -> Linear:
         """A projection stored as (in, out), as GPT-2's Conv1D does; its outputs from the `first` one on."""
-        weight, bias = self.read(name + ".weight").t(), self.read(name + ".bias")
-        return self._ops.linear(weight[first:].contiguous(), bias[first:].contiguous())
+        key = self._key("transposed", name, first)
+        return self._reader.once(key, lambda: self._transposed(name, first), self._sizes)
 
     def head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
         """The LM head: the token embedding (V, H) where tied, or where the checkpoint has no other."""
-        if shape.tied or "lm_head.weight" not in self._checkpoint:
-            return self._ops.linear(embedding)
-        return self._ops.linear(self._take("lm_head.weight", tuple(embedding.shape)))
+        key = self._key("head")
+        return self._reader.once(key, lambda: self._head(embedding, shape), self._sizes)
 
-    def _take(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
+    def _key(self, *what: Hashable) -> tuple[Hashable, ...]:
+        return (self._source, self._prefix, *what)
+
+    def _fused(self, names: tuple[str, ...]) -> Linear:
+        weight = torch.cat([self._take(name + ".weight") for name in names])
+        has_bias = names[0] + ".bias" in self
+        return self._product(
+            weight, torch.cat([self._take(name + ".bias") for name in names]) if has_bias else None
+        )
+
+    def _transposed(self, name: str, first: int) -> Linear:
+        weight, bias = self._take(name + ".weight").t(), self._take(name + ".bias")
+        return self._product(weight[first:].contiguous(), bias[first:].contiguous())
+
+    def _head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
+        if shape.tied or "lm_head.weight" not in self._checkpoint:
+            return self._product(embedding)
+        return self._product(self._get("lm_head.weight", tuple(embedding.shape)))
+
+    def _product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        return self._reader.product(weight, bias)
+
+    def _take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        return self._get(self._prefix + name, shape)
+
+    def _get(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
         tensor = self._checkpoint.read(name, shape)
         self._sizes[name] = tensor.numel()
         if tensor.dtype == torch.int8:
             tensor = self._dequantised(name, tensor)
-        return tensor.to(self._to)
+        return self._reader.convert(tensor)
 
     def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A matrix in float32 of one in int8, symmetric by rows."""

@@ -19,6 +19,11 @@ class Linear:
         self._weight = weight
         self._bias = bias
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What it is made of."""
+        return [self._weight] if self._bias is None else [self._weight, self._bias]
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x, self._weight, self._bias)
 

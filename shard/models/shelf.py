@@ -1,0 +1,99 @@
+"""Weights in use, so that a model prepared beside another one reads only what that one has not.
+
+A decoder asks for tensors and products by name. What another decoder on the same device got under that name,
+from the same files, is given again for as long as somebody has it. Nothing is kept alive from the shelf.
+"""
+
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+
+from shard.ops.plain import Linear, PlainOps
+
+Note = Callable[[int], None]  # told of bytes that are new; may raise, which ends the loading
+_Thing = TypeVar("_Thing", torch.Tensor, Linear)
+
+
+def unnoted(num_bytes: int) -> None:
+    """Lets everything be read."""
+
+
+class Shelf:
+    """What all models of one shard have read, by where it came from and what was made of it."""
+
+    def __init__(self) -> None:
+        self._things: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        self._sizes: dict[Hashable, dict[str, int]] = {}  # elements of the tensors in it, by name
+
+    def find(self, key: Hashable) -> tuple[Any, dict[str, int]] | None:
+        """A thing in use and the sizes of the tensors in it."""
+        thing = self._things.get(key)
+        return None if thing is None else (thing, self._sizes[key])
+
+    def put(self, key: Hashable, thing: torch.Tensor | Linear, sizes: dict[str, int]) -> None:
+        self._things[key] = thing
+        self._sizes[key] = sizes
+
+
+class Reader:
+    """What one model and its exits are read with: device, dtype and operations, and what they have so far."""
+
+    def __init__(self, ops: PlainOps, to: torch.Tensor, shelf: Shelf | None = None, note: Note = unnoted):
+        self.ops = ops
+        self.phases_ms = {"read": 0.0, "pack": 0.0}
+        self._to = to  # an empty tensor of the device and dtype wanted
+        self._shelf = shelf or Shelf()
+        self._note = note
+        self._parts: dict[int, torch.Tensor] = {}  # held, so that an id stays one tensor's
+
+    @property
+    def device(self) -> torch.device:
+        return self._to.device
+
+    @property
+    def num_bytes(self) -> dict[Hashable, int]:
+        """Of each tensor that the model has, by an id that is the same in all models that share it."""
+        return {id: part.numel() * part.element_size() for id, part in self._parts.items()}
+
+    def convert(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor from a file, on the device and of the dtype wanted."""
+        started = time.perf_counter()
+        converted = tensor.to(self._to)
+        self.phases_ms["read"] += (time.perf_counter() - started) * 1000
+        return converted
+
+    def product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """A product with constant weights. Packing them is often what touches the file's pages first."""
+        started = time.perf_counter()
+        product = self.ops.linear(weight, bias)
+        self.phases_ms["pack"] += (time.perf_counter() - started) * 1000
+        return product
+
+    def once(self, key: tuple[Hashable, ...], make: Callable[[], _Thing], sizes: dict[str, int]) -> _Thing:
+        """What `make` makes of tensors, whose sizes it enters by name, or what another model has of it."""
+        key = (self.ops.name, self._to.dtype, self._to.device, *key)
+        found = self._shelf.find(key)
+        if found is None:
+            before = set(sizes)
+            thing = make()
+            self._shelf.put(key, thing, {name: size for name, size in sizes.items() if name not in before})
+            self._note(sum(tensor.numel() * tensor.element_size() for tensor in _tensors(thing)))
+        else:
+            thing = found[0]
+            sizes |= found[1]
+        self._parts |= {id(tensor): tensor for tensor in _tensors(thing)}
+        return thing
+
+
+def source(at: Path) -> Hashable:
+    """A checkpoint as it is now, a folder or a file: when its files change, it is another one."""
+    files = sorted([at] if at.is_file() else [*at.glob("*.safetensors"), *at.glob("*.json")])
+    return tuple((str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+def _tensors(thing: torch.Tensor | Linear) -> list[torch.Tensor]:
+    return [thing] if isinstance(thing, torch.Tensor) else thing.tensors
