@@ -5,6 +5,7 @@ routers of a deployment share it: of two rows on the same thing, the one measure
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +13,8 @@ import msgspec
 from telemetry.cost import CostFit
 
 _NUM_DIGITS = 5  # kept of a measurement
+
+Key = tuple[str, int]  # candidate, depth
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):
@@ -44,7 +47,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     version: str = ""  # of what was measured: another one's figures say nothing of it
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         return self.candidate, self.depth
 
     @property
@@ -52,7 +55,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         return self.breaches / max(1, self.num_tokens)
 
 
-def field_of(key: tuple[str, int]) -> str:
+def field_of(key: Key) -> str:
     """The row's name in Redis."""
     candidate, depth = key
     return f"{candidate}@{depth}"
@@ -71,14 +74,58 @@ def decode(data: bytes) -> Row | None:
         return None
 
 
-def newest(rows: list[Row]) -> dict[tuple[str, int], Row]:
-    """Of each (candidate, depth), the row that was measured last."""
-    found: dict[tuple[str, int], Row] = {}
+def newest(rows: Iterable[Row]) -> dict[Key, Row]:
+    """Of each (candidate, depth), the row that was measured last; all routers choose the same one."""
+    found: dict[Key, Row] = {}
     for row in rows:
         known = found.get(row.key)
-        if known is None or row.measured_at >= known.measured_at:
+        if known is None or _rank(row) > _rank(known):
             found[row.key] = row
     return found
+
+
+def _rank(row: Row) -> tuple[int, bytes]:
+    return row.measured_at, encode(row)
+
+
+class History:
+    """The table as this router knows it. What it puts down, and what others have, meets in Redis."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Key, Row] = {}
+        self._in_redis: dict[Key, Row] = {}
+
+    def put(self, row: Row) -> None:
+        """Enter a measurement, unless a later one is known. What is put last in a second counts."""
+        known = self._rows.get(row.key)
+        if known is None or row.measured_at > known.measured_at:
+            self._rows[row.key] = _as_kept(row)
+        elif row.measured_at == known.measured_at:
+            later = msgspec.structs.replace(row, measured_at=known.measured_at + 1)
+            self._rows[row.key] = _as_kept(later)
+
+    def get(self, candidate: str, depth: int) -> Row | None:
+        return self._rows.get((candidate, depth))
+
+    def rows(self) -> list[Row]:
+        """By candidate and depth."""
+        return [self._rows[key] for key in sorted(self._rows)]
+
+    def unwritten(self) -> dict[str, bytes]:
+        """Fields that Redis has not, or has an older measurement in."""
+        rows = ((key, row) for key, row in self._rows.items() if self._in_redis.get(key) != row)
+        return {field_of(key): encode(row) for key, row in rows}
+
+    def learn(self, fields: Mapping[bytes, bytes]) -> None:
+        """Take what Redis has now: rows of other routers, or none if it has lost everything."""
+        found = newest(row for data in fields.values() if (row := decode(data)) is not None)
+        self._rows = newest([*self._rows.values(), *found.values()])
+        self._in_redis = found
+
+
+def _as_kept(row: Row) -> Row:
+    """In the digits that Redis will have, so that the two can be compared."""
+    return msgspec.json.decode(encode(row), type=Row)
 
 
 def _rounded(value: Any) -> Any:

@@ -1,0 +1,40 @@
+"""Every key in Redis, by name, with how long it lives and how much it may hold.
+
+A deployment's keys share a hash tag, so that one pipeline may touch them all in a cluster too.
+"""
+
+HOUR_S = 3600
+DAY_S = 24 * HOUR_S
+
+ROUTERS_TTL_S = HOUR_S
+WINDOWS_TTL_S = HOUR_S
+HISTORY_TTL_S = 30 * DAY_S
+DECISIONS_TTL_S = 30 * DAY_S
+
+MAX_WINDOW_ENTRIES = 3600
+MAX_WINDOW_BYTES = 32 * 1024 * 1024  # of one router's, about
+MAX_DECISIONS = 10_000
+
+
+def routers(deployment: str) -> str:
+    """Sorted set: routers by when they last wrote, Unix time in seconds."""
+    return _key(deployment, "routers")
+
+
+def windows(deployment: str, router: str) -> str:
+    """Stream: what a router's shards did, an entry per flush; `d` is a list of records in MessagePack."""
+    return _key(deployment, f"windows:{router}")
+
+
+def history(deployment: str) -> str:
+    """Hash: the Performance History Table, a field per candidate and depth; rows are arrays in JSON."""
+    return _key(deployment, "history")
+
+
+def decisions(deployment: str) -> str:
+    """Stream: the audit; `d` is a decision in JSON. A later entry with the same `id` in it replaces it."""
+    return _key(deployment, "decisions")
+
+
+def _key(deployment: str, name: str) -> str:
+    return f"{{helios:{deployment}}}:{name}"

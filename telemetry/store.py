@@ -1,0 +1,258 @@
+"""One deployment's telemetry in Redis, as one router writes it and any router reads it.
+
+Writing costs the caller nothing: everything goes into bounded memory, and one pipeline every second takes it
+to Redis and brings back what the other routers know. While Redis is away that memory fills; what is more is
+dropped and counted. A Redis that comes back, even an empty one, is given history and decisions again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NotConnected
+from redis.exceptions import RedisError
+
+from telemetry import audit, keys
+from telemetry.audit import AuditLog, Decision
+from telemetry.history import History
+from telemetry.outbox import Entry, Outbox
+from telemetry.sample import Record
+
+log = logging.getLogger(__name__)
+
+FLUSH_INTERVAL_S = 1.0
+PATIENCE_S = 1.0  # with a Redis that does not answer
+MAX_WAITING_BYTES = 4 * 1024 * 1024
+_LONGEST_READ_S = 900.0
+_CLOCK_SKEW_S = 60.0  # between routers and Redis
+_MAX_SEARCHED = 4000  # entries
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_records = msgspec.msgpack.Decoder(list[Record]).decode
+_IS_WRITTEN = "equal or smaller"  # so Redis refuses an entry of a stream that it has
+
+Pipeline = redis.asyncio.client.Pipeline
+
+
+class Store:
+    """`start`, then `put`, `audit` and `history` until `stop`. Without an address nothing is ever kept.
+
+    `on_flush` is called before each flush: whoever gathers something puts it then.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        deployment: str,
+        router: str,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ):
+        """Raises `ValueError` for an address that cannot be one of a Redis."""
+        self.deployment = deployment
+        self.router = router
+        self.trouble: str | None = None  # why the last flush came to nothing
+        self.audit = AuditLog()
+        self.history = History()
+        self.on_flush: list[Callable[[], None]] = []
+        self._flush_interval_s = flush_interval_s
+        self._windows = Outbox(max_waiting_bytes)
+        self._last_id = 0
+        self._client = _connect(url) if url is not None else None
+        self._is_known = False  # to Redis, which forgets it when it restarts
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Return after the first answer of Redis, or the lack of one; the history there is known by then."""
+        await self.flush()
+        self._task = asyncio.create_task(self._keep_flushing())
+
+    async def stop(self) -> None:
+        """Write what waits, if Redis answers. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+            await self.flush()
+        if self._client is not None:
+            await self._client.aclose()
+
+    @property
+    def is_ok(self) -> bool:
+        """The last flush was answered."""
+        return self._is_known and self.trouble is None
+
+    @property
+    def num_dropped(self) -> int:
+        """Windows that were given up, since Redis was away for too long."""
+        return self._windows.num_dropped
+
+    def put(self, records: list[Record]) -> None:
+        """Keep what this router's shards did since the last time."""
+        if records:
+            self._last_id = max(self._last_id + 1, int(time.time() * 1000))
+            self._windows.put(Entry(_encode(records), f"{self._last_id}-0", len(records)))
+
+    async def flush(self) -> bool:
+        """Write all that waits in one pipeline, and learn what others wrote. False if Redis is away."""
+        for gather in self.on_flush:
+            gather()
+        is_ok = await self._flush()
+        if is_ok and self.trouble is not None:
+            log.warning("Redis is back.")
+            self.trouble = None
+        return is_ok
+
+    async def records(self, last_s: float) -> list[Record] | None:
+        """What all routers' shards did in the last so many seconds; None while Redis is away.
+
+        Of this router, as of the last flush. At most a quarter of an hour is looked back.
+        """
+        since = time.time() - min(last_s, _LONGEST_READ_S)
+        routers = await self._ask(
+            lambda pipe: pipe.zrangebyscore(keys.routers(self.deployment), since, "+inf")
+        )
+        if routers is None:
+            return None
+        streams = [keys.windows(self.deployment, name.decode()) for name in routers[0]]
+        answers = await self._ask(
+            lambda pipe: [pipe.xrange(stream, f"{int(since * 1000)}-0") for stream in streams]
+        )
+        if answers is None:
+            return None
+        entries = [fields[b"d"] for stream in answers for _, fields in stream]
+        return await asyncio.to_thread(_decode_all, entries)  # much of it, and tokens must not wait
+
+    async def decisions(self, limit: int = 50, since: float = 0.0) -> list[Decision]:
+        """The latest decisions of all routers, the latest first; those of this one alone while Redis is away.
+
+        `since`: only those that were taken later, in Unix time in seconds.
+        """
+        key, count = keys.decisions(self.deployment), audit.ENTRIES_PER_DECISION * limit
+        answers = await self._ask(lambda pipe: pipe.xrevrange(key, count=count))
+        entries = reversed(answers[0]) if answers else []
+        found = [decision for decision in self._all_known(entries) if decision.at > since]
+        return found[:limit]
+
+    async def decision(self, id: str) -> Decision | None:
+        """One of them; None if it was never taken, or so long ago that it is forgotten."""
+        own = self.audit.find(id)
+        if own is not None:
+            return own
+        since = audit.time_of(id)
+        if since is None:
+            return None
+        key, first = keys.decisions(self.deployment), max(0, int((since - _CLOCK_SKEW_S) * 1000))
+        answers = await self._ask(lambda pipe: pipe.xrange(key, f"{first}-0", count=_MAX_SEARCHED))
+        found = self._all_known(answers[0] if answers else [])
+        return next((decision for decision in found if decision.id == id), None)
+
+    def _all_known(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Decision]:
+        """Decisions of the stream and of this router, the latest first."""
+        written = [decision for _, fields in entries if (decision := audit.decode(fields[b"d"])) is not None]
+        return audit.settled([*written, *reversed(self.audit.latest())])
+
+    async def _keep_flushing(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + self._flush_interval_s, loop.time())
+            await asyncio.sleep(due - loop.time())
+            await self.flush()
+
+    async def _flush(self) -> bool:
+        entries, decisions, rows = self._windows.peek(), self.audit.unwritten(), self.history.unwritten()
+
+        def write(pipe: Pipeline) -> None:
+            self._write_presence(pipe)
+            self._write_windows(pipe, entries)
+            self._write_decisions(pipe, decisions)
+            self._exchange_history(pipe, rows)
+
+        answers = await self._ask(write)
+        if answers is None:
+            return False
+        self._windows.written(entries)
+        self.audit.written(decisions)
+        if answers[0] and self._is_known:  # it has forgotten us, and so everything
+            self.audit.write_again()
+        self._is_known = True
+        self.history.learn(answers[-1])
+        return True
+
+    def _write_presence(self, pipe: Pipeline) -> None:
+        """Answered by 1 if Redis did not know this router."""
+        key, now = keys.routers(self.deployment), time.time()
+        pipe.zadd(key, {self.router: now})
+        pipe.zremrangebyscore(key, "-inf", now - keys.ROUTERS_TTL_S)
+        pipe.expire(key, keys.ROUTERS_TTL_S)
+
+    def _write_windows(self, pipe: Pipeline, entries: list[Entry]) -> None:
+        key = keys.windows(self.deployment, self.router)
+        for entry in entries:
+            most = min(keys.MAX_WINDOW_ENTRIES, 1 + keys.MAX_WINDOW_BYTES // len(entry.data))
+            pipe.xadd(key, {"d": entry.data}, id=entry.id, maxlen=most)
+        pipe.expire(key, keys.WINDOWS_TTL_S)
+
+    def _write_decisions(self, pipe: Pipeline, decisions: list[Decision]) -> None:
+        key = keys.decisions(self.deployment)
+        for decision in decisions:
+            pipe.xadd(key, {"d": audit.encode(decision)}, maxlen=keys.MAX_DECISIONS)
+        pipe.expire(key, keys.DECISIONS_TTL_S)
+
+    def _exchange_history(self, pipe: Pipeline, rows: dict[str, bytes]) -> None:
+        key = keys.history(self.deployment)
+        if rows:
+            pipe.hset(key, items=[part for field in rows.items() for part in field])
+        pipe.expire(key, keys.HISTORY_TTL_S)
+        pipe.hgetall(key)
+
+    async def _ask(self, fill: Callable[[Pipeline], object]) -> list[Any] | None:
+        """The answers to one pipeline; None if Redis is away, or answers but cannot do it."""
+        if self._client is None:
+            return None
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                fill(pipe)
+                answers = await pipe.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            self._note_trouble(error)
+            return None
+        refusal = next((answer for answer in answers if _is_refusal(answer)), None)
+        if refusal is not None:
+            self._note_trouble(refusal)
+            return None
+        return answers
+
+    def _note_trouble(self, error: Exception) -> None:
+        if self.trouble is None:
+            log.warning("Redis is of no use now: %s. Telemetry waits in memory.", str(error).rstrip("."))
+        self.trouble = str(error)
+
+
+def _connect(url: str) -> redis.asyncio.Redis:
+    """One try again, at once: a connection may have been cut since it was last used."""
+    again = Retry(NoBackoff(), 1, supported_errors=(NotConnected,))
+    return redis.asyncio.from_url(
+        url, protocol=2, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=again
+    )
+
+
+def _is_refusal(answer: object) -> bool:
+    return isinstance(answer, RedisError) and _IS_WRITTEN not in str(answer)
+
+
+def _decode_all(entries: list[bytes]) -> list[Record]:
+    """What another version of this program wrote is left out."""
+    records: list[Record] = []
+    for entry in entries:
+        with contextlib.suppress(msgspec.MsgspecError):
+            records += _decode_records(entry)
+    return records

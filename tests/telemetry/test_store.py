@@ -1,0 +1,309 @@
+"""What is kept in Redis, and what becomes of it when Redis goes away, comes back, or comes back empty."""
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from telemetry import keys
+from telemetry.audit import Decision, Outcome, new_id
+from telemetry.embedded import find_server
+from telemetry.history import Row
+from telemetry.sample import Record, Window, by_candidate
+from telemetry.store import Store
+from tests.telemetry.redis_server import RedisServer
+
+OFTEN_S = 0.02
+SELDOM_S = 3600.0  # flushed by hand
+BINARIES = {find_server(), *map(Path, filter(None, map(shutil.which, ("redis-server", "valkey-server"))))}
+
+
+@pytest.fixture(params=sorted(BINARIES, key=str), ids=str)
+def server(request, tmp_path):
+    server = RedisServer(request.param, tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def open_store():
+    stores = []
+
+    async def start(server, router="one", deployment="poems", interval_s=SELDOM_S, **settings):
+        store = Store(server.url, deployment, router, interval_s, **settings)
+        stores.append(store)
+        await store.start()
+        return store
+
+    yield start
+    for store in stores:
+        await store.stop()
+
+
+def record(shard=0, tokens=1, candidate="poet", depth=30, requests=0):
+    now = time.time()
+    window = Window(start=now, end=now, tokens_by_exit={depth: tokens}, requests=requests)
+    return Record(shard, candidate, depth, window)
+
+
+def decision(kind="swap", **more):
+    now = time.time()
+    return Decision(id=new_id(now), at=now, kind=kind, **more)
+
+
+def row(candidate="poet", measured_at=1_000, **more):
+    return Row(candidate=candidate, depth=30, measured_at=measured_at, **more)
+
+
+def tokens_of(records):
+    return sorted(record.window.tokens for record in records)
+
+
+async def until(holds):
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 (nobody tells)
+            await asyncio.sleep(0.01)
+
+
+async def test_windows_of_all_routers_are_read_as_one(server, open_store):
+    one, other = await open_store(server), await open_store(server, router="other")
+    one.put([record(0, 3), record(1, 4)])
+    one.put([record(0, 5)])
+    other.put([record(0, 6)])
+    assert await one.flush()
+    assert await other.flush()
+    for reader in (one, other):
+        records = await reader.records(60)
+        assert tokens_of(records) == [3, 4, 5, 6]
+        assert by_candidate(records)["poet", 30].tokens == 18
+
+
+async def test_only_the_last_seconds_are_read(server, open_store):
+    store = await open_store(server)
+    store.put([record(tokens=1)])
+    await store.flush()
+    await asyncio.sleep(0.3)
+    store.put([record(tokens=2)])
+    await store.flush()
+    assert tokens_of(await store.records(0.25)) == [2]
+
+
+async def test_two_deployments_know_nothing_of_each_other(server, open_store):
+    mine, yours = await open_store(server), await open_store(server, deployment="songs")
+    mine.put([record()])
+    mine.audit.append(decision())
+    mine.history.put(row())
+    await mine.flush()
+    await yours.flush()
+    assert await yours.records(60) == []
+    assert await yours.decisions() == []
+    assert yours.history.rows() == []
+
+
+async def test_every_key_ends_by_itself_and_lies_in_its_deployments_slot(server, open_store):
+    store = await open_store(server)
+    store.put([record()])
+    store.audit.append(decision())
+    store.history.put(row())
+    await store.flush()
+    with server.client() as client:
+        found = client.keys("*")
+        assert len(found) == 4
+        for key in found:
+            assert key.startswith(b"{helios:poems}:")
+            assert client.ttl(key) > 0
+
+
+async def test_a_flush_is_one_pipeline_whatever_there_is_to_write(server, open_store, monkeypatch):
+    store = await open_store(server)
+    calls = []
+    send = store._client.connection_pool.connection_class.send_packed_command
+    monkeypatch.setattr(
+        store._client.connection_pool.connection_class,
+        "send_packed_command",
+        lambda self, *arguments, **more: calls.append(1) or send(self, *arguments, **more),
+    )
+    for _ in range(5):
+        store.put([record()])
+        store.audit.append(decision())
+        store.history.put(row())
+    await store.flush()
+    assert len(calls) == 1
+
+
+async def test_streams_are_bounded(server, open_store, monkeypatch):
+    monkeypatch.setattr(keys, "MAX_DECISIONS", 20)
+    monkeypatch.setattr(keys, "MAX_WINDOW_ENTRIES", 20)
+    store = await open_store(server)
+    for _ in range(500):
+        store.put([record()])
+        store.audit.append(decision())
+    await store.flush()
+    with server.client() as client:
+        for stream in (keys.decisions("poems"), keys.windows("poems", "one")):
+            assert 20 <= client.xlen(stream) < 200, stream
+
+
+async def test_what_happened_while_redis_was_away_is_there_when_it_is_back(server, open_store, monkeypatch):
+    monkeypatch.setattr("telemetry.store.PATIENCE_S", 0.2)
+    store = await open_store(server)
+    server.freeze()
+    store.put([record(tokens=7)])
+    made = decision()
+    store.audit.append(made)
+    assert not await store.flush()
+    assert not store.is_ok
+    assert await store.records(60) is None
+    assert await store.decisions() == [made]
+    server.thaw()
+    assert await store.flush()
+    assert store.is_ok
+    assert tokens_of(await store.records(60)) == [7]
+    assert store.num_dropped == 0
+
+
+async def test_a_redis_that_comes_back_empty_is_given_history_and_decisions_again(server, open_store):
+    store = await open_store(server, interval_s=OFTEN_S)
+    made = decision()
+    store.audit.append(made)
+    store.history.put(row(throughput=12.5))
+    await until(lambda: not store.audit.unwritten() and not store.history.unwritten())
+    server.stop()
+    await until(lambda: not store.is_ok)
+    store.audit.update(made.id, outcome=Outcome.COMMITTED)
+    server.start()
+    await until(lambda: store.is_ok and not store.audit.unwritten() and not store.history.unwritten())
+    fresh = await open_store(server, router="fresh")
+    assert [entry.outcome for entry in await fresh.decisions()] == [Outcome.COMMITTED]
+    assert fresh.history.rows() == store.history.rows() != []
+    store.put([record(tokens=9)])
+    await until(lambda: not len(store._windows))
+    assert tokens_of(await fresh.records(60)) == [9]
+
+
+async def test_what_waits_is_bounded_and_what_is_given_up_is_counted(server, open_store):
+    store = await open_store(server, max_waiting_bytes=20_000)
+    server.stop()
+    for number in range(1, 201):
+        store.put([record(tokens=number), record(tokens=1000)])
+    kept = 200 - store.num_dropped // 2
+    assert 5 < kept < 100
+    assert not await store.flush()
+    server.start()
+    assert await store.flush()
+    found = tokens_of(await store.records(60))
+    assert found == [*range(201 - kept, 201), *[1000] * kept]  # the latest
+    assert store.num_dropped == 2 * (200 - kept)
+
+
+async def test_writing_twice_is_writing_once(server, open_store, monkeypatch):
+    store = await open_store(server)
+    store.put([record(tokens=7)])
+    monkeypatch.setattr(store._windows, "written", lambda entries: None)  # as if the answer was lost
+    assert await store.flush()
+    assert await store.flush()
+    assert tokens_of(await store.records(60)) == [7]
+
+
+async def test_a_redis_that_answers_and_refuses_is_no_use(server, open_store, caplog):
+    store = await open_store(server)
+    with server.client() as client:
+        client.config_set("maxmemory", "1")
+    store.put([record()])
+    assert not await store.flush()
+    assert "used memory" in caplog.text
+    with server.client() as client:
+        client.config_set("maxmemory", "0")
+    assert await store.flush()
+    assert tokens_of(await store.records(60)) == [1]
+
+
+async def test_without_an_address_decisions_are_kept_in_memory(open_store):
+    store = Store(None, "poems", "one")
+    await store.start()
+    made = decision()
+    store.audit.append(made)
+    store.put([record()])
+    assert not store.is_ok
+    assert await store.decisions() == [made]
+    assert await store.decision(made.id) == made
+    assert await store.records(60) is None
+    await store.stop()
+    await store.stop()
+
+
+async def test_decisions_of_all_routers_are_read_with_what_came_of_them(server, open_store):
+    one, other = await open_store(server), await open_store(server, router="other")
+    first, second = decision("swap", why="because"), decision("pin", by="ada")
+    one.audit.append(first)
+    other.audit.append(second)
+    one.audit.update(first.id, outcome=Outcome.ROLLED_BACK, error="no such file", phases_ms={"read": 3.5})
+    await one.flush()
+    await other.flush()
+    assert [entry.id for entry in await other.decisions()] == sorted([first.id, second.id], reverse=True)
+    found = await other.decision(first.id)
+    assert found == one.audit.find(first.id)
+    assert (found.outcome, found.why) == (Outcome.ROLLED_BACK, "because")
+    assert len(await other.decisions(limit=1)) == 1
+    assert await other.decisions(since=time.time()) == []
+    assert await other.decision("17-nothing") is None
+    assert await other.decision("nothing") is None
+
+
+async def test_of_two_measurements_the_later_one_counts_in_whatever_order_they_are_written(
+    server, open_store
+):
+    one, other = await open_store(server), await open_store(server, router="other")
+    one.history.put(row(measured_at=2_000, throughput=2.0))
+    other.history.put(row(measured_at=1_000, throughput=1.0))
+    other.history.put(row("bard", measured_at=1_000))
+    for store in 3 * (one, other):  # who writes late may undo for a moment
+        await store.flush()
+    for store in (one, other):
+        assert [(found.candidate, found.measured_at) for found in store.history.rows()] == [
+            ("bard", 1_000),
+            ("poet", 2_000),
+        ]
+        assert store.history.unwritten() == {}
+
+
+async def test_what_others_wrote_that_cannot_be_read_is_left_out(server, open_store):
+    store = await open_store(server)
+    with server.client() as client:
+        client.hset(keys.history("poems"), "poet@3", b"[1]")
+        client.xadd(keys.decisions("poems"), {"d": b"{}"})
+        client.xadd(keys.windows("poems", "one"), {"d": b"?"}, id="1-1")
+    assert await store.flush()
+    assert store.history.rows() == []
+    assert await store.decisions() == []
+    assert await store.records(60) == []
+
+
+async def test_gathering_happens_before_a_flush(server, open_store):
+    store = await open_store(server)
+    store.on_flush.append(lambda: store.put([record(tokens=5)]))
+    await store.flush()
+    assert tokens_of(await store.records(60)) == [5]
+
+
+async def test_the_last_second_is_written_at_the_end(server, open_store):
+    store, reader = await open_store(server), await open_store(server, router="other")
+    store.put([record(tokens=5)])
+    await store.stop()
+    assert tokens_of(await reader.records(60)) == [5]
+
+
+async def test_a_password_is_sent(tmp_path, caplog):
+    server = RedisServer(find_server(), tmp_path, "--requirepass", "s3cret")
+    server.start()
+    wrong = Store(server.url + "?password=wrong", "poems", "one")
+    right = Store(server.url + "?password=s3cret", "poems", "one")
+    assert not await wrong.flush()
+    assert "invalid username-password pair" in caplog.text
+    assert await right.flush()
+    await wrong.stop()
+    await right.stop()
+    server.stop()
