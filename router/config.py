@@ -35,6 +35,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Flag("Model", "Type of weights and KV cache. Default: bfloat16."),
     ] = None
     num_layers: Annotated[int | None, Flag("Model", "Load only the first this many layers.", 1)] = None
+    repository: Annotated[
+        str | None,
+        Flag("Model", "TOML file of candidates, objective, limits and floor. Default: the embedded model's."),
+    ] = None
     tokenizer_config_path: Annotated[
         str | None, Flag("Model", "A tokenizer_config.json to use in place of the model's (chat template).")
     ] = None
@@ -107,6 +111,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     score_rate: Annotated[
         float, Flag("Early exit", "Share of answers compared with what full depth would say.", 0, 1)
     ] = 0.01
+
+    # Model changes
+    swap_inflight: Annotated[
+        Literal["finish", "migrate"],
+        Flag("Model changes", "What runs when the model changes ends on the old one, or goes on on the new."),
+    ] = "finish"
+    swap_drain_ms: Annotated[
+        int,
+        Flag("Model changes", "How long it may run on where both models do not fit; then it migrates.", 0),
+    ] = 10_000
+    swap_reserve_bytes: Annotated[
+        int | None,
+        Flag(
+            "Model changes",
+            "Memory for a model being loaded beside the one that serves. Default: what is free.",
+            0,
+            is_bytes=True,
+        ),
+    ] = None
+    watts: Annotated[
+        float | None,
+        Flag("Model changes", "Power of a busy shard, where it cannot be measured. For objective energy.", 0),
+    ] = None
 
     # Batching and memory
     max_batch_size: Annotated[
@@ -325,6 +352,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             kv_fill=self.kv_fill,
             exit_fallback=not self.no_exit_fallback,
             replay_exits=_absolute(self.replay_exits),
+            swap_reserve_bytes=self.swap_reserve_bytes,
         )
 
 

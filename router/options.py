@@ -235,7 +235,7 @@ def _parse(option: Option, text: str) -> float | bool:
         return text.lower() in _YES
     try:
         if option.flag.is_bytes:
-            return _bytes(text)
+            return parse_bytes(text)
         if option.kind is not bool:
             return option.kind(text)  # type: ignore[no-any-return]
     except (KeyError, ValueError, OverflowError):
@@ -243,7 +243,8 @@ def _parse(option: Option, text: str) -> float | bool:
     raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {text!r}.")
 
 
-def _bytes(text: str) -> int:
+def parse_bytes(text: str) -> int:
+    """A number of bytes such as 512MiB. Raises `KeyError`, `ValueError` or `OverflowError`."""
     number = text.rstrip("bBkKmMgGtTiI")
     unit: int = _UNITS[text[len(number) :].lower()]
     return round(float(number) * unit)
