@@ -22,8 +22,8 @@ class PromptClass(enum.StrEnum):
 
 _SIGNS = {
     PromptClass.CODE: {
-        4: "``` code program programming function algorithm pseudocode python javascript typescript java c++ c# "
-        "golang kotlin php ruby sql bash html css",
+        4: "``` code program programming function algorithm pseudocode python javascript typescript java c++ "
+        "c# golang kotlin php ruby sql bash html css",
         3: "compiler recursion regex decorators",
         2: "script bug debug implement api array class method loop database backend rust go",
         1: "string list tree graph import return test tests file",
