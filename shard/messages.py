@@ -96,6 +96,8 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     replay_exits: str | None = None  # file with a distribution of exit layers to draw from
     cache_dir: str | None = None  # where compiled kernels are kept; None: ~/.cache/helios
     cost_model: str | None = None  # `sim`: path of a JSON cost model; None: the built-in one
+    watts: float | None = None  # of the device at work, where that cannot be measured
+    needs_energy: bool = False  # be refused where joules come from nowhere
 
 
 # Router to shard
@@ -177,6 +179,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     num_parameters: int
     weight_bytes: int
     load_ms: float
+    energy: str | None = None  # where joules come from, for a person; None: nowhere
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
@@ -257,6 +260,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     generation: int = 0
     num_blocks: int | None = None  # None: as in `Ready`
     older: list[OlderReport] = []
+    joules: float | None = None  # spent since the step before, all generations together; None: not known
     gone: list[tuple[int, int]] = []  # (id, attempt) to be queued again, for the newest: see above
 
 
