@@ -125,15 +125,14 @@ class Times(msgspec.Struct, frozen=True):
 
     segments: list[float]
     head: float
-    fills: list[float]  # of all layers from each segment on
 
     def to_exit(self, segment: int) -> float:
         """All segments up to the exit behind one of them."""
         return sum(self.segments[: segment + 1])
 
 
-def bound_of(mode: Mode, times: Times, shares: list[float], batch_size: int, projects: bool) -> float | None:
-    """The speed-up over full depth if nothing cost time but layers, head and fill.
+def bound_of(mode: Mode, times: Times, shares: list[float], batch_size: int) -> float | None:
+    """The speed-up over full depth if nothing cost time but layers and head.
 
     `shares` are by segment: of tokens that leave behind it, the last one's at full depth. Passes are taken to
     cost what the whole batch costs, which few rows do on memory-bound hardware; `per_row` lets rows gather.
@@ -148,10 +147,7 @@ def bound_of(mode: Mode, times: Times, shares: list[float], batch_size: int, pro
         return None
     reached = [sum(shares[: s + 1]) ** batch_size for s in range(last + 1)]
     together = [after - before for after, before in zip(reached, [0.0, *reached], strict=False)]
-    ms = sum(
-        share * (times.to_exit(s) + times.head + (times.fills[s] if projects and s < last else 0.0))
-        for s, share in enumerate(together)
-    )
+    ms = sum(share * (times.to_exit(s) + times.head) for s, share in enumerate(together))
     return full / min(ms, full)
 
 
@@ -188,12 +184,7 @@ def measure_times(runner: ModelRunner, stack: Stack, batch_size: int, context: i
         front: Front = stack.start(rows)
         segments = [timed(lambda s=s: stack.run(s, front)) for s in range(stack.num_segments)]  # type: ignore[misc]
         head = timed(lambda: stack.decoder.logits(front.hidden))
-        can_fill = runner.can_fill
-        fills = [
-            timed(lambda s=s: stack.fill(s + 1, front)) if can_fill else 0.0  # type: ignore[misc]
-            for s in range(stack.num_segments - 1)
-        ]
-    return Times(segments, head, fills)
+    return Times(segments, head)
 
 
 def run_modes(
@@ -223,10 +214,7 @@ def run_modes(
                 for run in runs:
                     run.steps(8, counted=True)
             times = measure_times(base, base.stack, batch_size, min(options.contexts[0], 256))
-        projects = options.kv_fill == "project"
-        points += [
-            run.point(runs[0], bound_of(run.mode, times, shares, batch_size, projects)) for run in runs
-        ]
+        points += [run.point(runs[0], bound_of(run.mode, times, shares, batch_size)) for run in runs]
     return points
 
 

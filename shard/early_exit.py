@@ -1,9 +1,9 @@
 """Who leaves where in a batch, and what happens to the KV of the layers not run.
 
 A step carries its rows through the decoder's segments; behind each one, the rows that decode are asked
-whether they leave. What a row leaves undone is filled at once by projecting its hidden state (`project`, Miao
-et al. 2024), or kept, and computed exactly when the row next goes deeper (`recompute`): then the KV of every
-layer that was run equals a full forward's.
+whether they leave. What a row leaves undone is made up for when it next goes deeper (stack.py): by projecting
+its hidden states (`project`, Miao et al. 2024), or by computing it exactly (`recompute`), after which the KV
+of every layer that was run equals a full forward's.
 
 - `synchronized` (Miao et al.): the batch runs on until every row has passed; passing is sticky.
 - `per_row`: each row leaves at its own exit. Rows that stay at the first exit may wait and go deep together.
@@ -25,7 +25,7 @@ from shard.governor import Governor
 from shard.messages import ExitReport, TokenOutput
 from shard.replay import Replay
 from shard.sampler import Sampler
-from shard.stack import Front, Row, Stack
+from shard.stack import Behind, Front, Row, Stack
 from shard.voting import Voting
 
 
@@ -41,6 +41,12 @@ class Tally:
         self.breaches = 0
         self.num_waiting = 0
         self.num_deep_tokens = 0  # that entered the second segment
+
+    def note_fills(self, segment: int, behind: Behind) -> None:
+        """What a segment's pass did for tokens that had left before it."""
+        self.kv_fills += behind.num_fills
+        self.fill_ms += behind.ms
+        self.segment_ms[segment] -= behind.ms
 
     def report(self, rows: list[Row]) -> ExitReport:
         """In the words of the wire."""
@@ -138,6 +144,8 @@ class EarlyExit:
         before = front.last(list(range(len(front.rows)))) if self._voting.compares_hidden else None
         self._stack.run(segment, front)
         tally.segment_ms[segment] += (time.perf_counter() - started) * 1000
+        if front.behind is not None:
+            tally.note_fills(segment, front.behind)
         self._voting.gate.note_segment(segment, tally.segment_ms[segment])
         if segment == len(self._stack.exits):
             return front
@@ -146,7 +154,7 @@ class EarlyExit:
         leaving = self._leaving(segment, front, voters, before, tally) if asks else []
         if segment == 0 and asks:
             self._deferral.note_vote(len(voters), len(voters) - len(leaving))
-        return self._part(segment, front, leaving, tally) if leaving else front
+        return self._part(segment, front, leaving) if leaving else front
 
     def _leaving(
         self, segment: int, front: Front, voters: list[int], before: torch.Tensor | None, tally: Tally
@@ -169,23 +177,15 @@ class EarlyExit:
             tally.drawing.add([front.rows[i] for i in unknown], exit.layer, features, exit.vocabulary)
         return leaving
 
-    def _part(self, segment: int, front: Front, leaving: list[int], tally: Tally) -> Front | None:
-        """Take leaving rows out of a front, their KV beyond it filled or kept for later; those who stay."""
+    def _part(self, segment: int, front: Front, leaving: list[int]) -> Front | None:
+        """Take leaving rows out of a front, what they leave undone kept for later; those who stay."""
         pieces, gone = front.pieces(), set(leaving)
-        if self._settings.fill is Fill.RECOMPUTE:
-            for i in leaving:
-                front.rows[i].carried.keep(segment + 1, pieces[i])
-        else:
-            started = time.perf_counter()
-            everyone = len(leaving) == len(front.rows)
-            out = front if everyone else self._some(front, leaving, pieces)
-            tally.kv_fills += self._stack.fill(segment + 1, out)
-            tally.fill_ms += (time.perf_counter() - started) * 1000
+        for i in leaving:
+            front.rows[i].carried.keep(segment + 1, pieces[i])
         staying = [i for i in range(len(front.rows)) if i not in gone]
-        return self._some(front, staying, pieces) if staying else None
-
-    def _some(self, front: Front, indices: list[int], pieces: list[torch.Tensor]) -> Front:
-        return self._stack.front([front.rows[i] for i in indices], [pieces[i] for i in indices])
+        if not staying:
+            return None
+        return self._stack.front([front.rows[i] for i in staying], [pieces[i] for i in staying])
 
     def _meet(self, front: Front | None, waiting: list[Row], tally: Tally) -> tuple[Front | None, list[Row]]:
         """At the first exit: rows that stay and rows that waited go deep together, or all wait on."""
@@ -195,10 +195,10 @@ class EarlyExit:
         num_rows = len(waiting) + tally.drawing.num_rows + len(staying)
         if self._goes_deep(staying, waiting, num_rows, tally.drawing.num_rows > 0):
             for row in waiting:
-                row.sequence.waits, row.carried.wait_steps = False, 0
+                row.sequence.waits = False
             return front, waiting
         for row, piece in zip(staying, front.pieces() if front is not None else [], strict=True):
-            row.carried.keep(1, piece)
+            row.carried.wait(piece)
             row.sequence.waits = True
         for row in (*staying, *waiting):
             row.carried.wait_steps += 1

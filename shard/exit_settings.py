@@ -26,23 +26,19 @@ class Settings(msgspec.Struct, frozen=True):
 
     mode: Mode
     criterion: Criterion = Criterion.SOFTMAX
-    fill: Fill = Fill.RECOMPUTE
+    fill: Fill = Fill.RECOMPUTE  # in `synchronized` and `per_row`
     threshold: float = 0.9  # where an exit has none of its own
     falls_back: bool = True  # run at full depth where leaving early does not pay
     defers: bool = True  # let rows wait at the first exit
 
-    @property
-    def fills(self) -> bool:
-        """True when layers must be able to write their KV without being run."""
-        return self.fill is Fill.PROJECT and self.mode in (Mode.SYNCHRONIZED, Mode.PER_ROW)
-
 
 def settings_of(config: ShardConfig) -> Settings:
     """The part of a shard's configuration that is about exits. Raises `ValueError` for unknown names."""
+    mode, fill = Mode(config.exit_mode), Fill(config.kv_fill)
     return Settings(
-        mode=Mode(config.exit_mode),
+        mode=mode,
         criterion=Criterion(config.exit_criterion),
-        fill=Fill(config.kv_fill),
+        fill=fill if mode in (Mode.SYNCHRONIZED, Mode.PER_ROW) else Fill.RECOMPUTE,
         threshold=config.exit_threshold,
         falls_back=config.exit_fallback,
         defers=config.exit_deferral,

@@ -52,9 +52,7 @@ class ModelRunner:
         self._settings = settings_of(config)
         self._reader = Reader(self.ops, to)
         if decoder is None:
-            self.decoder = load_decoder(
-                self._folder, self._reader, config.num_layers, self._max_tokens, self._settings.fills
-            )
+            self.decoder = load_decoder(self._folder, self._reader, config.num_layers, self._max_tokens)
         else:
             self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
         self._exits = self._load_exits()
@@ -65,7 +63,9 @@ class ModelRunner:
         self._sampler = Sampler(self.ops, self._device)
         self._make_batch = BatchMaker(config.block_size, self._device)
         self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self._make_batch, self._sampler)
-        self.stack = Stack(self.decoder, self._exits, self.kv_cache.layers, self._make_batch)
+        self.stack = Stack(
+            self.decoder, self._exits, self.kv_cache.layers, self._make_batch, self._settings.fill
+        )
         self._exiting = self._make_exiting()
         self._load_ms = (time.perf_counter() - started) * 1000
         self.resizes_freely = True
@@ -94,11 +94,6 @@ class ModelRunner:
     def resize(self, num_blocks: int) -> None:
         """See `Engine`."""
         self.table.pool.limit(num_blocks)
-
-    @property
-    def can_fill(self) -> bool:
-        """True when layers can write their KV without being run."""
-        return self.decoder.layers[-1].kv is not None
 
     def ready(self) -> Ready:
         """What was learned while loading."""

@@ -1,13 +1,12 @@
 """OPT and GPT-2: learned positions, LayerNorm with bias, one hidden MLP layer. One flat decoder for both."""
 
-import copy
 from collections.abc import Callable
-from typing import Self
 
 import msgspec
 import torch
 from torch.nn import functional
 
+from shard.models.decoder import FlatDecoder
 from shard.models.shape import Shape, UnsupportedModelError
 from shard.models.weights import Weights
 from shard.ops.batch import KV, Batch, Rope
@@ -52,78 +51,46 @@ class Layer(msgspec.Struct, frozen=True):
 
     attention_norm: Norm
     qkv: Linear  # H -> 3 H
-    kv: Linear | None  # H -> 2 H: the same weights, where KV is written without running the layer
     out: Linear  # H -> H
     mlp_norm: Norm
     up: Linear  # H -> I
     down: Linear  # I -> H
 
 
-class GptDecoder:
+class GptDecoder(FlatDecoder[Layer]):
     """The first `depth` layers of an OPT or GPT-2 model, and its head."""
 
-    def __init__(self, shape: Shape, rope: Rope, ops: PlainOps, weights: Weights, depth: int, fills: bool):
+    def __init__(self, shape: Shape, rope: Rope, ops: PlainOps, weights: Weights, depth: int):
         names = OPT if shape.family == "opt" else GPT2
-        self._read_layer = read_opt_layer if shape.family == "opt" else read_gpt2_layer
-        self.shape = shape
+        read_layer = read_opt_layer if shape.family == "opt" else read_gpt2_layer
+        super().__init__(shape, rope, ops, read_layer)
         self.depth = depth
         self.embedding = weights.read(names.embedding, (shape.vocab_size, shape.hidden_size))
         rows = shape.max_positions + names.position_offset
         self._positions = weights.read(names.positions, (rows, shape.hidden_size))[names.position_offset :]
-        self.layers = [self._read_layer(weights, f"{names.layers}{i}.", shape, fills) for i in range(depth)]
+        self.layers = [read_layer(weights, f"{names.layers}{i}.", shape) for i in range(depth)]
         self.head = weights.head(self.embedding, shape)
         self._norm = read_norm(weights, names.norm, shape)
         self._activate = activation_of(shape.activation)
         self.num_parameters = weights.num_parameters
-        self._rope = rope
-        self._ops = ops
-
-    def first_layers(self, depth: int) -> Self:
-        """The same weights, as a model of its first layers alone. What is added there is not added here."""
-        shallow = copy.copy(self)
-        shallow.depth, shallow.layers = depth, self.layers[:depth]
-        return shallow
-
-    @property
-    def products(self) -> list[Linear]:
-        """Every matrix product that one token goes through, the head's last."""
-        return [
-            product
-            for layer in self.layers[: self.depth]
-            for product in (layer.qkv, layer.out, layer.up, layer.down)
-        ] + [self.head]
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        """Token and position embeddings, (T, H)."""
         tokens = functional.embedding(batch.token_ids, self.embedding)
         return tokens + functional.embedding(batch.positions, self._positions)
 
-    def run_layer(self, index: int, hidden: torch.Tensor, batch: Batch, kv: KV) -> torch.Tensor:
-        """Hidden states (T, H) after one layer; writes the tokens' KV."""
-        layer, ops, heads = self.layers[index], self._ops, self.shape.heads
-        q = ops.rope_write(layer.qkv(layer.attention_norm(hidden)), heads, self._rope, None, batch, kv)
-        hidden = layer.out.add(ops.attend(q, heads, batch, kv), hidden)
-        return layer.down.add(self._activate(layer.up(layer.mlp_norm(hidden))), hidden)
-
-    def write_kv(self, index: int, hidden: torch.Tensor, batch: Batch, kv: KV) -> None:
-        """The layer's keys and values of hidden states (T, H), without running it; needs `fills`."""
-        layer = self.layers[index]
-        assert layer.kv is not None
-        projected = layer.kv(layer.attention_norm(hidden))
-        self._ops.rope_write(projected, self.shape.heads.without_queries, self._rope, None, batch, kv)
-
-    def add_layer(self, weights: Weights, at: str) -> int:
-        """Another layer beyond the model's own, such as an exit's; its index."""
-        self.layers.append(self._read_layer(weights, at, self.shape, True))
-        return len(self.layers) - 1
-
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The final norm of hidden states (N, H)."""
         return self._norm(hidden)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final norm and LM head of hidden states (N, H); (N, V)."""
-        return self.head(self.normed(hidden))
+    def _project(self, layer: Layer, hidden: torch.Tensor, batch: Batch, kv: KV) -> torch.Tensor:
+        qkv = layer.qkv(layer.attention_norm(hidden))
+        return self._ops.rope_write(qkv, self.shape.heads, self._rope, None, batch, kv)
+
+    def _mix(self, layer: Layer, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = layer.out.add(attended, hidden)
+        return layer.down.add(self._activate(layer.up(layer.mlp_norm(hidden))), hidden)
+
+    def _products_of(self, layer: Layer) -> tuple[Linear, ...]:
+        return layer.qkv, layer.out, layer.up, layer.down
 
 
 def activation_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -137,13 +104,12 @@ def activation_of(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     raise UnsupportedModelError(f"activation '{name}' is not supported")
 
 
-def read_opt_layer(weights: Weights, at: str, shape: Shape, fills: bool) -> Layer:
+def read_opt_layer(weights: Weights, at: str, shape: Shape) -> Layer:
     """One OPT layer's tensors, whose names begin with `at`."""
     attention = at + "self_attn."
     return Layer(
         attention_norm=read_norm(weights, at + "self_attn_layer_norm", shape),
         qkv=weights.linear(attention + "q_proj", attention + "k_proj", attention + "v_proj"),
-        kv=weights.linear(attention + "k_proj", attention + "v_proj") if fills else None,
         out=weights.linear(attention + "out_proj"),
         mlp_norm=read_norm(weights, at + "final_layer_norm", shape),
         up=weights.linear(at + "fc1"),
@@ -151,12 +117,11 @@ def read_opt_layer(weights: Weights, at: str, shape: Shape, fills: bool) -> Laye
     )
 
 
-def read_gpt2_layer(weights: Weights, at: str, shape: Shape, fills: bool) -> Layer:
+def read_gpt2_layer(weights: Weights, at: str, shape: Shape) -> Layer:
     """One GPT-2 layer's tensors, whose names begin with `at`."""
     return Layer(
         attention_norm=read_norm(weights, at + "ln_1", shape),
         qkv=weights.transposed_linear(at + "attn.c_attn"),
-        kv=weights.transposed_linear(at + "attn.c_attn", shape.hidden_size) if fills else None,
         out=weights.transposed_linear(at + "attn.c_proj"),
         mlp_norm=read_norm(weights, at + "ln_2", shape),
         up=weights.transposed_linear(at + "mlp.c_fc"),

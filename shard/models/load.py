@@ -15,13 +15,10 @@ from shard.models.weights import Weights
 Decoder = LlamaDecoder | GptDecoder
 
 
-def load_decoder(
-    folder: Path, reader: Reader, num_layers: int | None, max_tokens: int, fills: bool
-) -> Decoder:
+def load_decoder(folder: Path, reader: Reader, num_layers: int | None, max_tokens: int) -> Decoder:
     """The first `num_layers` layers, on the reader's device, for up to `max_tokens` positions.
 
-    With `fills`, layers can write their KV without being run. Raises `UnsupportedModelError` and
-    `CheckpointError`, each with one sentence for a person.
+    Raises `UnsupportedModelError` and `CheckpointError`, each with one sentence for a person.
     """
     config = read_config(folder)
     shape = shape_of(config)
@@ -33,7 +30,7 @@ def load_decoder(
         names = OPT if shape.family == "opt" else GPT2
         prefix = checkpoint.prefix(names.prefixes, names.embedding)
         weights = Weights(checkpoint, prefix, source(folder), reader)
-        return GptDecoder(shape, no_rope(reader.device), reader.ops, weights, depth, fills)
+        return GptDecoder(shape, no_rope(reader.device), reader.ops, weights, depth)
     weights = Weights(checkpoint, checkpoint.prefix(PREFIXES, EMBEDDING), source(folder), reader)
     rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
-    return LlamaDecoder(shape, rope, reader.ops, weights, depth, fills)
+    return LlamaDecoder(shape, rope, reader.ops, weights, depth)

@@ -51,10 +51,9 @@ class Weights:
         """Projections of one input, each (out, in) with or without a bias, fused into one product."""
         return self._reader.once(self._key("linear", *names), lambda: self._fused(names), self._sizes)
 
-    def transposed_linear(self, name: str, first: int = 0) -> Linear:
-        """A projection stored as (in, out), as GPT-2's Conv1D does; its outputs from the `first` one on."""
-        key = self._key("transposed", name, first)
-        return self._reader.once(key, lambda: self._transposed(name, first), self._sizes)
+    def transposed_linear(self, name: str) -> Linear:
+        """A projection stored as (in, out), as GPT-2's Conv1D does."""
+        return self._reader.once(self._key("transposed", name), lambda: self._transposed(name), self._sizes)
 
     def head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
         """The LM head: the token embedding (V, H) where tied, or where the checkpoint has no other."""
@@ -71,9 +70,8 @@ class Weights:
             weight, torch.cat([self._take(name + ".bias") for name in names]) if has_bias else None
         )
 
-    def _transposed(self, name: str, first: int) -> Linear:
-        weight, bias = self._take(name + ".weight").t(), self._take(name + ".bias")
-        return self._product(weight[first:].contiguous(), bias[first:].contiguous())
+    def _transposed(self, name: str) -> Linear:
+        return self._product(self._take(name + ".weight").t().contiguous(), self._take(name + ".bias"))
 
     def _head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
         if shape.tied or "lm_head.weight" not in self._checkpoint:

@@ -43,11 +43,6 @@ class Heads(msgspec.Struct, frozen=True):
     window: int = 0  # keys a query sees, itself included; 0: all before it
 
     @property
-    def without_queries(self) -> "Heads":
-        """The keys and values alone."""
-        return Heads(0, self.kv, self.dim, self.scale, self.window)
-
-    @property
     def query_width(self) -> int:
         return self.query * self.dim
 

@@ -1,0 +1,86 @@
+"""What flat decoders of all families have in common: layers that are projected, mixed, shared and added."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar
+
+import torch
+
+from shard.models.shape import Shape
+from shard.models.weights import Weights
+from shard.ops.batch import KV, Batch, Rope
+from shard.ops.plain import Linear, PlainOps
+
+Layer = TypeVar("Layer")
+ReadLayer = Callable[[Weights, str, Shape], Layer]  # its tensors, whose names begin with the string
+
+
+class FlatDecoder(ABC, Generic[Layer]):
+    """The first `depth` layers of a model, and its head. A family says what a layer of its own does."""
+
+    def __init__(self, shape: Shape, rope: Rope, ops: PlainOps, read_layer: ReadLayer[Layer]):
+        self.shape = shape
+        self.layers: list[Layer] = []
+        self.depth = 0
+        self._rope = rope
+        self._ops = ops
+        self._read_layer = read_layer
+
+    head: Linear  # H -> V
+    embedding: torch.Tensor  # (V, H)
+    num_parameters: int
+
+    def first_layers(self, depth: int) -> Self:
+        """The same weights, as a model of its first layers alone. What is added there is not added here."""
+        shallow = copy.copy(self)
+        shallow.depth, shallow.layers = depth, self.layers[:depth]
+        return shallow
+
+    def add_layer(self, weights: Weights, at: str) -> int:
+        """Another layer beyond the model's own, such as an exit's; its index."""
+        self.layers = [*self.layers, self._read_layer(weights, at, self.shape)]
+        return len(self.layers) - 1
+
+    @property
+    def products(self) -> list[Linear]:
+        """Every matrix product that one token goes through, the head's last."""
+        own = self.layers[: self.depth]
+        return [product for layer in own for product in self._products_of(layer)] + [self.head]
+
+    def run_layer(self, index: int, hidden: torch.Tensor, batch: Batch, kv: KV) -> torch.Tensor:
+        """Hidden states (T, H) after one layer; writes the tokens' KV."""
+        return self.mix(index, self.project(index, hidden, batch, kv), hidden, batch, kv)
+
+    def project(self, index: int, hidden: torch.Tensor, batch: Batch, kv: KV) -> torch.Tensor:
+        """The first half of a layer: writes the KV of hidden states (T, H); their queries (T, Hq, D)."""
+        return self._project(self.layers[index], hidden, batch, kv)
+
+    def mix(
+        self, index: int, queries: torch.Tensor, hidden: torch.Tensor, batch: Batch, kv: KV
+    ) -> torch.Tensor:
+        """The second half: hidden states (T, H) after attention by their queries, and after the MLP."""
+        layer = self.layers[index]
+        attended = self._ops.attend(queries, self.shape.heads, batch, kv)
+        return self._mix(layer, attended, hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final norm and LM head of hidden states (N, H); (N, V)."""
+        return self.head(self.normed(hidden))
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """What goes into the first layer, (T, H)."""
+
+    @abstractmethod
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm of hidden states (N, H)."""
+
+    @abstractmethod
+    def _project(self, layer: Layer, hidden: torch.Tensor, batch: Batch, kv: KV) -> torch.Tensor: ...
+
+    @abstractmethod
+    def _mix(self, layer: Layer, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor: ...
+
+    @abstractmethod
+    def _products_of(self, layer: Layer) -> tuple[Linear, ...]: ...
