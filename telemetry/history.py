@@ -14,7 +14,7 @@ from telemetry.cost import CostFit
 
 _NUM_DIGITS = 5  # kept of a measurement
 
-Key = tuple[str, int]  # candidate, depth
+Key = tuple[str, int, str]  # candidate, depth, what most prompts were about
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):
@@ -27,7 +27,7 @@ class Interval(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One (candidate, depth). None: not measured."""
+    """One (candidate, depth) under one kind of traffic. None: not measured."""
 
     candidate: str
     depth: int
@@ -45,10 +45,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     swap_ms: float | None = None  # to change to it from another candidate
     deepen_ms: float | None = None  # to change to it from another depth of the same
     version: str = ""  # of what was measured: another one's figures say nothing of it
+    prompts: str = ""  # what most of them were about; "": of all kinds
+    ttft_p95_ms: float | None = None
+    itl_p95_ms: float | None = None
 
     @property
     def key(self) -> Key:
-        return self.candidate, self.depth
+        return self.candidate, self.depth, self.prompts
 
     @property
     def breach_rate(self) -> float:
@@ -57,8 +60,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 def field_of(key: Key) -> str:
     """The row's name in Redis."""
-    candidate, depth = key
-    return f"{candidate}@{depth}"
+    candidate, depth, prompts = key
+    return f"{candidate}@{depth}:{prompts}"
 
 
 def encode(row: Row) -> bytes:
@@ -75,7 +78,7 @@ def decode(data: bytes) -> Row | None:
 
 
 def newest(rows: Iterable[Row]) -> dict[Key, Row]:
-    """Of each (candidate, depth), the row that was measured last; all routers choose the same one."""
+    """Of each key, the row that was measured last; all routers choose the same one."""
     found: dict[Key, Row] = {}
     for row in rows:
         known = found.get(row.key)
@@ -104,11 +107,11 @@ class History:
             later = msgspec.structs.replace(row, measured_at=known.measured_at + 1)
             self._rows[row.key] = _as_kept(later)
 
-    def get(self, candidate: str, depth: int) -> Row | None:
-        return self._rows.get((candidate, depth))
+    def get(self, candidate: str, depth: int, prompts: str = "") -> Row | None:
+        return self._rows.get((candidate, depth, prompts))
 
     def rows(self) -> list[Row]:
-        """By candidate and depth."""
+        """By candidate, depth and prompts."""
         return [self._rows[key] for key in sorted(self._rows)]
 
     def unwritten(self) -> dict[str, bytes]:

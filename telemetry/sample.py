@@ -150,6 +150,7 @@ class Record(msgspec.Struct, frozen=True):
     candidate: str
     depth: int
     window: Window
+    router: str = ""  # whose shard it is
 
     @property
     def key(self) -> tuple[str, int]:

@@ -1,0 +1,38 @@
+"""A store for as long as a server lives: in the Redis that it was given, else in an embedded one."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from telemetry.embedded import EmbeddedRedis, find_server
+from telemetry.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def keeping(url: str | None, deployment: str, router: str) -> AsyncIterator[Store]:
+    """Raises `ValueError` for an address that cannot be one of a Redis; `router` is this one's own name.
+
+    That there is no Redis, or that it does not start, is a warning: nothing but telemetry needs it.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        store = Store(url or await _embedded_url(stack), deployment, router)
+        stack.push_async_callback(store.stop)
+        await store.start()
+        yield store
+
+
+async def _embedded_url(stack: contextlib.AsyncExitStack) -> str | None:
+    binary = find_server()
+    if binary is None:
+        log.warning("No redis-server was found: serving without telemetry that lasts.")
+        return None
+    server = EmbeddedRedis(binary)
+    stack.push_async_callback(server.stop)
+    try:
+        await server.start()
+    except OSError as error:
+        log.warning("Serving without telemetry that lasts: %s", error)
+        return None
+    return server.url
