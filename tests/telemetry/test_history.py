@@ -51,7 +51,7 @@ def test_what_redis_has_is_not_written_again_and_what_it_lost_is() -> None:
     history = History()
     history.put(full_row())
     fields = history.unwritten()
-    assert list(fields) == ["smollm2-135m@late@20"]
+    assert list(fields) == ["smollm2-135m@late@20:"]
     history.learn({name.encode(): data for name, data in fields.items()})
     assert history.unwritten() == {}
     history.learn({})
@@ -62,7 +62,7 @@ def test_of_two_routers_measurements_the_later_one_is_kept_by_both() -> None:
     early, late = full_row(measured_at=1), full_row(measured_at=2)
     for history, own, other in ((History(), early, late), (History(), late, early)):
         history.put(own)
-        history.learn({b"smollm2-135m@late@20": encode(other)})
+        history.learn({b"smollm2-135m@late@20:": encode(other)})
         assert [row.measured_at for row in history.rows()] == [2]
         assert bool(history.unwritten()) == (own is late)
 
