@@ -179,7 +179,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     num_parameters: int
     weight_bytes: int
     load_ms: float
-    energy: str | None = None  # where joules come from, for a person; None: nowhere
+    energy: str | None = None  # where joules come from, for a person, told at the start; None: nowhere
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
@@ -260,7 +260,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     generation: int = 0
     num_blocks: int | None = None  # None: as in `Ready`
     older: list[OlderReport] = []
-    joules: float | None = None  # spent since the step before, all generations together; None: not known
+    joules: float | None = None  # read since the last reading, all generations together; None: not known
     gone: list[tuple[int, int]] = []  # (id, attempt) to be queued again, for the newest: see above
 
 

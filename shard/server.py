@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Protocol
 
+import msgspec
+
+from shard.energy import Meter, counter_of
 from shard.generations import Generations, Unwanted
 from shard.messages import (
     MAX_FRAME_BYTES,
@@ -174,8 +177,9 @@ class Server:
     def _work(self) -> None:
         """Load the model, then run steps for as long as the process lives."""
         try:
+            meter = Meter(counter_of(self._config))
             runner = self._runner = self._make(self._config)
-            self._connection.send(runner.ready())
+            self._connection.send(msgspec.structs.replace(runner.ready(), energy=meter.source))
         except _UNUSABLE as error:
             return self._fail(error, permanent=True)
         except Exception as error:
@@ -183,16 +187,17 @@ class Server:
             return self._fail(error, permanent=False)
         threading.Thread(target=self._prepare, args=(runner,), name="preparing", daemon=True).start()
         try:
-            self._run_steps(runner)
+            self._run_steps(runner, meter)
         except Exception as error:
             traceback.print_exc()
             self._fail(error, permanent=False)
 
-    def _run_steps(self, runner: Runner) -> None:
+    def _run_steps(self, runner: Runner, meter: Meter) -> None:
         while True:
             match self._steps.get():
                 case Step() as step:
-                    self._connection.send(runner.run(step))
+                    meter.begin()
+                    self._connection.send(meter.end(runner.run(step)))
                 case Commit() as commit:
                     self._connection.send(runner.commit(commit))
 

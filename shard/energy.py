@@ -1,0 +1,163 @@
+"""Joules that a shard spends while it has work: measured where the machine tells, else by a power stated.
+
+A GPU's own counter through NVML, a processor's through RAPL. Both count all that the device did, whoever
+asked for it. Knows no steps' meaning, no sockets, and torch only to tell GPUs apart.
+"""
+
+import ctypes
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from shard.messages import ShardConfig, StepOutput
+
+POWERCAP = Path("/sys/class/powercap")
+_RAPL_DOMAIN = re.compile(r"intel-rapl:\d+(:\d+)?")  # AMD's too; others show the same energy again
+_READ_EVERY_S = 0.05  # counters are no finer, and reading a GPU's takes its time
+
+
+class NoEnergy(ValueError):
+    """Joules are needed, and nothing tells them. The message is one sentence."""
+
+
+class Counter(Protocol):
+    """A total that only rises."""
+
+    source: str  # for a person
+
+    def joules(self) -> float: ...
+
+
+class PowerModel:
+    """Time multiplied by a stated power."""
+
+    def __init__(self, watts: float, clock: Callable[[], float] = time.monotonic):
+        self.source = f"a stated power of {watts:g} W"
+        self._watts = watts
+        self._clock = clock
+
+    def joules(self) -> float:
+        return self._watts * self._clock()
+
+
+class Rapl:
+    """Processor packages and their memory, in the share of the cores that this shard computes on.
+
+    Raises `OSError` where the counters are missing, or are root's alone to read.
+    """
+
+    source = "RAPL"
+
+    def __init__(self, folder: Path, share: float):
+        domains = [_Domain(path) for path in sorted(folder.iterdir()) if _RAPL_DOMAIN.fullmatch(path.name)]
+        self._domains = [domain for domain in domains if domain.is_counted]
+        if not self._domains:
+            raise OSError(f"{folder} has no RAPL counters")
+        self._share = share
+
+    def joules(self) -> float:
+        return self._share * sum(domain.joules() for domain in self._domains)
+
+
+class _Domain:
+    """One RAPL counter, which begins again at zero now and then."""
+
+    def __init__(self, folder: Path):
+        name = (folder / "name").read_text().strip()
+        self.is_counted = name.startswith("package") or name == "dram"
+        self._file = folder / "energy_uj"
+        self._range_uj = int((folder / "max_energy_range_uj").read_text())
+        self._last_uj = self._read() if self.is_counted else 0
+        self._total_uj = 0
+
+    def joules(self) -> float:
+        now = self._read()
+        self._total_uj += (now - self._last_uj) % (self._range_uj + 1)
+        self._last_uj = now
+        return self._total_uj / 1e6
+
+    def _read(self) -> int:
+        return int(self._file.read_text())
+
+
+class Nvml:
+    """One GPU's counter. Raises `OSError` where there is none, as before Volta."""
+
+    source = "NVML"
+
+    def __init__(self, library: Any, uuid: str):
+        self._library = library
+        self._handle = ctypes.c_void_p()
+        self._check(library.nvmlInit_v2())
+        self._check(library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(self._handle)))
+        self.joules()
+
+    def joules(self) -> float:
+        total_mj = ctypes.c_ulonglong()
+        self._check(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle, ctypes.byref(total_mj)))
+        return total_mj.value / 1000
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            raise OSError(f"NVML says {status}")
+
+
+class Meter:
+    """Adds joules to what steps answer. `counter` None: they stay unknown."""
+
+    def __init__(self, counter: Counter | None, clock: Callable[[], float] = time.monotonic):
+        self.source = counter.source if counter is not None else None
+        self._counter = counter
+        self._clock = clock
+        self._last: float | None = None  # total in joules; None: nothing has run since it was idle
+        self._read_at = 0.0
+
+    def begin(self) -> None:
+        """A step begins. What was spent while there was no work is no step's."""
+        if self._counter is not None and self._last is None:
+            self._last, self._read_at = self._counter.joules(), self._clock()
+
+    def end(self, output: StepOutput) -> StepOutput:
+        """The same with what was spent since the last reading: 0 most often, and right over many steps."""
+        if self._counter is None or self._last is None:
+            return output
+        is_over = output.num_sequences == 0
+        if not is_over and self._clock() - self._read_at < _READ_EVERY_S:
+            return msgspec.structs.replace(output, joules=0.0)
+        total, self._read_at = self._counter.joules(), self._clock()
+        joules, self._last = total - self._last, None if is_over else total
+        return msgspec.structs.replace(output, joules=joules)
+
+
+def counter_of(config: ShardConfig, powercap: Path = POWERCAP) -> Counter | None:
+    """Measured if that is possible, else the power stated, else None.
+
+    Raises `NoEnergy` instead of the last when the shard was asked to know.
+    """
+    try:
+        if config.device.startswith("cuda"):
+            return Nvml(ctypes.CDLL("libnvidia-ml.so.1"), _uuid(config.device))
+        if config.device == "cpu":
+            num_cores = os.cpu_count() or 1
+            return Rapl(powercap, min(1.0, (config.num_threads or num_cores) / num_cores))
+    except OSError:
+        pass  # not there, or not ours to read
+    if config.watts is not None:
+        return PowerModel(config.watts)
+    if config.needs_energy:
+        raise NoEnergy(
+            "The objective is energy, but nothing here tells joules (neither NVML nor RAPL): "
+            "state the power of a busy shard with --watts."
+        )
+    return None
+
+
+def _uuid(device: str) -> str:
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
