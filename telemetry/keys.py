@@ -27,7 +27,7 @@ def windows(deployment: str, router: str) -> str:
 
 
 def history(deployment: str) -> str:
-    """Hash: the Performance History Table, a field per candidate, depth and kind of prompts; rows are arrays in JSON."""
+    """Hash: the Performance History Table, a field per candidate, depth and kind of prompts; rows as JSON."""
     return _key(deployment, "history")
 
 
