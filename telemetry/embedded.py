@@ -1,19 +1,25 @@
 """A private Redis for a server that was given none: found on this machine or taken from a Python package.
 
 It listens on a Unix socket in a folder of its own, keeps nothing on disk, is started again when it dies, and
-ends with the process that started it, even when that one is killed. Serving never depends on it.
+ends with the process that started it, even when that one is killed: the folder that is left over then is
+removed by the next one. Serving never depends on it.
 """
 
 import asyncio
 import contextlib
 import ctypes
+import errno
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import signal
+import socket
+import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +29,8 @@ START_TIMEOUT_S = 10.0
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 30.0
 _PR_SET_PDEATHSIG = 1
+_FOLDER = re.compile(r"helios-redis-(\d{1,9})-\w+")  # with its owner's process id
+_STALE_AFTER_S = 60.0  # who made it in another container may be just starting
 
 
 def find_server() -> Path | None:
@@ -43,7 +51,8 @@ class EmbeddedRedis:
 
     def __init__(self, binary: Path):
         self._binary = binary
-        self._folder = Path(tempfile.mkdtemp(prefix="helios-redis-"))  # mode 0700: nobody else's to open
+        prefix = f"helios-redis-{os.getpid()}-"
+        self._folder = Path(tempfile.mkdtemp(prefix=prefix))  # mode 0700: nobody else's to open
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -59,6 +68,7 @@ class EmbeddedRedis:
 
     async def start(self) -> None:
         """Return once it accepts connections. Raises `OSError` when it does not within ten seconds."""
+        remove_stale(self._folder.parent)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._launch()
@@ -127,6 +137,36 @@ class EmbeddedRedis:
         with contextlib.suppress(ProcessLookupError):
             process.kill()  # it keeps nothing on disk, so nothing is lost
         await process.wait()
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove what servers that were killed have left in a folder. What may still be used is left alone."""
+    for folder in parent.glob("helios-redis-*"):
+        with contextlib.suppress(OSError):
+            if _is_stale(folder):
+                shutil.rmtree(folder)
+
+
+def _is_stale(folder: Path) -> bool:
+    """A folder of ours that is not new, whose owner is gone, and on whose socket nobody answers."""
+    named = _FOLDER.fullmatch(folder.name)
+    facts = folder.lstat()
+    if named is None or not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        return False
+    if time.time() - facts.st_mtime < _STALE_AFTER_S or _is_running(int(named[1])):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(folder / "socket")) in (errno.ENOENT, errno.ECONNREFUSED)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's, or no process id at all
+    return True
 
 
 def _die_with_parent() -> Callable[[], None] | None:

