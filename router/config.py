@@ -352,6 +352,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             kv_fill=self.kv_fill,
             exit_fallback=not self.no_exit_fallback,
             replay_exits=_absolute(self.replay_exits),
+            watts=self.watts,
             swap_reserve_bytes=self.swap_reserve_bytes,
         )
 
