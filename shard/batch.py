@@ -93,6 +93,15 @@ class SequenceTable:
         """True when it would fit to its very end if it were alone."""
         return self._num_blocks_to_finish(Sequence(new)) <= self.pool.num_blocks
 
+    def repack(self, num_blocks: int) -> list[int]:
+        """Let there be another number of blocks, those held the first ones: what their numbers were."""
+        self.pool = BlockPool(num_blocks)
+        held = []
+        for sequence in self._sequences.values():
+            held += sequence.blocks
+            sequence.blocks = self.pool.take(len(sequence.blocks))
+        return held
+
     def forget(self, id: int) -> None:
         """Drop a sequence, whatever its attempt: a newer one runs elsewhere."""
         self._remove(id)

@@ -1,5 +1,15 @@
-"""The memory behind the block numbers: one pool per layer, so that a layer can go and free its memory."""
+"""The memory behind the block numbers: one pool per layer, so that a layer can go and free its memory.
 
+On a CPU a pool is reserved at its largest and takes memory page by page, as blocks are first written; blocks
+that nobody may take any more give their pages back. Elsewhere other numbers of blocks mean other pools.
+"""
+
+import mmap
+import sys
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
 import torch
 
 from shard.ops.batch import KV, Heads
@@ -8,6 +18,8 @@ from shard.ops.plain import PlainOps
 CPU_KV_CACHE_BYTES = 1 << 30
 CUDA_MEMORY_SHARE = 0.9  # of what is free once the weights are there; the rest is for activations
 CUDA_ACTIVATION_BYTES = 1 << 30
+RELEASED_BYTES = 2 << 20  # at least, in one piece: a huge page that keeps some of its blocks is not split
+_MAP_NORESERVE = 0x4000  # Linux; mmap names it from Python 3.13 on
 
 
 class KVCache:
@@ -15,13 +27,69 @@ class KVCache:
 
     def __init__(self, ops: PlainOps, heads: Heads, num_layers: int, num_blocks: int, like: torch.Tensor):
         self.num_blocks = num_blocks
-        self.layers: list[KV] = [ops.allocate(num_blocks, heads, like) for _ in range(num_layers)]
+        self._ops = ops
+        self._heads = heads
+        self._like = like
+        self._regions: list[Region] = []
+        self.layers: list[KV] = [self._pools(num_blocks) for _ in range(num_layers)]
+
+    @property
+    def is_elastic(self) -> bool:
+        """True when memory follows the blocks in use by itself."""
+        return bool(self._regions)
+
+    def touch(self) -> None:
+        """Take all memory now, so that no step has to wait for it."""
+        for kv in self.layers:
+            kv.keys.zero_()
+            kv.values.zero_()
+
+    def release(self, blocks: list[int]) -> None:
+        """Give back the memory of blocks that nobody holds, where enough of them lie side by side."""
+        for first, end in _runs(blocks):
+            for region in self._regions:
+                region.release(first * region.block_bytes, end * region.block_bytes)
+
+    def rebuild(self, kept: list[int], num_blocks: int) -> None:
+        """Pools of another size, layer by layer; the blocks kept come first, in this order."""
+        order = torch.tensor(kept, dtype=torch.int64, device=self._like.device)
+        for i, before in enumerate(self.layers):
+            after = self._pools(num_blocks)
+            after.keys[: len(kept)] = before.keys[order]
+            after.values[: len(kept)] = before.values[order]
+            self.layers[i] = after
+        self.num_blocks = num_blocks
+
+    def _pools(self, num_blocks: int) -> KV:
+        if self._like.device.type != "cpu" or sys.platform != "linux" or num_blocks == 0:
+            return self._ops.allocate(num_blocks, self._heads, self._like)
+        keys, values = (
+            Region(shape, self._like.dtype) for shape in self._ops.pool_shapes(num_blocks, self._heads)
+        )
+        self._regions += [keys, values]
+        return KV(keys.tensor, values.tensor)
+
+
+class Region:
+    """Zeros whose pages take memory once they are written. The first dimension counts blocks."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype):
+        self.block_bytes = prod(shape[1:]) * dtype.itemsize
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._pages = mmap.mmap(-1, shape[0] * self.block_bytes, flags)
+        self._pages.madvise(mmap.MADV_HUGEPAGE)  # attention over scattered blocks gains 7%
+        self.tensor = torch.frombuffer(self._pages, dtype=dtype).view(shape)
+
+    def release(self, start: int, end: int) -> None:
+        """Give whole pages between two bytes back; they are zeros again."""
+        start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if end - start >= RELEASED_BYTES:
+            self._pages.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def block_bytes(ops: PlainOps, heads: Heads, num_layers: int, like: torch.Tensor) -> int:
     """Bytes that one block takes in all layers together, padding included."""
-    kv = ops.allocate(1, heads, like)
-    return num_layers * (kv.keys.numel() + kv.values.numel()) * like.element_size()
+    return num_layers * sum(map(prod, ops.pool_shapes(1, heads))) * like.element_size()
 
 
 def free_bytes(device: torch.device) -> int:
@@ -30,3 +98,13 @@ def free_bytes(device: torch.device) -> int:
         return CPU_KV_CACHE_BYTES
     free, _ = torch.cuda.mem_get_info(device)
     return max(0, int(free * CUDA_MEMORY_SHARE) - CUDA_ACTIVATION_BYTES)
+
+
+def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """(first, end) of each row of neighbours."""
+    if not blocks:
+        return
+    numbers = np.sort(np.array(blocks))
+    breaks = np.flatnonzero(np.diff(numbers) > 1) + 1
+    for run in np.split(numbers, breaks):
+        yield int(run[0]), int(run[-1]) + 1

@@ -1,22 +1,99 @@
-"""Makes the real models of one shard."""
+"""Makes the real models of one shard: they share weights, and a memory of which no byte is promised twice."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-import msgspec
+import torch
 
+from shard.generations import Unwanted
+from shard.host_memory import available_bytes
 from shard.memory import weight_bytes
 from shard.messages import ShardConfig
-from shard.runner import ModelRunner
+from shard.model import Model, empty_of, ops_of
+from shard.models.shelf import Note, Reader, Shelf, unnoted
+from shard.ops.plain import PlainOps
+from shard.runner import ModelRunner, kv_budget
+
+_SPARED_SHARE = 0.1  # of the host's free memory, left to others
 
 
 class ModelLoader:
     """See `shard.generations.Loader`."""
 
+    def __init__(self) -> None:
+        self._shelf = Shelf()
+        self._ops: dict[tuple[str, int], PlainOps] = {}  # by dtype and size of block
+
     def first(self, config: ShardConfig) -> tuple[ModelRunner, int]:
-        """The model that a shard starts with, and the bytes that it takes: weights and KV cache."""
-        runner = ModelRunner(config)
-        return runner, weight_bytes([runner.weights]) + runner.max_blocks * runner.block_bytes
+        """The model that a shard starts with, and the bytes that it may take: weights and KV cache."""
+        runner = ModelRunner(config, model=Model(config, self._reader(config)))
+        runner.kv_cache.touch()
+        return runner, weight_bytes([runner.weights]) + kv_budget(config)
 
     def beside(self, config: ShardConfig, total_bytes: int, is_wanted: Callable[[], bool]) -> ModelRunner:
-        """Another one, within the same bytes once it is alone."""
-        return ModelRunner(msgspec.structs.replace(config, kv_cache_bytes=total_bytes // 2))
+        """Another one, within the same bytes once it is alone; on one thread, so as to leave steps theirs."""
+        phases_ms: dict[str, float] = {}
+        allowance = Allowance(_spare_bytes(config), is_wanted)
+        with _one_thread():
+            model = Model(config, self._reader(config, allowance))
+            phases_ms |= model.reader.phases_ms
+            with _timed(phases_ms, "allocate"):
+                kv_bytes = total_bytes - weight_bytes([model.reader.num_bytes])
+                runner = ModelRunner(config, model=model, kv_bytes=max(0, kv_bytes))
+            with _timed(phases_ms, "warm_up"):
+                runner.warm_up()
+        runner.phases_ms = phases_ms
+        return runner
+
+    def _reader(self, config: ShardConfig, note: Note = unnoted) -> Reader:
+        key = (config.dtype, config.block_size)
+        if key not in self._ops:
+            self._ops[key] = ops_of(config)
+        return Reader(self._ops[key], empty_of(config), self._shelf, note)
+
+
+class Allowance:
+    """Lets a model be read as long as it is wanted and there is memory for what is new of it."""
+
+    def __init__(self, max_bytes: int | None, is_wanted: Callable[[], bool]):
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._is_wanted = is_wanted
+
+    def __call__(self, num_bytes: int) -> None:
+        """Note bytes that were read. Raises `Unwanted` or `MemoryError`."""
+        if not self._is_wanted():
+            raise Unwanted
+        self._num_bytes += num_bytes
+        if self._max_bytes is not None and self._num_bytes > self._max_bytes:
+            raise MemoryError(
+                f"What is new of the model takes more than the {self._max_bytes} bytes that there are for it."
+            )
+
+
+def _spare_bytes(config: ShardConfig) -> int | None:
+    """For weights beside those that run; None where nobody knows."""
+    if config.swap_reserve_bytes is not None:
+        return config.swap_reserve_bytes
+    available = available_bytes()
+    return None if available is None else int(available * (1 - _SPARED_SHARE))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _timed(phases_ms: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        phases_ms[name] = (time.perf_counter() - started) * 1000

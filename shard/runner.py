@@ -1,6 +1,5 @@
 """A step becomes tensors, a forward pass, and a step output. Knows no socket and no queue."""
 
-import os
 import time
 from pathlib import Path
 
@@ -11,65 +10,64 @@ from shard.batch_tensors import BatchMaker
 from shard.capped import Capped
 from shard.confidence import Gauge
 from shard.early_exit import EarlyExit
-from shard.exit_settings import Mode, settings_of
-from shard.exits import Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
+from shard.exit_settings import Mode
 from shard.full_depth import FullDepth
-from shard.kv_cache import KVCache, block_bytes, free_bytes
+from shard.kv_cache import KVCache, free_bytes
 from shard.memory import Weights
-from shard.messages import ExitReport, Ready, SequenceOutput, ShardConfig, Step, StepOutput
-from shard.models.checkpoint import digest
-from shard.models.load import Decoder, load_decoder
-from shard.models.shape import eos_token_ids, read_config
+from shard.messages import (
+    ExitReport,
+    NewSequence,
+    Ready,
+    SequenceOutput,
+    ShardConfig,
+    Step,
+    StepOutput,
+    Work,
+)
+from shard.model import Model, empty_of, ops_of
+from shard.models.load import Decoder
 from shard.models.shelf import Reader
-from shard.ops.choose import choose_ops
 from shard.replay import Replay, read_replay
 from shard.sampler import Sampler
 from shard.speculative import Speculative
 from shard.stack import Stack
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CACHE = Path.home() / ".cache" / "helios"
-
 
 class ModelRunner:
-    """A model on a device with its KV cache. Everything runs on the thread that calls `run`.
+    """A model with its KV cache and the sequences on it. Everything runs on the thread that calls `run`.
 
-    A `decoder` given is used instead of loading one: runners may share weights. Raises `ValueError`,
-    `OSError` or `MemoryError` with one sentence when the model cannot be served.
+    A `decoder` or a whole `model` given is used instead of loading one: runners may share weights. `kv_bytes`
+    is what the cache may take; otherwise the configuration says it. Raises `ValueError`, `OSError` or
+    `MemoryError` with one sentence when the model cannot be served.
     """
 
-    def __init__(self, config: ShardConfig, decoder: Decoder | None = None):
+    def __init__(
+        self,
+        config: ShardConfig,
+        decoder: Decoder | None = None,
+        model: Model | None = None,
+        kv_bytes: int | None = None,
+    ):
         started = time.perf_counter()
+        self.model = model or Model(config, Reader(ops_of(config), empty_of(config)), decoder)
+        self.decoder, self.ops = self.model.decoder, self.model.reader.ops
         self._config = config
-        self._folder = Path(config.model)
         self._device = torch.device(config.device)
-        num_threads = config.num_threads or os.cpu_count() or 1
-        torch.set_num_threads(num_threads)
-        to = torch.empty(0, dtype=DTYPES[config.dtype], device=self._device)
-        cache = Path(config.cache_dir) if config.cache_dir else CACHE
-        self.ops = choose_ops(self._device, to.dtype, config.block_size, num_threads, cache)
-        self._max_tokens = _max_tokens(config, read_config(self._folder).max_position_embeddings)
-        self._settings = settings_of(config)
-        self._reader = Reader(self.ops, to)
-        if decoder is None:
-            self.decoder = load_decoder(self._folder, self._reader, config.num_layers, self._max_tokens)
-        else:
-            self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
-        self._exits = self._load_exits()
-        self.kv_cache = self._allocate(to)
-        self._eos = eos_token_ids(self._folder, read_config(self._folder))
-        self._max_tokens = min(self._max_tokens, self.kv_cache.num_blocks * config.block_size)
-        self.table = SequenceTable(self.kv_cache.num_blocks, config.block_size, self._eos, self._max_tokens)
+        self.kv_bytes = kv_budget(config) if kv_bytes is None else kv_bytes
+        self.max_blocks = self._num_useful_blocks()
+        self.kv_cache = self._allocate(self.max_blocks)
+        self._max_tokens = min(self.model.max_tokens, self.max_blocks * config.block_size)
+        self.table = SequenceTable(
+            self.max_blocks, config.block_size, self.model.eos_token_ids, self._max_tokens
+        )
         self._sampler = Sampler(self.ops, self._device)
         self._make_batch = BatchMaker(config.block_size, self._device)
         self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self._make_batch, self._sampler)
-        self.stack = Stack(
-            self.decoder, self._exits, self.kv_cache.layers, self._make_batch, self._settings.fill
-        )
+        settings, exits = self.model.settings, self.model.exits
+        self.stack = Stack(self.decoder, exits, self.kv_cache.layers, self._make_batch, settings.fill)
         self._exiting = self._make_exiting()
-        self._load_ms = (time.perf_counter() - started) * 1000
-        self.resizes_freely = True
-        self.phases_ms = {"load": self._load_ms}
+        self.phases_ms = dict(self.model.reader.phases_ms)
+        self.load_ms = (time.perf_counter() - started) * 1000
         self._last_end: float | None = None  # of the last step, while sequences wait for the next
 
     @property
@@ -78,29 +76,22 @@ class ModelRunner:
 
     @property
     def block_bytes(self) -> int:
-        """What one KV block takes in all layers together."""
-        layers = len(self.decoder.layers)
-        return block_bytes(self.ops, self.decoder.shape.heads, layers, self.decoder.embedding)
+        return self.model.block_bytes
+
+    @property
+    def resizes_freely(self) -> bool:
+        return self.kv_cache.is_elastic
 
     @property
     def weights(self) -> Weights:
-        """Bytes of its weights."""
-        return {id(self.decoder): self.decoder.num_parameters * DTYPES[self._config.dtype].itemsize}
-
-    @property
-    def max_blocks(self) -> int:
-        return self.kv_cache.num_blocks
-
-    def resize(self, num_blocks: int) -> None:
-        """See `Engine`."""
-        self.table.pool.limit(num_blocks)
+        return self.model.reader.num_bytes
 
     def ready(self) -> Ready:
         """What was learned while loading."""
         shape, config = self.decoder.shape, self._config
         return Ready(
             model=config.model,
-            version=f"{digest(self._folder)}-{config.dtype}-{self.depth}",
+            version=self.model.version,
             device=config.device,
             dtype=config.dtype,
             num_layers=shape.num_layers,
@@ -108,12 +99,25 @@ class ModelRunner:
             vocab_size=shape.vocab_size,
             max_total_tokens=self._max_tokens,
             block_size=config.block_size,
-            num_blocks=self.kv_cache.num_blocks,
-            eos_token_ids=self._eos,
+            num_blocks=self.table.pool.num_blocks,
+            eos_token_ids=self.model.eos_token_ids,
             num_parameters=self.decoder.num_parameters,
-            weight_bytes=self.decoder.num_parameters * DTYPES[config.dtype].itemsize,
-            load_ms=self._load_ms,
+            weight_bytes=self.model.weight_bytes,
+            load_ms=self.load_ms,
         )
+
+    def resize(self, num_blocks: int) -> None:
+        """Let it take so many blocks, no fewer than it holds."""
+        spare = self.table.pool.limit(num_blocks)
+        self.kv_cache.release(spare)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run two tokens through all layers, so that no step has to wait for what a first one makes."""
+        prompt = NewSequence(0, 0, [0, 0], 2, 1, ignore_eos=True)
+        chunks, _ = self.table.plan(Step(0, [Work(0, 0, 2)], [prompt]))
+        self._full_depth.run(chunks)
+        self.table.forget(0)
 
     @torch.inference_mode()
     def run(self, step: Step) -> StepOutput:
@@ -150,48 +154,44 @@ class ModelRunner:
             outputs += map(self.table.finish, others, tokens)
         return outputs, report
 
-    def _load_exits(self) -> list[Exit]:
-        """The exits that the mode uses, in order. Raises `ExitError` and `CheckpointError`."""
-        config, decoder = self._config, self.decoder
-        if self._settings.mode is Mode.FULL:
-            return []
-        folder = Path(config.exits) if config.exits else None
-        layers = config.exit_layers or [decoder.depth] * (self._settings.mode is Mode.CAPPED)
-        file = read_exits(folder) if folder else ExitFile([ExitSpec(layer) for layer in layers])
-        exits = load_exits(file, folder, decoder, self._reader, self._settings.mode is Mode.CAPPED)
-        check_criterion(exits, self._settings.criterion)
-        return exits
-
     def _make_exiting(self) -> EarlyExit | Capped | Speculative | None:
-        config, settings = self._config, self._settings
+        settings = self.model.settings
         if settings.mode is Mode.FULL:
             return None
         stack = self.stack
         gauge = Gauge(settings.criterion, settings.threshold, self.ops)
         if settings.mode is Mode.CAPPED:
-            return Capped(stack, gauge, self._sampler)
+            return Capped(stack, gauge, self._sampler, self._replay(None))
         if settings.mode is Mode.SPECULATIVE:
             return Speculative(
                 stack, self._full_depth, self._sampler, self.table.reserve, settings.falls_back
             )
-        replay = None
-        if config.replay_exits:
-            layers = [exit.layer for exit in self._exits]
-            replay = Replay(read_replay(Path(config.replay_exits)), layers, self.depth)
+        replay = self._replay([exit.layer for exit in self.model.exits])
         return EarlyExit(stack, settings, gauge, self._full_depth, self._sampler, replay)
 
-    def _allocate(self, to: torch.Tensor) -> KVCache:
-        heads, block_size = self.decoder.shape.heads, self._config.block_size
-        wanted = self._config.kv_cache_bytes
-        num_bytes = free_bytes(self._device) if wanted is None else wanted
-        num_layers = len(self.decoder.layers)  # with those of exit heads
-        num_blocks = num_bytes // self.block_bytes
+    def _replay(self, exit_layers: list[int] | None) -> Replay | None:
+        """Exits drawn instead of asked, if they are to be. Layers that are not loaded count as deeper ones."""
+        path = self._config.replay_exits
+        num_layers = self.decoder.shape.num_layers
+        return Replay(read_replay(Path(path)), exit_layers, num_layers) if path else None
+
+    def _num_useful_blocks(self) -> int:
+        """As many as its memory holds, and as the longest batch fills. Raises `MemoryError` if not one."""
+        num_blocks = self.kv_bytes // self.block_bytes
         if num_blocks < 1:
-            raise MemoryError(f"a KV cache of {num_bytes} bytes holds no block of {self.block_bytes} bytes")
-        useful = self._config.max_batch_size * -(-self._max_tokens // block_size)
-        return KVCache(self.ops, heads, num_layers, min(num_blocks, useful), to)
+            raise MemoryError(
+                f"a KV cache of {self.kv_bytes} bytes holds no block of {self.block_bytes} bytes"
+            )
+        longest = -(-self.model.max_tokens // self._config.block_size)
+        return min(num_blocks, self._config.max_batch_size * longest)
+
+    def _allocate(self, num_blocks: int) -> KVCache:
+        heads, num_layers = self.decoder.shape.heads, len(self.decoder.layers)  # with those of exit heads
+        return KVCache(self.ops, heads, num_layers, num_blocks, self.model.like)
 
 
-def _max_tokens(config: ShardConfig, max_positions: int) -> int:
-    """The longest sequence that model and configuration allow."""
-    return min(config.max_total_tokens or max_positions, max_positions)
+def kv_budget(config: ShardConfig) -> int:
+    """Bytes of KV that a configuration asks for; what a device has free if it does not say."""
+    if config.kv_cache_bytes is not None:
+        return config.kv_cache_bytes
+    return max(0, free_bytes(torch.device(config.device)) - (config.swap_reserve_bytes or 0))

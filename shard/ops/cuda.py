@@ -21,9 +21,9 @@ class CudaOps(PlainOps):
         super().__init__(block_size)
         self._block_size = block_size
 
-    def allocate(self, num_blocks: int, heads: Heads, like: torch.Tensor) -> KV:
+    def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
         shape = (num_blocks, self._block_size, heads.kv, heads.dim)
-        return KV(like.new_zeros(shape), like.new_zeros(shape))
+        return shape, shape
 
     def write(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor, kv: KV) -> None:
         kv.keys.view(-1, *k.shape[1:])[slots] = k

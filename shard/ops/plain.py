@@ -45,13 +45,16 @@ class PlainOps:
         """A product with constant weights, prepared once. The weight may be consumed."""
         return Linear(weight, bias)
 
+    def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of one layer's keys and values; blocks come first."""
+        dim = -(-heads.dim // DIM_STEP) * DIM_STEP
+        of_all = (num_blocks, heads.kv, self.groups_per_block)
+        return (*of_all, dim // 2, LANES, 2), (*of_all, LANES, dim)
+
     def allocate(self, num_blocks: int, heads: Heads, like: torch.Tensor) -> KV:
         """An empty pool for one layer, of the device and dtype of `like`."""
-        dim = -(-heads.dim // DIM_STEP) * DIM_STEP
-        return KV(
-            like.new_zeros(num_blocks, heads.kv, self.groups_per_block, dim // 2, LANES, 2),
-            like.new_zeros(num_blocks, heads.kv, self.groups_per_block, LANES, dim),
-        )
+        keys, values = self.pool_shapes(num_blocks, heads)
+        return KV(like.new_zeros(keys), like.new_zeros(values))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x / rms(x) * weight over the last dim, in float32; (..., D) -> (..., D)."""

@@ -1,0 +1,29 @@
+"""How much memory the host has to give, as Linux and the container say."""
+
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
+    """What can be taken without swapping anybody out; None where nobody says."""
+    known = [bytes for bytes in (_of_host(meminfo), _of_container(cgroup)) if bytes is not None]
+    return min(known, default=None)
+
+
+def _of_host(meminfo: Path) -> int | None:
+    if not meminfo.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+
+
+def _of_container(cgroup: Path) -> int | None:
+    """What a control group (version 2) may still take. Pages of files can be given up: they count as free."""
+    limit, used, details = (cgroup / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return None
+    counts = dict(line.split() for line in details.read_text().splitlines())
+    taken = int(used.read_text()) - int(counts.get("inactive_file", 0))
+    return max(0, int(limit.read_text()) - taken)

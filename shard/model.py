@@ -1,0 +1,85 @@
+"""A model on a device: the layers loaded, and the exits that its mode uses. Knows no sequence and no KV."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from shard.exit_settings import Mode, settings_of
+from shard.exits import Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
+from shard.kv_cache import block_bytes
+from shard.messages import ShardConfig
+from shard.models.checkpoint import digest
+from shard.models.load import Decoder, load_decoder
+from shard.models.shape import eos_token_ids, read_config
+from shard.models.shelf import Reader
+from shard.ops.choose import choose_ops
+from shard.ops.plain import PlainOps
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CACHE = Path.home() / ".cache" / "helios"
+
+
+class Model:
+    """What a configuration names, loaded; or the first layers of a `decoder` that is loaded already.
+
+    Raises `ValueError`, `OSError` or `MemoryError` with one sentence when it cannot be served.
+    """
+
+    def __init__(self, config: ShardConfig, reader: Reader, decoder: Decoder | None = None):
+        self.config = config
+        self.reader = reader
+        self.settings = settings_of(config)
+        folder = Path(config.model)
+        described = read_config(folder)
+        max_positions: int = described.max_position_embeddings
+        self.max_tokens = min(config.max_total_tokens or max_positions, max_positions)
+        self.eos_token_ids = eos_token_ids(folder, described)
+        if decoder is None:
+            self.decoder = load_decoder(folder, reader, config.num_layers, self.max_tokens)
+        else:
+            self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
+        self.exits = self._load_exits()
+        self.version = f"{digest(folder)}-{config.dtype}-{self.decoder.depth}"
+
+    @property
+    def like(self) -> torch.Tensor:
+        """An empty tensor of its device and dtype."""
+        return self.decoder.embedding.new_empty(0)
+
+    @property
+    def block_bytes(self) -> int:
+        """What one KV block takes in all layers together, those of exit heads among them."""
+        heads, num_layers = self.decoder.shape.heads, len(self.decoder.layers)
+        return block_bytes(self.reader.ops, heads, num_layers, self.like)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.decoder.num_parameters * self.like.element_size()
+
+    def _load_exits(self) -> list[Exit]:
+        """The exits that the mode uses, in order. Raises `ExitError` and `CheckpointError`."""
+        config, mode = self.config, self.settings.mode
+        if mode is Mode.FULL:
+            return []
+        folder = Path(config.exits) if config.exits else None
+        layers = config.exit_layers or [self.decoder.depth] * (mode is Mode.CAPPED)
+        file = read_exits(folder) if folder else ExitFile([ExitSpec(layer) for layer in layers])
+        exits = load_exits(file, folder, self.decoder, self.reader, mode is Mode.CAPPED)
+        check_criterion(exits, self.settings.criterion)
+        return exits
+
+
+def ops_of(config: ShardConfig) -> PlainOps:
+    """The operations for a configuration's device; sets how many threads compute."""
+    num_threads = config.num_threads or os.cpu_count() or 1
+    torch.set_num_threads(num_threads)
+    cache = Path(config.cache_dir) if config.cache_dir else CACHE
+    return choose_ops(
+        torch.device(config.device), DTYPES[config.dtype], config.block_size, num_threads, cache
+    )
+
+
+def empty_of(config: ShardConfig) -> torch.Tensor:
+    """An empty tensor of a configuration's device and dtype."""
+    return torch.empty(0, dtype=DTYPES[config.dtype], device=config.device)
