@@ -11,6 +11,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -30,6 +31,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # the router's memory, processor time and open files
         self.tgi = TgiMetrics(self._registry)
         self.helios = HeliosMetrics(self._registry)
 
@@ -116,6 +118,13 @@ class HeliosMetrics:
         self.idle = counter("shard_idle_seconds", "Time between steps while there was work.", "shard")
         self.shard_deaths = counter("shard_deaths", "Shards that ended or hung.", "shard")
         self.shards_serving = gauge("shards_serving", "Shards that take requests.")
+        self.joules = counter("joules", "Energy spent while there was work, where it is known.", "shard")
+        self.swaps = counter("swaps", "Changes of depth or model, by what came of them.", "outcome")
+        self.swap_phase = seconds("swap_phase", "Time of a change's phases.", "phase")
+        self.redis_up = gauge("redis_up", "1 while telemetry is being kept.")
+        self.telemetry_dropped = gauge(
+            "telemetry_dropped", "Windows and decisions given up so far, as Redis was away for too long."
+        )
         self._add_exits(counter, gauge)
 
     def _add_exits(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:

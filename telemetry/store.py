@@ -91,8 +91,8 @@ class Store:
 
     @property
     def num_dropped(self) -> int:
-        """Windows that were given up, since Redis was away for too long."""
-        return self._windows.num_dropped
+        """Windows and decisions that were given up, since Redis was away for too long."""
+        return self._windows.num_dropped + self.audit.num_dropped
 
     def put(self, records: list[Record]) -> None:
         """Keep what this router's shards did since the last time."""

@@ -46,6 +46,11 @@ def test_the_text_is_prometheus_format(metrics: Metrics) -> None:
     assert not any(name.endswith("_created") for name in families)
 
 
+def test_the_router_tells_its_own_memory(metrics: Metrics) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
+    assert families["process_resident_memory_bytes"].samples[0].value > 1_000_000
+
+
 def test_two_servers_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
     one.tgi.request_count.inc()
