@@ -1,0 +1,232 @@
+"""`helios calibrate MODEL --exits DIR`: thresholds that keep a promise, written into the exit folder.
+
+In `per_row` and `synchronized`: of the tokens generated, at most a share of `--risk` leaves early and is not
+what full depth would have said there, with the confidence asked for. In `capped`: how often, at least, the
+tokens of each depth are full depth's.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from shard.certificate import Basis, Certificate, heads_digest, read_certificate, write_certificate
+from shard.exit_settings import Fill, Mode, Settings
+from shard.exits import Criterion, check_exits, read_exits
+from shard.messages import ShardConfig
+from shard.model_folder import ModelUnusable
+from shard.models.checkpoint import digest
+from shard.models.shape import Shape, read_config, shape_of
+from shard.resolve import resolve
+from shard.tune.calibration import Asked, Calibration, Watch
+from shard.tune.calibration_plot import plot
+from shard.tune.calibration_prompts import Sample, draw_sample
+from shard.tune.calibration_report import Findings, curve_table, depth_table, exit_table, sentences
+from shard.tune.closed_loop import Wanted
+from shard.tune.kept import Kept
+from shard.tune.ltt import Bound, largest_risk, num_needed
+from shard.tune.trials import Trials, write_thresholds
+
+PROGRAM = "helios calibrate"
+PLOT = "calibration.png"
+MODES = (Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints tables and sentences, then one JSON line. Exit code 1 with one sentence when it cannot."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        _check_provable(options)
+        with Progress(console=console, transient=True) as progress:
+            result = _run(options, console, _watch(progress))
+    except (ModelUnusable, ValueError, OSError, MemoryError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(result))
+    return 0
+
+
+def _run(options: argparse.Namespace, console: Console, watch: Watch) -> dict[str, Any]:
+    """Measure, write what was found into the exit folder, and say it."""
+    folder = resolve(options.model_id, options.revision, options.cache_dir)
+    shape = shape_of(read_config(folder))
+    layers = _exit_layers(options.exits, shape)
+    sample = draw_sample(folder, options.prompts, options.num_survey, options.num_sequences, options.seed)
+    basis = _basis(options, folder, sample)
+    asked = Asked(
+        Settings(Mode(options.mode), Criterion(options.criterion), Fill(options.fill)),
+        Bound(options.risk, options.confidence),
+        Wanted(options.max_new_tokens, options.batch_size, options.temperature, options.seed),
+        layers,
+    )
+    trials = Trials(_config(options, folder, _longest(sample, options, shape)))
+    kept = Kept(options.cache_dir / "calibration", _key(asked, basis))
+    calibration = Calibration(asked, trials, sample, kept)
+    calibrate = _calibrate_depths if asked.settings.mode is Mode.CAPPED else _calibrate_thresholds
+    return calibrate(calibration, basis, options, console, watch)
+
+
+def _calibrate_thresholds(
+    calibration: Calibration, basis: Basis, options: argparse.Namespace, console: Console, watch: Watch
+) -> dict[str, Any]:
+    costs = calibration.costs()
+    survey = calibration.survey(watch)
+    guarantee = calibration.guarantee(calibration.walk(survey, watch), basis)
+    known = read_certificate(options.exits) or Certificate()
+    write_thresholds(options.exits, calibration.asked.settings.criterion, guarantee.thresholds)
+    write_certificate(options.exits, known.with_guarantee(guarantee))
+    found = Findings(guarantee, survey, costs)
+    plot(options.plot or options.exits / PLOT, survey, guarantee.criterion, guarantee.thresholds)
+    console.print(curve_table(guarantee), exit_table(found), *sentences(found), sep="\n")
+    return {
+        "guarantee": msgspec.to_builtins(guarantee, str_keys=True),
+        "speedup_bound": round(found.speedup_bound, 3),
+    }
+
+
+def _calibrate_depths(
+    calibration: Calibration, basis: Basis, options: argparse.Namespace, console: Console, watch: Watch
+) -> dict[str, Any]:
+    costs = calibration.costs()
+    depths = calibration.depths(basis, watch)
+    known = read_certificate(options.exits) or Certificate()
+    write_certificate(options.exits, known.with_depths(depths))
+    bounds = [costs.capped_speedup_bound(i) for i in range(len(depths))]
+    console.print(depth_table(depths, bounds))
+    return {
+        "depths": msgspec.to_builtins(depths),
+        "speedup_bounds": [round(bound, 3) for bound in bounds],
+    }
+
+
+def _exit_layers(folder: Path, shape: Shape) -> list[int]:
+    file = read_exits(folder)
+    check_exits(file, shape.num_layers, shape.hidden_size)
+    return [spec.layer for spec in file.exits]
+
+
+def _longest(sample: Sample, options: argparse.Namespace, shape: Shape) -> int:
+    """Tokens of the longest sequence there can be. Raises `ValueError` where the model cannot hold it."""
+    longest = sample.longest + int(options.max_new_tokens)
+    if longest > shape.max_positions:
+        raise ValueError(
+            f"The longest prompt has {sample.longest} tokens, and the model holds {shape.max_positions}, "
+            f"answer and all: give shorter prompts, or a smaller --max-new-tokens."
+        )
+    return longest
+
+
+def _config(options: argparse.Namespace, folder: Path, max_total_tokens: int) -> ShardConfig:
+    return ShardConfig(
+        model=str(folder),
+        device=options.device,
+        dtype=options.dtype,
+        kv_cache_bytes=options.kv_cache_bytes,
+        max_total_tokens=max_total_tokens,
+        max_batch_size=options.batch_size,
+        num_threads=options.num_threads,
+        exit_criterion=options.criterion,
+        kv_fill=options.fill,
+        exits=str(options.exits),
+    )
+
+
+def _basis(options: argparse.Namespace, folder: Path, sample: Sample) -> Basis:
+    return Basis(
+        model=digest(folder),
+        heads=heads_digest(options.exits),
+        dtype=options.dtype,
+        prompts=sample.name,
+        prompts_digest=sample.digest,
+        num_sequences=len(sample.for_test),
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _key(asked: Asked, basis: Basis) -> list[object]:
+    """All that a measurement depends on beside its thresholds or depth."""
+    return [asked.settings, asked.wanted, msgspec.structs.replace(basis, date="")]
+
+
+def _check_provable(options: argparse.Namespace) -> None:
+    """Raises `ValueError` when so few sequences cannot prove anything, whatever they are like."""
+    bound = Bound(options.risk, options.confidence)
+    if options.mode != Mode.CAPPED and largest_risk(options.num_sequences, bound) is None:
+        raise ValueError(
+            f"{options.num_sequences} sequences allow no exit at risk {bound.risk:g}, even if no early token "
+            f"is wrong: at least {num_needed(0.0, bound)} are needed (--num-sequences)."
+        )
+
+
+def _watch(progress: Progress) -> Watch:
+    def watch(name: str, total: int) -> Callable[[], object]:
+        task = progress.add_task(name, total=total)
+        return lambda: progress.advance(task)
+
+    return watch
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    add = parser.add_argument
+    add("model_id", metavar="MODEL", help="as for `helios serve`: embedded, a folder, a .gguf file, a hub id")
+    add("--exits", type=Path, required=True, metavar="DIR", help="folder with exits.json; written to")
+    add("--risk", type=_share, default=0.05, help="share of tokens that may be early and wrong [%(default)s]")
+    add("--confidence", type=_share, default=0.9, help="of the promise [%(default)s]")
+    add("--mode", default="per_row", choices=MODES, help="that will be served [%(default)s]")
+    add("--fill", default="recompute", choices=list(Fill), help="that will be served [%(default)s]")
+    add("--criterion", default="softmax", choices=list(Criterion), help="that will be served [%(default)s]")
+    add("--prompts", default="chat", help="chat, code, or a file with a prompt a line [%(default)s]")
+    add(
+        "--num-sequences", type=_positive, default=400, help="answers that the promise rests on [%(default)s]"
+    )
+    add("--num-survey", type=_positive, default=100, help="others that the path is drawn from [%(default)s]")
+    add("--max-new-tokens", type=_positive, default=64, help="of an answer [%(default)s]")
+    add("--temperature", type=float, default=0.0, help="of the answers; 0: greedy [%(default)s]")
+    add("--batch-size", type=_positive, default=64, help="answers generated at once [%(default)s]")
+    add("--seed", type=int, default=0, help="chooses the prompts, and the noise [%(default)s]")
+    add("--plot", type=Path, metavar="FILE", help=f"agreement and coverage, a PNG [DIR/{PLOT}]")
+    add("--revision", help="branch, tag or commit of a hub id")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
+    add("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"], help="[%(default)s]")
+    add("--kv-cache-bytes", type=_positive, default=1 << 30, help="[%(default)s]")
+    add("--num-threads", type=_positive, help="CPU threads [all cores]")
+    add("--cache-dir", type=Path, default=_cache_dir(), help="models, and what was measured [%(default)s]")
+    return parser
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
+    return share
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

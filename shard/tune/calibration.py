@@ -1,0 +1,117 @@
+"""Thresholds that keep a promise, and what is known of each depth: the steps of a calibration.
+
+Thresholds: a survey of answers at full depth gives a path from safe to risky; each setting on it generates
+its own answers, full depth reads them, and the walk ends where the risk is not proven to be low enough.
+Depths: answers that `capped` generates at each of them, read by full depth.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from shard.certificate import Basis, DepthAgreement, Guarantee, Setting
+from shard.exit_settings import Settings
+from shard.tune.calibration_prompts import Sample
+from shard.tune.closed_loop import Outcome, Talk, Wanted, measure
+from shard.tune.costs import Costs, measure_costs
+from shard.tune.kept import Kept
+from shard.tune.ltt import Bound, upper_bound, walk
+from shard.tune.path import NEVER, Survey, Thresholds, declare_path
+from shard.tune.survey import survey
+from shard.tune.trials import Trials
+
+Watch = Callable[[str, int], Callable[[], object]]  # given a task and its size, what to tell of progress
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What is to be proven, and of what."""
+
+    settings: Settings  # mode, fill and criterion that will be served
+    bound: Bound
+    wanted: Wanted
+    layers: list[int]  # of the exits
+
+
+class Calibration:
+    """One calibration of a model's exits."""
+
+    def __init__(self, asked: Asked, trials: Trials, sample: Sample, kept: Kept):
+        self.asked = asked
+        self.sample = sample
+        self._trials = trials
+        self._kept = kept
+
+    def survey(self, watch: Watch) -> Survey:
+        """What the exits say of answers at full depth."""
+        return self._kept.survey("survey", lambda: self._survey(watch))
+
+    def walk(self, survey: Survey, watch: Watch) -> list[Setting]:
+        """The settings on the path as far as the first one that fails."""
+        path = declare_path(survey, len(self.sample.for_test), self.asked.bound)
+        outcomes: list[Outcome] = []
+
+        def risks(thresholds: Thresholds) -> list[float]:
+            name = f"setting {len(outcomes) + 1} of at most {len(path)}"
+            outcomes.append(self._kept.outcome(thresholds, lambda: self._try(thresholds, watch, name)))
+            return outcomes[-1].risks
+
+        walked = walk(path, risks, self.asked.bound)
+        return [
+            Setting(thresholds, risk, p, outcome.coverage, outcome.expected_depth)
+            for (thresholds, risk, p), outcome in zip(walked, outcomes, strict=True)
+        ]
+
+    def guarantee(self, curve: list[Setting], basis: Basis) -> Guarantee:
+        """What the walk has proven: the last setting that passed, or that nobody leaves."""
+        settings, bound = self.asked.settings, self.asked.bound
+        passed = [it for it in curve if it.p_value <= bound.error]
+        thresholds = passed[-1].thresholds if passed else dict.fromkeys(self.asked.layers, NEVER)
+        return Guarantee(
+            settings.mode.value,
+            settings.fill.value,
+            settings.criterion.value,
+            bound.risk,
+            bound.confidence,
+            thresholds,
+            curve,
+            basis,
+        )
+
+    def depths(self, basis: Basis, watch: Watch) -> list[DepthAgreement]:
+        """Agreement at each exit's depth, all bounds together holding with the confidence asked for."""
+        bound, layers = self.asked.bound, self.asked.layers
+        found = []
+        for depth in layers:
+            outcome = self._kept.outcome(depth, lambda depth=depth: self._cap(depth, watch))  # type: ignore[misc]
+            risk = sum(outcome.risks) / len(outcome.risks)
+            most = upper_bound(risk, len(outcome.risks), bound.error / len(layers))
+            found.append(DepthAgreement(depth, 1 - risk, 1 - most, bound.confidence, basis))
+        return found
+
+    def costs(self) -> Costs:
+        """Of layers and exits here."""
+        return measure_costs(self._trials.with_thresholds(dict.fromkeys(self.asked.layers, NEVER)))
+
+    def _survey(self, watch: Watch) -> Survey:
+        prompts = self.sample.for_survey
+        advance = watch("survey", 2 * len(prompts))
+        answers = []
+        for answer in Talk(self._trials.full, prompts, self.asked.wanted).run():
+            answers.append(answer)
+            advance()
+        answers.sort(key=lambda answer: answer.number)
+        runner = self._trials.with_thresholds(dict.fromkeys(self.asked.layers, NEVER))
+        return survey(runner, self.asked.settings.criterion, answers, advance)
+
+    def _try(self, thresholds: Thresholds, watch: Watch, name: str) -> Outcome:
+        prompts = self.sample.for_test
+        advance = watch(name, 2 * len(prompts))
+        runner = self._trials.with_thresholds(thresholds)
+        return measure(runner, self._trials.full, prompts, self.asked.wanted, advance)
+
+    def _cap(self, depth: int, watch: Watch) -> Outcome:
+        prompts = self.sample.for_test
+        advance = watch(f"{depth} layers", 2 * len(prompts))
+        return measure(
+            self._trials.with_layers(depth), self._trials.full, prompts, self.asked.wanted, advance
+        )

@@ -1,0 +1,147 @@
+"""What a calibration found, for a person: tables, and sentences that say what can be promised."""
+
+import msgspec
+import numpy as np
+from rich.table import Table
+
+from shard.certificate import DepthAgreement, Guarantee, Setting
+from shard.exits import Criterion
+from shard.tune.costs import Costs
+from shard.tune.ltt import Bound, num_needed, upper_bound
+from shard.tune.path import Survey, Votes
+
+
+class Findings(msgspec.Struct, frozen=True):
+    """Of thresholds: what was promised, and what it rests on."""
+
+    guarantee: Guarantee
+    survey: Survey
+    costs: Costs
+
+    @property
+    def bound(self) -> Bound:
+        return Bound(self.guarantee.risk, self.guarantee.confidence)
+
+    @property
+    def chosen(self) -> Setting | None:
+        """The setting that may be served; None when nobody may leave."""
+        passed = [it for it in self.guarantee.curve if it.p_value <= self.bound.error]
+        return passed[-1] if passed else None
+
+    @property
+    def speedup_bound(self) -> float:
+        """Of the setting that may be served, over full depth, for one row, by what layers and heads cost."""
+        if self.chosen is None:
+            return 1.0
+        leaving = [self.chosen.coverage.get(votes.layer, 0.0) for votes in self.survey.votes]
+        return self.costs.speedup_bound(leaving, self._asked(leaving))
+
+    def _asked(self, leaving: list[float]) -> list[float]:
+        """For whom each exit's head is run, of those who come by."""
+        if self.guarantee.criterion in (Criterion.SOFTMAX, Criterion.MARGIN):
+            return [float(np.mean(votes.confidences >= 0)) for votes in self.survey.votes]
+        staying = [1 - sum(leaving[:i]) for i in range(len(leaving))]
+        return [share / max(stays, 1e-9) for share, stays in zip(leaving, staying, strict=True)]
+
+
+def exit_table(found: Findings) -> Table:
+    """Each exit with the threshold found for it."""
+    table = Table("exit layer", "threshold", "leave here", "agree, alone", "pays from", title="Exits")
+    coverage = found.chosen.coverage if found.chosen else {}
+    for i, votes in enumerate(found.survey.votes):
+        threshold = found.guarantee.thresholds[votes.layer]
+        table.add_row(
+            str(votes.layer),
+            f"{threshold:.4f}" if threshold < 1 else "never",
+            f"{coverage.get(votes.layer, 0.0):.1%}",
+            _agreement(votes, threshold),
+            f"{found.costs.break_even(i):.1%}",
+        )
+    table.caption = (
+        "agree, alone: of all tokens so sure at this exit, on the survey. pays from: of rows asked by its "
+        "head, the share that has to leave"
+    )
+    return table
+
+
+def _agreement(votes: Votes, threshold: float) -> str:
+    leaving = votes.reached(threshold)
+    return f"{votes.agrees[leaving].mean():.1%}" if leaving.any() else ""
+
+
+def curve_table(guarantee: Guarantee) -> Table:
+    """The walk."""
+    table = Table("thresholds", "risk", "p-value", "safe at", "early", "layers a token", "", title="The walk")
+    for it in guarantee.curve:
+        error = 1 - guarantee.confidence
+        safe_at = upper_bound(it.risk, guarantee.basis.num_sequences, error)
+        early = 1 - it.coverage.get(max(it.coverage), 0.0)
+        table.add_row(
+            " ".join(f"{layer}: {threshold:.3f}" for layer, threshold in it.thresholds.items()),
+            f"{it.risk:.4f}",
+            f"{it.p_value:.2g}",
+            f"{safe_at:.4f}",
+            f"{early:.1%}",
+            f"{it.expected_depth:.2f}",
+            "passes" if it.p_value <= error else "fails",
+        )
+    table.caption = "safe at: the least --risk at which this setting alone would pass with the same answers"
+    return table
+
+
+def depth_table(depths: list[DepthAgreement], speedups: list[float]) -> Table:
+    """`capped` at each depth."""
+    table = Table("layers", "agreement", "at least", "speed-up at most", title="Capped")
+    for it, speedup in zip(depths, speedups, strict=True):
+        table.add_row(str(it.depth), f"{it.agreement:.4f}", f"{it.lower_bound:.4f}", f"{speedup:.2f}")
+    return table
+
+
+def sentences(found: Findings) -> list[str]:
+    """What can be promised, why not more, and how many more answers would change that."""
+    guarantee, chosen = found.guarantee, found.chosen
+    if not guarantee.curve:
+        return [
+            "No exit can be allowed: none is right often enough even where it is surest, so that nothing was "
+            "left to test. Better heads are needed, or a higher --risk."
+        ]
+    last = guarantee.curve[-1]
+    if chosen is None:
+        return [
+            f"No exit can be allowed at risk {guarantee.risk:g}: the safest setting on the path was seen at "
+            f"{last.risk:.4f} (p = {last.p_value:.2g}).",
+            _more(last, guarantee, found.bound),
+        ]
+    promise = (
+        f"With confidence {guarantee.confidence:.0%}, at most {guarantee.risk:.1%} of tokens leave early and "
+        f"are not full depth's, in {guarantee.mode} with {guarantee.fill} and {guarantee.criterion}: "
+        f"{1 - chosen.coverage.get(found.survey.num_layers, 0.0):.1%} leave early, after "
+        f"{chosen.expected_depth:.1f} of {found.survey.num_layers} layers a token."
+    )
+    said = [promise, _speed(found.speedup_bound)]
+    if last is not chosen:
+        said.append(
+            f"The next setting, {last.expected_depth:.1f} layers a token, was seen at {last.risk:.4f}. "
+            + _more(last, guarantee, found.bound)
+        )
+    return said
+
+
+def _speed(bound: float) -> str:
+    if bound < 1:
+        return (
+            f"It does not pay here for one row: layers and heads alone make it {bound:.2f} times as fast as "
+            "full depth. A server falls back to full depth by itself."
+        )
+    return (
+        f"By what layers and heads cost here, one row is at most {bound:.2f} times as fast as at full depth."
+    )
+
+
+def _more(failed: Setting, guarantee: Guarantee, bound: Bound) -> str:
+    """How many more sequences would let a setting pass."""
+    needed = num_needed(failed.risk, bound)
+    if needed is None:
+        return "More sequences would not help: that risk is not below the bound."
+    more = max(1, needed - guarantee.basis.num_sequences)
+    return f"About {more} more sequences would let it pass, if its risk stays so (--num-sequences {needed})."

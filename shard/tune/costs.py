@@ -1,0 +1,77 @@
+"""What layers and exits cost on this machine, and the most that leaving early can gain by these costs."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import msgspec
+import torch
+
+from shard.batch import Chunk
+from shard.messages import NewSequence
+from shard.runner import ModelRunner
+from shard.sequence import Sequence
+from shard.stack import Row
+
+CONTEXT = 128  # tokens before the one that is timed
+REPEATS = 9
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """Milliseconds for one row."""
+
+    segment_ms: list[float]  # layers up to each exit, then those behind the last one
+    ask_ms: list[float]  # of each exit: its head and what it makes of the vocabulary
+    head_ms: float  # of the LM head
+
+    @property
+    def full_ms(self) -> float:
+        return sum(self.segment_ms) + self.head_ms
+
+    def break_even(self, exit: int) -> float:
+        """Of the rows asked by an exit's head, the share that has to leave for that to pay."""
+        return self.ask_ms[exit] / (sum(self.segment_ms[exit + 1 :]) + self.head_ms)
+
+    def capped_speedup_bound(self, exit: int) -> float:
+        """The same of `capped` at an exit's depth."""
+        return self.full_ms / (sum(self.segment_ms[: exit + 1]) + self.ask_ms[exit])
+
+    def speedup_bound(self, leaving: list[float], asked: list[float]) -> float:
+        """How much faster than full depth one row could be if nothing but layers and heads cost time.
+
+        By exit: the share of all tokens that leave there, and of those who come by, the share for whom its
+        head is run.
+        """
+        ms, staying = 0.0, 1.0
+        for i, share in enumerate(leaving):
+            ms += staying * (self.segment_ms[i] + asked[i] * self.ask_ms[i])
+            staying -= share
+        return self.full_ms / (ms + staying * (self.segment_ms[-1] + self.head_ms))
+
+
+@torch.inference_mode()
+def measure_costs(runner: ModelRunner) -> Costs:
+    """Each part alone, the median of a few; the runner has to be idle."""
+    stack, block_size = runner.stack, runner.table.block_size
+    length = min(CONTEXT, runner.kv_cache.num_blocks * block_size)
+    sequence = Sequence(NewSequence(0, 0, [1] * length, length, 1))
+    sequence.blocks = list(range(-(-length // block_size)))
+    front = stack.start([Row(Chunk(sequence, length - 1, 1), stack.num_segments)])
+
+    def ask(segment: int) -> None:
+        stack.exits[segment].vocabulary(stack.features(segment, front, [0]))
+
+    return Costs(
+        [_median_ms(lambda s=s: stack.run(s, front)) for s in range(stack.num_segments)],  # type: ignore[misc]
+        [_median_ms(lambda s=s: ask(s)) for s in range(len(stack.exits))],  # type: ignore[misc]
+        _median_ms(lambda: stack.decoder.logits(front.hidden)),
+    )
+
+
+def _median_ms(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - started) * 1000)
+    return statistics.median(times)

@@ -1,0 +1,143 @@
+"""What every exit says at every token of some answers: how sure it is, and whether it is right.
+
+One pass through all layers over whole answers, which full depth has given; nobody leaves. The engine's own
+heads are asked.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from shard.answers import Answer
+from shard.batch import Chunk
+from shard.confidence import Gauge
+from shard.exits import Criterion, Exit
+from shard.messages import NewSequence
+from shard.ops.plain import Linear
+from shard.runner import ModelRunner
+from shard.sampler import Draw, Sampler
+from shard.sequence import Sequence as Running
+from shard.stack import Front, Row
+from shard.tune.path import Survey, Votes
+
+PASS_TOKENS = 1024
+LOGIT_ROWS = 128
+
+
+def survey(
+    runner: ModelRunner, criterion: Criterion, answers: Sequence[Answer], advance: Callable[[], object]
+) -> Survey:
+    """The votes of a runner's exits; it has to be idle. `advance` is told of each answer."""
+    reader = Reader(runner, criterion)
+    parts = []
+    for group in reader.groups(answers):
+        parts.append(reader.read(group))
+        for _ in group:
+            advance()
+    votes = [
+        Votes(exit.layer, *(np.concatenate(arrays) for arrays in zip(*of_groups, strict=True)))
+        for exit, *of_groups in zip(runner.stack.exits, *parts, strict=True)
+    ]
+    return Survey(votes, runner.depth)
+
+
+class Reader:
+    """Takes answers through all layers of a runner, its exits looking on."""
+
+    def __init__(self, runner: ModelRunner, criterion: Criterion):
+        self._stack = runner.stack
+        self._pools = runner.kv_cache.layers
+        self._num_blocks = runner.kv_cache.num_blocks
+        self._block_size = runner.table.block_size
+        self._gauge = Gauge(criterion, 1.0, runner.ops)
+        self._sampler = Sampler(runner.ops, runner.decoder.embedding.device)
+
+    def groups(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
+        """Answers that go through together."""
+        group: list[Answer] = []
+        most = min(PASS_TOKENS // self._block_size, self._num_blocks)
+        for answer in answers:
+            if group and sum(map(self._blocks_of, [*group, answer])) > most:
+                yield group
+                group = []
+            group.append(answer)
+        if group:
+            yield group
+
+    @torch.inference_mode()
+    def read(self, answers: Sequence[Answer]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each exit its confidences and whether it agrees, both (T,): every token but each answer's first.
+
+        The first comes out of the prompt's pass, which nobody leaves.
+        """
+        stack = self._stack
+        front = stack.start([Row(chunk, stack.num_segments) for chunk in self._chunks(answers)])
+        draws, asked = _draws(front, stack.decoder.depth)
+        said = []
+        for segment, exit in enumerate(stack.exits):
+            before = front.hidden[asked]
+            stack.run(segment, front)
+            features = exit.features(self._behind_block(exit, front)[asked])
+            said.append(
+                (
+                    self._confidences(exit, features, front.hidden[asked], before),
+                    self._choose(exit.vocabulary, features, draws),
+                )
+            )
+        stack.run(len(stack.exits), front)
+        right = self._choose(stack.decoder.head, stack.decoder.normed(front.hidden[asked]), draws)
+        return [(confidences, tokens == right) for confidences, tokens in said]
+
+    def _behind_block(self, exit: Exit, front: Front) -> torch.Tensor:
+        """What an exit's own layer makes of all tokens, if it has one; (tokens, H)."""
+        if exit.block is None:
+            return front.hidden
+        return self._stack.decoder.run_layer(exit.block, front.hidden, front.batch, self._pools[exit.block])
+
+    def _confidences(
+        self, exit: Exit, features: torch.Tensor, hidden: torch.Tensor, before: torch.Tensor
+    ) -> np.ndarray:
+        """(T,); below anything that could be a threshold where the probe keeps the head from being asked."""
+        if not self._gauge.needs_logits:
+            return self._gauge.of_hidden(exit, hidden, before).cpu().numpy()
+        parts = [self._gauge.of_logits(exit.vocabulary(rows)) for rows in features.split(LOGIT_ROWS)]
+        sure = torch.cat(parts)
+        if exit.probe_floor is not None:
+            sure[exit.probe(hidden) < exit.probe_floor] = -1.0
+        return sure.cpu().numpy()
+
+    def _choose(self, product: Linear, features: torch.Tensor, draws: list[Draw]) -> np.ndarray:
+        """Token ids (T,) out of what a vocabulary makes of features (T, F)."""
+        made: list[int] = []
+        for rows in features.split(LOGIT_ROWS):
+            part = draws[len(made) : len(made) + len(rows)]
+            made += [token.id for token in self._sampler.choose(product(rows), part)]
+        return np.array(made)
+
+    def _chunks(self, answers: Sequence[Answer]) -> list[Chunk]:
+        """Each prompt and answer but the last token, which predicts nothing, in blocks of its own."""
+        chunks, taken = [], 0
+        for answer in answers:
+            ids = (answer.prompt_token_ids + answer.token_ids)[:-1]
+            new = NewSequence(
+                answer.number, 0, ids, len(answer.prompt_token_ids), 0, sampling=answer.sampling
+            )
+            sequence = Running(new)
+            sequence.blocks = list(range(taken, taken + self._blocks_of(answer)))
+            taken += len(sequence.blocks)
+            chunks.append(Chunk(sequence, 0, len(ids)))
+        return chunks
+
+    def _blocks_of(self, answer: Answer) -> int:
+        return -(-(len(answer.prompt_token_ids) + len(answer.token_ids)) // self._block_size)
+
+
+def _draws(front: Front, depth: int) -> tuple[list[Draw], torch.Tensor]:
+    """Every answer token but the first as a draw, and the rows of hidden states (T,) it is drawn from."""
+    draws, asked = [], []
+    for row, start in zip(front.rows, front.batch.query_starts.tolist(), strict=False):
+        positions = range(row.sequence.num_prompt_tokens + 1, row.chunk.end + 1)
+        draws += [Draw(row.sequence, at, depth) for at in positions]
+        asked += [start + at - 1 for at in positions]
+    return draws, torch.tensor(asked, device=front.hidden.device)

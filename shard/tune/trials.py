@@ -1,0 +1,74 @@
+"""Runners of one model to calibrate with: at full depth, with thresholds to be tried, and at lower depths.
+
+What is tried is what would be served: an exit folder whose thresholds are those of the trial. Every exit is
+asked for every token, whether that pays or not.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shard.exit_settings import Mode
+from shard.exits import DESCRIPTION, Criterion
+from shard.messages import ShardConfig
+from shard.runner import ModelRunner
+from shard.tune.path import Thresholds
+
+
+class Trials:
+    """Makes runners that share one model's weights. `config` says how it would be served."""
+
+    def __init__(self, config: ShardConfig):
+        assert config.exits is not None
+        self._config = msgspec.structs.replace(config, exit_fallback=False, exit_deferral=False)
+        self._exits = Path(config.exits)
+        self.full = ModelRunner(msgspec.structs.replace(config, exit_mode=Mode.FULL, exits=None))
+
+    def with_thresholds(self, thresholds: Thresholds) -> ModelRunner:
+        """As it would be served with these. A batch of one leaves as its row does: `synchronized` is tried
+        as `per_row`, where no company holds anybody back."""
+        criterion = Criterion(self._config.exit_criterion)
+        with _folder(self._exits, criterion, thresholds) as folder:
+            return self._runner(exit_mode=Mode.PER_ROW, exits=str(folder))
+
+    def with_layers(self, depth: int) -> ModelRunner:
+        """`capped` at a depth."""
+        return self._runner(exit_mode=Mode.CAPPED, num_layers=depth)
+
+    def _runner(self, **changes: Any) -> ModelRunner:
+        return ModelRunner(msgspec.structs.replace(self._config, **changes), decoder=self.full.decoder)
+
+
+def write_thresholds(folder: Path, criterion: Criterion, thresholds: Thresholds) -> None:
+    """Into the exits.json of a folder, whole or not at all; what else it says stays."""
+    partial = folder / (DESCRIPTION + ".partial")
+    partial.write_text(json.dumps(_described(folder, criterion, thresholds), indent=1) + "\n")
+    partial.replace(folder / DESCRIPTION)
+
+
+def _described(folder: Path, criterion: Criterion, thresholds: Thresholds) -> dict[str, Any]:
+    """exits.json with other thresholds."""
+    described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
+    for spec in described["exits"]:
+        spec["thresholds"] = spec.get("thresholds", {}) | {criterion.value: thresholds[spec["layer"]]}
+    return described
+
+
+@contextmanager
+def _folder(exits: Path, criterion: Criterion, thresholds: Thresholds) -> Iterator[Path]:
+    """The same exits with other thresholds."""
+    described = _described(exits, criterion, thresholds)
+    with tempfile.TemporaryDirectory(prefix="helios-trial-") as name:
+        folder = Path(name)
+        for file in exits.glob("*.safetensors"):
+            (folder / file.name).symlink_to(file.resolve())
+        if shared := described.get("vocabulary"):
+            described["vocabulary"] = os.path.relpath((exits / shared).resolve(), folder.resolve())
+        (folder / DESCRIPTION).write_text(json.dumps(described))
+        yield folder
