@@ -10,7 +10,7 @@ import msgspec
 from router.layerskip import exit_layers_of
 from router.options import ConfigError
 
-REPLAYING_MODES = ("synchronized", "per_row")  # where a token's exit layer is decided by more than the depth
+REPLAYING_MODES = ("synchronized", "per_row", "capped")  # which go by where each token may leave
 
 
 class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +44,8 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
         if self.replay is not None and self.mode not in REPLAYING_MODES:
             raise ConfigError(
                 "replay_exits",
-                f"replay_exits needs exit_mode {' or '.join(REPLAYING_MODES)}, not {self.mode}: "
-                "the others do not choose an exit for each token.",
+                f"replay_exits needs exit_mode {', '.join(REPLAYING_MODES[:-1])} or {REPLAYING_MODES[-1]}, "
+                f"not {self.mode}: the others do not go by where each token may leave.",
             )
 
     def _check_layers(self) -> None:

@@ -8,6 +8,7 @@ import time
 from shard.batch import Chunk
 from shard.confidence import Gauge
 from shard.messages import ExitReport, TokenOutput
+from shard.replay import Replay
 from shard.sampler import Draw, Sampler
 from shard.stack import Row, Stack
 
@@ -15,11 +16,12 @@ from shard.stack import Row, Stack
 class Capped:
     """Runs the chunks of a step through one segment and the exit behind it."""
 
-    def __init__(self, stack: Stack, gauge: Gauge, sampler: Sampler):
+    def __init__(self, stack: Stack, gauge: Gauge, sampler: Sampler, replay: Replay | None = None):
         self._stack = stack
         self._exit = stack.exits[-1]
         self._gauge = gauge
         self._sampler = sampler
+        self._replay = replay
 
     def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
         """For each chunk its next token, or none while its prompt goes on."""
@@ -34,19 +36,19 @@ class Capped:
             return [[] for _ in rows], ExitReport(segment_ms=[segment_ms])
         features = self._stack.features(0, front, drawing)
         logits = self._exit.vocabulary(features)
-        sure = (
-            self._gauge.of_logits(logits)
-            if self._gauge.needs_logits
-            else (self._gauge.of_hidden(self._exit, front.last(drawing), before[drawing]))
-        )
-        confidences = sure.tolist()
+        limits = [self._gauge.threshold(self._exit, rows[i]) for i in drawing]
+        if self._replay is not None:
+            confidences = [self._replayed(rows[i], limit) for i, limit in zip(drawing, limits, strict=True)]
+        elif self._gauge.needs_logits:
+            confidences = self._gauge.of_logits(logits).tolist()
+        else:
+            confidences = self._gauge.of_hidden(self._exit, front.last(drawing), before[drawing]).tolist()
         draws = [
             Draw(rows[i].sequence, rows[i].sequence.num_tokens, self._exit.layer, confidence)
             for i, confidence in zip(drawing, confidences, strict=True)
         ]
         for i, token in zip(drawing, self._sampler.choose(logits, draws), strict=True):
             rows[i].tokens = [token]
-        limits = [self._gauge.threshold(self._exit, rows[i]) for i in drawing]
         return [row.tokens for row in rows], ExitReport(
             tokens_by_exit={self._exit.layer: len(drawing)},
             confidence_sum=sum(confidences),
@@ -55,3 +57,9 @@ class Capped:
             segment_ms=[segment_ms],
             head_ms=(time.perf_counter() - started) * 1000 - segment_ms,
         )
+
+    def _replayed(self, row: Row, limit: float) -> float:
+        """Above the threshold where the layer drawn is there, below it where it lies deeper."""
+        assert self._replay is not None
+        layer = self._replay.layer(row.sequence, row.sequence.num_tokens)
+        return (1 + limit) / 2 if layer <= self._exit.layer else limit / 2

@@ -170,7 +170,7 @@ class ModelRunner:
         return EarlyExit(stack, settings, gauge, self._full_depth, self._sampler, replay)
 
     def _replay(self, exit_layers: list[int] | None) -> Replay | None:
-        """Exits drawn instead of asked, if they are to be. Layers that are not loaded count as deeper ones."""
+        """Exits drawn instead of asked, if they are to be."""
         path = self._config.replay_exits
         num_layers = self.decoder.shape.num_layers
         return Replay(read_replay(Path(path)), exit_layers, num_layers) if path else None

@@ -113,8 +113,8 @@ def test_capped_loads_as_many_layers_as_its_exit_has(tmp_path):
         ),
         (
             ["--exit-mode", "speculative", "--exit-layers", "8", "--replay-exits", "shares.json"],
-            "replay_exits needs exit_mode synchronized or per_row, not speculative: "
-            "the others do not choose an exit for each token.",
+            "replay_exits needs exit_mode synchronized, per_row or capped, not speculative: "
+            "the others do not go by where each token may leave.",
         ),
     ],
 )

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from shard.exits import ExitError
+from shard.messages import NewSequence, Step, Work
 from shard.models.checkpoint import CheckpointError
-from shard.replay import Replay, ReplayFile, read_replay
+from shard.replay import LongPrompts, Replay, ReplayFile, read_replay
+from shard.sequence import Sequence
 from tests.shard.engine import generate, make_runner
 from tests.shard.exit_files import change_tensors, quantise, write_exits
 
@@ -174,3 +176,26 @@ def test_replay_leaves_where_the_distribution_says(tiny_model, tmp_path: Path, m
     assert layers.count(4) / len(layers) == pytest.approx(0.2, abs=0.14 if mode != "per_row" else 0.07)
     repeats = sum(a == b for a, b in itertools.pairwise(layers)) / len(layers)
     assert (repeats > 0.6) == (autocorrelation > 0)
+
+
+def test_long_prompts_leave_by_shares_of_their_own():
+    file = ReplayFile({1: 0.9}, long_prompts=[LongPrompts(8, {1: 0.2, 2: 0.7}), LongPrompts(16, {})])
+    replay = Replay(file, [1, 2], 4)
+    for length, share_of_first in ((7, 0.9), (8, 0.2), (15, 0.2), (16, 0.0)):
+        sequence = Sequence(NewSequence(3, 0, [5] * length, length, 500))
+        layers = [replay.layer(sequence, position) for position in range(length, length + 500)]
+        assert layers.count(1) / 500 == pytest.approx(share_of_first, abs=0.07)
+
+
+def test_capped_a_drawn_layer_that_is_not_loaded_is_a_breach(tiny_model, tmp_path: Path):
+    path = tmp_path / "replay.json"
+    path.write_text(json.dumps({"shares": {"1": 0.3, "2": 0.3, "3": 0.2}}))
+    settings = {"exit_mode": "capped", "num_layers": 2, "replay_exits": str(path)}
+    runner = make_runner(tiny_model("llama"), **settings)
+    new = NewSequence(0, 0, [5], 1, 200, ignore_eos=True)
+    steps = [runner.run(Step(i, [Work(0, 0, 1)], [new] if i == 0 else [])) for i in range(200)]
+    tokens = [token for step in steps for token in step.outputs[0].tokens]
+    assert {token.exit_layer for token in tokens} == {2}
+    breaches = sum(step.exits.breaches for step in steps)
+    assert breaches == sum(token.confidence < 0.9 for token in tokens)
+    assert breaches / 200 == pytest.approx(0.4, abs=0.11)
