@@ -27,9 +27,12 @@ from router.api.status import VERSION, StatusApi
 from router.api.text import TextApi
 from router.config import Config
 from router.dispatcher import Dispatcher
-from router.observe import MetricsObserver
+from router.generation import Target
+from router.observe import MetricsObserver, watch_store
+from router.recorder import Recorder
 from router.tokenizer import Tokenizer
 from telemetry.prometheus import Metrics
+from telemetry.store import Store
 
 _BACKLOG = 2048  # connections that may wait to be accepted: a burst is refused in JSON, not by the kernel
 _LAST_WRITES_S = 5.0  # for answers that are complete, but not yet sent when the server ends
@@ -40,19 +43,21 @@ async def serve(
     model_path: Path,
     stop: asyncio.Event,
     announce: Callable[[str], None],
-    is_redis_ok: Callable[[], bool] = lambda: False,
+    store: Store,
 ) -> None:
     """Serve from a complete model folder until `stop` is set, then finish what runs and end the shards.
 
     It listens at once, and is ready when `announce` gets the address. Raises what `Dispatcher.start` raises,
     OSError if it cannot listen or the folder has no tokenizer.
     """
-    tokenizer = Tokenizer.load(model_path, config.tokenizer_config_path)
-    dispatcher = Dispatcher(config, model_path, tokenizer.detokenizer)
+    target = _first_target(config, model_path)
+    dispatcher = Dispatcher(config, target)
     metrics = Metrics()
     dispatcher.add_observer(MetricsObserver(metrics, config.model_name))
-    service = Service(config, dispatcher, tokenizer, model_path)
-    async with _listening(build_app(service, metrics, is_redis_ok), config) as address:
+    dispatcher.add_observer(Recorder(store))
+    watch_store(metrics.helios, store, config.model_name)
+    service = Service(config, dispatcher, target)
+    async with _listening(build_app(service, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):
                 gc.freeze()  # what start-up made stays: no need to look through it again
@@ -62,16 +67,22 @@ async def serve(
             await dispatcher.stop(drain=True)
 
 
-def build_app(service: Service, metrics: Metrics, is_redis_ok: Callable[[], bool]) -> web.Application:
+def _first_target(config: Config, model_path: Path) -> Target:
+    """What every shard starts with."""
+    tokenizer = Tokenizer.load(model_path, config.tokenizer_config_path)
+    return Target(config.model_name, config.shard_config(model_path.absolute(), 0), tokenizer)
+
+
+def build_app(service: Service, metrics: Metrics, store: Store) -> web.Application:
     """The HTTP side alone, for a dispatcher that someone else starts and stops."""
     app = web.Application(client_max_size=service.config.payload_limit)
-    routes = _routes(service, metrics, is_redis_ok)
+    routes = _routes(service, metrics, store)
     Gate(service, routes, metrics.tgi).install(app)
     app.add_routes([_definition(route) for route in routes])
     return app
 
 
-def _routes(service: Service, metrics: Metrics, is_redis_ok: Callable[[], bool]) -> list[Route]:
+def _routes(service: Service, metrics: Metrics, store: Store) -> list[Route]:
     native, openai = NativeApi(service), OpenAIApi(service)
     routes = [
         *native_routes(native),
@@ -79,7 +90,7 @@ def _routes(service: Service, metrics: Metrics, is_redis_ok: Callable[[], bool])
         *invocation_routes(native, openai),
         *text_routes(TextApi(service)),
         *status_routes(StatusApi(service, metrics)),
-        *ops_routes(OpsApi(service, is_redis_ok)),
+        *ops_routes(OpsApi(service, store)),
     ]
     return routes + DocsApi(routes, VERSION).routes
 

@@ -25,16 +25,18 @@ class Batch:
             request.num_in_flight_tokens += num_tokens
 
 
-def new_sequence(request: Request) -> NewSequence:
+def new_sequence(request: Request, generation: int) -> NewSequence:
+    """As a shard gets it that has `generation`."""
     spec = request.spec
     return NewSequence(
         request.id,
         request.attempt,
         request.token_ids,
         request.num_prompt_tokens,
-        spec.max_new_tokens,
+        request.max_new_tokens,
         spec.ignore_eos,
         spec.sampling,
         spec.exit_threshold,
         spec.exact,
+        generation=generation,
     )

@@ -8,21 +8,21 @@ import asyncio
 import contextlib
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from router.config import Config
 from router.engine import Engine
+from router.generation import Generation, Target
 from router.launcher import launcher_of
 from router.ledger import Ledger
 from router.observer import Observer
 from router.pool import Pool
 from router.request import GenerationFailed, Request, Spec, Status
-from router.tokenizer import Detokenizer
+from router.swap import Done, SwapError, Wish
 from shard.agreement import Report
-from shard.messages import Ready
+from shard.messages import Ready, ShardConfig
 
 _MAX_RETRY_S = 60
 
@@ -31,11 +31,13 @@ class ShardState(msgspec.Struct, frozen=True):
     """One row of `/ops/state`."""
 
     id: int
-    state: str  # loading | serving | draining | dead
+    state: str  # loading | serving | draining | swapping | dead
     model: str
     version: str
     depth: int
     num_layers: int
+    exit_mode: str
+    num_generations: int  # models that sequences run on: those that run keep theirs when it is changed
     running: int
     num_free_blocks: int
     num_blocks: int
@@ -58,12 +60,11 @@ class State(msgspec.Struct, frozen=True):
 class Dispatcher:
     """All shards behind one door. All but `start` and `stop` is synchronous and quick."""
 
-    def __init__(
-        self, config: Config, model_path: Path, make_detokenizer: Callable[[list[int]], Detokenizer]
-    ):
+    def __init__(self, config: Config, target: Target, max_total_tokens: int | None = None):
+        """Every shard starts with `target`. What may serve later takes sequences of `max_total_tokens`."""
         self._config = config
-        self._model_path = model_path.absolute()
-        self._make_detokenizer = make_detokenizer
+        self._target = target
+        self._max_total_tokens = max_total_tokens
         self._ledger = Ledger()
         self._pool = Pool(self._ledger, config.score_rate)
         self._engines: list[Engine] = []
@@ -82,9 +83,9 @@ class Dispatcher:
         `OSError` when the secret of shards on other hosts cannot be read.
         """
         for shard in range(self._config.num_replicas):
-            config = self._config.shard_config(self._model_path, shard)
-            launcher = launcher_of(self._config, config, shard)
-            self._engines.append(Engine(shard, config, launcher, self._pool))
+            target = msgspec.structs.replace(self._target, config=self._shard_config(shard))
+            launcher = launcher_of(self._config, shard)
+            self._engines.append(Engine(shard, target, launcher, self._pool))
         self._pool.members += self._engines
         self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
         serving = asyncio.create_task(self._pool.serving.wait())
@@ -102,6 +103,8 @@ class Dispatcher:
         """
         self._is_closed = True
         self._pool.backlog.close()
+        for engine in self._engines:
+            engine.end_swap(SwapError("The server is shutting down."))
         if drain and any(engine.scheduler is not None for engine in self._engines):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.shutdown_timeout_ms / 1000):
@@ -144,8 +147,7 @@ class Dispatcher:
         if spec.deadline_s is not None and spec.deadline_s <= now:
             raise GenerationFailed("The deadline of the request has already passed.", "validation", 422)
         self._num_requests += 1
-        detokenizer = self._make_detokenizer(spec.prompt_token_ids)
-        request = Request(self._num_requests, spec, detokenizer, now)
+        request = Request(self._num_requests, spec, now)
         self._ledger.enter(request)
         self._pool.add(request)
         return request
@@ -162,10 +164,50 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         self._ledger.fail(request, GenerationFailed(message, "cancelled", 499), now)
 
+    async def swap(self, target: Target, wish: Wish, shard: int | None = None) -> list[Done]:
+        """Change the model or depth of a shard, or of one after the other. `KeyError`: no such shard.
+
+        Raises `SwapRefused` when one of them is busy with a swap or does not serve, and `SwapError` when it
+        could not be carried out: those that were changed before are changed back.
+        """
+        engines = [engine for engine in self._chosen(shard) if not engine.is_hopeless]
+        for engine in engines:
+            engine.check_swappable()
+        done: list[Done] = []
+        try:
+            for engine in engines:
+                done.append(await engine.swap(target, wish))  # noqa: PERF401 (a failure keeps the earlier)
+        except SwapError:
+            await self._swap_back(engines[: len(done)], wish)
+            raise
+        return done
+
+    def targets(self, shard: int | None = None) -> list[tuple[Target, Target | None]]:
+        """What each shard serves, and what it served before. `KeyError`: no such shard."""
+        return [(engine.target, engine.before) for engine in self._chosen(shard)]
+
+    @property
+    def current(self) -> Generation | None:
+        """What a request that arrives now most likely begins on; None while loading."""
+        ready = [engine for engine in self._engines if engine.generation is not None]
+        chosen = next((engine for engine in ready if engine.scheduler is not None), next(iter(ready), None))
+        return None if chosen is None else chosen.generation
+
     @property
     def limits(self) -> Ready | None:
-        """What the model can take, from the first shard that has become ready; None while loading."""
-        return next((engine.ready for engine in self._engines if engine.ready is not None), None)
+        """What the current model can take; None while loading."""
+        return None if self.current is None else self.current.ready
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Longest prompt and answer that every model takes which may serve."""
+        lengths = [engine.ready.max_total_tokens for engine in self._engines if engine.ready is not None]
+        return min([*lengths, self._max_total_tokens or sys.maxsize])
+
+    @property
+    def supports_exact(self) -> bool:
+        """A shard has all layers of its model."""
+        return any(engine.generation is not None and engine.generation.is_whole for engine in self._engines)
 
     @property
     def is_ready(self) -> bool:
@@ -214,6 +256,18 @@ class Dispatcher:
         wait_s = self._ledger.mean_service_s * (num_waiting + 1) / num_running
         return GenerationFailed(message, "overloaded", 429, min(_MAX_RETRY_S, max(1, math.ceil(wait_s))))
 
+    async def _swap_back(self, engines: list[Engine], wish: Wish) -> None:
+        for engine in engines:
+            if engine.before is not None:
+                with contextlib.suppress(SwapError):
+                    await engine.swap(engine.before, wish)
+
+    def _shard_config(self, shard: int) -> ShardConfig:
+        """As shard 0 is asked to be, on its own device."""
+        config = self._target.config
+        device = self._config.shard_config(Path(config.model), shard).device
+        return msgspec.structs.replace(config, device=device)
+
     def _chosen(self, shard: int | None) -> list[Engine]:
         if shard is None:
             return self._engines
@@ -228,13 +282,15 @@ def _state_of(engine: Engine) -> ShardState:
     return ShardState(
         id=engine.shard,
         state=engine.state,
-        model=ready.model if ready else "",
+        model=engine.target.name if ready else "",
         version=ready.version if ready else "",
         depth=ready.depth if ready else 0,
         num_layers=ready.num_layers if ready else 0,
+        exit_mode=engine.target.config.exit_mode,
+        num_generations=scheduler.num_generations if scheduler else 0,
         running=scheduler.num_running if scheduler else 0,
         num_free_blocks=scheduler.num_free_blocks if scheduler else 0,
-        num_blocks=ready.num_blocks if ready else 0,
+        num_blocks=scheduler.num_blocks if scheduler else ready.num_blocks if ready else 0,
         heartbeat_age_ms=None if engine.last_heard is None else 1000 * (now - engine.last_heard),
         num_deaths=engine.num_deaths,
         reason=engine.last_death.reason if engine.last_death else "",

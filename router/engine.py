@@ -5,15 +5,18 @@ import logging
 from collections.abc import Callable
 from typing import NoReturn
 
+import msgspec
+
 from router.backoff import Backoff
+from router.generation import Generation, Identity, Need, Target
 from router.launcher import Launcher
 from router.observer import Observer
 from router.pool import Pool
 from router.request import GenerationFailed, Request
 from router.scheduler import Delivery, Limits, Scheduler
-from router.scoring import Reader
-from router.shard_client import ShardClient, ShardDied
-from shard.messages import Ready, ShardConfig, Step, StepOutput
+from router.shard_client import Answered, ShardClient, ShardDied
+from router.swap import Done, Swap, SwapError, SwapRefused, Wish
+from shard.messages import Committed, Ready, Step, StepOutput
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +24,21 @@ log = logging.getLogger(__name__)
 class Engine:
     """A shard, its scheduler while it serves, and what it is known by when it does not."""
 
-    def __init__(self, shard: int, config: ShardConfig, launcher: Launcher, pool: Pool):
+    def __init__(self, shard: int, target: Target, launcher: Launcher, pool: Pool):
         self.shard = shard
         self.scheduler: Scheduler | None = None
-        self.ready: Ready | None = None  # as of the latest life
+        self.target = target  # committed last: what every life starts with
+        self.before: Target | None = None  # what that has replaced
+        self.generation: Generation | None = None  # that requests begin on, as of the latest life
         self.is_draining = False
         self.num_deaths = 0
         self.last_death: ShardDied | None = None
-        self._config = config
+        self._device = target.config.device
         self._launcher = launcher
         self._pool = pool
         self._client: ShardClient | None = None
+        self._swap: Swap | None = None
+        self._offered: dict[int, Target] = {}  # to this life of the shard, by ticket
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -47,7 +54,7 @@ class Engine:
                 death = await self._live()
                 self._bury(death, self._loop.time())
                 await self._launcher.end()
-                if death.permanent and self.ready is None:
+                if death.permanent and self.generation is None:
                     raise death
                 await asyncio.sleep(backoff.pause_s(self._loop.time() - began))
         finally:
@@ -62,8 +69,13 @@ class Engine:
     def state(self) -> str:
         """In the words of `/ops/state`."""
         if self.scheduler is not None:
-            return "draining" if self.is_draining else "serving"
+            return "draining" if self.is_draining else "swapping" if self._swap is not None else "serving"
         return "loading" if self.last_death is None else "dead"
+
+    @property
+    def ready(self) -> Ready | None:
+        """What the shard has said of the model that requests begin on."""
+        return None if self.generation is None else self.generation.ready
 
     @property
     def is_responsive(self) -> bool:
@@ -72,6 +84,46 @@ class Engine:
     @property
     def is_hopeless(self) -> bool:
         return self.scheduler is None and self.last_death is not None and self.last_death.permanent
+
+    def has_home(self, identity: Identity) -> bool:
+        """It has the model that a request was begun on, or will have it when it is back."""
+        if self.scheduler is not None:
+            return self.scheduler.has_home(identity)
+        return not self.is_hopeless and self.generation is not None and self.generation.identity == identity
+
+    def can_serve(self, need: Need) -> bool:
+        """Such a request may run here, if not now then later."""
+        if self.scheduler is not None:
+            return self.scheduler.can_serve(need)
+        return not self.is_hopeless and self.generation is not None and self.generation.takes(need)
+
+    def check_swappable(self) -> None:
+        """Raises `SwapRefused` when it is being swapped, or does not serve."""
+        if self._swap is not None:
+            raise SwapRefused(f"Shard {self.shard} is being swapped already.")
+        if self.scheduler is None:
+            raise SwapRefused(f"Shard {self.shard} does not serve.")
+
+    async def swap(self, target: Target, wish: Wish) -> Done:
+        """Change the model. Raises `SwapError`, after which what ran runs on."""
+        self.check_swappable()
+        assert self.scheduler is not None
+        assert self._client is not None
+        ticket = len(self._offered) + 1
+        config = msgspec.structs.replace(target.config, device=self._device)
+        target = self._offered[ticket] = msgspec.structs.replace(target, config=config)
+        self._swap = Swap(ticket, target, self._client, self.scheduler, self._go_on)
+        try:
+            done = await self._swap.run(wish)
+        finally:
+            self._swap = None
+        self._pool.fail_hopeless(self._loop.time())
+        return done
+
+    def end_swap(self, error: SwapError) -> None:
+        """Have a swap that is under way fail, unless it is committed already."""
+        if self._swap is not None:
+            self._swap.end(error)
 
     def wake(self) -> None:
         self._woken.set()
@@ -84,7 +136,7 @@ class Engine:
     async def _live(self) -> ShardDied:
         """Start the shard and serve until it dies, of which the reason is returned."""
         try:
-            self._client, ready = await self._launcher.start(self.wake)
+            self._client, ready = await self._launcher.start(self.target.config, self.wake)
             await self._serve(self._client, self._open(ready))
         except ShardDied as death:
             return death
@@ -95,41 +147,63 @@ class Engine:
     async def _serve(self, client: ShardClient, scheduler: Scheduler) -> NoReturn:
         """Schedule, step, update: the next step is on the shard before the one that runs is done."""
         while True:
-            for output in client.take_outputs():
-                self._deliver(scheduler, output)
+            for answer in client.take_answers():
+                self._hear(scheduler, answer)
             while (step := self._schedule(scheduler)) is not None:
                 client.send(step)
             self._pool.nudge()
             await self._woken.wait()
             self._woken.clear()
 
+    def _hear(self, scheduler: Scheduler, answer: Answered) -> None:
+        match answer:
+            case StepOutput():
+                self._deliver(scheduler, answer)
+            case Committed():
+                self._adopt(scheduler, answer)
+        if self._swap is not None:
+            self._swap.hear(answer)
+
     def _open(self, ready: Ready) -> Scheduler:
-        config = self._config
-        limits = Limits(config.max_batch_size, config.max_batch_tokens, ready.block_size, ready.num_blocks)
-        self.ready = ready
-        is_whole = ready.depth == ready.num_layers
-        reader = Reader(self._pool.backlog, ready.block_size, ready.num_blocks) if is_whole else None
-        self.scheduler = Scheduler(self.shard, limits, self._pool.queue, reader)
+        config = self.target.config
+        limits = Limits(config.max_batch_size, config.max_batch_tokens, ready.block_size)
+        generation = self.generation = Generation(0, self.target, ready)
+        self._offered.clear()
+        queue, backlog = self._pool.queue, self._pool.backlog
+        self.scheduler = Scheduler(self.shard, limits, self.generation, queue, backlog)
         self._pool.serving.set()
-        self._tell(lambda observer: observer.on_shard_ready(self.shard, ready))
+        self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
         log.info("Shard %d is ready: %s on %s.", self.shard, ready.model, ready.device)
+        self._pool.fail_hopeless(self._loop.time())
         return self.scheduler
+
+    def _adopt(self, scheduler: Scheduler, committed: Committed) -> None:
+        """From here on requests begin on what was committed, and so does every later life of the shard."""
+        self.before, self.target = self.target, self._offered[committed.ticket]
+        generation = self.generation = Generation(committed.ticket, self.target, committed.ready)
+        config = self.target.config
+        limits = Limits(config.max_batch_size, config.max_batch_tokens, committed.ready.block_size)
+        scheduler.adopt(generation, limits)
+        self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
+        depth, num_layers = committed.ready.depth, committed.ready.num_layers
+        log.info("Shard %d serves %s, %d of %d layers.", self.shard, self.target.name, depth, num_layers)
+
+    def _go_on(self) -> None:
+        """What may run has changed, for this shard and maybe for others."""
+        self.wake()
+        self._pool.nudge()
 
     def _schedule(self, scheduler: Scheduler) -> Step | None:
         now = self._loop.time()
         self._pool.expire(now)
         step = scheduler.schedule(now, self._pool.share(self))
+        for request, error in scheduler.take_unfit():
+            self._pool.ledger.fail(request, error, now)
         for new in step.new if step is not None else []:
-            request = self._pool.ledger.live.get(new.id)
-            if request is not None:  # else an answer to be read again
-                self._note_start(request)
+            started = self._pool.ledger.live.get(new.id)
+            if started is not None and started.attempt == 0:  # else begun before, or to be read again
+                self._tell(_start(started))
         return step
-
-    def _note_start(self, request: Request) -> None:
-        if self.ready is not None:
-            request.model, request.version = self.ready.model, self.ready.version
-        if request.attempt == 0:
-            self._tell(lambda observer: observer.on_started(request))
 
     def _deliver(self, scheduler: Scheduler, output: StepOutput) -> None:
         """Give a step's tokens to their requests, then tell the observers."""
@@ -159,14 +233,24 @@ class Engine:
         log.warning("Shard %d is gone: %s", self.shard, death)
         scheduler, self.scheduler, self._client = self.scheduler, None, None
         self.last_death = death
+        self.end_swap(SwapError(f"The shard died meanwhile: {death.reason}"))
         if scheduler is not None:
             self.num_deaths += 1
             for request in scheduler.lose():
                 self._pool.ledger.fail(request, _condemnation(request), now)
             self._tell(lambda observer: observer.on_shard_death(self.shard, death.reason))
+        elif death.permanent:
+            self._fall_back(death)
         if self._pool.is_hopeless:
             self._pool.fail_waiting(GenerationFailed(f"No shard can serve: {death}"), now)
         self._pool.nudge()
+
+    def _fall_back(self, death: ShardDied) -> None:
+        """What was committed last cannot be started any more: go back to what that has replaced."""
+        if self.before is not None:
+            log.warning("Shard %d goes back from %s to %s.", self.shard, self.target.name, self.before.name)
+            self.target, self.before = self.before, None
+            self.last_death = ShardDied(death.reason)
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
         self._pool.ledger.tell(event)
@@ -175,6 +259,10 @@ class Engine:
 def _condemnation(request: Request) -> GenerationFailed:
     deaths = request.num_shard_deaths
     return GenerationFailed(f"{deaths} shards died while they ran this request; it is not tried again.")
+
+
+def _start(request: Request) -> Callable[[Observer], None]:
+    return lambda observer: observer.on_started(request)
 
 
 def _preemption(request: Request) -> Callable[[Observer], None]:

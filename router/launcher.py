@@ -26,8 +26,8 @@ _CONNECT_TIMEOUT_S = 10.0
 class Launcher(Protocol):
     """Starts one shard, again and again. Every `start` is followed by an `end` before the next."""
 
-    async def start(self, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
-        """A shard that is ready for steps. Raises `ShardDied`."""
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        """A shard that is ready for steps, with the model asked for. Raises `ShardDied`."""
         ...
 
     async def end(self) -> None:
@@ -35,30 +35,29 @@ class Launcher(Protocol):
         ...
 
 
-def launcher_of(config: Config, shard_config: ShardConfig, shard: int) -> Launcher:
+def launcher_of(config: Config, shard: int) -> Launcher:
     """The launcher of shard number `shard`. Raises `OSError` if the secret's file cannot be read."""
     patience = Patience(config.heartbeat_timeout_ms, config.step_timeout_ms)
     if not config.shard_addresses:
-        return ChildLauncher(Hello(PROTOCOL_VERSION, "", shard, shard_config), patience)
+        return ChildLauncher(shard, patience)
     secret = Path(config.shard_secret_file).read_text().strip() if config.shard_secret_file else ""
-    hello = Hello(PROTOCOL_VERSION, secret, shard, shard_config)
-    return RemoteLauncher(config.shard_addresses[shard], hello, patience)
+    return RemoteLauncher(config.shard_addresses[shard], shard, secret, patience)
 
 
 class ChildLauncher:
     """Shards as `python -m shard` on this host."""
 
-    def __init__(self, hello: Hello, patience: Patience):
-        self._hello = hello
+    def __init__(self, shard: int, patience: Patience):
+        self._shard = shard
         self._patience = patience
         self._num_failed_starts = 0
         self._process: asyncio.subprocess.Process | None = None
         self._client: ShardClient | None = None
 
-    async def start(self, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
         try:
             client = await self._spawn(wake)
-            ready = await client.open(self._hello)
+            ready = await client.open(Hello(PROTOCOL_VERSION, "", self._shard, config))
         except ShardDied as death:
             self._num_failed_starts += 1
             permanent = death.permanent or self._num_failed_starts >= _MAX_FAILED_STARTS
@@ -92,13 +91,14 @@ class ChildLauncher:
 class RemoteLauncher:
     """A shard that listens on another host. It is not ours to start: it is called until it answers."""
 
-    def __init__(self, address: str, hello: Hello, patience: Patience):
+    def __init__(self, address: str, shard: int, secret: str, patience: Patience):
         self._address = address
-        self._hello = hello
+        self._shard = shard
+        self._secret = secret
         self._patience = patience
         self._client: ShardClient | None = None
 
-    async def start(self, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
         host, _, port = self._address.removeprefix("tcp://").rpartition(":")
         loop = asyncio.get_running_loop()
         try:
@@ -108,7 +108,8 @@ class RemoteLauncher:
                 )
         except OSError as error:  # a timeout is one too
             raise ShardDied(f"No shard answers at {self._address}: {error or 'timed out'}.") from error
-        return self._client, await self._client.open(self._hello)
+        hello = Hello(PROTOCOL_VERSION, self._secret, self._shard, config)
+        return self._client, await self._client.open(hello)
 
     async def end(self) -> None:
         if self._client is not None:

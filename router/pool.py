@@ -7,6 +7,7 @@ processes nor connections.
 import asyncio
 from typing import Protocol
 
+from router.generation import Identity, Need
 from router.ledger import Ledger
 from router.request import GenerationFailed, Request
 from router.scheduler import EVERYTHING, Scheduler, Share
@@ -29,6 +30,14 @@ class Member(Protocol):
     @property
     def is_hopeless(self) -> bool:
         """It does not serve, and starting it again has been of no use."""
+        ...
+
+    def has_home(self, identity: Identity) -> bool:
+        """It has the model that a request was begun on, or will have it when it is back."""
+        ...
+
+    def can_serve(self, need: Need) -> bool:
+        """Such a request may run there, if not now then later."""
         ...
 
     def wake(self) -> None:
@@ -64,21 +73,23 @@ class Pool:
         Were the queue poured over the shards, it would fill all to one level: a shard takes what brings it
         nearest to that. The one with the least to do may always take, as one request may be too much for all.
         """
+        lanes = _lanes(member)
         if not self.queue:
-            return Share(lanes=_lanes(member))
-        loads = [_load(other) for other in self.members if other is not member and _may_take(other)]
+            return Share(lanes=lanes)
+        elsewhere = self._elsewhere(member)
+        loads = [_load(other) for other in self.members if other is not member and self._may_take(other)]
         if not loads:
-            return Share(lanes=_lanes(member))
+            return Share(lanes=lanes, elsewhere=elsewhere)
         waiting = self.queue.num_outstanding_tokens
         level = _level([_load(member), *loads], waiting)
-        return Share(max(min(loads), level - waiting / len(self.queue) / 2), _lanes(member))
+        return Share(max(min(loads), level - waiting / len(self.queue) / 2), lanes, elsewhere)
 
     def nudge(self) -> None:
         """Wake the shard with the least to do among those that could start what waits.
 
         If its slots are taken it needs no waking: it will schedule when its next output comes.
         """
-        candidates = [member for member in self.members if self.queue and _may_take(member)]
+        candidates = [member for member in self.members if self.queue and self._may_take(member)]
         chosen = min(candidates, key=_load, default=None)
         if chosen is not None and chosen.scheduler is not None and chosen.scheduler.has_slot:
             chosen.wake()
@@ -104,11 +115,30 @@ class Pool:
             error = "The request could not start before its deadline: the server has too much to do."
             self.ledger.fail(request, GenerationFailed(error, "overloaded", 429, retry_after_s=1), now)
 
+    def fail_hopeless(self, now: float) -> None:
+        """After a change of models: end what waits, and can run on none of those that are left."""
+        for need in self.queue.needs():
+            if any(member.can_serve(need) for member in self.members):
+                continue
+            for request in self.queue.take_all(need):
+                self.ledger.fail(request, _abandonment(need), now)
+
     def fail_waiting(self, error: GenerationFailed, now: float) -> None:
         """End everything that waits."""
         while (request := self.queue.head()) is not None:
             self.queue.take(request)
             self.ledger.fail(request, error, now)
+
+    def _may_take(self, member: Member) -> bool:
+        scheduler = member.scheduler
+        if scheduler is None or not member.is_responsive:
+            return False
+        return scheduler.can_start(Share(lanes=_lanes(member), elsewhere=self._elsewhere(member)))
+
+    def _elsewhere(self, member: Member) -> frozenset[Identity]:
+        """Models that interrupted requests wait for, and other shards have."""
+        others = [other for other in self.members if other is not member]
+        return frozenset(home for home in self.queue.homes() if any(other.has_home(home) for other in others))
 
     def _watch_deadlines(self) -> None:
         """Keep one timer, for the earliest deadline."""
@@ -129,9 +159,12 @@ def _lanes(member: Member) -> tuple[Lane, ...]:
     return _BEGUN if member.is_draining else EVERYTHING.lanes
 
 
-def _may_take(member: Member) -> bool:
-    scheduler = member.scheduler
-    return scheduler is not None and member.is_responsive and scheduler.can_start(Share(lanes=_lanes(member)))
+def _abandonment(need: Need) -> GenerationFailed:
+    if need.home is None and need.exact:
+        error = "`exact` needs all layers, and no shard has them any more."
+        return GenerationFailed(error, "validation", 422)
+    what = "answer must be exact" if need.exact else "prompt was given as token ids"
+    return GenerationFailed(f"The model was changed for another, and the {what}: send the request again.")
 
 
 def _is_idle(member: Member) -> bool:

@@ -8,7 +8,10 @@ import enum
 
 import msgspec
 
-from router.tokenizer import Detokenizer, Token
+from router.chat_template import ChatTemplateError
+from router.generation import Generation, Identity, Need, Segment
+from router.prompt import Prompt
+from router.tokenizer import Detokenizer, Token, Tokenizer
 from shard.messages import FinishReason, Sampling, TokenOutput
 
 _MAX_EXPECTED_TOKENS = 256  # few clients use all that they ask for
@@ -36,6 +39,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asked for, validated, with every default filled in."""
 
     prompt_token_ids: list[int]
+    tokenizer: Tokenizer  # that made the ids
+    prompt: Prompt | None = None  # what it made them of; None: the client gave ids
     max_new_tokens: int
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
@@ -67,36 +72,62 @@ class Timeline(msgspec.Struct):
 class Request:
     """A generation in flight. The scheduler moves it, the engine feeds it, the API reads it by `take()`."""
 
-    def __init__(self, id: int, spec: Spec, detokenizer: Detokenizer, arrived: float):
+    def __init__(self, id: int, spec: Spec, arrived: float):
         self.id = id
         self.spec = spec
+        self.tokenizer = spec.tokenizer  # of the model it runs on, or is meant for
+        self.prompt_token_ids = spec.prompt_token_ids
         self.timeline = Timeline(arrived)
         self.status = Status.WAITING
         self.shard: int | None = None
         self.attempt = 0
         self.num_preemptions = 0
         self.num_shard_deaths = 0
-        self.num_prompt_tokens = len(spec.prompt_token_ids)
         self.num_computed_tokens = 0  # as the shard has said
         self.num_in_flight_tokens = 0  # wished of the shard in steps that it has not answered
         self.outputs: list[TokenOutput] = []
         self.prompt_scores: list[TokenOutput] = []
-        self.model = ""
-        self.version = ""
+        self.generation: Generation | None = None  # it runs on; of its shard
+        self.segments: list[Segment] = []
+        self.is_homeless = False  # the model that it was begun on is no more, where it was
         self.outcome: FinishReason | GenerationFailed | None = None
         self._num_outputs_at_death: int | None = None
-        self._detokenizer = detokenizer
+        self._retold: list[int] = []  # the answer as far as another tokenizer has made it, in this one's ids
+        self._num_retold = 0  # `outputs` that stand for
+        self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
         self._events: list[Token | Finished | GenerationFailed] = []
         self._reader: asyncio.Future[None] | None = None
 
     @property
     def token_ids(self) -> list[int]:
-        """Prompt and answer so far: what a replay starts from."""
-        return self.spec.prompt_token_ids + [output.id for output in self.outputs]
+        """Prompt and answer so far, in the ids of `tokenizer`: what a replay starts from."""
+        since = [output.id for output in self.outputs[self._num_retold :]]
+        return self.prompt_token_ids + self._retold + since
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
 
     @property
     def num_tokens(self) -> int:
-        return self.num_prompt_tokens + len(self.outputs)
+        return len(self.prompt_token_ids) + len(self._retold) + len(self.outputs) - self._num_retold
+
+    @property
+    def max_new_tokens(self) -> int:
+        """As many as may follow the prompt, in the ids of `tokenizer`."""
+        return self.spec.max_new_tokens + len(self._retold) - self._num_retold
+
+    @property
+    def need(self) -> Need:
+        """What a model must be for it to start, or to go on, there."""
+        home = self.segments[-1].identity if self.segments and not self.is_homeless else None
+        vocabulary = self.tokenizer.digest if self.spec.prompt is None else None
+        return Need(home, vocabulary, self.spec.exact)
+
+    @property
+    def written_by(self) -> Identity | None:
+        """Who wrote the whole answer; None when nobody did, or several."""
+        return self.segments[0].identity if len(self.segments) == 1 else None
 
     @property
     def num_pending_tokens(self) -> int:
@@ -139,10 +170,27 @@ class Request:
             return None
         return sum(output.exit_layer for output in self.outputs) / len(self.outputs)
 
-    def start(self, shard: int, now: float) -> None:
+    def suit(self, generation: Generation) -> None:
+        """Have prompt and answer in the ids of the model that is to take it.
+
+        Raises `GenerationFailed` when its template refuses the conversation, or it is too long for the model.
+        """
+        tokenizer, prompt = generation.tokenizer, self.spec.prompt
+        if prompt is not None and not prompt.reads_alike(self.tokenizer, tokenizer):
+            self._encode_again(prompt, tokenizer)
+        most = generation.ready.max_total_tokens
+        if self.num_tokens >= most:
+            name = generation.target.name
+            error = f"The prompt has {self.num_tokens} tokens; {name} takes prompt and answer of {most}."
+            raise GenerationFailed(error, "validation", 422)
+
+    def start(self, shard: int, generation: Generation, now: float) -> None:
         """Enter a shard's batch, for the first time or again."""
         self.status = Status.RUNNING
         self.shard = shard
+        self.generation = generation
+        self.is_homeless = False
+        self._begin_segment(generation)
         if self.timeline.started is None:
             self.timeline.started = now
 
@@ -211,11 +259,33 @@ class Request:
     def _has_prompt_scores(self) -> bool:
         return len(self.prompt_scores) >= self.num_prompt_tokens - 1
 
+    def _encode_again(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        try:
+            self.prompt_token_ids, self._retold = prompt.encoded(tokenizer, self._detokenizer.whole_text)
+        except ChatTemplateError as error:
+            raise GenerationFailed(f"The model was changed, and {error}", "validation", 422) from None
+        self._num_retold = len(self.outputs)
+        self.prompt_scores.clear()
+        self.tokenizer = tokenizer
+        self._detokenizer.switch(tokenizer)
+
+    def _begin_segment(self, generation: Generation) -> None:
+        """Note who writes from here on; who has written nothing is forgotten."""
+        self._forget_idle_segment()
+        if not self.segments or self.segments[-1].identity != generation.identity:
+            self.segments.append(generation.segment(len(self.outputs)))
+
+    def _forget_idle_segment(self) -> None:
+        if self.segments and self.segments[-1].from_token == len(self.outputs):
+            self.segments.pop()
+
     def _finish(self, reason: FinishReason, now: float, stop: str | None = None) -> None:
         self._end(reason, now)
         self._emit(Finished(reason, self._detokenizer.text, stop))
 
     def _end(self, outcome: FinishReason | GenerationFailed, now: float) -> None:
+        if len(self.segments) > 1:
+            self._forget_idle_segment()
         self.status = Status.FINISHED
         self.outcome = outcome
         self.timeline.finished = now

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 import msgspec
 
 from router.batch import Batch, new_sequence
-from router.request import Request
-from router.scoring import Reader, Reading
+from router.generation import Generation, Identity, Need
+from router.request import GenerationFailed, Request
+from router.rooms import Room, Rooms
+from router.scoring import Backlog, Reading, reader_for
 from router.waiting import Lane, WaitingQueue
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
 
@@ -27,14 +29,17 @@ class Limits(msgspec.Struct, frozen=True):
     max_batch_size: int  # sequences
     max_batch_tokens: int  # computed in a step
     block_size: int  # tokens
-    num_blocks: int
 
 
 class Share(msgspec.Struct, frozen=True):
-    """What one shard may take from the waiting queue: these lanes, while it has no more work than this."""
+    """What one shard may take from the waiting queue: these lanes, while it has no more work than this.
+
+    Who was begun on a model `elsewhere` is left to the shard that has it.
+    """
 
     max_outstanding_tokens: float = math.inf
     lanes: tuple[Lane, ...] = tuple(Lane)
+    elsewhere: frozenset[Identity] = frozenset()
 
 
 EVERYTHING = Share()
@@ -60,18 +65,28 @@ class Update(msgspec.Struct, frozen=True):
 class Scheduler:
     """The batch of one life of one shard. The waiting queue is shared with the other shards' schedulers.
 
-    With a `reader`, what users leave over goes to reading finished answers again.
+    Requests begin on the newest generation of its model; those that run keep theirs. With a backlog, what
+    users leave over goes to reading finished answers again.
     """
 
-    def __init__(self, shard: int, limits: Limits, queue: WaitingQueue, reader: Reader | None = None):
+    def __init__(
+        self,
+        shard: int,
+        limits: Limits,
+        generation: Generation,
+        queue: WaitingQueue,
+        backlog: Backlog | None = None,
+    ):
         self.shard = shard
         self.limits = limits
         self.num_outstanding_tokens = 0  # to compute, and expected to be generated
-        self.num_free_blocks = limits.num_blocks  # as of the last output
-        self._num_unclaimed_blocks = limits.num_blocks  # free, and not needed by prompts in the batch
+        self.is_holding = False  # starts nothing; what runs goes on
+        self._rooms = Rooms(generation)
+        self._unfit: list[tuple[Request, GenerationFailed]] = []
+        self._backlog = backlog
+        self._reader = reader_for(generation, backlog)
         self._is_trying = False  # a suspect in the step being formed: no two are tried in one step
         self._queue = queue
-        self._reader = reader
         self._running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
         self._in_flight: deque[Step] = deque()
@@ -82,6 +97,25 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def newest(self) -> Generation:
+        """The generation that requests begin on."""
+        return self._rooms.newest.generation
+
+    @property
+    def num_generations(self) -> int:
+        """The newest, and those before it that still have sequences."""
+        return len(self._rooms)
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the newest generation, as of the last output."""
+        return self._rooms.newest.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._rooms.newest.num_free_blocks
+
+    @property
     def reads(self) -> bool:
         """Has all layers, and can say what the full model would."""
         return self._reader is not None
@@ -90,6 +124,11 @@ class Scheduler:
     def num_in_flight(self) -> int:
         """Steps that the shard has not answered."""
         return len(self._in_flight)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing runs, and the shard has forgotten all that did."""
+        return not self._running and not self._drops and not self._in_flight
 
     @property
     def has_slot(self) -> bool:
@@ -135,7 +174,6 @@ class Scheduler:
             request = self._find(work.id, work.attempt)
             if request is not None:
                 request.num_in_flight_tokens -= work.num_tokens
-        self.num_free_blocks = output.num_free_blocks
         deliveries = []
         for made in output.outputs:
             request = self._find(made.id, made.attempt)
@@ -145,7 +183,46 @@ class Scheduler:
                 if made.finish is not None:
                     del self._running[made.id]
         read = self._reader.update(output) if self._reader is not None else None
-        return Update(deliveries, self._return_preempted(output.preempted), read)
+        self._return(output.gone, are_homeless=True)
+        preempted = self._return(output.preempted)
+        self._rooms.update(output, self._running.values())
+        return Update(deliveries, preempted, read)
+
+    def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
+        """Requests that could not be made to suit the model that they were to start on, and why."""
+        unfit, self._unfit = self._unfit, []
+        return unfit
+
+    def has_home(self, identity: Identity) -> bool:
+        """It has the model on which a request was begun."""
+        return self._rooms.has_home(identity)
+
+    def can_serve(self, need: Need) -> bool:
+        """Such a request may start here, if not now then later."""
+        return self._rooms.place(need, frozenset()) is not None
+
+    def adopt(self, generation: Generation, limits: Limits) -> None:
+        """Have requests begin on a generation that the shard has committed; those that run keep theirs."""
+        self.limits = limits
+        if self._reader is not None:
+            self._drops += self._reader.give_up()
+        self._rooms.adopt(generation, self._running.values())
+        self._reader = reader_for(generation, self._backlog)
+
+    def stays(self, generation: Generation) -> list[Request]:
+        """Running requests that could not go on with another generation."""
+        return [request for request in self._running.values() if not _may_move(request, generation)]
+
+    def migrate(self) -> list[Request]:
+        """Take who can go on with the newest generation off the older ones, back to the queue."""
+        newest = self.newest
+        older = [request for request in self._running.values() if request.generation is not newest]
+        self._rooms.close_older()
+        return self._evict(request for request in older if _may_move(request, newest))
+
+    def evict(self) -> list[Request]:
+        """Take everybody off the shard, back to the queue."""
+        return self._evict(self._running.values())
 
     def drop(self, request: Request) -> bool:
         """Take out a request that was aborted or ended by what only the router sees. False if not running."""
@@ -173,52 +250,67 @@ class Scheduler:
         """Running requests that want work: those one token behind, and those with more to compute."""
         decoding: list[Request] = []
         prefilling: list[Request] = []
-        num_outstanding, num_claimed = 0, 0
+        num_outstanding = 0
         self._is_trying = False
         for request in self._running.values():
             num_pending = request.num_pending_tokens
             num_outstanding += request.num_outstanding_tokens
-            num_claimed += self._num_blocks(request.num_tokens)
-            num_claimed -= self._num_blocks(request.num_computed_tokens)
             self._is_trying |= num_pending > 0 and request.is_suspect
             if request.wants_work:
                 (decoding if num_pending <= 1 else prefilling).append(request)
         self.num_outstanding_tokens = num_outstanding
-        self._num_unclaimed_blocks = self.num_free_blocks - num_claimed
+        self._rooms.count((request, self._num_blocks_to_take(request)) for request in self._running.values())
         return decoding, prefilling
 
     def _start(self, batch: Batch, now: float, share: Share) -> list[NewSequence]:
         """Move waiting requests into the batch while there is room for them and work left to give."""
         new = []
-        while batch.num_left > 0 and (request := self._next(share)) is not None:
+        while batch.num_left > 0 and (found := self._next(share)) is not None:
+            request, room = found
             self._queue.take(request)
+            if not self._suits(request, room.generation):
+                continue
             self._running[request.id] = request
-            self._num_unclaimed_blocks -= self._num_blocks(request.num_tokens)
+            room.claim(self._num_blocks(request.num_tokens))
             self.num_outstanding_tokens += request.num_outstanding_tokens
             self._is_trying |= request.is_suspect
-            request.start(self.shard, now)
-            new.append(new_sequence(request))
+            request.start(self.shard, room.generation, now)
+            new.append(new_sequence(request, room.ticket))
             batch.fill([request])
         return new
 
-    def _next(self, share: Share) -> Request | None:
-        """The waiting request that may start now."""
-        is_full = len(self._running) >= self.limits.max_batch_size
-        if is_full or self.num_outstanding_tokens > share.max_outstanding_tokens:
-            return None
-        request = self._queue.head(share.lanes)
-        if request is not None and request.is_suspect and self._is_trying:
-            request = self._queue.head([lane for lane in share.lanes if lane is not Lane.SUSPECT])
-        return request if request is not None and self._fits(request) else None
+    def _suits(self, request: Request, generation: Generation) -> bool:
+        try:
+            request.suit(generation)
+        except GenerationFailed as error:
+            self._unfit.append((request, error))
+            return False
+        return True
 
-    def _fits(self, request: Request) -> bool:
+    def _next(self, share: Share) -> tuple[Request, Room] | None:
+        """The waiting request that may start now, and where."""
+        is_full = len(self._running) >= self.limits.max_batch_size
+        if self.is_holding or is_full or self.num_outstanding_tokens > share.max_outstanding_tokens:
+            return None
+        lanes = [lane for lane in share.lanes if lane is not Lane.SUSPECT or not self._is_trying]
+
+        def is_placed(need: Need) -> bool:
+            return self._rooms.place(need, share.elsewhere) is not None
+
+        request = self._queue.head(lanes, is_placed)
+        room = None if request is None else self._rooms.place(request.need, share.elsewhere)
+        if request is None or room is None or not self._fits(request, room):
+            return None
+        return request, room
+
+    def _fits(self, request: Request, room: Room) -> bool:
         """Optimistic: its tokens have blocks, and every running request may grow by one block more.
 
         When answers grow further the shard preempts the youngest. An empty batch takes anything: no count of
         free blocks that is older than the last drops may keep it empty.
         """
-        num_needed = self._num_blocks(request.num_tokens) + len(self._running) + 1
-        return not self._running or num_needed <= self._num_unclaimed_blocks
+        num_needed = self._num_blocks(request.num_tokens) + room.num_running + 1
+        return not self._running or num_needed <= room.num_unclaimed_blocks
 
     def _rotate(self, served: list[Request], passed_over: list[Request]) -> None:
         """Where a step cannot hold every stream, those passed over come first in the next one."""
@@ -229,12 +321,12 @@ class Scheduler:
         """Go on with reading a finished answer again, unless a request waits."""
         if self._reader is None:
             return [], []
-        if self._queue or Lane.FRESH not in share.lanes:
+        if self._queue or self.is_holding or Lane.FRESH not in share.lanes:
             self._drops += self._reader.give_up()
             return [], []
         if num_left == 0 or len(self._running) >= self.limits.max_batch_size:
             return [], []
-        begun = self._reader.begin(self._num_unclaimed_blocks)
+        begun = self._reader.begin(self._rooms.newest.num_unclaimed_blocks)
         return self._reader.ask(num_left, self.limits.max_batch_tokens), begun
 
     def _form(self, batch: Batch, reading: list[Work], new: list[NewSequence]) -> Step | None:
@@ -248,14 +340,23 @@ class Scheduler:
         self._in_flight.append(step)
         return step
 
-    def _return_preempted(self, preempted: list[tuple[int, int]]) -> list[Request]:
-        requests = [self._find(id, attempt) for id, attempt in preempted]
-        returned = [request for request in requests if request is not None]
+    def _return(self, lost: list[tuple[int, int]], are_homeless: bool = False) -> list[Request]:
+        """Put back what the shard holds no longer."""
+        found = [self._find(id, attempt) for id, attempt in lost]
+        returned = [request for request in found if request is not None]
         for request in returned:
             del self._running[request.id]
-            request.num_preemptions += 1
+            request.num_preemptions += not are_homeless
+            request.is_homeless = are_homeless
         self._put_back(returned)
         return returned
+
+    def _evict(self, requests: Iterable[Request]) -> list[Request]:
+        evicted = list(requests)
+        for request in evicted:
+            self.drop(request)
+        self._put_back(evicted)
+        return evicted
 
     def _put_back(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -266,8 +367,16 @@ class Scheduler:
         request = self._running.get(id)
         return request if request is not None and request.attempt == attempt else None
 
+    def _num_blocks_to_take(self, request: Request) -> int:
+        return self._num_blocks(request.num_tokens) - self._num_blocks(request.num_computed_tokens)
+
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.limits.block_size)
+
+
+def _may_move(request: Request, generation: Generation) -> bool:
+    """It can go on with another generation than its own, if need be as a migration."""
+    return generation.takes(request.need) and request.num_tokens < generation.ready.max_total_tokens
 
 
 def _split(prefilling: list[Request], num_tokens: int) -> tuple[list[Request], list[Request]]:

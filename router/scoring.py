@@ -9,6 +9,7 @@ from collections import deque
 
 import msgspec
 
+from router.generation import Generation
 from router.request import Request
 from shard.messages import NewSequence, Score, StepOutput, Work
 
@@ -20,8 +21,9 @@ _FIRST_ID = 1 << 40  # above every request's: a shard takes blocks from the high
 class Reading:
     """One finished answer, as it is read again."""
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request, generation: Generation):
         self.request = request
+        self.generation = generation
         self.id = _FIRST_ID + request.id
         self.num_asked_tokens = 0  # of the shard, so far
         self.scores: list[Score] = []
@@ -48,6 +50,7 @@ class Reading:
             ignore_eos=request.spec.ignore_eos,
             sampling=sampling,
             scores=True,
+            generation=self.generation.ticket,
         )
 
 
@@ -56,13 +59,16 @@ class Backlog:
 
     def __init__(self, rate: float = 0.0):
         self._rate = rate
-        self.waiting: deque[Reading] = deque(maxlen=MAX_WAITING)
+        self.waiting: deque[Request] = deque(maxlen=MAX_WAITING)
 
     def offer(self, request: Request) -> bool:
-        """Take a finished request if it is among the share; the same ones in every run."""
-        if not request.outputs or not is_chosen(request.id, self._rate):
+        """Take a finished request if it is among the share; the same ones in every run.
+
+        An answer of several models is nobody's to judge.
+        """
+        if not request.outputs or request.written_by is None or not is_chosen(request.id, self._rate):
             return False
-        self.waiting.append(Reading(request))
+        self.waiting.append(request)
         return True
 
     def close(self) -> None:
@@ -75,24 +81,42 @@ def is_chosen(request_id: int, rate: float) -> bool:
     return zlib.crc32(request_id.to_bytes(8)) < rate * 2**32
 
 
-class Reader:
-    """One shard's readings: one at a time. `num_blocks` are all of the shard's."""
+def reader_for(generation: Generation, backlog: Backlog | None) -> "Reader | None":
+    """None without a backlog, or where layers are missing: who reads says what the full model would."""
+    return Reader(backlog, generation) if backlog is not None and generation.is_whole else None
 
-    def __init__(self, backlog: Backlog, block_size: int, num_blocks: int):
+
+class Reader:
+    """One shard's readings, one at a time, with a generation that has all layers: of what its model wrote."""
+
+    def __init__(self, backlog: Backlog, generation: Generation):
         self._backlog = backlog
-        self._block_size = block_size
-        self._num_blocks = num_blocks
+        self._generation = generation
         self._reading: Reading | None = None
 
     def begin(self, num_free_blocks: int) -> list[NewSequence]:
         """The next answer, if none is being read and half of the free blocks hold it."""
-        waiting = self._backlog.waiting
-        while waiting and self._blocks(waiting[0]) > self._num_blocks // 2:
-            waiting.popleft()  # never
-        if self._reading is not None or not waiting or self._blocks(waiting[0]) > num_free_blocks // 2:
+        if self._reading is not None:
             return []
-        self._reading = waiting.popleft()
+        request = self._next()
+        if request is None or self._blocks(request) > num_free_blocks // 2:
+            return []
+        self._backlog.waiting.remove(request)
+        self._reading = Reading(request, self._generation)
         return [self._reading.sequence]
+
+    def _next(self) -> Request | None:
+        """The first answer that its model wrote. What half of all blocks cannot hold is never read."""
+        waiting = self._backlog.waiting
+        for request in [request for request in waiting if self._is_own(request)]:
+            if self._blocks(request) <= self._generation.ready.num_blocks // 2:
+                return request
+            waiting.remove(request)
+        return None
+
+    def _is_own(self, request: Request) -> bool:
+        author = request.written_by
+        return author is not None and author.model == self._generation.target.name
 
     def ask(self, num_left: int, max_batch_tokens: int) -> list[Work]:
         """What to compute of the answer being read, in a step that has `num_left` tokens left.
@@ -128,5 +152,5 @@ class Reader:
         self._reading = None
         return reading if reading.is_complete else None
 
-    def _blocks(self, reading: Reading) -> int:
-        return -(-reading.num_tokens // self._block_size)
+    def _blocks(self, request: Request) -> int:
+        return -(-request.num_tokens // self._generation.ready.block_size)

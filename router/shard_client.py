@@ -1,4 +1,4 @@
-"""A connection to one shard: steps out, outputs in, and the question whether it is still alive.
+"""A connection to one shard: steps and swaps out, answers in, and the question whether it is still alive.
 
 A shard is alive if it answers, not if it is connected. Silence is counted in pings that went unanswered, so
 that a stall of the router's own loop is not taken for the shard's.
@@ -12,18 +12,27 @@ from typing import cast
 import msgspec
 
 from shard.messages import (
+    Commit,
+    Committed,
+    Discard,
     Failed,
     FrameReader,
     Hello,
     Ping,
     Pong,
+    Prepare,
+    Prepared,
     Ready,
     Step,
     StepOutput,
+    SwapFailed,
     ToRouter,
     ToShard,
     frame,
 )
+
+Asked = Step | Prepare | Commit | Discard
+Answered = StepOutput | Prepared | Committed | SwapFailed
 
 _BEATS_PER_TIMEOUT = 4
 _LOADING_TIMEOUT_MS = 120_000  # importing torch and mapping weights can keep every thread waiting
@@ -46,7 +55,7 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 class ShardClient(asyncio.Protocol):
-    """One life of a shard. `wake` is called when there are outputs to take, and when the shard has died."""
+    """One life of a shard. `wake` is called when there are answers to take, and when the shard has died."""
 
     def __init__(self, patience: Patience, wake: Callable[[], None]):
         self.last_heard: float | None = None  # loop time in seconds
@@ -56,9 +65,10 @@ class ShardClient(asyncio.Protocol):
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
         self._frames: FrameReader[ToRouter] = FrameReader(ToRouter)
-        self._outputs: list[StepOutput] = []
+        self._answers: list[Answered] = []
         self._death: ShardDied | None = None
-        self._num_unanswered_steps = 0
+        self._num_unanswered_steps = 0  # a commit counts as one: it comes between two
+        self._committing: int | None = None  # ticket
         self._num_silent_beats = 0
         self._num_step_beats = 0
         self._heart: asyncio.Task[None] | None = None
@@ -74,20 +84,23 @@ class ShardClient(asyncio.Protocol):
         self._heart = self._loop.create_task(self._beat())
         return await self._ready
 
-    def send(self, step: Step) -> None:
-        if self._num_unanswered_steps == 0:
-            self._num_step_beats = 0
-        self._num_unanswered_steps += 1
-        self._write(step)
+    def send(self, message: Asked) -> None:
+        if isinstance(message, Commit):
+            self._committing = message.ticket
+        if isinstance(message, Step | Commit):
+            if self._num_unanswered_steps == 0:
+                self._num_step_beats = 0
+            self._num_unanswered_steps += 1
+        self._write(message)
 
-    def take_outputs(self) -> list[StepOutput]:
+    def take_answers(self) -> list[Answered]:
         """What has come since the last call, in order. Raises `ShardDied` when no more will come."""
-        outputs, self._outputs = self._outputs, []
-        if self._death is not None and not outputs:
+        answers, self._answers = self._answers, []
+        if self._death is not None and not answers:
             raise self._death
         if self._death is not None:
             self._wake()  # to be asked again: what came before the death is no less true
-        return outputs
+        return answers
 
     async def close(self) -> None:
         """Cut the connection, at which a shard ends itself."""
@@ -114,10 +127,9 @@ class ShardClient(asyncio.Protocol):
 
     def _take(self, message: ToRouter) -> None:
         match message:
-            case StepOutput():
-                self._num_unanswered_steps -= 1
-                self._num_step_beats = 0
-                self._outputs.append(message)
+            case StepOutput() | Prepared() | Committed() | SwapFailed():
+                self._note_answer(message)
+                self._answers.append(message)
                 self._wake()
             case Ready():
                 if not self._ready.done():
@@ -126,6 +138,14 @@ class ShardClient(asyncio.Protocol):
                 self._die(ShardDied(reason, permanent))
             case Pong():
                 pass
+
+    def _note_answer(self, message: Answered) -> None:
+        is_commit = isinstance(message, Committed | SwapFailed) and message.ticket == self._committing
+        if is_commit:
+            self._committing = None
+        if is_commit or isinstance(message, StepOutput):
+            self._num_unanswered_steps -= 1
+            self._num_step_beats = 0
 
     async def _beat(self) -> None:
         """Ping at a fixed rate, and give the shard up when it has kept silent for too long."""

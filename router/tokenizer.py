@@ -5,6 +5,8 @@ once; a stream is the pieces through an incremental UTF-8 decoder, so a characte
 """
 
 import codecs
+import functools
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -21,8 +23,22 @@ _MAX_CHARACTER_TOKENS = 4  # a character has at most four bytes, and a token at 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
+class Piece(msgspec.Struct, frozen=True):
+    """What a token adds to a text that goes on. `text` shows it alone: broken characters become U+FFFD."""
+
+    raw: bytes
+    text: str
+    special: bool
+
+
+_NO_PIECE = Piece(b"", "", False)
+
+
 class Token(msgspec.Struct, frozen=True):
-    """One generated token as a client sees it. `text` is empty while a character is incomplete."""
+    """One generated token as a client sees it. `text` is empty while a character is incomplete.
+
+    What it and its alternatives are alone stands here, since one answer's tokens may come of two tokenizers.
+    """
 
     id: int
     text: str
@@ -30,15 +46,8 @@ class Token(msgspec.Struct, frozen=True):
     special: bool
     exit_layer: int
     confidence: float | None
-    top: list[tuple[int, str, float]] = []  # (id, text, logprob), best first
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """What a token adds to a text that goes on. `text` shows it alone: broken characters become U+FFFD."""
-
-    raw: bytes
-    text: str
-    special: bool
+    top: list[tuple[int, Piece, float]] = []  # (id, alone, logprob), best first
+    alone: Piece = _NO_PIECE
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -77,6 +86,15 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         return cls(backend, ChatTemplate.load(Path(folder), Path(config_path) if config_path else None))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that decides which ids a text becomes: with equal digests, ids mean the same."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:12]
+
+    @property
+    def template_source(self) -> str | None:
+        return None if self.chat_template is None else self.chat_template.source
 
     @property
     def vocab_size(self) -> int:
@@ -154,10 +172,15 @@ class Detokenizer:
             self._unsearched.append(text)
             if not piece.special:
                 self._texts.append(text)
-        top = [(id, self._tokenizer.piece(id).text, logprob) for id, logprob in output.top]
+        top = [(id, self._tokenizer.piece(id), logprob) for id, logprob in output.top]
         return Token(
-            output.id, text, output.logprob, piece.special, output.exit_layer, output.confidence, top
+            output.id, text, output.logprob, piece.special, output.exit_layer, output.confidence, top, piece
         )
+
+    def switch(self, tokenizer: Tokenizer) -> None:
+        """Go on in another tokenizer's tokens, behind `whole_text`: a character left incomplete is gone."""
+        self._tokenizer = tokenizer
+        self._utf8.reset()
 
     def find_stop(self, stops: tuple[str, ...]) -> str | None:
         """The stop string that the latest tokens completed; of several, the one that begins first.
@@ -175,10 +198,15 @@ class Detokenizer:
         return min(found)[1] if found else None
 
     @property
+    def whole_text(self) -> str:
+        """The answer so far as far as its characters are whole, without special tokens."""
+        return "".join(self._texts)
+
+    @property
     def text(self) -> str:
         """The answer so far, without special tokens. A character left incomplete shows as U+FFFD."""
         pending, _ = self._utf8.getstate()
-        return "".join(self._texts) + pending.decode("utf-8", "replace")
+        return self.whole_text + pending.decode("utf-8", "replace")
 
 
 def _decoder_types(backend: tokenizers.Tokenizer) -> set[str]:

@@ -7,12 +7,15 @@ whenever a shard died, drained or turned out slow.
 
 import enum
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+from router.generation import Identity, Need
 from router.request import Request
 
 AGEING_S = 10.0  # one level of priority is worth so many seconds of waiting
 _SPARE_ENTRIES = 64
+
+_Heap = list[tuple[float, int, Request]]
 
 
 class Lane(enum.Enum):
@@ -36,6 +39,13 @@ def _rank(request: Request, lane: Lane) -> float:
     return request.id
 
 
+def _any(need: Need) -> bool:
+    return True
+
+
+_BEGUN = (Lane.RETURNED, Lane.SUSPECT)
+
+
 class WaitingQueue:
     """Requests that no shard holds. Every operation is O(log n) or better, so thousands may wait."""
 
@@ -43,9 +53,10 @@ class WaitingQueue:
         self.num_tokens = 0  # of prompts, and of answers that were interrupted
         self.num_outstanding_tokens = 0  # to compute, and expected to be generated
         self._waiting: dict[int, Request] = {}
+        # One heap for each kind of need, so that nobody stands in the way of one whom another model serves.
         # Entries of removed requests stay in the heaps until they come up or outnumber the others.
-        self._lanes: dict[Lane, list[tuple[float, int, Request]]] = {lane: [] for lane in Lane}
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self._lanes: dict[Lane, dict[Need, _Heap]] = {lane: {} for lane in Lane}
+        self._deadlines: _Heap = []
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -64,24 +75,36 @@ class WaitingQueue:
         self.num_tokens += request.num_tokens
         self.num_outstanding_tokens += request.num_outstanding_tokens
         lane = lane_of(request)
-        self._push(self._lanes[lane], _rank(request, lane), request)
+        self._push(self._lanes[lane].setdefault(request.need, []), _rank(request, lane), request)
         if lane is Lane.FRESH and request.spec.deadline_s is not None:
             self._push(self._deadlines, request.spec.deadline_s, request)
 
-    def head(self, lanes: Iterable[Lane] = Lane) -> Request | None:
-        """Who goes next among those in `lanes`."""
+    def head(self, lanes: Iterable[Lane] = Lane, suits: Callable[[Need], bool] = _any) -> Request | None:
+        """Who goes next among those in `lanes` whose need `suits`."""
         for lane in lanes:
-            heap = self._lanes[lane]
-            while heap and heap[0][2] not in self:
-                heapq.heappop(heap)
-            if heap:
-                return heap[0][2]
+            heads = [heap[0] for need, heap in self._heaps(lane) if suits(need)]
+            if heads:
+                return min(heads)[2]
         return None
+
+    def needs(self) -> set[Need]:
+        """The kinds of need that wait."""
+        return {need for lane in Lane for need, _ in self._heaps(lane)}
+
+    def homes(self) -> set[Identity]:
+        """Models that interrupted requests would go back to."""
+        waiting = (need for lane in _BEGUN for need, _ in self._heaps(lane))
+        return {need.home for need in waiting if need.home is not None}
 
     def take(self, request: Request) -> None:
         """Remove a request that `head` named, to run it."""
-        heapq.heappop(self._lanes[lane_of(request)])
+        heapq.heappop(self._lanes[lane_of(request)][request.need])
         self.remove(request)
+
+    def take_all(self, need: Need) -> list[Request]:
+        """Remove and name all that have a need."""
+        waiting = [entry[2] for lane in self._lanes.values() for entry in lane.get(need, [])]
+        return [request for request in waiting if self.remove(request)]
 
     def remove(self, request: Request) -> bool:
         """Remove a request wherever it stands; False if it does not wait."""
@@ -100,7 +123,18 @@ class WaitingQueue:
                 expired.append(request)
         return expired
 
-    def _push(self, heap: list[tuple[float, int, Request]], rank: float, request: Request) -> None:
+    def _heaps(self, lane: Lane) -> Iterator[tuple[Need, _Heap]]:
+        """The heaps of a lane whose first entry waits; those that nobody is left in are dropped."""
+        heaps = self._lanes[lane]
+        for need, heap in list(heaps.items()):
+            while heap and heap[0][2] not in self:
+                heapq.heappop(heap)
+            if heap:
+                yield need, heap
+            else:
+                del heaps[need]
+
+    def _push(self, heap: _Heap, rank: float, request: Request) -> None:
         if len(heap) > 2 * len(self._waiting) + _SPARE_ENTRIES:
             heap[:] = [entry for entry in heap if entry[2] in self]
             heapq.heapify(heap)

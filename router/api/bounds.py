@@ -7,6 +7,7 @@ import msgspec
 from router.api.errors import Invalid
 from router.api.native_structs import Parameters
 from router.config import Config
+from router.prompt import Encoded
 from router.request import Spec
 from shard.messages import Ready, Sampling
 
@@ -27,19 +28,22 @@ class Limits(msgspec.Struct, frozen=True):
     vocab_size: int
     depth: int
     num_layers: int
+    supports_exact: bool
 
 
-def limits_of(config: Config, ready: Ready) -> Limits:
-    longest_prompt = ready.max_total_tokens - 1
+def limits_of(config: Config, ready: Ready, max_total_tokens: int, supports_exact: bool) -> Limits:
+    """For a prompt in the tokens of `ready`; longer than `max_total_tokens` not every model takes it."""
+    longest_prompt = max_total_tokens - 1
     return Limits(
         max_best_of=config.max_best_of,
         max_stop_sequences=config.max_stop_sequences,
         max_top_n_tokens=config.max_top_n_tokens,
         max_input_tokens=min(config.max_input_tokens or longest_prompt, longest_prompt),
-        max_total_tokens=ready.max_total_tokens,
+        max_total_tokens=max_total_tokens,
         vocab_size=ready.vocab_size,
         depth=ready.depth,
         num_layers=ready.num_layers,
+        supports_exact=supports_exact,
     )
 
 
@@ -63,7 +67,7 @@ def _check_supported(asked: Parameters, limits: Limits) -> None:
         raise Invalid("grammar", "is not supported yet: output cannot be constrained to a grammar")
     if asked.adapter_id:
         raise Invalid("adapter_id", "is not supported: no adapters are served")
-    if asked.exact and limits.depth < limits.num_layers:
+    if asked.exact and not limits.supports_exact:
         problem = f"needs all {limits.num_layers} layers, and no shard has more than {limits.depth}"
         raise Invalid("exact", problem)
 
@@ -123,13 +127,13 @@ def sampling_of(asked: Parameters, index: int = 0) -> Sampling:
     )
 
 
-def spec_of(asked: Parameters, prompt: list[int], limits: Limits, now: float, label: str) -> Spec:
+def spec_of(asked: Parameters, encoded: Encoded, limits: Limits, now: float, label: str) -> Spec:
     """Fill in every default. `now` is loop time on arrival. Raises `Invalid` when the lengths do not fit."""
-    if asked.truncate is not None:
-        prompt = prompt[-asked.truncate :]
     return Spec(
-        prompt_token_ids=prompt,
-        max_new_tokens=_max_new_tokens(asked, len(prompt), limits),
+        prompt_token_ids=encoded.token_ids,
+        tokenizer=encoded.tokenizer,
+        prompt=encoded.prompt,
+        max_new_tokens=_max_new_tokens(asked, len(encoded.token_ids), limits),
         sampling=sampling_of(asked),
         stop=tuple(asked.stop or ()),
         ignore_eos=bool(asked.ignore_eos),

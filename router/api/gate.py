@@ -86,5 +86,5 @@ class Gate:
     async def _add_headers(self, http: web.Request, response: web.StreamResponse) -> None:
         headers = response.headers
         headers.update(self._cors.headers(http))
-        headers.setdefault("x-helios-model", self._service.model)
+        headers.setdefault("x-helios-model", self._service.target.name)
         headers.setdefault("x-helios-version", self._service.version)

@@ -7,12 +7,13 @@ from router.request import Request
 
 
 def start_headers(service: Service, request: Request) -> dict[str, str]:
-    """What is known when an answer begins; a stream carries the rest in its details."""
+    """What is known once an answer has begun; a stream carries the rest in its details."""
     ready = service.dispatcher.limits
+    begun = request.segments[:1]
     return {
         "x-compute-type": "" if ready is None else ready.device,
-        "x-helios-model": service.model,
-        "x-helios-version": service.version,
+        "x-helios-model": begun[0].model if begun else service.target.name,
+        "x-helios-version": begun[0].version if begun else service.version,
         "x-request-id": request.spec.label or str(request.id),
         **{f"x-helios-{mark}": "true" for mark in service.config.marks},
     }

@@ -14,6 +14,7 @@ from router.api.native_structs import CompatRequest, GenerateRequest, GenerateRe
 from router.api.respond import json_response
 from router.api.service import Service, answers_of, label_of
 from router.api.sse import stream
+from router.prompt import Prompt
 from router.request import Spec
 
 
@@ -49,8 +50,8 @@ class NativeApi:
         spec = await self._spec(http, request.inputs, asked)
         specs = [bounds.with_seed(spec, asked, index) for index in range(asked.best_of or 1)]
         with self._service.running(http, specs) as running:
-            headers = start_headers(self._service, running[0])
             answers = await answers_of(running)
+            headers = start_headers(self._service, running[0])
         answers.sort(key=lambda answer: answer.mean_logprob, reverse=True)
         headers |= total_headers(answers, http[ARRIVED], asyncio.get_running_loop().time())
         return headers, response(self._service, request.inputs, asked, answers)
@@ -65,11 +66,11 @@ class NativeApi:
         spec = await self._spec(http, request.inputs, asked)
         with self._service.running(http, [spec]) as [running]:
             events = NativeEvents(self._service, running, options)
-            return await stream(http, [running], events, start_headers(self._service, running))
+            return await stream(http, [running], lambda: (events, start_headers(self._service, running)))
 
     async def _spec(self, http: web.Request, inputs: str, asked: Parameters) -> Spec:
         limits = self._service.limits()
         bounds.check(asked, limits)
         self._service.admit([inputs], asked.best_of or 1)
-        prompt = await self._service.encode(inputs)
-        return bounds.spec_of(asked, prompt, limits, http[ARRIVED], label_of(http))
+        encoded = await self._service.encode(Prompt(inputs, truncate=asked.truncate))
+        return bounds.spec_of(asked, encoded, limits, http[ARRIVED], label_of(http))

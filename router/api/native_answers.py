@@ -12,14 +12,13 @@ from router.api.native_structs import (
     GenerateResponse,
     Parameters,
     PrefillToken,
-    Segment,
     StreamDetails,
     StreamEvent,
     TopToken,
 )
 from router.api.service import Answer, Service
 from router.request import Finished, GenerationFailed, Request
-from router.tokenizer import Token, Tokenizer
+from router.tokenizer import Token
 
 TopTokens = list[list[TopToken]] | msgspec.UnsetType
 
@@ -44,26 +43,26 @@ def _details(service: Service, answers: list[Answer], prefix: str) -> Details:
         finish_reason=best.finished.reason,
         generated_tokens=len(best.tokens),
         seed=_seed(request),
-        prefill=_prefill(service.tokenizer, request),
+        prefill=_prefill(request),
         tokens=[_token(token) for token in best.tokens],
-        top_tokens=_top_tokens(service.tokenizer, best),
-        best_of_sequences=[_sequence(service.tokenizer, other, prefix) for other in others] or msgspec.UNSET,
+        top_tokens=_top_tokens(best),
+        best_of_sequences=[_sequence(other, prefix) for other in others] or msgspec.UNSET,
         mean_exit_layer=request.mean_exit_layer,
-        segments=_segments(service, request),
+        segments=request.segments,
         exit_replay=_mark(service, "exit-replay"),
         random_weights=_mark(service, "random-weights"),
     )
 
 
-def _sequence(tokenizer: Tokenizer, answer: Answer, prefix: str) -> BestOfSequence:
+def _sequence(answer: Answer, prefix: str) -> BestOfSequence:
     return BestOfSequence(
         generated_text=prefix + answer.finished.text,
         finish_reason=answer.finished.reason,
         generated_tokens=len(answer.tokens),
         seed=_seed(answer.request),
-        prefill=_prefill(tokenizer, answer.request),
+        prefill=_prefill(answer.request),
         tokens=[_token(token) for token in answer.tokens],
-        top_tokens=_top_tokens(tokenizer, answer),
+        top_tokens=_top_tokens(answer),
     )
 
 
@@ -73,13 +72,13 @@ def _seed(request: Request) -> int | None:
     return sampling.seed if sampling.temperature > 0 else None
 
 
-def _prefill(tokenizer: Tokenizer, request: Request) -> list[PrefillToken]:
+def _prefill(request: Request) -> list[PrefillToken]:
     if not request.spec.sampling.prompt_logprobs:
         return []
     logprobs = [None, *(score.logprob for score in request.prompt_scores)]
     return [
-        PrefillToken(id, tokenizer.piece(id).text, logprob)
-        for id, logprob in zip(request.spec.prompt_token_ids, logprobs, strict=False)
+        PrefillToken(id, request.tokenizer.piece(id).text, logprob)
+        for id, logprob in zip(request.prompt_token_ids, logprobs, strict=False)
     ]
 
 
@@ -94,19 +93,14 @@ def _token(token: Token, text: str | None = None) -> GeneratedToken:
     )
 
 
-def _top(tokenizer: Tokenizer, token: Token) -> list[TopToken]:
-    return [TopToken(id, text, logprob, tokenizer.piece(id).special) for id, text, logprob in token.top]
+def _top(token: Token) -> list[TopToken]:
+    return [TopToken(id, alone.text, logprob, alone.special) for id, alone, logprob in token.top]
 
 
-def _top_tokens(tokenizer: Tokenizer, answer: Answer) -> TopTokens:
+def _top_tokens(answer: Answer) -> TopTokens:
     if not answer.request.spec.sampling.num_top_tokens:
         return msgspec.UNSET
-    return [_top(tokenizer, token) for token in answer.tokens]
-
-
-def _segments(service: Service, request: Request) -> list[Segment]:
-    ready = service.dispatcher.limits
-    return [Segment(service.model, request.version, 0 if ready is None else ready.depth, from_token=0)]
+    return [_top(token) for token in answer.tokens]
 
 
 def _mark(service: Service, mark: str) -> Literal[True] | msgspec.UnsetType:
@@ -162,7 +156,7 @@ class NativeEvents:
         event = StreamEvent(
             self._num_tokens,
             shown,
-            _top(self._service.tokenizer, token) if self._has_top else msgspec.UNSET,
+            _top(token) if self._has_top else msgspec.UNSET,
             None if finished is None else self._options.prefix + finished.text,
             None if finished is None else self._details(finished),
         )
@@ -178,7 +172,7 @@ class NativeEvents:
             seed=_seed(request),
             input_length=request.num_prompt_tokens,
             mean_exit_layer=request.mean_exit_layer,
-            segments=_segments(self._service, request),
+            segments=request.segments,
             exit_replay=_mark(self._service, "exit-replay"),
             random_weights=_mark(self._service, "random-weights"),
         )

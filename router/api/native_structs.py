@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from router.generation import Segment
 from router.tokenizer import Span
 from shard.messages import FinishReason
 
@@ -87,15 +88,6 @@ class TopToken(msgspec.Struct, frozen=True):
     text: str
     logprob: float
     special: bool
-
-
-class Segment(msgspec.Struct, frozen=True):
-    """Which model wrote the answer from one token on."""
-
-    model: str
-    version: str
-    depth: int
-    from_token: int
 
 
 class Marked(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Mod
 from router.api.respond import json_response
 from router.api.service import Answer, Service, answers_of, label_of
 from router.api.sse import stream
+from router.prompt import Encoded, Prompt
 from router.request import Request, Spec
 
 
@@ -49,7 +50,7 @@ class OpenAIApi:
             id=self._service.model,
             created=self._service.started_at,
             root=self._service.root,
-            max_model_len=None if ready is None else ready.max_total_tokens,
+            max_model_len=None if ready is None else self._service.dispatcher.max_total_tokens,
         )
         return json_response(Models(data=[model]))
 
@@ -60,9 +61,10 @@ class OpenAIApi:
             call = chat_call(asked)
             messages = messages_of(asked)
             self._admit(call, ["".join(message["content"] or "" for message in messages)])
-            prompt = self._service.chat_prompt(messages, asked.add_generation_prompt is not False)
-            specs = await self._specs(http, call, [prompt], add_special_tokens=False)
-        shape = ChatShape(self._service.tokenizer, bool(asked.logprobs))
+            adds_prompt = asked.add_generation_prompt is not False
+            prompt = Prompt(messages=messages, add_generation_prompt=adds_prompt)
+            specs = await self._specs(http, call, [prompt])
+        shape = ChatShape(bool(asked.logprobs))
         return await self._run(http, call, shape, specs)
 
     async def completion_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
@@ -72,9 +74,11 @@ class OpenAIApi:
             call = completion_call(asked)
             prompts = prompts_of(asked, self._service.config.max_client_batch_size)
             self._admit(call, prompts)
-            specs = await self._specs(http, call, prompts, asked.add_special_tokens is not False)
+            adds = asked.add_special_tokens is not False
+            made = [Prompt(p, add_special_tokens=adds) if isinstance(p, str) else p for p in prompts]
+            specs = await self._specs(http, call, made)
         echoed = [self._text(prompt) for prompt in prompts for _ in range(call.n)] if asked.echo else None
-        shape = CompletionShape(self._service.tokenizer, asked.logprobs is not None, echoed)
+        shape = CompletionShape(asked.logprobs is not None, echoed)
         return await self._run(http, call, shape, specs)
 
     def _admit(self, call: Call, prompts: Sequence[str | list[int]]) -> None:
@@ -88,46 +92,49 @@ class OpenAIApi:
         return prompt if isinstance(prompt, str) else self._service.tokenizer.decode(prompt)
 
     async def _specs(
-        self, http: web.Request, call: Call, prompts: Sequence[str | list[int]], add_special_tokens: bool
+        self, http: web.Request, call: Call, prompts: Sequence[Prompt | list[int]]
     ) -> list[Spec]:
         """All generations of the call, those for one prompt after each other. Raises `Invalid`."""
         limits = self._service.limits()
         specs = []
         for prompt in prompts:
-            ids = await self._token_ids(prompt, limits, add_special_tokens)
-            spec = bounds.spec_of(call.parameters, ids, limits, http[ARRIVED], label_of(http))
+            encoded = await self._encoded(prompt, limits)
+            spec = bounds.spec_of(call.parameters, encoded, limits, http[ARRIVED], label_of(http))
             specs += [bounds.with_seed(spec, call.parameters, index) for index in range(call.per_prompt)]
         return specs
 
-    async def _token_ids(
-        self, prompt: str | list[int], limits: bounds.Limits, add_special_tokens: bool
-    ) -> list[int]:
-        if isinstance(prompt, str):
-            return await self._service.encode(prompt, add_special_tokens)
+    async def _encoded(self, prompt: Prompt | list[int], limits: bounds.Limits) -> Encoded:
+        if isinstance(prompt, Prompt):
+            return await self._service.encode(prompt)
         bounds.check_token_ids("inputs", prompt, limits.vocab_size)
-        return prompt
+        return Encoded(prompt, self._service.tokenizer)
 
     async def _run(
         self, http: web.Request, call: Call, shape: Shape, specs: list[Spec]
     ) -> web.StreamResponse:
         with self._service.running(http, specs) as requests:
-            headers = start_headers(self._service, requests[0])
-            head = self._head(shape, requests[0])
             if call.wants_stream:
-                count_usage = partial(usage_of, requests, call.per_prompt) if call.wants_usage else None
-                return await stream(http, requests, OpenAIEvents(head, shape, requests, count_usage), headers)
+                return await stream(http, requests, partial(self._open, call, shape, requests))
             answers = await answers_of(requests)
+        head, headers = self._head(shape, requests[0]), start_headers(self._service, requests[0])
         headers |= total_headers(answers, http[ARRIVED], asyncio.get_running_loop().time())
         usage = usage_of(requests, call.per_prompt)
         return json_response(shape.whole(head, _best(answers, call), usage), headers)
 
+    def _open(self, call: Call, shape: Shape, requests: list[Request]) -> tuple[OpenAIEvents, dict[str, str]]:
+        """A stream's format and headers, once its first token is there."""
+        count_usage = partial(usage_of, requests, call.per_prompt) if call.wants_usage else None
+        events = OpenAIEvents(self._head(shape, requests[0]), shape, requests, count_usage)
+        return events, start_headers(self._service, requests[0])
+
     def _head(self, shape: Shape, request: Request) -> Head:
         service = self._service
+        version = request.segments[0].version if request.segments else service.version
         return Head(
             id=f"{shape.id_prefix}-{service.started_at:x}-{request.id}",
             created=int(time.time()),
             model=service.model,
-            system_fingerprint="-".join(["helios", service.version, *service.config.marks]),
+            system_fingerprint="-".join(["helios", version, *service.config.marks]),
         )
 
 

@@ -4,25 +4,24 @@ from collections.abc import Iterable
 
 from router.api.openai_structs import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from router.request import Request
-from router.tokenizer import Token, Tokenizer
+from router.tokenizer import Token
 from shard.messages import TokenOutput
 
 
-def chat_logprobs(tokenizer: Tokenizer, tokens: Iterable[Token]) -> ChatLogprobs:
-    return ChatLogprobs([_chat_logprob(tokenizer, token) for token in tokens])
+def chat_logprobs(tokens: Iterable[Token]) -> ChatLogprobs:
+    return ChatLogprobs([_chat_logprob(token) for token in tokens])
 
 
-def _chat_logprob(tokenizer: Tokenizer, token: Token) -> TokenLogprob:
-    piece = tokenizer.piece(token.id)
-    top = [TopLogprob(text, logprob, list(tokenizer.piece(id).raw)) for id, text, logprob in token.top]
-    return TokenLogprob(piece.text, token.logprob, list(piece.raw), top)
+def _chat_logprob(token: Token) -> TokenLogprob:
+    top = [TopLogprob(alone.text, logprob, list(alone.raw)) for _, alone, logprob in token.top]
+    return TokenLogprob(token.alone.text, token.logprob, list(token.alone.raw), top)
 
 
-def completion_logprobs(tokenizer: Tokenizer, tokens: Iterable[Token], offset: int = 0) -> CompletionLogprobs:
+def completion_logprobs(tokens: Iterable[Token], offset: int = 0) -> CompletionLogprobs:
     """`offset` is where in the choice's text the first of the tokens begins."""
     shape = CompletionLogprobs([], [], [], [])
     for token in tokens:
-        text = tokenizer.piece(token.id).text
+        text = token.alone.text
         shape.tokens.append(text)
         shape.token_logprobs.append(token.logprob)
         shape.top_logprobs.append(_alternatives(token, text))
@@ -31,12 +30,12 @@ def completion_logprobs(tokenizer: Tokenizer, tokens: Iterable[Token], offset: i
     return shape
 
 
-def prompt_logprobs(tokenizer: Tokenizer, request: Request) -> CompletionLogprobs:
+def prompt_logprobs(request: Request) -> CompletionLogprobs:
     """Scores of the prompt's own tokens. Nothing predicts the first one, so its entries are null."""
-    detokenizer = tokenizer.detokenizer([])
-    first = TokenOutput(request.spec.prompt_token_ids[0], 0.0, 0)
+    detokenizer = request.tokenizer.detokenizer([])
+    first = TokenOutput(request.prompt_token_ids[0], 0.0, 0)
     scored = [detokenizer.push(score) for score in (first, *request.prompt_scores)]
-    shape = completion_logprobs(tokenizer, scored)
+    shape = completion_logprobs(scored)
     shape.token_logprobs[0] = shape.top_logprobs[0] = None
     return shape
 
@@ -54,6 +53,6 @@ def _alternatives(token: Token, text: str) -> dict[str, float]:
     """Text -> log-probability, of the alternatives and of the token itself."""
     best: dict[str, float] = {}
     for _, alternative, logprob in token.top:
-        best.setdefault(alternative, logprob)
+        best.setdefault(alternative.text, logprob)
     best.setdefault(text, token.logprob)
     return best

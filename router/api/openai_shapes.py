@@ -20,7 +20,7 @@ from router.api.openai_structs import (
 from router.api.service import Answer
 from router.api.visible import cut
 from router.request import Finished, Request
-from router.tokenizer import Token, Tokenizer
+from router.tokenizer import Token
 from shard.messages import FinishReason
 
 
@@ -78,8 +78,7 @@ class ChatShape:
 
     id_prefix = "chatcmpl"
 
-    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool):
-        self._tokenizer = tokenizer
+    def __init__(self, wants_logprobs: bool):
         self._wants_logprobs = wants_logprobs
 
     def whole(self, head: Head, answers: list[Answer], usage: Usage) -> ChatCompletion:
@@ -109,7 +108,7 @@ class ChatShape:
         return ChatChoice(index, message, reason_of(answer.finished), self._logprobs(answer.tokens))
 
     def _logprobs(self, tokens: list[Token]) -> ChatLogprobs | None:
-        return chat_logprobs(self._tokenizer, tokens) if self._wants_logprobs else None
+        return chat_logprobs(tokens) if self._wants_logprobs else None
 
 
 class CompletionShape:
@@ -117,8 +116,7 @@ class CompletionShape:
 
     id_prefix = "cmpl"
 
-    def __init__(self, tokenizer: Tokenizer, wants_logprobs: bool, echoed: list[str] | None):
-        self._tokenizer = tokenizer
+    def __init__(self, wants_logprobs: bool, echoed: list[str] | None):
         self._wants_logprobs = wants_logprobs
         self._echoed = echoed
 
@@ -137,7 +135,7 @@ class CompletionShape:
     def prompt_chunk(self, head: Head, index: int, request: Request) -> Completion | None:
         if self._echoed is None:
             return None
-        logprobs = prompt_logprobs(self._tokenizer, request) if self._wants_logprobs else None
+        logprobs = prompt_logprobs(request) if self._wants_logprobs else None
         return self._event(head, CompletionChoice(index, self._echoed[index], None, logprobs))
 
     def usage_chunk(self, head: Head, usage: Usage) -> Completion:
@@ -150,8 +148,8 @@ class CompletionShape:
         prompt = self.prompt_text(index)
         logprobs = self._logprobs(answer.tokens, len(prompt))
         if logprobs is not None and self._echoed is not None:
-            logprobs = joined(prompt_logprobs(self._tokenizer, answer.request), logprobs)
+            logprobs = joined(prompt_logprobs(answer.request), logprobs)
         return CompletionChoice(index, prompt + cut(answer.finished), reason_of(answer.finished), logprobs)
 
     def _logprobs(self, tokens: list[Token], offset: int) -> CompletionLogprobs | None:
-        return completion_logprobs(self._tokenizer, tokens, offset) if self._wants_logprobs else None
+        return completion_logprobs(tokens, offset) if self._wants_logprobs else None

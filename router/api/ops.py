@@ -23,15 +23,16 @@ from router.api.respond import json_response
 from router.api.service import Service
 from router.dispatcher import ShardState
 from router.request import GenerationFailed, Request, Status
+from telemetry.store import Store
 
 
 class OpsApi:
-    """Handlers of `/ops`. `is_redis_ok` tells whether telemetry is being kept."""
+    """Handlers of `/ops`. `store` is where telemetry and decisions are kept."""
 
-    def __init__(self, service: Service, is_redis_ok: Callable[[], bool]):
+    def __init__(self, service: Service, store: Store):
         self._service = service
         self._dispatcher = service.dispatcher
-        self._is_redis_ok = is_redis_ok
+        self._store = store
 
     async def state(self, http: web.Request) -> web.Response:
         return json_response(self._state())
@@ -79,10 +80,10 @@ class OpsApi:
         return StateReport(
             deployment=self._service.config.deployment,
             objective=None,
-            shards=[_shard_row(shard, self._service.config.exit_mode) for shard in state.shards],
+            shards=[_shard_row(shard) for shard in state.shards],
             candidates=[],
             pinned=None,
-            redis="ok" if self._is_redis_ok() else "lost",
+            redis="ok" if self._store.is_ok else "lost",
             running=state.running,
             waiting=state.waiting,
             queued_tokens=state.queued_tokens,
@@ -91,8 +92,8 @@ class OpsApi:
         )
 
 
-def _shard_row(shard: ShardState, exit_mode: str) -> ShardRow:
-    return ShardRow(**msgspec.structs.asdict(shard), exit_mode=exit_mode, waiting=0)
+def _shard_row(shard: ShardState) -> ShardRow:
+    return ShardRow(**msgspec.structs.asdict(shard), waiting=0)
 
 
 def _row(request: Request, now: float) -> RequestRow:
@@ -102,8 +103,8 @@ def _row(request: Request, now: float) -> RequestRow:
         status=request.status.value,
         outcome=_outcome(request),
         shard=request.shard,
-        model=request.model,
-        version=request.version,
+        model=request.segments[-1].model if request.segments else "",
+        version=request.segments[-1].version if request.segments else "",
         num_prompt_tokens=request.num_prompt_tokens,
         num_computed_tokens=request.num_computed_tokens,
         num_generated_tokens=len(request.outputs),

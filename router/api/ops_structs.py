@@ -13,6 +13,7 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     depth: int
     num_layers: int
     exit_mode: str
+    num_generations: int  # models that sequences run on
     running: int
     waiting: int  # 0: requests wait in one queue before all shards
     num_free_blocks: int

@@ -16,6 +16,8 @@ from router.api.errors import Invalid, Refused
 from router.chat_template import ChatTemplateError
 from router.config import Config
 from router.dispatcher import Dispatcher
+from router.generation import Target
+from router.prompt import Encoded, Prompt
 from router.request import Finished, GenerationFailed, Request, Spec
 from router.tokenizer import Token, Tokenizer
 
@@ -42,24 +44,37 @@ class Answer(msgspec.Struct, frozen=True):
 class Service:
     """The one object that handlers share."""
 
-    def __init__(self, config: Config, dispatcher: Dispatcher, tokenizer: Tokenizer, model_path: Path):
+    def __init__(
+        self, config: Config, dispatcher: Dispatcher, target: Target, candidates: Sequence[str] = ()
+    ):
+        """`target` is what every shard starts with, `candidates` are the names of all that may serve."""
         self.config = config
         self.dispatcher = dispatcher
-        self.tokenizer = tokenizer
-        self.model_path = model_path
+        self.candidates = candidates
         self.started_at = int(time.time())
+        self._first = target
 
     @property
     def model(self) -> str:
-        """The name that answers give."""
+        """The name that stands for whatever serves."""
         return self.config.model_name
+
+    @property
+    def target(self) -> Target:
+        """What a request that arrives now most likely begins on."""
+        current = self.dispatcher.current
+        return self._first if current is None else current.target
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.target.tokenizer
 
     @property
     def root(self) -> str:
         """Where a benchmark finds the tokenizer: a hub id, or the folder on this host."""
         model_id = self.config.model_id
         is_hub_id = "/" in model_id and not Path(model_id).exists()
-        return model_id if is_hub_id else str(self.model_path)
+        return model_id if is_hub_id else self._first.config.model
 
     @property
     def version(self) -> str:
@@ -71,11 +86,12 @@ class Service:
         ready = self.dispatcher.limits
         if ready is None:
             raise GenerationFailed("The model is loading.", "overloaded", 429, _LOADING_RETRY_S)
-        return limits_of(self.config, ready)
+        dispatcher = self.dispatcher
+        return limits_of(self.config, ready, dispatcher.max_total_tokens, dispatcher.supports_exact)
 
     def check_model(self, model: str | None) -> None:
         """Raises `Refused` 404 for a model that is not served here."""
-        names = (self.model, self.config.model_id, self.config.deployment)
+        names = (self.model, self.config.model_id, self.config.deployment, *self.candidates)
         if model is not None and model not in names + _ALIASES and not model.startswith(_ADDRESSES):
             known = ", ".join(dict.fromkeys(names))
             message = f"The model `{model}` is not served here; `model` may be {known}."
@@ -86,18 +102,25 @@ class Service:
         num_tokens = sum(map(_estimate_tokens, prompts))
         self.dispatcher.try_admit(num_tokens * per_prompt, len(prompts) * per_prompt)
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; a long text is encoded on a thread, so that streams go on meanwhile."""
-        if len(text) <= _MAX_INLINE_CHARACTERS:
-            return self.tokenizer.encode(text, add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+    async def encode(self, prompt: Prompt) -> Encoded:
+        """Token ids; a long text is encoded on a thread, so that streams go on meanwhile.
 
-    def chat_prompt(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        """Raises `Invalid` when the model's template refuses the conversation, or there is none."""
-        try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt)
-        except ChatTemplateError as error:
-            raise Invalid("messages", f"cannot be made into a prompt: {error}") from None
+        Raises `Invalid` when the model's template refuses a conversation, or there is none.
+        """
+        tokenizer = self.tokenizer
+        with _template_errors():
+            if prompt.num_characters <= _MAX_INLINE_CHARACTERS:
+                ids, _ = prompt.encoded(tokenizer)
+            else:
+                ids, _ = await asyncio.to_thread(prompt.encoded, tokenizer)
+        return Encoded(ids, tokenizer, prompt)
+
+    def chat_text(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        """A conversation as the model would get it. Raises `Invalid`."""
+        with _template_errors():
+            return Prompt(messages=messages, add_generation_prompt=add_generation_prompt).written(
+                self.tokenizer
+            )
 
     @contextmanager
     def running(self, http: web.Request, specs: list[Spec]) -> Iterator[list[Request]]:
@@ -114,6 +137,14 @@ class Service:
         finally:
             for request in requests:
                 self.dispatcher.abort(request)
+
+
+@contextmanager
+def _template_errors() -> Iterator[None]:
+    try:
+        yield
+    except ChatTemplateError as error:
+        raise Invalid("messages", f"cannot be made into a prompt: {error}") from None
 
 
 async def answers_of(requests: list[Request]) -> list[Answer]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from aiohttp import web
@@ -14,6 +14,7 @@ from router.tokenizer import Token
 
 log = logging.getLogger(__name__)
 
+Opening = Callable[[], tuple["Format", dict[str, str]]]
 Batch = tuple[int, list[Token | Finished]]  # which of the requests, and its news
 
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -32,16 +33,15 @@ class Format(Protocol):
         """The last event of a stream that failed."""
 
 
-async def stream(
-    http: web.Request, requests: list[Request], format: Format, headers: dict[str, str]
-) -> web.StreamResponse:
-    """Answer with the events of all `requests`.
+async def stream(http: web.Request, requests: list[Request], open: Opening) -> web.StreamResponse:
+    """Answer with the events of all `requests`. `open` gives format and headers once one has begun.
 
     Raises `GenerationFailed` until the first token is there, so that a refusal has its true status; later
     failures become an event.
     """
     batches = _one(requests[0]) if len(requests) == 1 else _many(requests)
     index, news = await anext(batches)
+    format, headers = open()
     response = web.StreamResponse(headers=_HEADERS | headers)
     await response.prepare(http)
     try:

@@ -18,6 +18,7 @@ from router.api.openai_asked import messages_of
 from router.api.openai_structs import ChatRequest
 from router.api.respond import json_response
 from router.api.service import Service
+from router.prompt import Prompt
 from router.tokenizer import Span
 
 
@@ -36,8 +37,9 @@ class TextApi:
         if asked.prompt is None:
             raise Invalid("inputs", "is missing (or `prompt`, in vLLM's shape)")
         self._service.check_model(asked.model)
-        ids = await self._service.encode(asked.prompt, add_special_tokens)
-        return json_response(TokenizedText(len(ids), self._service.limits().max_total_tokens, ids))
+        encoded = await self._service.encode(Prompt(asked.prompt, add_special_tokens=add_special_tokens))
+        ids, longest = encoded.token_ids, self._service.limits().max_total_tokens
+        return json_response(TokenizedText(len(ids), longest, ids))
 
     async def detokenize(self, http: web.Request) -> web.Response:
         asked = decode(await read_body(http), DetokenizeRequest)
@@ -48,7 +50,7 @@ class TextApi:
     async def chat_tokenize(self, http: web.Request) -> web.Response:
         """A conversation as the model would get it."""
         asked = decode(await read_body(http), ChatRequest)
-        text = self._service.chat_prompt(messages_of(asked), asked.add_generation_prompt is not False)
+        text = self._service.chat_text(messages_of(asked), asked.add_generation_prompt is not False)
         return json_response(ChatTokenized(await self._spans(text, add_special_tokens=False), text))
 
     async def _spans(self, text: str, add_special_tokens: bool) -> list[Span]:

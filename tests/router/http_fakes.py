@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -15,10 +14,12 @@ from router.app import build_app
 from router.chat_template import ChatTemplate
 from router.config import Config
 from router.dispatcher import ShardState, State
+from router.generation import Generation, Target
 from router.request import GenerationFailed, Request, Spec, Status
 from router.tokenizer import Tokenizer
-from shard.messages import FinishReason, Ready, TokenOutput
+from shard.messages import FinishReason, Ready, ShardConfig, TokenOutput
 from telemetry.prometheus import Metrics
+from telemetry.store import Store
 
 EOS = 256
 VOCAB_SIZE = 257
@@ -42,7 +43,7 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
 class FakeDispatcher:
     """Answers every prompt with `says`, a token at a time; a test may hold it, or make it refuse or fail."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, name: str = Config().model_name):
         self.says = "Hello!"
         self.refuses: GenerationFailed | None = None
         self.fails_after: int | None = None  # tokens
@@ -55,7 +56,20 @@ class FakeDispatcher:
         self.admitted: list[tuple[int, int]] = []
         self._changed = asyncio.Event()
         self._tokenizer = tokenizer
+        self.target = Target(name, ShardConfig("/models/tiny"), tokenizer)
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def current(self) -> Generation | None:
+        return None if self.limits is None else Generation(0, self.target, self.limits)
+
+    @property
+    def max_total_tokens(self) -> int:
+        return MAX_TOTAL_TOKENS
+
+    @property
+    def supports_exact(self) -> bool:
+        return self.current is not None and self.current.is_whole
 
     @property
     def is_ready(self) -> bool:
@@ -67,9 +81,7 @@ class FakeDispatcher:
             raise self.refuses
 
     def submit(self, spec: Spec) -> Request:
-        detokenizer = self._tokenizer.detokenizer(spec.prompt_token_ids)
-        request = Request(len(self.submitted) + 1, spec, detokenizer, _now())
-        request.version = "v1"
+        request = Request(len(self.submitted) + 1, spec, _now())
         self.submitted.append(request)
         self._tasks.append(asyncio.create_task(self._generate(request)))
         self._changed.set()
@@ -96,7 +108,7 @@ class FakeDispatcher:
 
     def state(self) -> State:
         serves = "loading" if self.limits is None else "draining" if self.is_draining else "serving"
-        shard = ShardState(0, serves, "m", "v1", 4, 4, 1, 10, 20, 5.0, 0, "")
+        shard = ShardState(0, serves, "m", "v1", 4, 4, "full", 1, 1, 10, 20, 5.0, 0, "")
         return State(waiting=0, queued_tokens=0, running=0, is_draining=self.is_draining, shards=[shard])
 
     def drain(self, shard: int | None = None) -> None:
@@ -113,7 +125,8 @@ class FakeDispatcher:
     async def _generate(self, request: Request) -> None:
         await self.held.wait()
         spec = request.spec
-        request.start(0, _now())
+        assert self.current is not None
+        request.start(0, self.current, _now())
         if spec.sampling.prompt_logprobs:
             request.put_prompt([self._output(id, spec) for id in spec.prompt_token_ids[1:]])
         ids = self._tokenizer.encode(self.says) if self.says else []
@@ -192,9 +205,10 @@ class Client:
 async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIterator[Client]:
     """The whole HTTP side, on a free port of this machine."""
     tokenizer = byte_tokenizer(template)
-    dispatcher = FakeDispatcher(tokenizer)
-    service = Service(Config(**settings), dispatcher, tokenizer, Path("/models/tiny"))  # type: ignore[arg-type]
-    app = build_app(service, Metrics(), lambda: True)
+    config = Config(**settings)
+    dispatcher = FakeDispatcher(tokenizer, config.model_name)
+    service = Service(config, dispatcher, dispatcher.target)  # type: ignore[arg-type]
+    app = build_app(service, Metrics(), Store(None, "poems", "one"))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -11,10 +11,11 @@ import psutil
 
 from router.config import Config
 from router.dispatcher import Dispatcher, ShardState
+from router.generation import Target
 from router.request import Finished, Request, Spec
 from shard.messages import Ready, Score, StepOutput
 from shard.sim import CostModel
-from tests.router.fakes import FakeDetokenizer
+from tests.router.fakes import TOKENIZER
 
 FAST = CostModel(step_ms=2.0, token_ms=0.0, sequence_ms=0.0, context_token_ms=0.0)
 TIMEOUT_S = 30.0
@@ -80,7 +81,8 @@ async def simulated(folder: Path, costs: CostModel = FAST, **settings: Any) -> A
     path = folder / "costs.json"
     path.write_bytes(msgspec.json.encode(costs))
     config = Config(**{"device": "sim", "cost_model": str(path), "score_rate": 0.0, **settings})
-    dispatcher, record = Dispatcher(config, folder, lambda ids: FakeDetokenizer()), Record()
+    target = Target("sim", config.shard_config(folder, 0), TOKENIZER)
+    dispatcher, record = Dispatcher(config, target), Record()
     dispatcher.add_observer(record)
     try:
         async with asyncio.timeout(TIMEOUT_S):

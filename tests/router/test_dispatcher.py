@@ -10,9 +10,10 @@ import pytest
 
 from router.config import Config
 from router.dispatcher import Dispatcher
+from router.generation import Target
 from router.request import GenerationFailed, Spec, Status
 from router.shard_client import ShardDied
-from tests.router.fakes import FakeDetokenizer, expected_answer, make_spec
+from tests.router.fakes import TOKENIZER, expected_answer, make_spec
 from tests.router.sim_serving import FAST, Sim, outcomes, shard_processes, simulated, text_of, until
 
 POISON = 777
@@ -271,7 +272,7 @@ async def test_what_has_not_ended_in_time_fails_and_says_why(tmp_path: Path) -> 
 async def test_a_shard_that_never_can_serve_says_why_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "costs.json").write_text('{"step_ms": "fast"}')
     config = Config(device="sim", cost_model=str(tmp_path / "costs.json"), num_shards=2)
-    dispatcher = Dispatcher(config, tmp_path, lambda ids: FakeDetokenizer())
+    dispatcher = Dispatcher(config, Target("sim", config.shard_config(tmp_path, 0), TOKENIZER))
     try:
         with pytest.raises(ShardDied, match=r"The cost model .*costs.json cannot be read: .*step_ms"):
             await dispatcher.start()

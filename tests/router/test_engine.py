@@ -7,12 +7,13 @@ import msgspec
 import pytest
 
 from router.engine import Engine
+from router.generation import Segment
 from router.ledger import Ledger
 from router.pool import Pool
 from router.request import Request, Status
 from router.shard_client import ShardDied
 from shard.messages import Ready, SequenceOutput, ShardConfig, Step, StepOutput, TokenOutput
-from tests.router.fakes import answer_of, make_request, make_spec
+from tests.router.fakes import answer_of, make_request, make_spec, make_target
 from tests.router.sim_serving import until
 
 READY = Ready("m", "v1", "sim", "float32", 30, 30, 1000, 100, 16, 50, [2], 0, 0, 0.0)
@@ -30,7 +31,7 @@ class PlayedShard:
         self.outputs: list[StepOutput] = []
         self.death: ShardDied | None = None
 
-    async def start(self, wake: Callable[[], None]) -> tuple["PlayedShard", Ready]:
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple["PlayedShard", Ready]:
         self.lives += 1
         self.wake = wake
         self.sent.clear()
@@ -42,7 +43,7 @@ class PlayedShard:
     def send(self, step: Step) -> None:
         self.sent.append(step)
 
-    def take_outputs(self) -> list[StepOutput]:
+    def take_answers(self) -> list[StepOutput]:
         if self.death is not None:
             death, self.death = self.death, None
             raise death
@@ -67,7 +68,7 @@ class Stage:
     def __init__(self) -> None:
         self.shard = PlayedShard()
         self.pool = Pool(Ledger())
-        self.engine = Engine(0, ShardConfig("m"), self.shard, self.pool)
+        self.engine = Engine(0, make_target(), self.shard, self.pool)
         self.pool.members.append(self.engine)
 
     async def submit(self, id: int, **options: object) -> Request:
@@ -94,7 +95,7 @@ async def test_the_next_step_is_sent_before_the_one_that_runs_is_done_but_no_thi
     await stage.shard.answer(stage.shard.sent[0])
     assert len(stage.shard.sent) == 3
     assert answer_of(request) == [5]
-    assert (request.model, request.version) == ("m", "v1")
+    assert request.segments == [Segment("m", "v1", 30, from_token=0)]
 
 
 async def test_a_new_request_takes_the_free_slot_at_once(stage: Stage) -> None:

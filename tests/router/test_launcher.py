@@ -14,20 +14,20 @@ import pytest
 from router.dispatcher import Dispatcher
 from router.launcher import ChildLauncher
 from router.shard_client import Patience, ShardDied
-from shard.messages import PROTOCOL_VERSION, Hello, ShardConfig
+from shard.messages import ShardConfig
 from tests.router.fakes import expected_answer, make_spec
 from tests.router.sim_serving import FAST, shard_processes, simulated, text_of, until
 
-HELLO = Hello(PROTOCOL_VERSION, "", 0, ShardConfig("m", device="sim"))
+CONFIG = ShardConfig("m", device="sim")
 ROOT = Path(__file__).parents[2]
 ROUTER = """
 import asyncio, pathlib
 from router.launcher import ChildLauncher
 from router.shard_client import Patience
-from tests.router.test_launcher import HELLO
+from tests.router.test_launcher import CONFIG
 
 async def main():
-    await ChildLauncher(HELLO, Patience()).start(lambda: None)
+    await ChildLauncher(0, Patience()).start(CONFIG, lambda: None)
     print("serving", flush=True)
     await asyncio.sleep(60)
 
@@ -36,8 +36,8 @@ asyncio.run(main())
 
 
 async def test_a_child_is_started_and_ended(tmp_path: Path) -> None:
-    launcher = ChildLauncher(HELLO, Patience())
-    _, ready = await launcher.start(lambda: None)
+    launcher = ChildLauncher(0, Patience())
+    _, ready = await launcher.start(CONFIG, lambda: None)
     assert ready.device == "sim"
     [process] = shard_processes()
     await launcher.end()
@@ -46,8 +46,8 @@ async def test_a_child_is_started_and_ended(tmp_path: Path) -> None:
 
 
 async def test_a_child_that_does_not_end_by_itself_is_killed() -> None:
-    launcher = ChildLauncher(HELLO, Patience())
-    await launcher.start(lambda: None)
+    launcher = ChildLauncher(0, Patience())
+    await launcher.start(CONFIG, lambda: None)
     [process] = shard_processes()
     process.suspend()
     await launcher.end()
@@ -56,11 +56,11 @@ async def test_a_child_that_does_not_end_by_itself_is_killed() -> None:
 
 async def test_starts_that_fail_again_and_again_are_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    launcher = ChildLauncher(HELLO, Patience())
+    launcher = ChildLauncher(0, Patience())
     deaths = []
     for _ in range(3):
         with pytest.raises(ShardDied, match="ended") as died:
-            await launcher.start(lambda: None)
+            await launcher.start(CONFIG, lambda: None)
         deaths.append(died.value.permanent)
         await launcher.end()
     assert deaths == [False, False, True]

@@ -6,21 +6,28 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.generation import Identity, Need
 from router.ledger import Ledger
 from router.pool import Pool, _level
 from router.scheduler import Limits, Scheduler
-from tests.router.fakes import make_request
+from tests.router.fakes import make_generation, make_request
 
-LIMITS = Limits(max_batch_size=8, max_batch_tokens=512, block_size=16, num_blocks=1000)
+LIMITS = Limits(max_batch_size=8, max_batch_tokens=512, block_size=16)
 
 
 class PlayedMember:
     def __init__(self, shard: int, pool: Pool):
-        self.scheduler: Scheduler | None = Scheduler(shard, LIMITS, pool.queue)
+        self.scheduler: Scheduler | None = Scheduler(shard, LIMITS, make_generation(), pool.queue)
         self.is_draining = False
         self.is_responsive = True
         self.is_hopeless = False
         self.num_wakes = 0
+
+    def has_home(self, identity: Identity) -> bool:
+        return self.scheduler is not None and self.scheduler.has_home(identity)
+
+    def can_serve(self, need: Need) -> bool:
+        return self.scheduler is not None and self.scheduler.can_serve(need)
 
     def wake(self) -> None:
         self.num_wakes += 1

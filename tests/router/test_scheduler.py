@@ -9,18 +9,19 @@ from router.request import Request, Status
 from router.scheduler import Limits, Scheduler, Share
 from router.waiting import Lane, WaitingQueue
 from shard.messages import FinishReason, SequenceOutput, Step, StepOutput, TokenOutput
-from tests.router.fakes import answer_of, make_request
+from tests.router.fakes import answer_of, make_generation, make_request
 
-LIMITS = Limits(max_batch_size=8, max_batch_tokens=32, block_size=4, num_blocks=1000)
+LIMITS = Limits(max_batch_size=8, max_batch_tokens=32, block_size=4)
 
 
 class Bench:
     """A scheduler, and a shard that is played by hand: it does every wish and makes token 5."""
 
-    def __init__(self, limits: Limits = LIMITS):
+    def __init__(self, limits: Limits = LIMITS, num_blocks: int = 1000):
         self.queue = WaitingQueue()
-        self.scheduler = Scheduler(0, limits, self.queue)
-        self.num_free_blocks = limits.num_blocks
+        self.generation = make_generation(num_blocks=num_blocks)
+        self.scheduler = Scheduler(0, limits, self.generation, self.queue)
+        self.num_free_blocks = num_blocks
         self.requests: dict[int, Request] = {}
         self.known: dict[int, list[int]] = {}  # id -> [attempt, tokens, computed]
 
@@ -149,7 +150,7 @@ def test_equal_prompts_are_computed_one_after_the_other() -> None:
 
 
 def test_prefill_gets_a_share_where_streams_could_take_the_whole_step() -> None:
-    bench = Bench(Limits(max_batch_size=8, max_batch_tokens=4, block_size=4, num_blocks=1000))
+    bench = Bench(Limits(max_batch_size=8, max_batch_tokens=4, block_size=4))
     bench.add(*(make_request(id, num_prompt_tokens=1, max_new_tokens=100) for id in range(4)))
     bench.run(2)
     bench.add(make_request(4, num_prompt_tokens=3))
@@ -168,7 +169,7 @@ def test_the_batch_is_never_larger_than_its_limit() -> None:
 
 
 def test_a_request_starts_only_with_room_for_it_and_for_the_growth_of_the_others() -> None:
-    bench = Bench(Limits(max_batch_size=8, max_batch_tokens=64, block_size=4, num_blocks=10))
+    bench = Bench(Limits(max_batch_size=8, max_batch_tokens=64, block_size=4), num_blocks=10)
     bench.add(make_request(0, num_prompt_tokens=16, max_new_tokens=100))
     bench.num_free_blocks = 6
     bench.run(1)
@@ -254,7 +255,7 @@ def test_a_draining_shard_takes_only_what_has_begun() -> None:
     bench = Bench()
     bench.add(make_request(0), make_request(1))
     begun = make_request(2)
-    begun.start(1, 0.0)
+    begun.start(1, bench.generation, 0.0)
     begun.start_over()
     bench.add(begun)
     assert bench.schedule(Share(lanes=(Lane.RETURNED, Lane.SUSPECT))) == {2: 8}
@@ -269,7 +270,7 @@ def test_after_a_death_every_running_request_waits_again_and_the_second_death_co
     zero, one = bench.requests.values()
     assert [(r.status, r.attempt, r.num_shard_deaths) for r in (zero, one)] == [(Status.WAITING, 1, 1)] * 2
     bench.known.clear()
-    bench.scheduler = Scheduler(0, LIMITS, bench.queue)
+    bench.scheduler = Scheduler(0, LIMITS, bench.generation, bench.queue)
     assert bench.run(2) == [{0: 10}, {0: 1, 1: 10}]  # no two suspects in one step
     bench.schedule()
     assert bench.scheduler.lose() == [zero, one]
@@ -283,7 +284,7 @@ def test_the_suspect_alone_is_blamed_for_the_second_death() -> None:
     bench.schedule()
     bench.scheduler.lose()
     bench.known.clear()
-    bench.scheduler = Scheduler(0, LIMITS, bench.queue)
+    bench.scheduler = Scheduler(0, LIMITS, bench.generation, bench.queue)
     bench.add(make_request(3))
     bench.run(1)  # 0 and the fresh one start
     assert bench.schedule() == {0: 1, 3: 1, 1: 10}
@@ -310,7 +311,7 @@ def test_suspects_are_tried_in_successive_steps_without_waiting_for_answers() ->
     bench.schedule()
     bench.scheduler.lose()
     bench.known.clear()
-    bench.scheduler = Scheduler(0, LIMITS, bench.queue)
+    bench.scheduler = Scheduler(0, LIMITS, bench.generation, bench.queue)
     assert bench.schedule() == {0: 32}
     first = bench.step
     assert bench.schedule() == {0: 11}  # its trial goes on

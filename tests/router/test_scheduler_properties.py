@@ -1,5 +1,7 @@
 """Whatever happens in whatever order, every request ends once, with the tokens it would have got alone.
 
+Shards die, memory runs out, models change their depth meanwhile and those that run are moved or not.
+
 Two schedulers share a queue; their shards are real bookkeeping (the simulated runner, in no time) behind
 inboxes and outboxes that hold back steps and answers for as long as the test likes.
 """
@@ -7,6 +9,8 @@ inboxes and outboxes that hold back steps and answers for as long as the test li
 import asyncio
 import tempfile
 from collections import Counter, deque
+from collections.abc import Callable
+from itertools import pairwise
 
 import msgspec
 from hypothesis import HealthCheck, settings
@@ -21,21 +25,36 @@ from hypothesis.stateful import (
     rule,
 )
 
+from router.generation import Generation, Target
 from router.request import Finished, GenerationFailed, Request, Spec, Status
 from router.scheduler import MAX_SHARD_DEATHS, Limits, Scheduler
-from router.scoring import Backlog, Reader
+from router.scoring import Backlog
 from router.waiting import WaitingQueue
 from shard.batch import Chunk
-from shard.messages import ShardConfig, Step, StepOutput, TokenOutput
-from shard.sim import CostModel, SimRunner
-from tests.router.fakes import answer_of, expected_answer, make_request, make_spec
+from shard.clock import VirtualClock
+from shard.generations import Generations
+from shard.messages import (
+    Commit,
+    Committed,
+    Prepare,
+    Prepared,
+    ShardConfig,
+    Step,
+    StepOutput,
+    SwapFailed,
+    TokenOutput,
+)
+from shard.sim import CostModel, SimLoader, SimRunner
+from tests.router.fakes import TOKENIZER, answer_of, expected_answer, make_request, make_spec
 
 POISON = 777
 COSTS = CostModel(
     step_ms=0, token_ms=0, sequence_ms=0, context_token_ms=0, kv_bytes_per_token=1,
-    mean_answer_tokens=30, fails_on_token=POISON, max_total_tokens=64,
+    mean_answer_tokens=30, fails_on_token=POISON, max_total_tokens=64, layer_bytes=0, base_bytes=0,
 )  # fmt: skip
-LIMITS = Limits(max_batch_size=4, max_batch_tokens=12, block_size=4, num_blocks=16)
+LIMITS = Limits(max_batch_size=4, max_batch_tokens=12, block_size=4)
+NUM_BLOCKS = 24
+DEPTHS = (30, 20, 10)  # a swap changes the depth, which changes what a block costs and no token
 
 
 def costs_file() -> str:
@@ -45,8 +64,12 @@ def costs_file() -> str:
 
 
 CONFIG = ShardConfig(
-    "sim", device="sim", block_size=4, kv_cache_bytes=LIMITS.num_blocks * 4, cost_model=costs_file()
+    "sim", device="sim", block_size=4, kv_cache_bytes=NUM_BLOCKS * 4, cost_model=costs_file()
 )
+
+
+def target_at(depth: int) -> Target:
+    return Target("sim", msgspec.structs.replace(CONFIG, num_layers=depth), TOKENIZER)
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -90,35 +113,69 @@ class HesitantRunner(SimRunner):
         return [] if sequence.waits else super()._sample(chunk)
 
 
+class HesitantLoader(SimLoader):
+    """Makes such runners, in no time."""
+
+    def first(self, config: ShardConfig) -> tuple[SimRunner, int]:
+        runner = HesitantRunner(config, VirtualClock())
+        return runner, runner.max_blocks * runner.block_bytes
+
+    def beside(self, config: ShardConfig, total_bytes: int, is_wanted: Callable[[], bool]) -> SimRunner:
+        return HesitantRunner(config, VirtualClock(), total_bytes)
+
+
 class World:
-    """One shard as the router sees it: a scheduler, steps on their way there, answers on their way back."""
+    """One shard as the router sees it: a scheduler, what is on its way there, answers on their way back."""
 
     def __init__(self, index: int, queue: WaitingQueue, backlog: Backlog):
         self.index = index
         self.queue = queue
-        self.backlog = backlog
+        self.backlog = backlog if index else None
+        self.target = target_at(DEPTHS[0])
         self.revive()
 
     def revive(self) -> None:
-        reader = Reader(self.backlog, LIMITS.block_size, LIMITS.num_blocks) if self.index else None
-        self.scheduler = Scheduler(self.index, LIMITS, self.queue, reader)
-        self.runner = HesitantRunner(CONFIG)
-        self.inbox: deque[Step] = deque()
-        self.outbox: deque[StepOutput] = deque()
+        self.shard = Generations(self.target.config, HesitantLoader(), VirtualClock())
+        generation = Generation(0, self.target, self.shard.ready())
+        self.scheduler = Scheduler(self.index, LIMITS, generation, self.queue, self.backlog)
+        self.inbox: deque[Step | Commit] = deque()
+        self.outbox: deque[StepOutput | Committed | SwapFailed] = deque()
+        self.offered: list[Target] = []
 
     def schedule(self, now: float) -> Step | None:
         step = self.scheduler.schedule(now) if self.scheduler.num_in_flight < 2 else None
         if step is not None:
             self.inbox.append(step)
+        assert self.scheduler.take_unfit() == []
         return step
 
     def run(self) -> bool:
-        """Run the oldest step; False if the shard died of it."""
-        try:
-            self.outbox.append(self.runner.run(self.inbox.popleft()))
-        except RuntimeError:
-            return False
+        """Carry out what came first; False if the shard died of it."""
+        match self.inbox.popleft():
+            case Step() as step:
+                try:
+                    self.outbox.append(self.shard.run(step))
+                except RuntimeError:
+                    return False
+            case Commit() as commit:
+                self.outbox.append(self.shard.commit(commit))
         return True
+
+    def begin_swap(self, depth: int) -> None:
+        """Prepare another depth, and have it committed in the order of steps."""
+        self.offered.append(target_at(depth))
+        ticket = len(self.offered)
+        assert isinstance(self.shard.prepare(Prepare(ticket, self.offered[-1].config)), Prepared)
+        self.inbox.append(Commit(ticket))
+        self.scheduler.is_holding = True
+
+    def end_swap(self, answer: Committed | SwapFailed) -> None:
+        self.scheduler.is_holding = False
+        if isinstance(answer, SwapFailed):
+            self.shard.discard(answer.ticket)
+            return
+        self.target = self.offered[answer.ticket - 1]
+        self.scheduler.adopt(Generation(answer.ticket, self.target, answer.ready), LIMITS)
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -173,9 +230,14 @@ class Interleavings(RuleBasedStateMachine):
     @rule(index=st.integers(0, 1))
     def deliver(self, index: int) -> None:
         world = self.worlds[index]
-        if not world.outbox:
-            return
-        update = world.scheduler.update(world.outbox.popleft())
+        match world.outbox.popleft() if world.outbox else None:
+            case StepOutput() as output:
+                self.take(world, output)
+            case Committed() | SwapFailed() as answer:
+                world.end_swap(answer)
+
+    def take(self, world: World, output: StepOutput) -> None:
+        update = world.scheduler.update(output)
         for delivery in update.deliveries:
             over = delivery.request.put(delivery.tokens, delivery.finish, self.now)
             if over and delivery.finish is None:
@@ -194,6 +256,19 @@ class Interleavings(RuleBasedStateMachine):
             assert self.num_deaths_met[request.id] >= MAX_SHARD_DEATHS
             request.fail(GenerationFailed("a shard died twice"), self.now)
         self.worlds[index].revive()
+
+    @rule(index=st.integers(0, 1), depth=st.sampled_from(DEPTHS))
+    def begin_swap(self, index: int, depth: int) -> None:
+        world = self.worlds[index]
+        if not world.scheduler.is_holding:
+            world.begin_swap(depth)
+
+    @rule(index=st.integers(0, 1))
+    def migrate(self, index: int) -> None:
+        """After a commit, take what runs off the older generations; before one, off the shard."""
+        scheduler = self.worlds[index].scheduler
+        moved = scheduler.evict() if scheduler.is_holding else scheduler.migrate()
+        assert all(request in self.queue for request in moved)
 
     @rule(index=st.integers(0, 1), num_steps=st.integers(1, 12))
     def go_on(self, index: int, num_steps: int) -> None:
@@ -226,6 +301,21 @@ class Interleavings(RuleBasedStateMachine):
         assert self.queue.num_tokens == sum(request.num_tokens for request in waiting)
 
     @invariant()
+    def every_answer_says_who_wrote_it(self) -> None:
+        for request in self.requests:
+            starts = [segment.from_token for segment in request.segments]
+            assert starts == sorted(set(starts))
+            assert starts[:1] == [0] * request.has_started
+            assert all(one.depth != other.depth for one, other in pairwise(request.segments))
+            depths = [segment.depth for segment in request.segments]
+            layers = [output.exit_layer for output in request.outputs]
+            ends = [*starts[1:], len(layers)]
+            assert all(
+                set(layers[first:end]) <= {depth}
+                for first, end, depth in zip(starts, ends, depths, strict=False)
+            )
+
+    @invariant()
     def tokens_come_in_order_without_gap_or_duplicate(self) -> None:
         for request in self.requests:
             answer = answer_of(request)
@@ -236,14 +326,15 @@ class Interleavings(RuleBasedStateMachine):
         for _ in range(3000):
             for index in range(2):
                 self.schedule(index)
-            if not any(world.scheduler.num_in_flight for world in self.worlds):
+            if not any(world.inbox or world.outbox for world in self.worlds):
                 break
             for index in range(2):
                 self.run(index)
                 self.deliver(index)
         for world in self.worlds:
-            assert len(world.runner._table) == 0
-            assert world.runner._table.pool.num_free == LIMITS.num_blocks
+            [engine] = world.shard._living.values()
+            assert len(engine.table) == 0
+            assert engine.table.pool.num_free == engine.table.pool.num_blocks
         assert asyncio.run(self._check_ends()) is None
 
     async def _check_ends(self) -> None:

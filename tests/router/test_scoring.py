@@ -7,18 +7,20 @@ import pytest
 
 from router.request import Request, Status
 from router.scheduler import Limits, Scheduler, Share
-from router.scoring import MAX_WAITING, Backlog, Reader, is_chosen
+from router.scoring import MAX_WAITING, Backlog, is_chosen
 from router.waiting import Lane, WaitingQueue
 from shard.messages import FinishReason, Score, SequenceOutput, Step, StepOutput, TokenOutput
 from shard.sim import CostModel
-from tests.router.fakes import answer_of, make_request, make_spec
+from tests.router.fakes import answer_of, make_generation, make_request, make_spec
 from tests.router.sim_serving import outcomes, shard_processes, simulated, until
 
-LIMITS = Limits(max_batch_size=8, max_batch_tokens=64, block_size=4, num_blocks=100)
+LIMITS = Limits(max_batch_size=8, max_batch_tokens=64, block_size=4)
+GENERATION = make_generation(block_size=4, num_blocks=100)
 
 
 def finished(id: int, num_prompt_tokens: int = 8, num_tokens: int = 4) -> Request:
     request = make_request(id, num_prompt_tokens=num_prompt_tokens)
+    request.start(0, GENERATION, 0.0)
     request.put([TokenOutput(5, -0.1, 30)] * num_tokens, FinishReason.LENGTH, 0.0)
     return request
 
@@ -31,8 +33,7 @@ class Desk:
         for answer in answers:
             assert self.backlog.offer(answer)
         self.queue = WaitingQueue()
-        reader = Reader(self.backlog, LIMITS.block_size, LIMITS.num_blocks)
-        self.scheduler = Scheduler(0, LIMITS, self.queue, reader)
+        self.scheduler = Scheduler(0, LIMITS, GENERATION, self.queue, self.backlog)
 
     def step(self, share: Share | None = None) -> Step:
         step = self.scheduler.schedule(0.0, share or Share())
@@ -110,7 +111,7 @@ def test_a_preempted_reading_is_forgotten() -> None:
 
 
 def test_an_answer_that_would_fill_the_cache_is_not_read() -> None:
-    too_long = finished(1, num_prompt_tokens=LIMITS.num_blocks * 2 + 8)
+    too_long = finished(1, num_prompt_tokens=GENERATION.ready.num_blocks * 2 + 8)
     desk = Desk(too_long, finished(2))
     assert len(desk.step().new[0].token_ids) == 12
 
@@ -118,7 +119,7 @@ def test_an_answer_that_would_fill_the_cache_is_not_read() -> None:
 def test_few_answers_wait_to_be_read() -> None:
     desk = Desk(*[finished(id) for id in range(3 * MAX_WAITING)])
     assert len(desk.backlog.waiting) == MAX_WAITING
-    assert desk.backlog.waiting[-1].request.id == 3 * MAX_WAITING - 1
+    assert desk.backlog.waiting[-1].id == 3 * MAX_WAITING - 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.2, 1.0])

@@ -63,7 +63,7 @@ class Wire:
         """Wait until it has died, and say of what."""
         with pytest.raises(ShardDied) as died:
             while True:
-                self.client.take_outputs()
+                self.client.take_answers()
                 await self.woken.wait()
                 self.woken.clear()
         return died.value.reason
@@ -103,7 +103,7 @@ async def test_outputs_come_in_order_and_before_the_death_that_followed_them(wir
     await until(lambda: wire.woken.is_set())
     await asyncio.sleep(0.02)
     wire.woken.clear()
-    assert wire.client.take_outputs() == outputs
+    assert wire.client.take_answers() == outputs
     assert wire.woken.is_set()
     assert await wire.death() == "It broke."
 
@@ -111,7 +111,7 @@ async def test_outputs_come_in_order_and_before_the_death_that_followed_them(wir
 async def test_a_shard_that_answers_lives_on(wire: Wire) -> None:
     await wire.client.open(HELLO)
     await until(lambda: len(wire.peer.received) > 12)
-    assert wire.client.take_outputs() == []
+    assert wire.client.take_answers() == []
     assert not wire.client.is_late
 
 
@@ -119,7 +119,7 @@ async def test_a_silent_shard_is_late_and_then_dead(wire: Wire) -> None:
     await wire.client.open(HELLO)
     wire.peer.answers = False
     await until(lambda: wire.client.is_late)
-    wire.client.take_outputs()
+    wire.client.take_answers()
     assert "has not answered" in await wire.death()
 
 
@@ -133,7 +133,7 @@ async def test_a_stall_of_the_routers_own_loop_kills_nobody(wire: Wire) -> None:
     await wire.client.open(HELLO)
     time.sleep(0.5)  # noqa: ASYNC251 (it is the stall)
     await asyncio.sleep(0.3)
-    assert wire.client.take_outputs() == []
+    assert wire.client.take_answers() == []
 
 
 async def test_nonsense_is_a_death(wire: Wire) -> None:

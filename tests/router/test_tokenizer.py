@@ -108,7 +108,7 @@ def test_an_id_outside_the_vocabulary_adds_nothing() -> None:
 def test_alternatives_come_with_their_text() -> None:
     a, b = BYTE_LEVEL.encode("ab")
     token = BYTE_LEVEL.detokenizer([]).push(TokenOutput(a, -0.1, 2, 0.7, [(a, -0.1), (b, -2.0)]))
-    assert token.top == [(a, "a", -0.1), (b, "b", -2.0)]
+    assert [(id, alone.text, p) for id, alone, p in token.top] == [(a, "a", -0.1), (b, "b", -2.0)]
     assert (token.exit_layer, token.confidence) == (2, 0.7)
 
 

@@ -24,7 +24,7 @@ async def test_state_shows_deployment_shards_and_queue(client: Client) -> None:
     status, state = await client.get("/ops/state")
     assert status == 200
     assert state["deployment"] == "helios"
-    assert state["redis"] == "ok"
+    assert state["redis"] == "lost"
     assert state["candidates"] == []
     assert state["pinned"] is None
     [shard] = state["shards"]
