@@ -1,6 +1,7 @@
 """Random weights of published shapes (`random:opt-1.3b`): real matrix sizes where no weights are at hand.
 
-What such a model says means nothing, and is labelled so wherever it appears.
+`random:opt-1.3b:4` is a fourth as wide: as many layers, all matrices in their proportions. What such a model
+says means nothing, and is labelled so wherever it appears.
 """
 
 import json
@@ -15,6 +16,10 @@ from shard.models.checkpoint import CheckpointError
 
 PREFIX = "random:"
 STD = 0.02
+_WIDTHS = (
+    *("hidden_size", "word_embed_proj_dim", "ffn_dim", "intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads", "vocab_size"),
+)
 PATTERN_NUMBERS = 1 << 22  # drawn once and repeated: drawing billions would take minutes
 
 _LLAMA2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
@@ -64,13 +69,24 @@ for _name, _heads in (("opt-1.3b", 32), ("opt-6.7b", 32)):
 
 def write_random_model(name: str, folder: Path) -> None:
     """A folder without weights that loads as a model of a published shape. Raises `ModelUnusable`."""
-    shape = SHAPES.get(name.removeprefix(PREFIX))
-    if shape is None:
-        raise ModelUnusable(
-            f"There is no shape {name!r}: choose {', '.join(PREFIX + known for known in SHAPES)}."
-        )
-    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "config.json").write_text(json.dumps(_shape(name.removeprefix(PREFIX))))
     (folder / RANDOM_MARK).write_text(json.dumps({"shape": name, "std": STD}))
+
+
+def _shape(name: str) -> dict[str, Any]:
+    """What `opt-1.3b` or `opt-1.3b:4` stands for."""
+    known, _, divisor = name.partition(":")
+    if known not in SHAPES:
+        choices = ", ".join(PREFIX + shape for shape in SHAPES)
+        raise ModelUnusable(f"There is no shape {PREFIX + known!r}: choose {choices}.")
+    shape = dict(SHAPES[known])
+    if not divisor:
+        return shape
+    widths = {field: shape[field] for field in _WIDTHS if field in shape}
+    narrow = int(divisor) if divisor.isdecimal() else 0
+    if narrow < 1 or any(width % narrow for width in widths.values()):
+        raise ModelUnusable(f"{known} cannot be narrowed by {divisor}: it must divide {widths}.")
+    return shape | {field: width // narrow for field, width in widths.items()}
 
 
 class RandomCheckpoint:
