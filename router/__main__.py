@@ -19,7 +19,7 @@ from router import app, logs, machine, memory, options
 from router.config import Config
 from router.options import ConfigError
 from router.shard_client import ShardDied
-from telemetry.watch import watching
+from telemetry.keeping import keeping
 
 PROGRAM = "helios serve"
 PACKAGE_ROOT = Path(__file__).parents[1]  # where children find our packages, wherever this was started
@@ -128,8 +128,9 @@ async def _serve(config: Config, model_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     try:
-        async with watching(config.redis_url) as is_redis_ok:
-            await app.serve(config, model_path, stop, lambda address: _announce(config, address), is_redis_ok)
+        name = f"{socket.gethostname()}-{os.getpid()}"
+        async with keeping(config.redis_url, config.deployment, name) as store:
+            await app.serve(config, model_path, stop, lambda address: _announce(config, address), store)
     except ShardDied as error:
         raise CannotServe(error.reason) from error
     except OSError as error:  # the port was taken meanwhile, or the folder cannot be read

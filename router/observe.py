@@ -1,8 +1,10 @@
 """What the router tells its observers, as metrics."""
 
+from router.generation import Generation
 from router.request import GenerationFailed, Request
-from shard.messages import ExitReport, FinishReason, Ready, Score, StepOutput
-from telemetry.prometheus import Metrics
+from shard.messages import ExitReport, FinishReason, Score, StepOutput
+from telemetry.prometheus import HeliosMetrics, Metrics
+from telemetry.store import Store
 
 
 class MetricsObserver:
@@ -55,8 +57,15 @@ class MetricsObserver:
         helios.kv_blocks_free.labels(*labels).set(output.num_free_blocks)
         for layer, num_tokens in _by_exit_layer(output).items():
             helios.tokens.labels(self._model, str(layer)).inc(num_tokens)
-        if output.exits is not None:
-            self._count_exits(shard, output.exits)
+        if output.num_blocks is not None:
+            helios.kv_blocks.labels(*labels).set(output.num_blocks)
+        if output.joules is not None:
+            helios.joules.labels(*labels).inc(output.joules)
+        for older in output.older:
+            helios.busy.labels(*labels).inc(older.ms / 1000)
+        for exits in (*(older.exits for older in output.older), output.exits):
+            if exits is not None:
+                self._count_exits(shard, exits)
 
     def on_scored(self, request: Request, scores: list[Score]) -> None:
         self._helios.scored_sequences.labels(self._model).inc()
@@ -65,9 +74,15 @@ class MetricsObserver:
             self._helios.scored_tokens.labels(*labels).inc()
             self._helios.agreeing_tokens.labels(*labels).inc(output.id == score.choice)
 
-    def on_shard_ready(self, shard: int, ready: Ready) -> None:
-        self._helios.kv_blocks.labels(self._model, str(shard)).set(ready.num_blocks)
-        self._helios.kv_blocks_free.labels(self._model, str(shard)).set(ready.num_blocks)
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+        num_blocks = generation.ready.num_blocks
+        self._helios.kv_blocks.labels(self._model, str(shard)).set(num_blocks)
+        self._helios.kv_blocks_free.labels(self._model, str(shard)).set(num_blocks)
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        self._helios.swaps.labels(self._model, outcome).inc()
+        for phase, ms in phases_ms.items():
+            self._helios.swap_phase.labels(self._model, phase).observe(ms / 1000)
 
     def on_shard_death(self, shard: int, reason: str) -> None:
         self._helios.shard_deaths.labels(self._model, str(shard)).inc()
@@ -103,6 +118,12 @@ class MetricsObserver:
         self._tgi.batch_inference_duration.labels(method).observe(step_s + idle_s)
         self._tgi.batch_forward_duration.labels(method).observe(step_s)
         self._tgi.batch_next_size.observe(len(output.outputs))
+
+
+def watch_store(helios: HeliosMetrics, store: Store, model: str) -> None:
+    """Have metrics say, when they are asked, how keeping telemetry goes."""
+    helios.redis_up.labels(model).set_function(lambda: store.is_ok)
+    helios.telemetry_dropped.labels(model).set_function(lambda: store.num_dropped)
 
 
 def _between(start: float, end: float | None) -> float:

@@ -2,8 +2,9 @@
 
 from typing import Protocol
 
+from router.generation import Generation
 from router.request import Request
-from shard.messages import Ready, Score, StepOutput
+from shard.messages import Score, StepOutput
 
 
 class Observer(Protocol):
@@ -25,5 +26,10 @@ class Observer(Protocol):
 
     def on_preempted(self, request: Request) -> None: ...
     def on_step(self, shard: int, output: StepOutput) -> None: ...
-    def on_shard_ready(self, shard: int, ready: Ready) -> None: ...
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+        """What requests begin on there from now on: it has started, or its model was changed."""
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        """A change of model was `committed` or has `failed`."""
+
     def on_shard_death(self, shard: int, reason: str) -> None: ...

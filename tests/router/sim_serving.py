@@ -11,9 +11,9 @@ import psutil
 
 from router.config import Config
 from router.dispatcher import Dispatcher, ShardState
-from router.generation import Target
+from router.generation import Generation, Target
 from router.request import Finished, Request, Spec
-from shard.messages import Ready, Score, StepOutput
+from shard.messages import Score, StepOutput
 from shard.sim import CostModel
 from tests.router.fakes import TOKENIZER
 
@@ -27,6 +27,7 @@ class Record:
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []  # (what, request id)
         self.steps: list[tuple[int, StepOutput]] = []  # (shard, output)
+        self.swaps: list[tuple[int, str]] = []  # (shard, outcome)
         self.deaths: list[tuple[int, str]] = []
         self.scored: list[tuple[Request, list[Score]]] = []
 
@@ -51,8 +52,11 @@ class Record:
     def on_step(self, shard: int, output: StepOutput) -> None:
         self.steps.append((shard, output))
 
-    def on_shard_ready(self, shard: int, ready: Ready) -> None:
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
         pass
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        self.swaps.append((shard, outcome))
 
     def on_shard_death(self, shard: int, reason: str) -> None:
         self.deaths.append((shard, reason))

@@ -2,12 +2,20 @@
 
 import pytest
 
-from router.observe import MetricsObserver
+from router.observe import MetricsObserver, watch_store
 from router.request import GenerationFailed, Request
-from shard.messages import ExitReport, FinishReason, Score, SequenceOutput, StepOutput, TokenOutput
+from shard.messages import (
+    ExitReport,
+    FinishReason,
+    OlderReport,
+    Score,
+    SequenceOutput,
+    StepOutput,
+    TokenOutput,
+)
 from telemetry.prometheus import Metrics
-from tests.router.fakes import make_request
-from tests.router.http_fakes import ready
+from telemetry.store import Store
+from tests.router.fakes import make_generation, make_request
 
 
 class Observed:
@@ -15,6 +23,7 @@ class Observed:
 
     def __init__(self) -> None:
         self._metrics = Metrics()
+        self.helios = self._metrics.helios
         self.observer = MetricsObserver(self._metrics, "poet")
 
     def value(self, line: str) -> float:
@@ -33,7 +42,7 @@ def run(observed: Observed, request: Request, times: list[float]) -> None:
     """Start at 1.0 and give one token at each of `times`; the last one ends it."""
     observer = observed.observer
     observer.on_submitted(request)
-    request.start(0, 1.0)
+    request.start(0, make_generation(), 1.0)
     observer.on_started(request)
     for time in times:
         finish = FinishReason.LENGTH if time == times[-1] else None
@@ -59,7 +68,7 @@ def test_the_times_of_a_request(observed: Observed) -> None:
 
 def test_tokens_that_come_together_share_the_time(observed: Observed) -> None:
     request = make_request(1, arrived=0.0)
-    request.start(0, 0.0)
+    request.start(0, make_generation(), 0.0)
     observed.observer.on_tokens(request, 1, 1.0)
     observed.observer.on_tokens(request, 4, 3.0)
     assert observed.value('helios_itl_seconds_count{model="poet"}') == 4
@@ -80,7 +89,7 @@ def test_steps_tell_time_blocks_and_exit_layers(observed: Observed) -> None:
     tokens = [TokenOutput(1, -1.0, 3), TokenOutput(2, -1.0, 3), TokenOutput(3, -1.0, 30)]
     outputs = [SequenceOutput(id, 0, 9, [token]) for id, token in enumerate(tokens)]
     observer = observed.observer
-    observer.on_shard_ready(1, ready())
+    observer.on_shard_ready(1, make_generation(num_blocks=20))
     step = {"preempted": [], "num_free_blocks": 5, "num_sequences": 3, "step_ms": 20.0, "idle_ms": 1.0}
     observer.on_step(1, StepOutput(1, outputs, num_tokens=3, **step))  # type: ignore[arg-type]
     observer.on_step(1, StepOutput(2, outputs, num_tokens=40, **step))  # type: ignore[arg-type]
@@ -139,3 +148,30 @@ def test_agreement_by_the_layer_that_tokens_left_at(observed: Observed) -> None:
     assert observed.value(f'{agreeing}{{exit_layer="3",model="poet"}}') == 1
     assert observed.value(f'{agreeing}{{exit_layer="30",model="poet"}}') == 1
     assert observed.value('helios_agreement_sequences_total{model="poet"}') == 1
+
+
+def test_older_generations_of_a_step_count_too(observed: Observed) -> None:
+    older = OlderReport(0, num_sequences=1, ms=30.0, exits=ExitReport(breaches=2))
+    output = StepOutput(
+        1, [], [], 10, 0, step_ms=20.0, exits=ExitReport(breaches=1), older=[older], num_blocks=40, joules=1.5
+    )
+    observed.observer.on_step(1, output)
+    assert observed.value('helios_exit_breaches_total{model="poet"}') == 3
+    assert observed.value('helios_shard_busy_seconds_total{model="poet",shard="1"}') == 0.05
+    assert observed.value('helios_kv_blocks{model="poet",shard="1"}') == 40
+    assert observed.value('helios_joules_total{model="poet",shard="1"}') == 1.5
+
+
+def test_swaps_and_their_phases(observed: Observed) -> None:
+    observed.observer.on_swap(0, "committed", {"prepare": 1500.0, "commit": 20.0})
+    observed.observer.on_swap(0, "failed", {})
+    for outcome in ("committed", "failed"):
+        assert observed.value(f'helios_swaps_total{{model="poet",outcome="{outcome}"}}') == 1
+    assert observed.value('helios_swap_phase_seconds_sum{model="poet",phase="prepare"}') == 1.5
+
+
+def test_how_keeping_telemetry_goes(observed: Observed) -> None:
+    store = Store(None, "poems", "one")
+    watch_store(observed.helios, store, "poet")
+    assert observed.value('helios_redis_up{model="poet"}') == 0
+    assert observed.value('helios_telemetry_dropped{model="poet"}') == 0
