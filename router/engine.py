@@ -174,6 +174,7 @@ class Engine:
         self._pool.serving.set()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
         log.info("Shard %d is ready: %s on %s.", self.shard, ready.model, ready.device)
+        self._warn(ready)
         self._pool.fail_hopeless(self._loop.time())
         return self.scheduler
 
@@ -187,6 +188,11 @@ class Engine:
         self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
         depth, num_layers = committed.ready.depth, committed.ready.num_layers
         log.info("Shard %d serves %s, %d of %d layers.", self.shard, self.target.name, depth, num_layers)
+        self._warn(committed.ready)
+
+    def _warn(self, ready: Ready) -> None:
+        for sentence in ready.warnings:
+            log.warning("Shard %d: %s", self.shard, sentence)
 
     def _go_on(self) -> None:
         """What may run has changed, for this shard and maybe for others."""

@@ -1,5 +1,7 @@
 """How sure a row is at an exit, by the criterion chosen, and how sure it must be."""
 
+import math
+
 import torch
 
 from shard.exits import Criterion, Exit
@@ -40,6 +42,10 @@ class Gauge:
         return torch.cosine_similarity(hidden.float(), before.float(), dim=-1).clamp(0, 1)
 
     def threshold(self, exit: Exit, row: Row) -> float:
-        """What a row's confidence must reach: its request's wish, else the exit's, else the one for all."""
+        """What a row's confidence must reach: its request's wish, else the exit's, else the one for all.
+
+        One is out of reach: a probability may be rounded to it.
+        """
         own = row.sequence.exit_threshold
-        return exit.threshold(self._criterion, self._threshold) if own is None else own
+        limit = exit.threshold(self._criterion, self._threshold) if own is None else own
+        return limit if limit < 1 else math.inf

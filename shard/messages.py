@@ -180,6 +180,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     weight_bytes: int
     load_ms: float
     energy: str | None = None  # where joules come from, for a person, told at the start; None: nowhere
+    warnings: list[str] = []  # sentences: where what is served goes beyond what was certified
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):

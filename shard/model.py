@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from shard.certified import Served, objections
 from shard.exit_settings import Mode, settings_of
 from shard.exits import Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
 from shard.kv_cache import block_bytes
@@ -41,6 +42,7 @@ class Model:
             self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
         self.exits = self._load_exits()
         self.version = f"{digest(folder)}-{config.dtype}-{self.decoder.depth}"
+        self.warnings = self._warnings()
 
     @property
     def like(self) -> torch.Tensor:
@@ -56,6 +58,25 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         return self.decoder.num_parameters * self.like.element_size()
+
+    def _warnings(self) -> list[str]:
+        """What a person should know who serves this; replayed exits promise nothing."""
+        config, settings = self.config, self.settings
+        if config.replay_exits:
+            return []
+        thresholds = {
+            exit.layer: exit.threshold(settings.criterion, settings.threshold) for exit in self.exits
+        }
+        served = Served(
+            mode=settings.mode,
+            fill=settings.fill,
+            criterion=settings.criterion,
+            dtype=config.dtype,
+            model=digest(Path(config.model)),
+            depth=self.decoder.depth,
+            thresholds=thresholds,
+        )
+        return objections(served, Path(config.exits) if config.exits else None)
 
     def _load_exits(self) -> list[Exit]:
         """The exits that the mode uses, in order. Raises `ExitError` and `CheckpointError`."""

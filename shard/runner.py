@@ -104,6 +104,7 @@ class ModelRunner:
             num_parameters=self.decoder.num_parameters,
             weight_bytes=self.model.weight_bytes,
             load_ms=self.load_ms,
+            warnings=self.model.warnings,
         )
 
     def resize(self, num_blocks: int) -> None:

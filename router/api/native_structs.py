@@ -206,3 +206,4 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     exit_mode: str
     exit_replay: bool  # exit layers are drawn from a file: no model's answers
     random_weights: bool
+    warnings: list[str]  # where what is served goes beyond what was certified of its exits

@@ -96,4 +96,5 @@ class StatusApi:
             exit_mode=config.exit_mode,
             exit_replay="exit-replay" in config.marks,
             random_weights="random-weights" in config.marks,
+            warnings=[] if ready is None else ready.warnings,
         )
