@@ -1,11 +1,12 @@
 """`helios bench engine --exit-modes ...`: modes of early exit against full depth, in one process.
 
 Exit layers are drawn from a distribution (exit replay), so that any shape can be measured. Modes take turns,
-some steps each; beside each speed-up stands the bound that layers, head and fill allow by their own times.
+some steps each; beside each speed-up stands the bound that layers, head and fill allow by their own times
+(bench_bound.py).
 """
 
 import argparse
-import math
+import functools
 import random
 import statistics
 import time
@@ -20,16 +21,19 @@ from rich.table import Table
 
 from shard import governor
 from shard.batch import Chunk
-from shard.exit_settings import Mode
+from shard.bench_bound import Curve, Stream, Times, bound_of
+from shard.exit_settings import Fill, Mode
 from shard.governor import NUM_WINDOWS, WINDOW_STEPS
 from shard.messages import NewSequence, ShardConfig, Step, Work
 from shard.replay import ReplayFile
 from shard.runner import ModelRunner
 from shard.sequence import Sequence
-from shard.stack import Front, Row, Stack
+from shard.stack import Behind, Front, Row, Stack
 
 WARMUP_STEPS = 2 * NUM_WINDOWS * (governor.WARMUP_STEPS + WINDOW_STEPS) + 1  # it has chosen by then
 PREFILL_TOKENS = 512
+FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed
+MEASURED_TIMES = 5  # each part alone
 
 
 class ModePoint(msgspec.Struct, frozen=True):
@@ -120,71 +124,72 @@ class ModeRun:
         return output
 
 
-class Times(msgspec.Struct, frozen=True):
-    """Milliseconds of the parts of a step for a whole batch, each alone."""
+def measure_times(runner: ModelRunner, batch_size: int, context: int) -> Times:
+    """Each part alone, over numbers of tokens, in the middle of an untouched KV cache."""
+    stack = runner.stack
+    ways = sorted({(max(1, batch_size // 4), 1), *((batch_size, n) for n in (1, 2, 4))})
+    points = [_measure_front(stack, _front(runner, rows, tokens, context)) for rows, tokens in ways]
+    counts = [rows * tokens for rows, tokens in ways]
+    segments = [
+        Curve([(count, point.segments[s]) for count, point in zip(counts, points, strict=True)])
+        for s in range(stack.num_segments)
+    ]
+    head = Curve([(count, point.head) for count, point in zip(counts, points, strict=True)])
+    alone, filling = points[counts.index(batch_size)], _front(runner, batch_size, 1, context)
+    filling.behind = _behind(runner, batch_size, context)
+    beside = _measure_front(stack, filling)
+    num_filled = batch_size * FILLED_TOKENS
+    fills = [
+        max(0.0, both - own) / num_filled for both, own in zip(beside.segments, alone.segments, strict=True)
+    ]
+    return Times(segments, head, fills)
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """Milliseconds of a front's passes."""
 
     segments: list[float]
     head: float
 
-    def to_exit(self, segment: int) -> float:
-        """All segments up to the exit behind one of them."""
-        return sum(self.segments[: segment + 1])
 
-
-def bound_of(mode: Mode, times: Times, shares: list[float], batch_size: int) -> float | None:
-    """The speed-up over full depth if nothing cost time but layers and head.
-
-    `shares` are by segment: of tokens that leave behind it, the last one's at full depth. Passes are taken to
-    cost what the whole batch costs, which few rows do on memory-bound hardware; `per_row` lets rows gather.
-    """
-    last = len(times.segments) - 1
-    full = sum(times.segments) + times.head
-    if mode is Mode.CAPPED:
-        return full / (times.segments[0] + times.head)
-    if mode is Mode.PER_ROW and batch_size > 1:
-        return full / (batch_size * _gathered_ms(times, shares, batch_size))
-    if mode not in (Mode.PER_ROW, Mode.SYNCHRONIZED):
-        return None
-    reached = [sum(shares[: s + 1]) ** batch_size for s in range(last + 1)]
-    together = [after - before for after, before in zip(reached, [0.0, *reached], strict=False)]
-    ms = sum(share * (times.to_exit(s) + times.head) for s, share in enumerate(together))
-    return full / min(ms, full)
-
-
-def _gathered_ms(times: Times, shares: list[float], batch_size: int) -> float:
-    """Least milliseconds per token when rows that stay at the first exit gather for a deep pass."""
-    shallow, deep = times.segments[0] + times.head, sum(times.segments[1:])
-    stay = 1 - shares[0]
-    ratio = math.sqrt(2 * stay * deep / shallow)
-    gathered = max(1.0, batch_size * ratio / (1 + ratio / 2))
-    return min(
-        shallow / (batch_size - gathered / 2) + stay * deep / gathered,
-        (shallow + deep) / batch_size,
-    )
-
-
-def measure_times(runner: ModelRunner, stack: Stack, batch_size: int, context: int) -> Times:
-    """Each part alone, median of a few, in the middle of an untouched KV cache."""
-    blocks = list(range(-(-context // runner.table.block_size)))
-    rows = []
-    for i in range(batch_size):
-        sequence = Sequence(NewSequence(i, 0, [5] * context, context, 1))
-        sequence.blocks = [(block + i * len(blocks)) % runner.table.pool.num_blocks for block in blocks]
-        rows.append(Row(Chunk(sequence, context - 1, 1), stack.num_segments))
-
-    def timed(run: Callable[[], object]) -> float:
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - started) * 1000)
-        return statistics.median(times)
-
+def _measure_front(stack: Stack, front: Front) -> Parts:
+    """Medians, the parts taken in turns."""
+    passes: list[Callable[[], object]] = [
+        *(functools.partial(stack.run, segment, front) for segment in range(stack.num_segments)),
+        lambda: stack.decoder.logits(front.hidden),
+    ]
+    times: list[list[float]] = [[] for _ in passes]
     with torch.inference_mode():
-        front: Front = stack.start(rows)
-        segments = [timed(lambda s=s: stack.run(s, front)) for s in range(stack.num_segments)]  # type: ignore[misc]
-        head = timed(lambda: stack.decoder.logits(front.hidden))
-    return Times(segments, head)
+        for _ in range(MEASURED_TIMES):
+            for run, taken in zip(passes, times, strict=True):
+                started = time.perf_counter()
+                run()
+                taken.append((time.perf_counter() - started) * 1000)
+    *segments, head = map(statistics.median, times)
+    return Parts(segments, head)
+
+
+def _front(runner: ModelRunner, num_rows: int, num_tokens: int, context: int) -> Front:
+    """Rows at their first segment with some tokens each in hand."""
+    with torch.inference_mode():
+        return runner.stack.start([_row(runner, i, num_tokens, context) for i in range(num_rows)])
+
+
+def _behind(runner: ModelRunner, num_rows: int, context: int) -> Behind:
+    """Tokens that rows have left early, before the one that they have in hand."""
+    rows = [_row(runner, i, FILLED_TOKENS + 1, context) for i in range(num_rows)]
+    with torch.inference_mode():
+        both = runner.stack.start(rows)
+    num_filled = num_rows * FILLED_TOKENS
+    return Behind(both.hidden[:num_filled], both.batch)
+
+
+def _row(runner: ModelRunner, number: int, num_tokens: int, context: int) -> Row:
+    """One with a context of its own, as far as there are blocks."""
+    sequence = Sequence(NewSequence(number, 0, [5] * context, context, 1))
+    needed, pool = -(-context // runner.table.block_size), runner.table.pool
+    sequence.blocks = [(block + number * needed) % pool.num_blocks for block in range(needed)]
+    return Row(Chunk(sequence, context - num_tokens, num_tokens), runner.stack.num_segments)
 
 
 def run_modes(
@@ -213,8 +218,9 @@ def run_modes(
             for _ in range(max(1, options.steps // 8)):
                 for run in runs:
                     run.steps(8, counted=True)
-            times = measure_times(base, base.stack, batch_size, min(options.contexts[0], 256))
-        points += [run.point(runs[0], bound_of(run.mode, times, shares, batch_size)) for run in runs]
+            times = measure_times(base, batch_size, min(options.contexts[0], 256))
+        stream = Stream(shares, batch_size, Fill(options.kv_fill))
+        points += [run.point(runs[0], bound_of(run.mode, times, stream)) for run in runs]
     return points
 
 
