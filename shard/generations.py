@@ -7,6 +7,7 @@ generation without sequences is freed. Knows no tensors: simulated and real mode
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -205,7 +206,8 @@ class Generations:
         del before
         shares = self._shares(self._living)
         if shares is not None and (freed or all(e.resizes_freely for e in self._living.values())):
-            self._resize(self._living, shares)
+            with suppress(MemoryError):  # what cannot be had now is asked for again after the next change
+                self._resize(self._living, shares)
 
     def _shares(self, living: dict[int, Engine]) -> dict[int, int] | None:
         """Blocks for each generation, the last one taken for the newest; None if they cannot all live."""
@@ -216,12 +218,14 @@ class Generations:
         return None if shares is None else dict(zip(living, shares, strict=True))
 
     def _resize(self, living: dict[int, Engine], shares: dict[int, int]) -> None:
-        """Give each its blocks, first taking from those that have more."""
-        more = [ticket for ticket in living if shares[ticket] >= living[ticket].table.pool.num_blocks]
-        less = [ticket for ticket in living if ticket not in more]
-        for ticket in (*less, *more):
-            if shares[ticket] != living[ticket].table.pool.num_blocks:
-                living[ticket].resize(shares[ticket])
+        """Give each its blocks, first taking from those that have more; one that is new comes last."""
+
+        def order(ticket: int) -> tuple[bool, bool]:
+            has_less = living[ticket].table.pool.num_blocks < shares[ticket]
+            return ticket not in self._living, has_less
+
+        for ticket in sorted(living, key=order):
+            living[ticket].resize(shares[ticket])
 
     def _merge(
         self, outputs: dict[int, StepOutput], idle_ms: float, gone: list[tuple[int, int]]

@@ -36,7 +36,7 @@ class KVCache:
     @property
     def is_elastic(self) -> bool:
         """True when memory follows the blocks in use by itself."""
-        return bool(self._regions)
+        return is_elastic(self._like.device)
 
     def touch(self) -> None:
         """Take all memory now, so that no step has to wait for it."""
@@ -61,13 +61,18 @@ class KVCache:
         self.num_blocks = num_blocks
 
     def _pools(self, num_blocks: int) -> KV:
-        if self._like.device.type != "cpu" or sys.platform != "linux" or num_blocks == 0:
+        if not self.is_elastic:
             return self._ops.allocate(num_blocks, self._heads, self._like)
         keys, values = (
             Region(shape, self._like.dtype) for shape in self._ops.pool_shapes(num_blocks, self._heads)
         )
         self._regions += [keys, values]
         return KV(keys.tensor, values.tensor)
+
+
+def is_elastic(device: torch.device) -> bool:
+    """True where memory can be reserved without being taken."""
+    return device.type == "cpu" and sys.platform == "linux"
 
 
 class Region:
@@ -98,6 +103,16 @@ def free_bytes(device: torch.device) -> int:
         return CPU_KV_CACHE_BYTES
     free, _ = torch.cuda.mem_get_info(device)
     return max(0, int(free * CUDA_MEMORY_SHARE) - CUDA_ACTIVATION_BYTES)
+
+
+def check_spare(device: torch.device, num_bytes: int) -> None:
+    """Raises `MemoryError` where a device is known to have less to give."""
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if num_bytes > free:
+        raise MemoryError(f"{device} has {free} bytes to give, and {num_bytes} are needed.")
 
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:

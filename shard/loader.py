@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
 from shard.generations import Unwanted
 from shard.host_memory import available_bytes
+from shard.kv_cache import CUDA_ACTIVATION_BYTES, check_spare, is_elastic
 from shard.memory import weight_bytes
 from shard.messages import ShardConfig
 from shard.model import Model, empty_of, ops_of
-from shard.models.shelf import Note, Reader, Shelf, unnoted
+from shard.models.shelf import Note, Reader, Shelf, StagingReader
 from shard.ops.plain import PlainOps
-from shard.runner import ModelRunner, kv_budget
+from shard.runner import ModelRunner
 
 _SPARED_SHARE = 0.1  # of the host's free memory, left to others
 
@@ -27,30 +28,42 @@ class ModelLoader:
 
     def first(self, config: ShardConfig) -> tuple[ModelRunner, int]:
         """The model that a shard starts with, and the bytes that it may take: weights and KV cache."""
-        runner = ModelRunner(config, model=Model(config, self._reader(config)))
+        started = time.perf_counter()
+        runner = ModelRunner(
+            config, model=Model(config, Reader(self._ops_of(config), empty_of(config), self._shelf))
+        )
         runner.kv_cache.touch()
-        return runner, weight_bytes([runner.weights]) + kv_budget(config)
+        runner.load_ms = (time.perf_counter() - started) * 1000
+        return runner, weight_bytes([runner.weights]) + runner.kv_bytes
 
     def beside(self, config: ShardConfig, total_bytes: int, is_wanted: Callable[[], bool]) -> ModelRunner:
         """Another one, within the same bytes once it is alone; on one thread, so as to leave steps theirs."""
-        phases_ms: dict[str, float] = {}
-        allowance = Allowance(_spare_bytes(config), is_wanted)
+        started = time.perf_counter()
         with _one_thread():
-            model = Model(config, self._reader(config, allowance))
-            phases_ms |= model.reader.phases_ms
+            model = Model(config, self._reader(config, Allowance(_spare_bytes(config), is_wanted)))
+            phases_ms = model.reader.phases_ms
+            with _timed(phases_ms, "copy"):
+                _bring(model.reader)
             with _timed(phases_ms, "allocate"):
                 kv_bytes = total_bytes - weight_bytes([model.reader.num_bytes])
                 runner = ModelRunner(config, model=model, kv_bytes=max(0, kv_bytes))
             with _timed(phases_ms, "warm_up"):
                 runner.warm_up()
         runner.phases_ms = phases_ms
+        runner.load_ms = (time.perf_counter() - started) * 1000
         return runner
 
-    def _reader(self, config: ShardConfig, note: Note = unnoted) -> Reader:
+    def _reader(self, config: ShardConfig, note: Note) -> Reader:
+        """Straight into memory, where that is the host's."""
+        to = empty_of(config)
+        kind = Reader if is_elastic(to.device) else StagingReader
+        return kind(self._ops_of(config), to, self._shelf, note)
+
+    def _ops_of(self, config: ShardConfig) -> PlainOps:
         key = (config.dtype, config.block_size)
         if key not in self._ops:
             self._ops[key] = ops_of(config)
-        return Reader(self._ops[key], empty_of(config), self._shelf, note)
+        return self._ops[key]
 
 
 class Allowance:
@@ -78,6 +91,15 @@ def _spare_bytes(config: ShardConfig) -> int | None:
         return config.swap_reserve_bytes
     available = available_bytes()
     return None if available is None else int(available * (1 - _SPARED_SHARE))
+
+
+def _bring(reader: Reader) -> None:
+    """Copy what was read to a device that has room for it now, beside the steps that run there."""
+    if reader.device.type != "cuda":
+        return
+    with suppress(MemoryError), torch.cuda.stream(torch.cuda.Stream(reader.device)):  # else when committed
+        check_spare(reader.device, reader.num_staged_bytes + CUDA_ACTIVATION_BYTES)
+        reader.arrive()
 
 
 @contextmanager

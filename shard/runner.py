@@ -12,7 +12,7 @@ from shard.confidence import Gauge
 from shard.early_exit import EarlyExit
 from shard.exit_settings import Mode
 from shard.full_depth import FullDepth
-from shard.kv_cache import KVCache, free_bytes
+from shard.kv_cache import KVCache, check_spare, free_bytes, is_elastic
 from shard.memory import Weights
 from shard.messages import (
     ExitReport,
@@ -37,8 +37,9 @@ class ModelRunner:
     """A model with its KV cache and the sequences on it. Everything runs on the thread that calls `run`.
 
     A `decoder` or a whole `model` given is used instead of loading one: runners may share weights. `kv_bytes`
-    is what the cache may take; otherwise the configuration says it. Raises `ValueError`, `OSError` or
-    `MemoryError` with one sentence when the model cannot be served.
+    is what the cache may take from its first `resize` on; otherwise the configuration says it, and all of it
+    is there at once. Raises `ValueError`, `OSError` or `MemoryError` with one sentence when the model cannot
+    be served.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class ModelRunner:
         self._device = torch.device(config.device)
         self.kv_bytes = kv_budget(config) if kv_bytes is None else kv_bytes
         self.max_blocks = self._num_useful_blocks()
-        self.kv_cache = self._allocate(self.max_blocks)
+        is_later = kv_bytes is not None and not self.resizes_freely
+        self.kv_cache = self._allocate(0 if is_later else self.max_blocks)
         self._max_tokens = min(self.model.max_tokens, self.max_blocks * config.block_size)
         self.table = SequenceTable(
             self.max_blocks, config.block_size, self.model.eos_token_ids, self._max_tokens
@@ -80,7 +82,7 @@ class ModelRunner:
 
     @property
     def resizes_freely(self) -> bool:
-        return self.kv_cache.is_elastic
+        return is_elastic(self._device)
 
     @property
     def weights(self) -> Weights:
@@ -108,13 +110,27 @@ class ModelRunner:
         )
 
     def resize(self, num_blocks: int) -> None:
-        """Let it take so many blocks, no fewer than it holds."""
-        spare = self.table.pool.limit(num_blocks)
-        self.kv_cache.release(spare)
+        """Let it take so many blocks, no fewer than it holds; brings its weights, if they are not there yet.
+
+        Raises `MemoryError`, with nothing changed.
+        """
+        check_spare(self._device, self.model.reader.num_staged_bytes)
+        self.model.reader.arrive()
+        if self.resizes_freely:
+            self.kv_cache.release(self.table.pool.limit(num_blocks))
+        elif num_blocks != self.kv_cache.num_blocks:
+            more = num_blocks - self.kv_cache.num_blocks
+            check_spare(self._device, more * self.block_bytes)
+            self.kv_cache.rebuild(self.table.repack(num_blocks), num_blocks)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run two tokens through all layers, so that no step has to wait for what a first one makes."""
+        """Run two tokens through all layers, so that no step has to wait for what a first one makes.
+
+        Not where its memory is still to come.
+        """
+        if not self.kv_cache.num_blocks:
+            return
         prompt = NewSequence(0, 0, [0, 0], 2, 1, ignore_eos=True)
         chunks, _ = self.table.plan(Step(0, [Work(0, 0, 2)], [prompt]))
         self._full_depth.run(chunks)

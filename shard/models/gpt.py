@@ -67,7 +67,8 @@ class GptDecoder(FlatDecoder[Layer]):
         self.depth = depth
         self.embedding = weights.read(names.embedding, (shape.vocab_size, shape.hidden_size))
         rows = shape.max_positions + names.position_offset
-        self._positions = weights.read(names.positions, (rows, shape.hidden_size))[names.position_offset :]
+        self._positions = weights.read(names.positions, (rows, shape.hidden_size))
+        self._first_position = names.position_offset
         self.layers = [read_layer(weights, f"{names.layers}{i}.", shape) for i in range(depth)]
         self.head = weights.head(self.embedding, shape)
         self._norm = read_norm(weights, names.norm, shape)
@@ -76,7 +77,7 @@ class GptDecoder(FlatDecoder[Layer]):
 
     def embed(self, batch: Batch) -> torch.Tensor:
         tokens = functional.embedding(batch.token_ids, self.embedding)
-        return tokens + functional.embedding(batch.positions, self._positions)
+        return tokens + functional.embedding(batch.positions + self._first_position, self._positions)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._norm(hidden)

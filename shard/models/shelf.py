@@ -81,12 +81,57 @@ class Reader:
             before = set(sizes)
             thing = make()
             self._shelf.put(key, thing, {name: size for name, size in sizes.items() if name not in before})
-            self._note(sum(tensor.numel() * tensor.element_size() for tensor in _tensors(thing)))
+            new = [tensor for tensor in _tensors(thing) if id(tensor) not in self._parts]
+            self._note(sum(tensor.numel() * tensor.element_size() for tensor in new))
+            self._take_in(new)
         else:
             thing = found[0]
             sizes |= found[1]
         self._parts |= {id(tensor): tensor for tensor in _tensors(thing)}
         return thing
+
+    @property
+    def num_staged_bytes(self) -> int:
+        """Bytes of what is not on its device yet."""
+        return 0
+
+    def arrive(self) -> None:
+        """Bring to the device what is not there yet."""
+
+    def _take_in(self, new: list[torch.Tensor]) -> None:
+        """Tensors that nobody had before."""
+
+
+class StagingReader(Reader):
+    """Reads into pinned memory of the host, for a device that has no room until something else has gone."""
+
+    def __init__(self, ops: PlainOps, to: torch.Tensor, shelf: Shelf, note: Note = unnoted):
+        super().__init__(ops, to, shelf, note)
+        self._staged: list[torch.Tensor] = []
+
+    @property
+    def num_staged_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._staged)
+
+    def convert(self, tensor: torch.Tensor) -> torch.Tensor:
+        started = time.perf_counter()
+        converted = tensor.to(self._to.dtype)
+        self.phases_ms["read"] += (time.perf_counter() - started) * 1000
+        return converted
+
+    def arrive(self) -> None:
+        """Copy everything to the device. A tensor stays the same object: whoever holds it has it there."""
+        for tensor in self._staged:
+            tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        self._staged = []
+
+    def _take_in(self, new: list[torch.Tensor]) -> None:
+        for tensor in new:
+            if self.device.type == "cuda":
+                tensor.data = tensor.data.contiguous().pin_memory()
+            self._staged.append(tensor)
 
 
 def source(at: Path) -> Hashable:

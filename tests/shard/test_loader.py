@@ -18,6 +18,8 @@ from shard.loader import Allowance, ModelLoader
 from shard.memory import weight_bytes
 from shard.messages import Commit, NewSequence, Prepare, Sampling, ShardConfig, SwapFailed
 from shard.models.checkpoint import CheckpointError
+from shard.models.load import load_decoder
+from shard.models.shelf import Shelf, StagingReader
 from shard.ops.batch import Heads
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
@@ -58,9 +60,19 @@ def living(shard: Driver) -> dict[int, ModelRunner]:
     return shard.shard._living
 
 
+@pytest.fixture(params=["follows", "is copied"])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How memory gets from one model to another: by itself, or as on a device on which pools are fixed."""
+    if request.param == "is copied":
+        for module in ("kv_cache", "runner", "loader"):
+            monkeypatch.setattr(f"shard.{module}.is_elastic", lambda device: False)
+        monkeypatch.setattr("shard.model.choose_ops", lambda device, dtype, size, *_: PlainOps(size))
+    return request.param
+
+
 @pytest.mark.parametrize("block_size", [16, 32])
 def test_texts_do_not_change_across_any_changes(
-    tiny_model: Callable[[str], Path], tmp_path: Path, block_size: int
+    tiny_model: Callable[[str], Path], tmp_path: Path, block_size: int, memory: str
 ) -> None:
     llama, qwen = tiny_model("llama"), tiny_model("qwen2")
     exits = write_exits(tmp_path / "exits", llama, [1, 2, 3], "block")
@@ -89,7 +101,7 @@ def test_texts_do_not_change_across_any_changes(
     assert list(living(shard)) == [7]
 
 
-def test_texts_do_not_change_where_memory_is_tight(tiny_model: Callable[[str], Path]) -> None:
+def test_texts_do_not_change_where_memory_is_tight(tiny_model: Callable[[str], Path], memory: str) -> None:
     folder = tiny_model("llama")
     block = make_runner(folder, **SETTINGS).block_bytes
     shard = driver(folder, kv_cache_bytes=24 * block)
@@ -164,7 +176,9 @@ def test_changed_files_are_other_weights(tiny_model: Callable[[str], Path], tmp_
     assert shard.asked[0].tokens == expected(shard.asked[0], folder)
 
 
-def test_a_generation_that_ends_frees_its_weights_and_blocks(tiny_model: Callable[[str], Path]) -> None:
+def test_a_generation_that_ends_frees_its_weights_and_blocks(
+    tiny_model: Callable[[str], Path], memory: str
+) -> None:
     shard = driver(tiny_model("llama"))
     layers = [weakref.ref(layer.qkv) for layer in living(shard)[0].decoder.layers]
     cache = weakref.ref(living(shard)[0].kv_cache)
@@ -259,7 +273,7 @@ def test_reading_stops_when_nobody_wants_it() -> None:
 def test_phases_are_told(tiny_model: Callable[[str], Path]) -> None:
     shard = driver(tiny_model("llama"))
     prepared = shard.prepare(config(tiny_model("qwen2"), num_layers=2))
-    assert set(prepared.phases_ms) == {"read", "pack", "allocate", "warm_up"}
+    assert set(prepared.phases_ms) == {"read", "pack", "copy", "allocate", "warm_up"}
     assert all(ms > 0 for ms in prepared.phases_ms.values())
     committed = shard.commit()
     assert committed.gap_ms > 0 and committed.ready.depth == 2
@@ -301,6 +315,20 @@ def test_other_pools_keep_what_blocks_hold() -> None:
     assert [kv.keys[:3, 0, 0, 0, 0, 0].tolist() for kv in pools] == [[6, 2, 3], [16, 12, 13]]
     assert [kv.values[:3, 0, 0, 0, 0].tolist() for kv in pools] == [[-6, -2, -3]] * 2
     assert len(pools[0].keys) == 5
+
+
+def test_what_is_staged_arrives_in_the_same_tensors(tiny_model: Callable[[str], Path]) -> None:
+    folder, to = tiny_model("gpt2"), torch.empty(0)
+    reader = StagingReader(PlainOps(16), to, Shelf())
+    decoder = load_decoder(folder, reader, None, 64)
+    staged = [
+        (tensor, tensor.data_ptr(), tensor.clone()) for tensor in (decoder.embedding, decoder._positions)
+    ]
+    assert reader.num_staged_bytes == sum(reader.num_bytes.values())
+    reader.arrive()
+    assert reader.num_staged_bytes == 0
+    for tensor, before, value in staged:
+        assert tensor.data_ptr() != before and tensor.equal(value)
 
 
 def test_what_is_prepared_is_named_as_a_fresh_shard_would(tiny_model: Callable[[str], Path]) -> None:

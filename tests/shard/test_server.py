@@ -1,8 +1,11 @@
 """A shard's end of the connection, over a socket pair and with runners of a few lines."""
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -256,3 +259,50 @@ def test_others_are_turned_away_and_told_why(
     answer = router.hear()
     assert isinstance(answer, Failed) and answer.permanent and reason in answer.reason
     assert router.hear() is None
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Router]]:
+    """A simulated shard in a process of its own, ready."""
+    theirs, ours = socket.socketpair()
+    command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
+    with theirs, ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        router = Router(ours)
+        router.say(Hello(PROTOCOL_VERSION, "", 0, ShardConfig("m", "sim")))
+        assert isinstance(router.hear(), Ready)
+        yield process, router
+        process.kill()
+
+
+def slow_to_load(folder: Path) -> ShardConfig:
+    path = folder / "slow.json"
+    path.write_text('{"load_ms": 600000}')
+    return ShardConfig("slow", "sim", cost_model=str(path))
+
+
+def test_a_router_that_goes_while_a_model_is_prepared_leaves_no_process_behind(
+    process: tuple[subprocess.Popen[bytes], Router], tmp_path: Path
+) -> None:
+    shard, router = process
+    router.say(Prepare(1, slow_to_load(tmp_path)), Step(1, []))
+    assert isinstance(router.hear(), StepOutput)
+    router.hang_up()
+    assert shard.wait(20) == 0
+
+
+def test_a_model_is_changed_and_another_given_up_over_the_wire(
+    process: tuple[subprocess.Popen[bytes], Router], tmp_path: Path
+) -> None:
+    _, router = process
+    router.say(Prepare(1, slow_to_load(tmp_path)), Step(1, []))
+    assert isinstance(router.hear(), StepOutput)
+    router.say(Discard(1), Prepare(2, ShardConfig("m", "sim", num_layers=10)))
+    assert router.hear() == SwapFailed(1, "It was discarded while being prepared.")
+    prepared = router.hear()
+    assert isinstance(prepared, Prepared) and prepared.ready.depth == 10
+    router.say(Commit(2), Step(2, []))
+    committed = router.hear()
+    assert isinstance(committed, Committed) and committed.ready.num_blocks == prepared.ready.num_blocks
+    output = router.hear()
+    assert isinstance(output, StepOutput) and output.generation == 2
