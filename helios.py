@@ -11,6 +11,7 @@ COMMANDS = {
     "bench": ("loadgen.__main__", "measure a running server: serve, compare, scenario, selftest"),
     "bench engine": ("shard.bench", "measure the engine alone, without HTTP"),
     "score": ("shard.score", "compare answers in a file with what the full model says"),
+    "calibrate": ("shard.tune.calibrate", "find thresholds for exits that keep a promise about quality"),
     "shard": ("shard.__main__", "run one shard for a router on another host"),
 }
 

@@ -79,15 +79,12 @@ class Reader:
             before = front.hidden[asked]
             stack.run(segment, front)
             features = exit.features(self._behind_block(exit, front)[asked])
-            said.append(
-                (
-                    self._confidences(exit, features, front.hidden[asked], before),
-                    self._choose(exit.vocabulary, features, draws),
-                )
-            )
+            tokens, by_logits = self._choose(exit.vocabulary, features, draws)
+            sure = self._confidences(exit, by_logits, front.hidden[asked], before)
+            said.append((sure, tokens))
         stack.run(len(stack.exits), front)
-        right = self._choose(stack.decoder.head, stack.decoder.normed(front.hidden[asked]), draws)
-        return [(confidences, tokens == right) for confidences, tokens in said]
+        right, _ = self._choose(stack.decoder.head, stack.decoder.normed(front.hidden[asked]), draws)
+        return [(sure.cpu().numpy(), tokens == right) for sure, tokens in said]
 
     def _behind_block(self, exit: Exit, front: Front) -> torch.Tensor:
         """What an exit's own layer makes of all tokens, if it has one; (tokens, H)."""
@@ -96,24 +93,28 @@ class Reader:
         return self._stack.decoder.run_layer(exit.block, front.hidden, front.batch, self._pools[exit.block])
 
     def _confidences(
-        self, exit: Exit, features: torch.Tensor, hidden: torch.Tensor, before: torch.Tensor
-    ) -> np.ndarray:
+        self, exit: Exit, by_logits: torch.Tensor, hidden: torch.Tensor, before: torch.Tensor
+    ) -> torch.Tensor:
         """(T,); below anything that could be a threshold where the probe keeps the head from being asked."""
         if not self._gauge.needs_logits:
-            return self._gauge.of_hidden(exit, hidden, before).cpu().numpy()
-        parts = [self._gauge.of_logits(exit.vocabulary(rows)) for rows in features.split(LOGIT_ROWS)]
-        sure = torch.cat(parts)
-        if exit.probe_floor is not None:
-            sure[exit.probe(hidden) < exit.probe_floor] = -1.0
-        return sure.cpu().numpy()
+            return self._gauge.of_hidden(exit, hidden, before)
+        if exit.probe_floor is None:
+            return by_logits
+        return by_logits.masked_fill(exit.probe(hidden) < exit.probe_floor, -1.0)
 
-    def _choose(self, product: Linear, features: torch.Tensor, draws: list[Draw]) -> np.ndarray:
-        """Token ids (T,) out of what a vocabulary makes of features (T, F)."""
-        made: list[int] = []
+    def _choose(
+        self, vocabulary: Linear, features: torch.Tensor, draws: list[Draw]
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        """Token ids (T,) and confidences by logits (T,) of what a vocabulary makes of features (T, F)."""
+        ids: list[int] = []
+        sure = []
         for rows in features.split(LOGIT_ROWS):
-            part = draws[len(made) : len(made) + len(rows)]
-            made += [token.id for token in self._sampler.choose(product(rows), part)]
-        return np.array(made)
+            logits = vocabulary(rows)
+            sure.append(self._gauge.of_logits(logits))
+            ids += [
+                token.id for token in self._sampler.choose(logits, draws[len(ids) : len(ids) + len(rows)])
+            ]
+        return np.array(ids), torch.cat(sure)
 
     def _chunks(self, answers: Sequence[Answer]) -> list[Chunk]:
         """Each prompt and answer but the last token, which predicts nothing, in blocks of its own."""
