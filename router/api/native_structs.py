@@ -200,6 +200,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     model_version: str | None
     num_layers: int | None
     depth: int | None
+    weight_bytes: int | None  # of the layers loaded
     supports_exact: bool
     num_shards: int
     is_ready: bool

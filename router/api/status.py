@@ -90,6 +90,7 @@ class StatusApi:
             model_version=None if ready is None else ready.version,
             num_layers=None if ready is None else ready.num_layers,
             depth=None if ready is None else ready.depth,
+            weight_bytes=None if ready is None else ready.weight_bytes,
             supports_exact=dispatcher.supports_exact,
             num_shards=config.num_replicas,
             is_ready=dispatcher.is_ready,
