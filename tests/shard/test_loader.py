@@ -5,6 +5,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -118,6 +119,25 @@ def test_texts_do_not_change_where_memory_is_tight(tiny_model: Callable[[str], P
         if len(set(asked.ran_on)) == 1:
             depth = (4, 3, 4, 2, 4, 1, 4)[asked.ran_on[0]]
             assert asked.tokens == expected(asked, folder, num_layers=depth)
+
+
+def test_texts_do_not_change_while_models_are_prepared_on_another_thread(
+    tiny_model: Callable[[str], Path],
+) -> None:
+    folder = tiny_model("llama")
+    shard = driver(folder, kv_cache_bytes=8 * KV_BYTES)
+    depths = [4, 2, 3, 1, 4, 2, 4]
+    with ThreadPoolExecutor(1) as background:
+        for depth in depths[1:]:
+            preparing = background.submit(shard.prepare, config(folder, num_layers=depth))
+            shard.ask(*prompts(2, first=len(shard.asked)))
+            while not preparing.done():
+                shard.step()
+            assert preparing.result().ready.depth == depth
+            assert shard.commit().ready.depth == depth
+    shard.finish()
+    for asked in shard.asked.values():
+        assert asked.tokens == expected(asked, folder, num_layers=depths[asked.ran_on[0]])
 
 
 def test_depths_of_one_model_share_their_layers_and_exits(
