@@ -17,7 +17,10 @@ import uvloop
 
 from router import app, logs, machine, memory, options
 from router.config import Config
+from router.menu import Dish, Menu, dish_of
+from router.offer import begun_with, repository_of
 from router.options import ConfigError
+from router.repository import Repository
 from router.shard_client import ShardDied
 from telemetry.keeping import keeping
 
@@ -37,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _exit_on_signal)  # until the event loop takes signals over
     try:
         config = read_config(sys.argv[1:] if argv is None else argv, os.environ)
+        repository = repository_of(config)
+        config = begun_with(config, repository).settle(machine.inspect(os.environ))
         logs.set_up(config.log_level, config.json_output)
-        serve(config)
+        serve(config, repository)
     except ConfigError as error:
         return _fail(f"{error} See {PROGRAM} --help.", 2)
     except CannotServe as error:
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """The settings, settled for this machine. Raises `ConfigError`."""
+    """The settings as they are given. Raises `ConfigError`."""
     environment = dict(environment)
     if environment.get("HOSTNAME") == socket.gethostname():
         del environment[
@@ -58,18 +63,17 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     parser = options.OneSentenceParser(
         prog=PROGRAM, description=DESCRIPTION, usage=f"{PROGRAM} [--model-id ID] [--port N] [flags]"
     )
-    config = options.read(Config, parser, argv, environment)
-    return config.settle(machine.inspect(environment))
+    return options.read(Config, parser, argv, environment)
 
 
-def serve(config: Config) -> None:
+def serve(config: Config, repository: Repository) -> None:
     """Until it is told to stop. Raises `CannotServe`; what can be found out early is found out first."""
     check_address(config.hostname, config.port)
-    model_path = resolve_model(config)
-    shortage = memory.shortage(config, model_path, machine.inspect(os.environ))
+    dishes = find_models(config, repository)
+    shortage = memory.shortage(config, dishes[0].folder, machine.inspect(os.environ))
     if shortage is not None:
         raise CannotServe(shortage)
-    uvloop.run(_serve(config, model_path))
+    uvloop.run(_serve(config, Menu(config, repository, dishes)))
 
 
 def check_address(hostname: str, port: int) -> None:
@@ -94,16 +98,33 @@ def _why_not_listen(error: OSError, hostname: str, port: int) -> str | None:
     return None
 
 
-def resolve_model(config: Config) -> Path:
+def find_models(config: Config, repository: Repository) -> list[Dish]:
+    """Every candidate with its model's folder. Raises `CannotServe` when the first one has none."""
+    folders: dict[tuple[str, str | None], Path] = {}
+    dishes: list[Dish] = []
+    for candidate in repository.candidates:
+        name = (candidate.model, candidate.revision)
+        try:
+            if name not in folders:
+                folders[name] = resolve_model(config, *name)
+            dishes.append(dish_of(config, candidate, folders[name]))
+        except (CannotServe, OSError, ValueError, KeyError) as error:
+            if not dishes:
+                raise CannotServe(str(error)) from error
+            dishes.append(Dish(candidate, Path(candidate.model), 0, trouble="its model cannot be had here."))
+    return dishes
+
+
+def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
     """A complete model folder. Found or made by a process of its own, since making one may need torch.
 
     Raises `CannotServe` with nothing to add: that process has said why.
     """
-    local = Path(config.model_id).expanduser()
-    model = str(local.resolve()) if local.exists() else config.model_id
+    local = Path(model_id).expanduser()
+    model = str(local.resolve()) if local.exists() else model_id
     command = [sys.executable, "-m", "shard.resolve", model, "--cache", str(config.cache.resolve())]
-    if config.revision is not None:
-        command += ["--revision", config.revision]
+    if revision is not None:
+        command += ["--revision", revision]
     with subprocess.Popen(command, cwd=PACKAGE_ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             answer, _ = process.communicate()
@@ -115,7 +136,7 @@ def resolve_model(config: Config) -> Path:
     return Path(answer.strip())
 
 
-async def _serve(config: Config, model_path: Path) -> None:
+async def _serve(config: Config, menu: Menu) -> None:
     """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once."""
     stop = asyncio.Event()
 
@@ -130,7 +151,7 @@ async def _serve(config: Config, model_path: Path) -> None:
     try:
         name = f"{socket.gethostname()}-{os.getpid()}"
         async with keeping(config.redis_url, config.deployment, name) as store:
-            await app.serve(config, model_path, stop, lambda address: _announce(config, address), store)
+            await app.serve(config, menu, stop, lambda address: _announce(config, address), store)
     except ShardDied as error:
         raise CannotServe(error.reason) from error
     except OSError as error:  # the port was taken meanwhile, or the folder cannot be read

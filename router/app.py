@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from aiohttp import web
 
+from router.api.commands import CommandsApi
 from router.api.docs import DocsApi
 from router.api.gate import Gate
 from router.api.native import NativeApi
@@ -15,6 +15,7 @@ from router.api.openai import OpenAIApi
 from router.api.ops import OpsApi
 from router.api.route import Route
 from router.api.routes import (
+    command_routes,
     invocation_routes,
     native_routes,
     openai_routes,
@@ -25,12 +26,12 @@ from router.api.routes import (
 from router.api.service import Service
 from router.api.status import VERSION, StatusApi
 from router.api.text import TextApi
+from router.conductor import Conductor
 from router.config import Config
 from router.dispatcher import Dispatcher
-from router.generation import Target
+from router.menu import Menu
 from router.observe import MetricsObserver, watch_store
 from router.recorder import Recorder
-from router.tokenizer import Tokenizer
 from telemetry.prometheus import Metrics
 from telemetry.store import Store
 
@@ -40,24 +41,25 @@ _LAST_WRITES_S = 5.0  # for answers that are complete, but not yet sent when the
 
 async def serve(
     config: Config,
-    model_path: Path,
+    menu: Menu,
     stop: asyncio.Event,
     announce: Callable[[str], None],
     store: Store,
 ) -> None:
-    """Serve from a complete model folder until `stop` is set, then finish what runs and end the shards.
+    """Serve what is on the menu until `stop` is set, then finish what runs and end the shards.
 
     It listens at once, and is ready when `announce` gets the address. Raises what `Dispatcher.start` raises,
     OSError if it cannot listen or the folder has no tokenizer.
     """
-    target = _first_target(config, model_path)
-    dispatcher = Dispatcher(config, target)
+    target = menu.first()
+    dispatcher = Dispatcher(config, target, menu.max_total_tokens)
     metrics = Metrics()
     dispatcher.add_observer(MetricsObserver(metrics, config.model_name))
     dispatcher.add_observer(Recorder(store))
     watch_store(metrics.helios, store, config.model_name)
-    service = Service(config, dispatcher, target)
-    async with _listening(build_app(service, metrics, store), config) as address:
+    service = Service(config, dispatcher, target, menu.names)
+    conductor = Conductor(dispatcher, menu, store.audit)
+    async with _listening(build_app(service, conductor, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):
                 gc.freeze()  # what start-up made stays: no need to look through it again
@@ -65,24 +67,19 @@ async def serve(
                 await stop.wait()
         finally:
             await dispatcher.stop(drain=True)
+            await conductor.stop()
 
 
-def _first_target(config: Config, model_path: Path) -> Target:
-    """What every shard starts with."""
-    tokenizer = Tokenizer.load(model_path, config.tokenizer_config_path)
-    return Target(config.model_name, config.shard_config(model_path.absolute(), 0), tokenizer)
-
-
-def build_app(service: Service, metrics: Metrics, store: Store) -> web.Application:
+def build_app(service: Service, conductor: Conductor, metrics: Metrics, store: Store) -> web.Application:
     """The HTTP side alone, for a dispatcher that someone else starts and stops."""
     app = web.Application(client_max_size=service.config.payload_limit)
-    routes = _routes(service, metrics, store)
+    routes = _routes(service, conductor, metrics, store)
     Gate(service, routes, metrics.tgi).install(app)
     app.add_routes([_definition(route) for route in routes])
     return app
 
 
-def _routes(service: Service, metrics: Metrics, store: Store) -> list[Route]:
+def _routes(service: Service, conductor: Conductor, metrics: Metrics, store: Store) -> list[Route]:
     native, openai = NativeApi(service), OpenAIApi(service)
     routes = [
         *native_routes(native),
@@ -90,7 +87,8 @@ def _routes(service: Service, metrics: Metrics, store: Store) -> list[Route]:
         *invocation_routes(native, openai),
         *text_routes(TextApi(service)),
         *status_routes(StatusApi(service, metrics)),
-        *ops_routes(OpsApi(service, store)),
+        *ops_routes(OpsApi(service, conductor, store)),
+        *command_routes(CommandsApi(service, conductor, store)),
     ]
     return routes + DocsApi(routes, VERSION).routes
 

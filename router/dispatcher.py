@@ -20,7 +20,7 @@ from router.ledger import Ledger
 from router.observer import Observer
 from router.pool import Pool
 from router.request import GenerationFailed, Request, Spec, Status
-from router.swap import Done, SwapError, Wish
+from router.swap import Done, SwapError, SwapRefused, Wish
 from shard.agreement import Report
 from shard.messages import Ready, ShardConfig
 
@@ -62,6 +62,7 @@ class Dispatcher:
 
     def __init__(self, config: Config, target: Target, max_total_tokens: int | None = None):
         """Every shard starts with `target`. What may serve later takes sequences of `max_total_tokens`."""
+        self.exit_threshold: float | None = None  # in place of the exits' own, where a request has none
         self._config = config
         self._target = target
         self._max_total_tokens = max_total_tokens
@@ -144,6 +145,8 @@ class Dispatcher:
         """
         now = asyncio.get_running_loop().time()
         self.try_admit(len(spec.prompt_token_ids))
+        if spec.exit_threshold is None and self.exit_threshold is not None:
+            spec = msgspec.structs.replace(spec, exit_threshold=self.exit_threshold)
         if spec.deadline_s is not None and spec.deadline_s <= now:
             raise GenerationFailed("The deadline of the request has already passed.", "validation", 422)
         self._num_requests += 1
@@ -164,15 +167,25 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         self._ledger.fail(request, GenerationFailed(message, "cancelled", 499), now)
 
-    async def swap(self, target: Target, wish: Wish, shard: int | None = None) -> list[Done]:
-        """Change the model or depth of a shard, or of one after the other. `KeyError`: no such shard.
+    def check_swappable(self, shard: int | None = None) -> frozenset[int]:
+        """The shards that a swap would change. `KeyError`: no such shard.
 
-        Raises `SwapRefused` when one of them is busy with a swap or does not serve, and `SwapError` when it
-        could not be carried out: those that were changed before are changed back.
+        Raises `SwapRefused` when one of them is busy with a swap or does not serve.
         """
-        engines = [engine for engine in self._chosen(shard) if not engine.is_hopeless]
+        if self._is_closed:
+            raise SwapRefused("The server is shutting down.")
+        engines = self._to_swap(shard)
         for engine in engines:
             engine.check_swappable()
+        return frozenset(engine.shard for engine in engines)
+
+    async def swap(self, target: Target, wish: Wish, shard: int | None = None) -> list[Done]:
+        """Change the model or depth of a shard, or of one after the other. Raises as `check_swappable`.
+
+        Raises `SwapError` when it could not be carried out: those that were changed are changed back.
+        """
+        self.check_swappable(shard)
+        engines = self._to_swap(shard)
         done: list[Done] = []
         try:
             for engine in engines:
@@ -255,6 +268,11 @@ class Dispatcher:
         num_running = max(1, len(self._ledger.live) - num_waiting)
         wait_s = self._ledger.mean_service_s * (num_waiting + 1) / num_running
         return GenerationFailed(message, "overloaded", 429, min(_MAX_RETRY_S, max(1, math.ceil(wait_s))))
+
+    def _to_swap(self, shard: int | None) -> list[Engine]:
+        """Of all shards, those that there is hope for."""
+        chosen = self._chosen(shard)
+        return chosen if shard is not None else [engine for engine in chosen if not engine.is_hopeless]
 
     async def _swap_back(self, engines: list[Engine], wish: Wish) -> None:
         for engine in engines:

@@ -115,8 +115,12 @@ class Engine:
         self._swap = Swap(ticket, target, self._client, self.scheduler, self._go_on)
         try:
             done = await self._swap.run(wish)
+        except SwapError:
+            self._tell(lambda observer: observer.on_swap(self.shard, "failed", {}))
+            raise
         finally:
             self._swap = None
+        self._tell(lambda observer: observer.on_swap(self.shard, "committed", done.phases_ms))
         self._pool.fail_hopeless(self._loop.time())
         return done
 

@@ -37,6 +37,11 @@ def repository_of(config: Config) -> Repository:
     return _read(default_path())
 
 
+def is_of_flags(config: Config, candidate: Candidate) -> bool:
+    """It is what the flags ask for, and stands in no repository."""
+    return config.repository is None and candidate == _flags_as_candidate(config)
+
+
 def begun_with(config: Config, repository: Repository) -> Config:
     """The settings as if flags had named the candidate that serves first."""
     if config.repository is None:
@@ -50,6 +55,7 @@ def begun_with(config: Config, repository: Repository) -> Config:
         num_layers=depth,
         exit_mode=first.mode if depth is None else "capped",
         exits=_exits(first, depth),
+        replay_exits=first.replay_exits,
         cost_model=first.cost_model or config.cost_model,
     )
 
@@ -59,12 +65,14 @@ def shard_config(config: Config, candidate: Candidate, folder: Path, depth: int 
 
     Other shards differ from it in `device` alone.
     """
+    by_flags = config.shard_config(folder, 0)
     return msgspec.structs.replace(
-        config.shard_config(folder, 0),
+        by_flags,
         num_layers=depth,
         exit_mode=candidate.mode if depth is None else "capped",
         exit_layers=[] if candidate.exits is not None else list(config.exit_choice.layers),
         exits=_exits(candidate, depth),
+        replay_exits=candidate.replay_exits or by_flags.replay_exits,
         cost_model=candidate.cost_model or config.cost_model,
     )
 

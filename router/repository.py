@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from router.options import parse_bytes
+from router.prompt_class import PromptClass
 from router.toml_lines import TomlError, read_toml
 
 Objective = Literal["throughput", "latency", "energy"]
@@ -53,9 +54,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     model: Name  # as --model-id takes it; a relative path is meant from the file's folder
     revision: str | None = None
     exits: str | None = None  # folder of exits; likewise
+    replay_exits: str | None = None  # file to draw exit layers from, for measurements; likewise
     mode: Mode = "full"
     depths: tuple[Count, ...] = ()  # layers at which it may be capped
     whole: bool = True  # may serve at its full depth
+    prompts: tuple[PromptClass, ...] = ()  # that its exits were made for, and proven on; none: all
     figures: Figures = Figures()
     cost_model: str | None = None  # step times, for --device sim
 
@@ -91,13 +94,11 @@ class Loop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_swaps: Count = 4  # in `swap_window` requests
     swap_window: Count = 1000
     amortise_over: Count = 150  # requests that must win back what a swap costs
-    drift_sensitivity: Positive = (
-        8.0  # how far surprises add up before they count; less: earlier
-    )
+    drift_sensitivity: Positive = 8.0  # how far surprises add up before they count; less: earlier
     depth_by: Literal["cost", "share"] = "cost"  # share: the least exit that had `depth_share` of the tokens
     depth_share: Share = 0.75
     scoring_budget: Share = 0.02  # of the time, to read answers again at full depth where layers are missing
-    class_share: Share = 0.1  # prompts of a class count in a decision from this share of the traffic on
+    class_share: Share = 0.2  # prompts of a class count in a decision from this share of the traffic on
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +171,7 @@ def _located(candidate: Candidate, folder: Path) -> Candidate:
         candidate,
         model=str(model) if model.exists() else candidate.model,
         exits=_from(folder, candidate.exits),
+        replay_exits=_from(folder, candidate.replay_exits),
         cost_model=_from(folder, candidate.cost_model),
     )
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
+from router.api.commands import OPERATOR, no_such_shard
 from router.api.decode import decode, read_body
-from router.api.errors import Invalid, Refused
+from router.api.errors import Refused
 from router.api.ops_structs import (
     Aborted,
     AbortRequest,
+    CandidateRow,
     Moment,
     RequestReport,
     RequestRow,
@@ -21,17 +23,20 @@ from router.api.ops_structs import (
 )
 from router.api.respond import json_response
 from router.api.service import Service
+from router.conductor import Conductor
 from router.dispatcher import ShardState
+from router.repository import Choice
 from router.request import GenerationFailed, Request, Status
 from telemetry.store import Store
 
 
 class OpsApi:
-    """Handlers of `/ops`. `store` is where telemetry and decisions are kept."""
+    """Handlers of `/ops` that look, and those that change no model. `store` is where telemetry is kept."""
 
-    def __init__(self, service: Service, store: Store):
+    def __init__(self, service: Service, conductor: Conductor, store: Store):
         self._service = service
         self._dispatcher = service.dispatcher
+        self._conductor = conductor
         self._store = store
 
     async def state(self, http: web.Request) -> web.Response:
@@ -47,10 +52,10 @@ class OpsApi:
 
     async def drain(self, http: web.Request) -> web.Response:
         """Give a shard, or all, nothing new; what runs there goes on."""
-        return self._tell(self._dispatcher.drain, await read_body(http))
+        return self._tell("drain", self._dispatcher.drain, await read_body(http))
 
     async def resume(self, http: web.Request) -> web.Response:
-        return self._tell(self._dispatcher.resume, await read_body(http))
+        return self._tell("resume", self._dispatcher.resume, await read_body(http))
 
     async def abort(self, http: web.Request) -> web.Response:
         asked = decode(await read_body(http), AbortRequest)
@@ -59,13 +64,14 @@ class OpsApi:
         self._dispatcher.abort(request, "The request was aborted by an operator.")
         return json_response(Aborted(is_live))
 
-    def _tell(self, command: Callable[[int | None], None], body: bytes) -> web.Response:
+    def _tell(self, kind: str, command: Callable[[int | None], None], body: bytes) -> web.Response:
         asked = decode(body, ShardChoice) if body.strip() else ShardChoice()
         try:
             command(asked.shard)
         except KeyError:
-            known = ", ".join(str(shard.id) for shard in self._dispatcher.state().shards)
-            raise Invalid("shard", f"must be one of {known}. Given: {asked.shard}") from None
+            raise no_such_shard(self._dispatcher.state().shards, asked.shard) from None
+        shards: dict[str, object] = {} if asked.shard is None else {"shard": asked.shard}
+        self._conductor.note(kind, OPERATOR, "An operator asked for it.", chosen=shards)
         return json_response(self._state())
 
     def _find(self, id: str) -> Request:
@@ -75,14 +81,23 @@ class OpsApi:
             raise Refused(message, 404, "request_not_found", field="request_id")
         return request
 
+    def _candidate_row(self, choice: Choice) -> CandidateRow:
+        rows = [row for row in self._store.history.rows() if row.key[:2] == (choice.candidate, choice.depth)]
+        return CandidateRow(
+            candidate=choice.candidate,
+            depth=choice.depth,
+            num_layers=self._conductor.menu.dish(choice.candidate).num_layers,
+            measured=[msgspec.structs.asdict(row) for row in rows],
+        )
+
     def _state(self) -> StateReport:
         state = self._dispatcher.state()
         return StateReport(
             deployment=self._service.config.deployment,
-            objective=None,
+            objective=self._conductor.menu.objective,
             shards=[_shard_row(shard) for shard in state.shards],
-            candidates=[],
-            pinned=None,
+            candidates=[self._candidate_row(choice) for choice in self._conductor.menu.choices],
+            pinned=None if self._conductor.pinned is None else str(self._conductor.pinned),
             redis="ok" if self._store.is_ok else "lost",
             running=state.running,
             waiting=state.waiting,

@@ -1,6 +1,9 @@
 """The bodies of `/ops`."""
 
+from typing import Annotated, Any, Literal
+
 import msgspec
+from msgspec import Meta
 
 from shard.agreement import Report
 
@@ -23,11 +26,20 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     reason: str  # of the last death
 
 
+class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be served: a candidate at a depth, and what was measured of it."""
+
+    candidate: str
+    depth: int
+    num_layers: int
+    measured: list[dict[str, Any]]  # rows of the history, one for each kind of prompts
+
+
 class StateReport(msgspec.Struct, frozen=True, kw_only=True):
     deployment: str
     objective: str | None
     shards: list[ShardRow]
-    candidates: list[msgspec.Raw]
+    candidates: list[CandidateRow]
     pinned: str | None
     redis: str  # ok | lost
     running: int
@@ -35,6 +47,55 @@ class StateReport(msgspec.Struct, frozen=True, kw_only=True):
     queued_tokens: int
     is_draining: bool
     agreement: Report  # of answers read again at full depth, since the start
+
+
+class SwapRequest(msgspec.Struct, frozen=True):
+    candidate: Annotated[str, Meta(description="One of those in /ops/state.")]
+    depth: Annotated[int | None, Meta(description="Layers. Default: the most that it has.")] = None
+    shard: Annotated[int | None, Meta(description="Default: all, one after the other.")] = None
+    inflight: Annotated[
+        Literal["finish", "migrate"] | None,
+        Meta(description="What runs ends on the old model, or goes on with the new one."),
+    ] = None
+
+
+class PinRequest(msgspec.Struct, frozen=True):
+    candidate: str
+    depth: int | None = None
+
+
+class ThresholdRequest(msgspec.Struct, frozen=True):
+    """Confidence to leave early with; null: each exit's own. Of requests that come from now on."""
+
+    value: Annotated[float, Meta(ge=0, le=1)] | None
+    exit_layer: int | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """What comes of it stands at `/ops/decisions/ID`."""
+
+    decision_id: str
+
+
+class DecisionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of the diary."""
+
+    id: str
+    at: float  # Unix time in seconds
+    by: str  # loop, or a name
+    kind: str
+    seen: dict[str, Any]
+    considered: list[dict[str, Any]]
+    chosen: dict[str, Any]
+    why: str
+    cost: dict[str, float]
+    phases_ms: dict[str, float]
+    outcome: str | None  # committed | rolled_back | refused | stayed; null while it is under way
+    error: str | None
+
+
+class DecisionReports(msgspec.Struct, frozen=True):
+    decisions: list[DecisionReport]
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from router.api.commands import CommandsApi
 from router.api.guard import Guard
 from router.api.invocations import Invocations
 from router.api.native import NativeApi
@@ -27,7 +28,20 @@ from router.api.openai_structs import (
     Models,
 )
 from router.api.ops import OpsApi
-from router.api.ops_structs import Aborted, AbortRequest, RequestReport, Requests, ShardChoice, StateReport
+from router.api.ops_structs import (
+    Aborted,
+    AbortRequest,
+    Accepted,
+    DecisionReport,
+    DecisionReports,
+    PinRequest,
+    RequestReport,
+    Requests,
+    ShardChoice,
+    StateReport,
+    SwapRequest,
+    ThresholdRequest,
+)
 from router.api.route import Route
 from router.api.status import StatusApi
 from router.api.text import TextApi
@@ -106,6 +120,31 @@ def status_routes(api: StatusApi) -> list[Route]:
         route("GET /livez", api.livez, "Is the process alive?"),
         route("GET /readyz", api.readyz, "Should it be sent requests? 503 while it loads or drains."),
         route("GET /metrics", api.metrics, "Metrics for Prometheus.", gives=str, media_type="text/plain"),
+    ]
+
+
+def command_routes(api: CommandsApi) -> list[Route]:
+    route = partial(Route, guard=Guard.ADMIN, gives=Accepted)
+    return [
+        route("POST /ops/swap", api.swap, "Change model or depth.", SwapRequest),
+        route("POST /ops/pin", api.pin, "Serve this, whatever the loop thinks.", PinRequest),
+        route("POST /ops/unpin", api.unpin, "Leave the choice to the loop again."),
+        route("POST /ops/rollback", api.rollback, "Serve what was served before.", ShardChoice),
+        route("POST /ops/threshold", api.threshold, "When tokens leave early.", ThresholdRequest),
+        Route(
+            "GET /ops/decisions",
+            api.decisions,
+            "What was decided, the latest first; `limit` and `since` (Unix time).",
+            gives=DecisionReports,
+            guard=Guard.ADMIN,
+        ),
+        Route(
+            "GET /ops/decisions/{id}",
+            api.decision,
+            "One decision, and what came of it.",
+            gives=DecisionReport,
+            guard=Guard.ADMIN,
+        ),
     ]
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import tokenizers
 from aiohttp import ClientSession, web
 from tokenizers import decoders, models, pre_tokenizers
@@ -12,10 +14,14 @@ from tokenizers import decoders, models, pre_tokenizers
 from router.api.service import Service
 from router.app import build_app
 from router.chat_template import ChatTemplate
+from router.conductor import Conductor
 from router.config import Config
 from router.dispatcher import ShardState, State
 from router.generation import Generation, Target
+from router.menu import Dish, Menu
+from router.repository import Candidate, Repository
 from router.request import GenerationFailed, Request, Spec, Status
+from router.swap import Done, SwapError, Wish
 from router.tokenizer import Tokenizer
 from shard.messages import FinishReason, Ready, ShardConfig, TokenOutput
 from telemetry.prometheus import Metrics
@@ -51,6 +57,12 @@ class FakeDispatcher:
         self.held.set()
         self.limits: Ready | None = ready()
         self.is_draining = False
+        self.exit_threshold: float | None = None
+        self.before: Target | None = None
+        self.may_swap = asyncio.Event()
+        self.may_swap.set()
+        self.fails_swaps: str | None = None
+        self.swaps: list[tuple[Target, Wish]] = []
         self.submitted: list[Request] = []
         self.aborted: list[Request] = []
         self.admitted: list[tuple[int, int]] = []
@@ -108,8 +120,30 @@ class FakeDispatcher:
 
     def state(self) -> State:
         serves = "loading" if self.limits is None else "draining" if self.is_draining else "serving"
-        shard = ShardState(0, serves, "m", "v1", 4, 4, "full", 1, 1, 10, 20, 5.0, 0, "")
+        depth = self.limits.depth if self.limits is not None else 0
+        name = self.target.name
+        shard = ShardState(0, serves, name, f"v{depth}", depth, 4, "full", 1, 1, 10, 20, 5.0, 0, "")
         return State(waiting=0, queued_tokens=0, running=0, is_draining=self.is_draining, shards=[shard])
+
+    def targets(self, shard: int | None = None) -> list[tuple[Target, Target | None]]:
+        self._check(shard)
+        return [(self.target, self.before)]
+
+    def check_swappable(self, shard: int | None = None) -> frozenset[int]:
+        self._check(shard)
+        return frozenset([0])
+
+    async def swap(self, target: Target, wish: Wish, shard: int | None = None) -> list[Done]:
+        """Carried out once it may be, or failed with what a test says."""
+        await self.may_swap.wait()
+        if self.fails_swaps is not None:
+            raise SwapError(self.fails_swaps)
+        self.before, self.target = self.target, target
+        depth = target.config.num_layers or 4
+        self.limits = msgspec.structs.replace(ready(), depth=depth, version=f"v{depth}")
+        assert self.current is not None
+        self.swaps.append((target, wish))
+        return [Done(self.current, {"prepare": 5.0, "commit": 1.0}, num_migrated=0)]
 
     def drain(self, shard: int | None = None) -> None:
         self._set_draining(shard, True)
@@ -118,9 +152,12 @@ class FakeDispatcher:
         self._set_draining(shard, False)
 
     def _set_draining(self, shard: int | None, is_draining: bool) -> None:
+        self._check(shard)
+        self.is_draining = is_draining
+
+    def _check(self, shard: int | None) -> None:
         if shard not in (None, 0):
             raise KeyError(shard)
-        self.is_draining = is_draining
 
     async def _generate(self, request: Request) -> None:
         await self.held.wait()
@@ -170,10 +207,28 @@ def ready() -> Ready:
     )
 
 
+def menu_of(config: Config, tokenizer: Tokenizer) -> Menu:
+    """The model that serves, left early at two of its layers, and a small one that is not to be had."""
+    tiny = Candidate(name=config.model_name, model="/models/tiny", exits="/exits", depths=(2, 3))
+    gone = Candidate(name="gone", model="/models/gone")
+    dishes = [Dish(tiny, Path("/models/tiny"), 4), Dish(gone, Path("/models/gone"), 0, trouble="it is gone.")]
+    menu = Menu(config, Repository(candidates=(tiny, gone)), dishes)
+    menu._tokenizers[dishes[0].folder] = tokenizer
+    return menu
+
+
 class Client:
     """A session that knows the address, and the dispatcher behind it."""
 
-    def __init__(self, session: ClientSession, url: str, service: Service, dispatcher: FakeDispatcher):
+    def __init__(
+        self,
+        session: ClientSession,
+        url: str,
+        service: Service,
+        dispatcher: FakeDispatcher,
+        conductor: Conductor,
+    ):
+        self.conductor = conductor
         self.session = session
         self.url = url
         self.config = service.config
@@ -207,14 +262,16 @@ async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIter
     tokenizer = byte_tokenizer(template)
     config = Config(**settings)
     dispatcher = FakeDispatcher(tokenizer, config.model_name)
-    service = Service(config, dispatcher, dispatcher.target)  # type: ignore[arg-type]
-    app = build_app(service, Metrics(), Store(None, "poems", "one"))
+    store, menu = Store(None, "poems", "one"), menu_of(config, tokenizer)
+    service = Service(config, dispatcher, dispatcher.target, menu.names)  # type: ignore[arg-type]
+    conductor = Conductor(dispatcher, menu, store.audit)  # type: ignore[arg-type]
+    app = build_app(service, conductor, Metrics(), store)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]
     async with ClientSession() as session:
-        yield Client(session, f"http://{host}:{port}", service, dispatcher)
+        yield Client(session, f"http://{host}:{port}", service, dispatcher, conductor)
     await runner.cleanup()
 
 

@@ -72,6 +72,19 @@ def test_a_candidate_is_capped_below_its_full_depth(file, tmp_path):
     assert (plain.exit_mode, plain.exits, plain.model) == ("full", None, "/models/large")
 
 
+def test_a_candidate_whose_exits_are_replayed_is_marked_so(tmp_path):
+    path = tmp_path / "repository.toml"
+    path.write_text(
+        '[[candidate]]\nname = "small"\nmodel = "m"\nmode = "per_row"\ndepths = [6]\n'
+        'exits = "heads"\nreplay_exits = "shares.json"\n'
+    )
+    config = Config(repository=str(path))
+    repository = repository_of(config)
+    assert begun_with(config, repository).marks == ("exit-replay",)
+    capped = shard_config(config, repository.candidates[0], Path("/models/small"), 6)
+    assert capped.replay_exits == str(tmp_path / "shares.json")
+
+
 def test_shards_get_of_a_model_named_by_flags_what_flags_say():
     config = Config(model_id="mine", exit_mode="per_row", exit_layers=(3, 6))
     (candidate,) = repository_of(config).candidates

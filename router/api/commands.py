@@ -1,0 +1,144 @@
+"""Commands under `/ops` that change what is served, and the diary of all decisions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from router.api.decode import decode, read_body
+from router.api.errors import Invalid, Refused
+from router.api.ops_structs import (
+    Accepted,
+    DecisionReport,
+    DecisionReports,
+    PinRequest,
+    ShardChoice,
+    SwapRequest,
+    ThresholdRequest,
+)
+from router.api.respond import json_response
+from router.api.service import Service
+from router.conductor import Conductor, Order
+from router.dispatcher import ShardState
+from router.generation import Target
+from router.menu import NotOffered
+from router.repository import Choice
+from router.swap import Inflight, SwapRefused, Wish
+from telemetry.audit import Decision, Outcome
+from telemetry.store import Store
+
+T = TypeVar("T")
+
+OPERATOR = "operator"  # by whom a command is, in the diary
+_MAX_LISTED = 1000
+_DEFAULT_LISTED = 50
+
+
+class CommandsApi:
+    """Handlers of commands: each is answered at once with the id of a decision, which says how it goes."""
+
+    def __init__(self, service: Service, conductor: Conductor, store: Store):
+        self._config = service.config
+        self._dispatcher = service.dispatcher
+        self._conductor = conductor
+        self._store = store
+
+    async def swap(self, http: web.Request) -> web.Response:
+        asked = decode(await read_body(http), SwapRequest)
+        with self._refusals(asked.shard):
+            to = self._conductor.menu.choose(asked.candidate, asked.depth)
+            wish = self._wish(asked.inflight)
+            why = "An operator asked for it."
+            return _accepted(self._conductor.begin(_order("swap", why, to=to, wish=wish, shard=asked.shard)))
+
+    async def pin(self, http: web.Request) -> web.Response:
+        """Serve this whatever the loop thinks."""
+        asked = decode(await read_body(http), PinRequest)
+        with self._refusals(None):
+            to = self._conductor.menu.choose(asked.candidate, asked.depth)
+            why = "An operator wants it to stay."
+            return _accepted(self._conductor.pin(_order("pin", why, to=to, wish=self._wish(None))))
+
+    async def unpin(self, http: web.Request) -> web.Response:
+        return _accepted(self._conductor.unpin(OPERATOR))
+
+    async def rollback(self, http: web.Request) -> web.Response:
+        """Serve what was served before the last change."""
+        body = await read_body(http)
+        shard = (decode(body, ShardChoice) if body.strip() else ShardChoice()).shard
+        with self._refusals(shard):
+            to, wish = self._conductor.before(shard), self._wish(None)
+            why = "An operator went back to what served before."
+            return _accepted(self._conductor.begin(_order("rollback", why, to=to, wish=wish, shard=shard)))
+
+    async def threshold(self, http: web.Request) -> web.Response:
+        """The confidence at which requests leave early that come from now on and name none."""
+        asked = decode(await read_body(http), ThresholdRequest)
+        if asked.exit_layer is not None:
+            problem = (
+                "is not supported: one threshold holds for all exits, each exit's own stand in exits.json"
+            )
+            raise Invalid("exit_layer", problem)
+        was, self._dispatcher.exit_threshold = self._dispatcher.exit_threshold, asked.value
+        why = f"An operator set it; before, it was {was if was is not None else 'that of each exit'}."
+        return _accepted(self._conductor.note("threshold", OPERATOR, why, chosen={"threshold": asked.value}))
+
+    async def decisions(self, http: web.Request) -> web.Response:
+        """The latest first."""
+        limit = _number(http, "limit", int, _DEFAULT_LISTED)
+        since = _number(http, "since", float, 0.0)
+        found = await self._store.decisions(min(max(1, limit), _MAX_LISTED), since)
+        return json_response(DecisionReports([_report(decision) for decision in found]))
+
+    async def decision(self, http: web.Request) -> web.Response:
+        id = http.match_info["id"]
+        found = await self._store.decision(id)
+        if found is None:
+            message = f"There is no decision {id}: it was never taken, or long ago."
+            raise Refused(message, 404, "decision_not_found")
+        return json_response(_report(found))
+
+    def _wish(self, inflight: str | None) -> Wish:
+        wanted = Inflight(inflight or self._config.swap_inflight)
+        return Wish(wanted, self._config.swap_drain_ms / 1000)
+
+    @contextmanager
+    def _refusals(self, shard: int | None) -> Iterator[None]:
+        """What cannot be done as errors of HTTP."""
+        try:
+            yield
+        except NotOffered as error:
+            raise Refused(str(error), 422, "validation", field="candidate") from None
+        except SwapRefused as error:
+            raise Refused(str(error), 409, "conflict") from None
+        except KeyError:
+            raise no_such_shard(self._dispatcher.state().shards, shard) from None
+
+
+def no_such_shard(shards: list[ShardState], shard: int | None) -> Invalid:
+    known = ", ".join(str(other.id) for other in shards)
+    return Invalid("shard", f"must be one of {known}. Given: {shard}")
+
+
+def _order(kind: str, why: str, *, to: Choice | Target, wish: Wish, shard: int | None = None) -> Order:
+    return Order(kind=kind, by=OPERATOR, why=why, to=to, wish=wish, shard=shard)
+
+
+def _accepted(decision_id: str) -> web.Response:
+    return json_response(Accepted(decision_id), status=202)
+
+
+def _number(http: web.Request, name: str, kind: Callable[[str], T], default: T) -> T:
+    text = http.query.get(name)
+    try:
+        return default if text is None else kind(text)
+    except ValueError:
+        raise Invalid(name, f"must be a number. Given: {text}") from None
+
+
+def _report(decision: Decision) -> DecisionReport:
+    facts = msgspec.structs.asdict(decision)
+    is_over = decision.outcome is not Outcome.PENDING
+    return DecisionReport(**facts | {"outcome": decision.outcome.value if is_over else None})
