@@ -10,6 +10,7 @@ COMMANDS = {
     "pull": ("shard.pull", "fetch the embedded model"),
     "bench": ("loadgen.__main__", "measure a running server: serve, compare, scenario, selftest"),
     "bench engine": ("shard.bench", "measure the engine alone, without HTTP"),
+    "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
     "score": ("shard.score", "compare answers in a file with what the full model says"),
     "calibrate": ("shard.tune.calibrate", "find thresholds for exits that keep a promise about quality"),
     "shard": ("shard.__main__", "run one shard for a router on another host"),

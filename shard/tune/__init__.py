@@ -1,0 +1,1 @@
+"""Making early-exit models: text, hidden states, heads, training. Knows no router."""

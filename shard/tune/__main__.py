@@ -1,0 +1,133 @@
+"""`helios tune MODEL --out DIR`: exit heads for any model, by self-distillation; the model stays as it is.
+
+The text is the model's own, made from prompts, unless a file is given. Text and hidden states are kept in the
+cache folder; what is interrupted goes on with --resume, and ends in the same heads.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from shard.exits import HeadKind
+from shard.model_folder import ModelUnusable
+from shard.resolve import resolve
+from shard.tune.embedded import tune_embedded
+from shard.tune.heads import HeadSpec
+from shard.tune.layerskip import tune_layerskip
+from shard.tune.pipeline import Result, Wanted
+from shard.tune.progress import Progress
+from shard.tune.session import Ask, Machine, Text, measure, tune_exits
+from shard.tune.summary import print_summary
+from shard.tune.training import Plan
+
+PROGRAM = "helios tune"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 1 with one sentence when it cannot."""
+    given = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        ask = _ask(given)
+        with Progress(console) as progress:
+            result = _run(given.recipe, ask, progress)
+        if result is not None:
+            print_summary(console, result, measure(ask))
+    except (ModelUnusable, ValueError, OSError, MemoryError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: stopped; the same command with --resume goes on from here.", file=sys.stderr)
+        return 130
+    print(ask.out)
+    return 0
+
+
+def _run(recipe: str, ask: Ask, progress: Progress) -> Result | None:
+    if recipe == "exits":
+        return tune_exits(ask, progress)
+    if recipe == "embedded":
+        tune_embedded(ask, progress)
+    else:
+        tune_layerskip(ask, progress)
+    return None
+
+
+def _ask(given: argparse.Namespace) -> Ask:
+    model = resolve(given.model_id, given.revision, given.cache_dir)
+    plan = Plan(given.steps, given.batch_tokens, given.rate, seed=given.seed)
+    vocabulary = given.vocabulary or given.out / "vocabulary.safetensors"
+    spec = HeadSpec(given.exit_layers, HeadKind(given.head), given.head_rank)
+    wanted = Wanted(
+        spec,
+        plan,
+        vocabulary,
+        given.vocabulary_steps,
+        given.init,
+        given.freeze_vocabulary,
+        given.resume,
+    )
+    machine = Machine(
+        given.device, given.dtype, given.num_threads, given.work or given.cache_dir / "tune" / model.name
+    )
+    file = None if given.data == "self" else Path(given.data)
+    text = Text(file, given.prompts, given.num_answers, given.max_new_tokens, given.seed)
+    return Ask(model, given.out, machine, text, wanted)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    add = parser.add_argument
+    add("model_id", metavar="MODEL", help="as for `helios serve`: embedded, a folder, a .gguf file, a hub id")
+    add("--out", type=Path, required=True, metavar="DIR", help="the exit folder to write")
+    add("--recipe", default="exits", choices=["exits", "embedded", "layerskip"], help="[%(default)s]")
+    add("--exit-layers", type=_layers, default=[15, 20, 25], metavar="L,L,...", help="[15,20,25]")
+    add("--head", default="block", choices=list(HeadKind), help="[%(default)s]")
+    add("--head-rank", type=_positive, metavar="R", help="of a low-rank vocabulary [the model's LM head]")
+    add("--vocabulary", type=Path, metavar="FILE", help="where that goes [DIR/vocabulary.safetensors]")
+    add("--vocabulary-steps", type=int, default=200, help="at full depth, before exits learn [%(default)s]")
+    add("--init", type=Path, metavar="DIR", help="an exit folder to go on from")
+    add("--freeze-vocabulary", action="store_true", help="that of --init, as it is")
+    add("--data", default="self", metavar="FILE", help="text to learn on, or self: the model's own [self]")
+    add("--prompts", nargs="+", default=["chat"], metavar="LIST", help="for self: chat, code, files [chat]")
+    add("--num-answers", type=_positive, default=2560, help="to each list of prompts [%(default)s]")
+    add("--max-new-tokens", type=_positive, default=256, help="of an answer [%(default)s]")
+    add("--steps", type=_positive, default=2000, help="[%(default)s]")
+    add("--batch-tokens", type=_positive, default=2048, help="learned from in a step, about [%(default)s]")
+    add("--rate", type=float, default=2e-3, help="learning rate at its height [%(default)s]")
+    add("--seed", type=int, default=0, help="[%(default)s]")
+    add("--resume", action="store_true", help="go on where the same command was stopped")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
+    add("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of products [%(default)s]")
+    add("--num-threads", type=_positive, help="CPU threads [all cores]")
+    add("--work", type=Path, metavar="DIR", help="for text and hidden states [CACHE/tune/MODEL]")
+    add("--cache-dir", type=Path, default=_cache_dir(), metavar="CACHE", help="[%(default)s]")
+    add("--revision", help="branch, tag or commit of a hub id")
+    return parser
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be layers such as 15,20,25, not {text!r}") from None
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

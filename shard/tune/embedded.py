@@ -1,0 +1,40 @@
+"""The exits that ship with the project: one vocabulary, two variants for two kinds of use.
+
+First vocabulary and heads learn on all texts together. Then each variant goes on from there on its own text
+alone, the vocabulary standing still, so that both can read the same one.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from shard.tune.pipeline import Wanted
+from shard.tune.progress import Progress
+from shard.tune.session import Ask, tune_exits
+
+VARIANTS = ("chat", "code")
+VARIANT_SHARE = 0.25  # of the steps of the first stage, for each variant
+VARIANT_RATE = 0.5  # of its learning rate
+
+
+def tune_embedded(ask: Ask, progress: Progress) -> None:
+    """The shipped folder: OUT/vocabulary.safetensors, OUT/chat and OUT/code."""
+    vocabulary = ask.out / "vocabulary.safetensors"
+    base = ask.machine.work / "embedded"
+    both = msgspec.structs.replace(ask.text, prompts=list(VARIANTS))
+    wanted = msgspec.structs.replace(ask.wanted, vocabulary=vocabulary)
+    if not (ask.wanted.resume and (base / "tuning.json").exists()):
+        tune_exits(msgspec.structs.replace(ask, out=base, text=both, wanted=wanted), progress)
+    for name in VARIANTS:
+        if not (ask.wanted.resume and (ask.out / name / "tuning.json").exists()):
+            text = msgspec.structs.replace(ask.text, prompts=[name])
+            variant = _variant(wanted, base)
+            tune_exits(msgspec.structs.replace(ask, out=ask.out / name, text=text, wanted=variant), progress)
+
+
+def _variant(wanted: Wanted, base: Path) -> Wanted:
+    plan = wanted.plan
+    shorter = msgspec.structs.replace(
+        plan, num_steps=round(VARIANT_SHARE * plan.num_steps), rate=VARIANT_RATE * plan.rate
+    )
+    return msgspec.structs.replace(wanted, plan=shorter, init=base, freeze_vocabulary=True)

@@ -1,0 +1,82 @@
+"""What trained exits say on text that they were not trained on, against what full depth says there."""
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from shard.tune.batches import Place, Source, batches_of, load_batch
+from shard.tune.training import Student
+
+POSITIONS = 2048  # whose logits over the whole vocabulary are held at once
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One exit at N positions."""
+
+    agrees: torch.Tensor  # (N,) bool
+    confidence: torch.Tensor  # (N,) its top probability
+    hidden: torch.Tensor | None = None  # (N, H) what a probe reads
+
+
+class Point(msgspec.Struct, frozen=True):
+    """An exit that is left at a threshold."""
+
+    threshold: float
+    coverage: float  # share of tokens that leave
+    agreement: float | None  # of those that do; None: nobody does
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """One exit on one text."""
+
+    num_tokens: int
+    agreement: float
+    points: list[Point]
+
+
+@torch.no_grad()
+def look(
+    student: Student,
+    vocabulary: torch.Tensor,
+    sources: Sequence[Source],
+    places: Sequence[Place],
+    states: bool,
+) -> dict[int, Seen]:
+    """Every exit at the places' positions, by layer; `vocabulary` (V, R) is what will be served."""
+    rows = vocabulary.to(student.to)
+    parts: dict[int, list[Seen]] = {layer: [] for layer in student.layers}
+    for some in batches_of(sources, places, POSITIONS):
+        batch = load_batch(sources, some, student.layers, student.to)
+        for head in student.heads:
+            reduced = head.reduced(student.back, batch.states[head.layer], batch.rows)
+            logits = (reduced @ rows.t()).float()
+            best = logits.max(-1)
+            parts[head.layer].append(
+                Seen(
+                    best.indices == batch.targets.choice,
+                    (best.values - logits.logsumexp(-1)).exp(),
+                    batch.rows.of(batch.states[head.layer]) if states else None,
+                )
+            )
+    return {layer: _joined(seen) for layer, seen in parts.items()}
+
+
+def curve_of(agrees: torch.Tensor, confidence: torch.Tensor) -> Curve:
+    """Agreement and coverage at a few thresholds."""
+    points = []
+    for threshold in THRESHOLDS:
+        leaves = confidence >= threshold
+        share = float(agrees[leaves].float().mean()) if leaves.any() else None
+        points.append(Point(threshold, float(leaves.float().mean()), share))
+    return Curve(len(agrees), float(agrees.float().mean()), points)
+
+
+def _joined(parts: list[Seen]) -> Seen:
+    hidden = [part.hidden for part in parts if part.hidden is not None]
+    return Seen(
+        torch.cat([part.agrees for part in parts]),
+        torch.cat([part.confidence for part in parts]),
+        torch.cat(hidden) if hidden else None,
+    )

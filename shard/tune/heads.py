@@ -1,0 +1,95 @@
+"""Exit heads as they are trained: parameters by the names that exits.safetensors gives them.
+
+Weights are kept in float32; products run in the dtype of the hidden states. The backbone's own norm and LM
+head are never among the parameters.
+"""
+
+import msgspec
+import torch
+from torch.nn import functional
+
+from shard.exits import HeadKind
+from shard.tune.layers import Backbone, Tensors, attend, finish
+
+MLP_RATIO = 4  # width of an MLP head over the hidden size
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Which positions of a padded batch (B, T) predict answer tokens, passage by passage."""
+
+    batch: torch.Tensor  # (N,)
+    position: torch.Tensor  # (N,)
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, T, H) -> (N, H)"""
+        return hidden[self.batch, self.position]
+
+
+class Head:
+    """The head behind one layer; `weights` are its tensors, without the `exits.LAYER.` before their names."""
+
+    def __init__(self, layer: int, kind: HeadKind, weights: Tensors):
+        self.layer = layer
+        self.kind = kind
+        self.weights = weights
+        self._block = {
+            name.removeprefix("block."): value for name, value in weights.items() if name.startswith("block.")
+        }
+
+    @property
+    def rank(self) -> int | None:
+        """None: it reads the model's own LM head."""
+        return len(self.weights["low_rank.weight"]) if "low_rank.weight" in self.weights else None
+
+    def reduced(self, back: Backbone, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """What the vocabulary's rows are multiplied with, (N, R), of hidden states (B, T, H) at the exit."""
+        features = back.normed(self._hidden(back, hidden, rows))
+        low_rank = self.weights.get("low_rank.weight")
+        return features if low_rank is None else functional.linear(features, low_rank.to(features.dtype))
+
+    def _hidden(self, back: Backbone, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        if self.kind is HeadKind.BLOCK:
+            attended = attend(back, self._block, hidden)
+            return finish(back, self._block, rows.of(hidden), rows.of(attended))
+        chosen = rows.of(hidden)
+        if self.kind is HeadKind.MLP:
+            norm = self.weights["mlp.norm.weight"]
+            inner = functional.rms_norm(chosen.float(), norm.shape, norm, back.shape.norm_eps).to(
+                chosen.dtype
+            )
+            inner = functional.silu(functional.linear(inner, self.weights["mlp.up.weight"].to(inner.dtype)))
+            return chosen + functional.linear(inner, self.weights["mlp.down.weight"].to(inner.dtype))
+        return chosen
+
+
+class HeadSpec(msgspec.Struct, frozen=True):
+    """What heads are to be made."""
+
+    layers: list[int]
+    kind: HeadKind
+    rank: int | None  # None: the model's own LM head
+
+
+def first_weights(
+    spec: HeadSpec, back: Backbone, reducer: torch.Tensor | None, seed: int
+) -> dict[int, Tensors]:
+    """Weights to begin with, by exit layer: a block is the first layer left out, an MLP adds nothing yet.
+
+    `reducer` (R, H) begins every exit's low-rank product.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    width, made = back.shape.hidden_size, {}
+    for layer in spec.layers:
+        weights: Tensors = {}
+        if spec.kind is HeadKind.BLOCK:
+            # the model's last layer, which speaks to the LM head, learns more slowly
+            weights |= {f"block.{name}": value.clone() for name, value in back.layer(layer).items()}
+        if spec.kind is HeadKind.MLP:
+            inner = MLP_RATIO * width
+            weights["mlp.norm.weight"] = torch.ones(width)
+            weights["mlp.up.weight"] = torch.randn(inner, width, generator=generator) * width**-0.5
+            weights["mlp.down.weight"] = torch.zeros(width, inner)
+        if reducer is not None:
+            weights["low_rank.weight"] = reducer.clone()
+        made[layer] = weights
+    return made

@@ -1,0 +1,195 @@
+"""A decoder layer of every supported family in plain torch that gradients flow through.
+
+The engine's layers write paged caches in place; these see whole passages, (B, T), padded behind their ends.
+Weights are a dictionary of tensors by the checkpoint's own names for one layer, as the engine reads them.
+"""
+
+from pathlib import Path
+
+import msgspec
+import torch
+from torch.nn import functional
+
+from shard.model_folder import RANDOM_MARK
+from shard.models.checkpoint import Checkpoint
+from shard.models.gpt import GPT2, OPT, activation_of
+from shard.models.llama import EMBEDDING, PREFIXES
+from shard.models.random_weights import RandomCheckpoint
+from shard.models.rope import no_rope, rope_of
+from shard.models.shape import GPT_LIKE, Shape, read_config, shape_of
+from shard.ops.batch import Rope
+
+Tensors = dict[str, torch.Tensor]
+
+_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj")
+LAYER_MATRICES = {
+    "llama": (*(f"self_attn.{name}" for name in _LLAMA), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    "opt": (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "fc1", "fc2"),
+    "gpt2": ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+}
+LAYER_NORMS = {
+    "llama": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "self_attn.q_norm",
+        "self_attn.k_norm",
+    ),
+    "opt": ("self_attn_layer_norm", "final_layer_norm"),
+    "gpt2": ("ln_1", "ln_2"),
+}
+
+
+class Backbone(msgspec.Struct, frozen=True):
+    """What tuning reads of a model beside hidden states: shape, rope tables, final norm, LM head, layers."""
+
+    shape: Shape
+    rope: Rope
+    checkpoint: Checkpoint | RandomCheckpoint
+    prefix: str
+    head: torch.Tensor  # (V, H) float32
+    norm: Tensors  # weight (H,), and bias for the GPT-like, float32
+
+    @property
+    def kind(self) -> str:
+        """Of layer: llama, opt or gpt2."""
+        return self.shape.family if self.shape.family in GPT_LIKE else "llama"
+
+    def layer(self, index: int) -> Tensors:
+        """One layer's tensors, float32, by the names that follow the layer's own."""
+        at = {"llama": "layers.", "opt": OPT.layers, "gpt2": GPT2.layers}[self.kind]
+        names = [
+            f"{name}.{part}"
+            for name in LAYER_MATRICES[self.kind] + LAYER_NORMS[self.kind]
+            for part in ("weight", "bias")
+        ]
+        whole = f"{self.prefix}{at}{index}."
+        return {
+            name: self.checkpoint.read(whole + name).float()
+            for name in names
+            if whole + name in self.checkpoint
+        }
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's final norm of (N, H), in the dtype given."""
+        return _norm(self.shape, self.norm, "", hidden)
+
+
+def read_backbone(folder: Path, max_tokens: int) -> Backbone:
+    """Raises `UnsupportedModelError` and `CheckpointError`."""
+    config = read_config(folder)
+    shape = shape_of(config)
+    checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
+    if shape.family in GPT_LIKE:
+        names = OPT if shape.family == "opt" else GPT2
+        prefix, embedding, norm = (
+            checkpoint.prefix(names.prefixes, names.embedding),
+            names.embedding,
+            names.norm,
+        )
+        rope = no_rope(torch.device("cpu"))
+    else:
+        prefix, embedding, norm = checkpoint.prefix(PREFIXES, EMBEDDING), EMBEDDING, "norm"
+        rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), torch.device("cpu"))
+    untied = "lm_head.weight" in checkpoint and not shape.tied
+    head = checkpoint.read("lm_head.weight" if untied else prefix + embedding).float()
+    norms = {
+        part: checkpoint.read(f"{prefix}{norm}.{part}").float()
+        for part in ("weight", "bias")
+        if f"{prefix}{norm}.{part}" in checkpoint
+    }
+    return Backbone(shape, rope, checkpoint, prefix, head, norms)
+
+
+def attend(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> torch.Tensor:
+    """What a layer's attention gives its output projection, (B, T, Hq D), of hidden states (B, T, H).
+
+    Padding stands behind a passage's end, where no earlier token looks.
+    """
+    q, k, v = _projected(back, weights, hidden)
+    heads = back.shape.heads
+    ratio = heads.query // heads.kv
+    q, k, v = (it.transpose(1, 2) for it in (q, k, v))  # (B, heads, T, D)
+    if ratio > 1:
+        k, v = k.repeat_interleave(ratio, dim=1), v.repeat_interleave(ratio, dim=1)
+    mask = _window_mask(hidden.shape[1], heads.window, hidden.device) if heads.window else None
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=heads.scale
+    )
+    return out.transpose(1, 2).flatten(2)
+
+
+def finish(back: Backbone, weights: Tensors, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """The rest of the layer for some rows: hidden states (N, H) and what attention gave them, (N, Hq D)."""
+    shape = back.shape
+    if back.kind == "llama":
+        hidden = hidden + _linear(weights, "self_attn.o_proj", attended)
+        inner = _norm(shape, weights, "post_attention_layernorm.", hidden)
+        gate = functional.silu(_linear(weights, "mlp.gate_proj", inner))
+        return hidden + _linear(weights, "mlp.down_proj", gate * _linear(weights, "mlp.up_proj", inner))
+    activate = activation_of(shape.activation)
+    if back.kind == "opt":
+        hidden = hidden + _linear(weights, "self_attn.out_proj", attended)
+        inner = activate(_linear(weights, "fc1", _norm(shape, weights, "final_layer_norm.", hidden)))
+        return hidden + _linear(weights, "fc2", inner)
+    hidden = hidden + _conv(weights, "attn.c_proj", attended)
+    inner = activate(_conv(weights, "mlp.c_fc", _norm(shape, weights, "ln_2.", hidden)))
+    return hidden + _conv(weights, "mlp.c_proj", inner)
+
+
+def _projected(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> list[torch.Tensor]:
+    """Queries, keys and values, each (B, T, heads, D), rotated."""
+    shape, heads = back.shape, back.shape.heads
+    if back.kind == "gpt2":
+        inner = _norm(shape, weights, "ln_1.", hidden)
+        return [
+            it.unflatten(-1, (heads.query, heads.dim))
+            for it in _conv(weights, "attn.c_attn", inner).chunk(3, -1)
+        ]
+    norm = "input_layernorm." if back.kind == "llama" else "self_attn_layer_norm."
+    inner = _norm(shape, weights, norm, hidden)
+    q, k, v = (
+        _linear(weights, f"self_attn.{name}_proj", inner).unflatten(-1, (-1, heads.dim)) for name in "qkv"
+    )
+    if "self_attn.q_norm.weight" in weights:
+        q = _norm(shape, weights, "self_attn.q_norm.", q)
+        k = _norm(shape, weights, "self_attn.k_norm.", k)
+    if back.rope.rotary_dim:
+        q, k = _rotated(q, back.rope), _rotated(k, back.rope)
+    return [q, k, v]
+
+
+def _rotated(x: torch.Tensor, rope: Rope) -> torch.Tensor:
+    """Half-split rotary embedding of (B, T, heads, D) at positions 0 .. T - 1."""
+    cos = rope.cos[: x.shape[1], None].to(x.device)
+    sin = rope.sin[: x.shape[1], None].to(x.device)
+    turned, rest = x.float().split([rope.rotary_dim, x.shape[-1] - rope.rotary_dim], dim=-1)
+    a, b = turned.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)
+
+
+def _window_mask(num_tokens: int, window: int, device: torch.device) -> torch.Tensor:
+    at = torch.arange(num_tokens, device=device)
+    back = at[:, None] - at[None, :]
+    return (back >= 0) & (back < window)
+
+
+def _norm(shape: Shape, weights: Tensors, at: str, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm, or LayerNorm where there is a bias, in float32, given back in the dtype of `x`."""
+    weight, bias = weights[at + "weight"], weights.get(at + "bias")
+    if bias is None:
+        return functional.rms_norm(x.float(), weight.shape, weight, shape.norm_eps).to(x.dtype)
+    return functional.layer_norm(x.float(), weight.shape, weight, bias, shape.norm_eps).to(x.dtype)
+
+
+def _linear(weights: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
+    bias = weights.get(name + ".bias")
+    return functional.linear(
+        x, weights[name + ".weight"].to(x.dtype), None if bias is None else bias.to(x.dtype)
+    )
+
+
+def _conv(weights: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
+    """GPT-2's Conv1D: its weight is (in, out)."""
+    return functional.linear(
+        x, weights[name + ".weight"].t().to(x.dtype), weights[name + ".bias"].to(x.dtype)
+    )

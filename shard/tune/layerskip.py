@@ -1,0 +1,195 @@
+"""LayerSkip (Elhoushi et al. 2024): the backbone itself learns to be left early, behind any layer.
+
+Layers drop out while training, the deeper the likelier, and the shared norm and LM head learn to read every
+layer's states. It takes the whole model, its gradients and moments; what comes out is a checkpoint folder of
+its own, whose exits need no heads: serve it with --exit-layers.
+"""
+
+import math
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch.nn import functional
+
+from shard.model import DTYPES
+from shard.models.shape import read_config, shape_of
+from shard.tune.progress import Progress
+from shard.tune.session import Ask, check, free_memory, make_texts
+from shard.tune.text import Passage
+from shard.tune.training import BETAS, MAX_GRADIENT_NORM, Plan, rate_share
+
+MAX_DROPOUT = 0.1  # of the last layer
+EXIT_SCALE = 0.2  # of all exits' losses together, beside the last layer's
+EXITS_EACH_STEP = 3  # layers whose states are read in a step, in turns
+BYTES_PER_PARAMETER = 20  # weight, gradient, two moments, and products in passing
+CHECKPOINT = "layerskip.training"
+SAVE_STEPS = 100
+RATE_SHARE = 0.02  # of a head's learning rate: the backbone knows a lot already
+
+
+def tune_layerskip(ask: Ask, progress: Progress) -> None:
+    """Train and write the checkpoint folder. Raises `ValueError`, `OSError` or `MemoryError`."""
+    shape = shape_of(read_config(ask.model))
+    check(ask, shape)
+    weights = sum(path.stat().st_size for path in ask.model.glob("*.safetensors")) // 2
+    if weights * BYTES_PER_PARAMETER > _free_bytes(ask.machine.device):
+        raise MemoryError(
+            f"LayerSkip trains the whole model, about {weights * BYTES_PER_PARAMETER >> 20} MiB, "
+            "which is more than is free here: --recipe exits leaves the model as it is."
+        )
+    texts = make_texts(ask, shape, progress).values()
+    passages = [passage for text in texts for passage in text if not passage.held_out]
+    training = LayerSkip(ask.model, ask.wanted.plan, ask.machine.device, DTYPES[ask.machine.dtype])
+    ask.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = ask.out / CHECKPOINT
+    if ask.wanted.resume and checkpoint.exists():
+        training.resume(checkpoint)
+    for loss in training.run(passages):
+        progress.tell("training the model", training.step, ask.wanted.plan.num_steps, f"loss {loss:.3f}")
+        if training.step % SAVE_STEPS == 0:
+            training.save(checkpoint)
+    training.write(ask.model, ask.out)
+    checkpoint.unlink(missing_ok=True)
+
+
+class LayerSkip:
+    """A whole model in training. What happens at a step follows from the seed and the step's number."""
+
+    def __init__(self, folder: Path, plan: Plan, device: str, dtype: torch.dtype):
+        from transformers import AutoModelForCausalLM  # seconds to import
+
+        self._plan = plan
+        self._dtype = dtype
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+        self._layers: list[Any] = next(
+            list(part)
+            for part in self._model.modules()
+            if isinstance(part, torch.nn.ModuleList) and len(part) > 1
+        )
+        self._norm = _final_norm(self._model)
+        self._draw = random.Random()
+        self.step = 0
+        for index, layer in enumerate(self._layers):
+            layer.register_forward_hook(self._dropping(dropout(index, len(self._layers))))
+        rate = plan.rate * RATE_SHARE
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), rate, BETAS, weight_decay=0.0)
+
+    def run(self, passages: Sequence[Passage]) -> Iterator[float]:
+        """Step by step to the end of the plan; the loss of each."""
+        self._model.train()
+        for number, batch in enumerate(_batches(passages, self._plan)):
+            if number >= self.step:
+                self.step = number + 1
+                yield self._learn(batch, number)
+
+    def save(self, path: Path) -> None:
+        """All that is needed to go on."""
+        state = {
+            "step": self.step,
+            "plan": msgspec.json.encode(self._plan),
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        temporary = path.with_suffix(".partial")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from what `save` wrote. Raises `ValueError` if that was another training."""
+        state = torch.load(path, weights_only=True)
+        if state["plan"] != msgspec.json.encode(self._plan):
+            raise ValueError(
+                f"{path} is of a training with other settings: tune without --resume to begin anew."
+            )
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def write(self, source: Path, folder: Path) -> None:
+        """The checkpoint, in the dtype of products, with the source's tokenizer."""
+        self._model.to(self._dtype).eval().save_pretrained(folder)
+        for path in source.iterdir():
+            if path.suffix in (".json", ".jinja", ".model", ".txt") and not (folder / path.name).exists():
+                shutil.copy(path, folder)
+
+    def _learn(self, batch: list[Passage], number: int) -> float:
+        self._draw.seed(f"{self._plan.seed} {number}")
+        device = self._model.device
+        tokens = [torch.tensor(passage.token_ids) for passage in batch]
+        ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device)
+        learned = torch.zeros(ids.shape, dtype=torch.bool, device=device)
+        for row, passage in enumerate(batch):
+            learned[row, passage.num_prompt_tokens - 1 : len(passage.token_ids) - 1] = True
+        with torch.autocast(device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32):
+            states = self._model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
+            loss = self._loss(states, ids.roll(-1, 1)[learned], learned, number)
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._plan.rate * RATE_SHARE * rate_share(number, self._plan.num_steps)
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _loss(
+        self, states: Sequence[torch.Tensor], goals: torch.Tensor, learned: torch.Tensor, number: int
+    ) -> torch.Tensor:
+        """The last layer's loss, and that of a few others by their depth; goals (N,) are of `learned`."""
+        depth = len(self._layers)
+        last = functional.cross_entropy(self._model.lm_head(states[-1][learned]).float(), goals)
+        turns = range(
+            1 + number % max(1, (depth - 1) // EXITS_EACH_STEP), depth, max(1, (depth - 1) // EXITS_EACH_STEP)
+        )
+        total = sum(turns)
+        for layer in turns:
+            logits = self._model.lm_head(self._norm(states[layer][learned])).float()
+            last = last + EXIT_SCALE * layer / total * functional.cross_entropy(logits, goals)
+        return last
+
+    def _dropping(self, rate: float) -> Any:
+        """A layer that gives back what it was given, for a whole batch, as often as `rate` says."""
+
+        def hook(_: Any, given: Any, made: Any) -> Any:
+            if not self._model.training or self._draw.random() >= rate:
+                return made
+            return (given[0], *made[1:]) if isinstance(made, tuple) else given[0]
+
+        return hook
+
+
+def dropout(index: int, num_layers: int) -> float:
+    """Rises exponentially from 0 at the first layer to the greatest at the last (equation 1)."""
+    return MAX_DROPOUT * (math.exp(index * math.log(2) / max(1, num_layers - 1)) - 1)
+
+
+def _final_norm(model: Any) -> Any:
+    base = model.base_model
+    base = getattr(base, "decoder", base)
+    return next(getattr(base, name) for name in ("norm", "final_layer_norm", "ln_f") if hasattr(base, name))
+
+
+def _batches(passages: Sequence[Passage], plan: Plan) -> Iterator[list[Passage]]:
+    """`num_steps` batches of about `batch_targets` answer tokens, going through the text again and again."""
+    draw, number = random.Random(plan.seed), 0
+    order: list[Passage] = []
+    while number < plan.num_steps:
+        batch: list[Passage] = []
+        while sum(passage.num_answer_tokens for passage in batch) < plan.batch_targets:
+            order = order or draw.sample(list(passages), len(passages))
+            batch.append(order.pop())
+            if len(batch) >= len(passages):
+                break
+        number += 1
+        yield batch
+
+
+def _free_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    return free_memory()

@@ -1,0 +1,111 @@
+"""How far an exit's distribution is from full depth's, at a price that does not grow with the vocabulary.
+
+Over all of SmolLM2's 49,152 tokens this loss would cost more than the rest of a step. So the normaliser is
+estimated: on the tokens that full depth finds likely anywhere in the batch, and on a uniform sample of the
+others that stands for all of them (sampled softmax, Bengio and Senecal 2008).
+"""
+
+from typing import Any
+
+import msgspec
+import torch
+
+ROWS = 512  # whose logits are held at once
+MAX_REST_RATIO = 20.0  # of the mass outside full depth's likeliest tokens; bounds a gradient
+
+
+class Targets(msgspec.Struct, frozen=True):
+    """Full depth's word on N positions."""
+
+    ids: torch.Tensor  # (N, K) int64, best first
+    logprobs: torch.Tensor  # (N, K)
+
+    @property
+    def choice(self) -> torch.Tensor:
+        """(N,) what full depth says, greedily."""
+        return self.ids[:, 0]
+
+
+class Candidates(msgspec.Struct, frozen=True):
+    """The part of the vocabulary that a batch is compared on."""
+
+    ids: torch.Tensor  # (M,) int64, rising within the likely and within the sampled
+    correction: torch.Tensor  # (M,) added to logits: a sampled token stands for others
+    columns: torch.Tensor  # (N, K): where the targets' ids are among `ids`
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What one batch showed, for the progress bar."""
+
+    loss: torch.Tensor
+    agreement: torch.Tensor
+
+
+def draw_candidates(ids: torch.Tensor, vocab_size: int, num_sampled: int, seed: int) -> Candidates:
+    """Every token among `ids` (N, K), and `num_sampled` of the others, or all of those if there are fewer."""
+    is_likely = torch.zeros(vocab_size, dtype=torch.bool)
+    is_likely[ids.flatten()] = True
+    likely = is_likely.nonzero()[:, 0]
+    others = (~is_likely).nonzero()[:, 0]
+    correction = torch.zeros(len(likely) + min(num_sampled, len(others)))
+    if num_sampled < len(others):
+        generator = torch.Generator().manual_seed(seed)
+        correction[len(likely) :] = torch.log(torch.tensor(len(others) / num_sampled))
+        others = others[torch.randperm(len(others), generator=generator)[:num_sampled]].sort().values
+    place = torch.full((vocab_size,), -1, dtype=torch.int64)
+    place[likely] = torch.arange(len(likely))
+    return Candidates(torch.cat((likely, others)), correction, place[ids])
+
+
+class _Distance(torch.autograd.Function):
+    """KL of K + 1 outcomes, the last being `any other token`; gradients are made going forward, rows by rows.
+
+    With q the exit's distribution, p full depth's and r the masses outside its likeliest tokens, the gradient
+    of a logit is q - p for those K tokens, and q (1 - r_p / r_q) for all others.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, reduced: torch.Tensor, weight: torch.Tensor, targets: Targets, candidates: Candidates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        num_rows = reduced.shape[0]
+        grad_reduced = torch.empty_like(reduced)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
+        total = torch.zeros((), device=reduced.device)
+        hits = torch.zeros((), device=reduced.device)
+        correction = candidates.correction.to(reduced.device)
+        for first in range(0, num_rows, ROWS):
+            rows = slice(first, first + ROWS)
+            columns, known = candidates.columns[rows], targets.logprobs[rows].float()
+            logits = (reduced[rows] @ weight.t()).float().add_(correction)
+            hits += (logits.amax(-1) == logits.gather(1, columns[:, :1])[:, 0]).sum()
+            q = logits.softmax(-1)
+            p, own = known.exp(), q.gather(1, columns)
+            rest_p = (1 - p.sum(-1, keepdim=True)).clamp_min(1e-6)
+            rest_q = (1 - own.sum(-1, keepdim=True)).clamp_min(1e-6)
+            total += (p * (known - own.clamp_min(1e-20).log())).sum() + (
+                rest_p * (rest_p / rest_q).log()
+            ).sum()
+            grad = q.mul_(1 - (rest_p / rest_q).clamp_max(MAX_REST_RATIO)).scatter_(1, columns, own - p)
+            slim = (grad / num_rows).to(reduced.dtype)
+            grad_reduced[rows] = slim @ weight
+            if grad_weight is not None:
+                grad_weight += (slim.t() @ reduced[rows]).float()
+        context.grad_reduced, context.grad_weight = grad_reduced, grad_weight
+        return total / num_rows, hits / num_rows
+
+    @staticmethod
+    def backward(context: Any, *grads: torch.Tensor) -> Any:
+        scale = grads[0]
+        weight = None if context.grad_weight is None else context.grad_weight * scale
+        return context.grad_reduced * scale.to(context.grad_reduced.dtype), weight, None, None
+
+
+def distance(reduced: torch.Tensor, rows: torch.Tensor, targets: Targets, candidates: Candidates) -> Measured:
+    """Mean KL to full depth and the share of equal choices.
+
+    `reduced` (N, R) are what the candidates' rows (M, R) of the vocabulary are multiplied with: R is the rank
+    of a low-rank head, or the hidden size.
+    """
+    loss, agreement = _Distance.apply(reduced, rows, targets, candidates)  # type: ignore[no-untyped-call]
+    return Measured(loss, agreement.detach())

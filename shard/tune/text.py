@@ -1,0 +1,58 @@
+"""The text that exits are tuned on, as token ids: prompts with answers, in files whole or not there."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """One text. What follows the first `num_prompt_tokens` is what exits learn to say."""
+
+    token_ids: list[int]
+    num_prompt_tokens: int
+    held_out: bool = False
+    sampled: bool = False  # drawn at a temperature, not greedily
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+def save_passages(path: Path, passages: Sequence[Passage]) -> None:
+    """One file, under its name only when it is complete."""
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            token_ids=np.concatenate([np.asarray(it.token_ids, dtype=np.int32) for it in passages]),
+            num_tokens=np.asarray([len(it.token_ids) for it in passages], dtype=np.int32),
+            num_prompt_tokens=np.asarray([it.num_prompt_tokens for it in passages], dtype=np.int32),
+            held_out=np.asarray([it.held_out for it in passages]),
+            sampled=np.asarray([it.sampled for it in passages]),
+        )
+    os.replace(temporary, path)
+
+
+def load_passages(path: Path) -> list[Passage]:
+    """What `save_passages` wrote."""
+    with np.load(path) as arrays:
+        ends = np.cumsum(arrays["num_tokens"])
+        pieces = np.split(arrays["token_ids"], ends[:-1])
+        return [
+            Passage(piece.tolist(), int(num_prompt), bool(held_out), bool(sampled))
+            for piece, num_prompt, held_out, sampled in zip(
+                pieces, arrays["num_prompt_tokens"], arrays["held_out"], arrays["sampled"], strict=True
+            )
+        ]
+
+
+def digest(passages: Sequence[Passage]) -> str:
+    """Names a text by its tokens."""
+    state = hashlib.sha256()
+    for passage in passages:
+        state.update(np.asarray([passage.num_prompt_tokens, *passage.token_ids], dtype=np.int32).tobytes())
+    return state.hexdigest()[:16]

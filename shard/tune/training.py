@@ -1,0 +1,167 @@
+"""Exit heads learn full depth's distribution at every position of an answer; the backbone is never touched.
+
+All exits learn in one pass over the cached states. What happens at a step follows from the seed and the
+step's number alone, so that training that was interrupted goes on to the same end.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import torch
+
+from shard.tune.batches import Batch, Source, epoch, load_batch
+from shard.tune.heads import Head
+from shard.tune.layers import Backbone
+from shard.tune.loss import Measured, distance, draw_candidates
+from shard.tune.vocabulary import Vocabulary
+
+BETAS = (0.9, 0.95)
+WARMUP_SHARE = 0.03
+LAST_RATE_SHARE = 0.02  # of the learning rate, at the end of the cosine
+MAX_GRADIENT_NORM = 1.0
+
+Notes = TypeVar("Notes")
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How to train."""
+
+    num_steps: int
+    batch_targets: int = 3072  # positions learned from in one step, about
+    rate: float = 1e-3
+    weight_decay: float = 0.01
+    num_sampled: int = 2048  # tokens of the vocabulary beside the likely ones
+    seed: int = 0
+
+
+class Student(msgspec.Struct, frozen=True):
+    """All that learns, and what it learns on."""
+
+    back: Backbone
+    heads: list[Head]
+    vocabulary: Vocabulary
+    to: torch.Tensor  # an empty tensor of the device and dtype of products
+
+    @property
+    def layers(self) -> list[int]:
+        return [head.layer for head in self.heads]
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """All that is trained, by name."""
+        own = {f"exits.{head.layer}.{name}": it for head in self.heads for name, it in head.weights.items()}
+        return own | {f"vocabulary.{name}": it for name, it in self.vocabulary.weights.items()}
+
+
+class Trainer:
+    """Takes a student through a plan, step by step."""
+
+    def __init__(self, student: Student, sources: Sequence[Source], plan: Plan):
+        self._student = student
+        self._sources = sources
+        self._plan = plan
+        self.step = 0
+        self._parameters = student.parameters
+        for parameter in self._parameters.values():
+            parameter.requires_grad_()
+        matrices = [it for it in self._parameters.values() if it.ndim > 1]
+        others = [it for it in self._parameters.values() if it.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": plan.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=plan.rate,
+            betas=BETAS,
+            fused=True,
+        )
+
+    def run(self) -> Iterator[dict[int, Measured]]:
+        """Step by step to the end of the plan, what each exit showed."""
+        for number, batch in enumerate(self._batches()):
+            if number >= self.step:
+                made = self._learn(load_batch(self._sources, batch, self._student.layers, self._student.to))
+                self.step = number + 1
+                yield made
+
+    def save(self, path: Path, notes: object) -> None:
+        """All that is needed to go on; `notes` come back with it."""
+        state = {
+            "step": self.step,
+            "notes": msgspec.json.encode(notes),
+            "plan": msgspec.json.encode(self._plan),
+            "parameters": self._parameters,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        temporary = path.with_suffix(".partial")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def resume(self, path: Path, notes: type[Notes]) -> Notes:
+        """Go on from what `save` wrote. Raises `ValueError` if that was another training."""
+        state = torch.load(path, weights_only=True)
+        same = state["plan"] == msgspec.json.encode(self._plan)
+        names = {name: it.shape for name, it in state["parameters"].items()}
+        if not same or names != {name: it.shape for name, it in self._parameters.items()}:
+            raise ValueError(
+                f"{path} is of a training with other settings: tune without --resume to begin anew."
+            )
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(state["parameters"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        return msgspec.json.decode(state["notes"], type=notes)
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        number = 0
+        for turn in range(self._plan.num_steps):
+            for batch in epoch(self._sources, self._plan.batch_targets, self._plan.seed, turn):
+                if number == self._plan.num_steps:
+                    return
+                number += 1
+                yield batch
+
+    def _learn(self, batch: Batch) -> dict[int, Measured]:
+        student, plan = self._student, self._plan
+        vocab_size = student.back.shape.vocab_size
+        candidates = draw_candidates(batch.targets.ids, vocab_size, plan.num_sampled, self._step_seed)
+        rows = student.vocabulary.rows(candidates.ids, student.to.dtype)
+        made = {}
+        for head in student.heads:
+            reduced = head.reduced(student.back, batch.states[head.layer], batch.rows)
+            made[head.layer] = distance(reduced, rows, batch.targets, candidates)
+        loss = torch.stack([measured.loss for measured in made.values()]).sum()
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._clip()
+        for group in self._optimizer.param_groups:
+            group["lr"] = plan.rate * rate_share(self.step, plan.num_steps)
+        self._optimizer.step()
+        return {layer: Measured(it.loss.detach(), it.agreement) for layer, it in made.items()}
+
+    @property
+    def _step_seed(self) -> int:
+        return self._plan.seed * 1_000_003 + self.step
+
+    def _clip(self) -> None:
+        """Each exit by itself: one that learns in great steps does not slow the others."""
+        groups: dict[str, list[torch.Tensor]] = {}
+        for name, parameter in self._parameters.items():
+            exit = ".".join(name.split(".")[:2])
+            groups.setdefault(exit, []).append(parameter)
+        for parameters in groups.values():
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+
+
+def rate_share(step: int, num_steps: int) -> float:
+    """Of the learning rate: up in a straight line, down in a cosine."""
+    warmup = max(1, round(WARMUP_SHARE * num_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return LAST_RATE_SHARE + (1 - LAST_RATE_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))

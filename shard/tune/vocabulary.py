@@ -1,0 +1,106 @@
+"""The vocabulary as low-rank heads see it: V rows of R numbers in place of the LM head's V rows of H.
+
+It begins as the best product of two factors for hidden states as they occur. The rows are kept as the LM
+head times a matrix (H, R), plus a difference of their own: what training teaches about common tokens serves
+the rare ones, whose rows it hardly ever sees.
+"""
+
+from typing import Protocol
+
+import msgspec
+import torch
+from torch.nn import functional
+
+from shard.tune.layers import Backbone, Tensors
+
+RARE = 0.01  # how much a token counts that full depth never found likely
+
+
+class Vocabulary(Protocol):
+    """Where rows for the logits come from."""
+
+    @property
+    def weights(self) -> Tensors:
+        """What may be trained."""
+        ...
+
+    def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The rows (M, R) of some tokens (M,)."""
+        ...
+
+    def whole(self) -> torch.Tensor:
+        """All rows, (V, R) float32."""
+        ...
+
+
+class Fixed:
+    """Rows that are given: the model's own LM head, or a vocabulary tuned before."""
+
+    def __init__(self, matrix: torch.Tensor):
+        self._matrix = matrix
+        self._slim: torch.Tensor | None = None  # in the dtype asked for last
+        self.weights: Tensors = {}
+
+    def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self._slim is None or self._slim.dtype is not dtype:
+            self._slim = self._matrix.to(dtype)
+        return self._slim[ids]
+
+    def whole(self) -> torch.Tensor:
+        return self._matrix
+
+
+class LowRank:
+    """Rows in training: `head` (V, H) @ weights["mix"] (H, R) + weights["own"] (V, R)."""
+
+    def __init__(self, head: torch.Tensor, weights: Tensors):
+        self.weights = weights
+        self._head = head
+        self._slim: torch.Tensor | None = None
+
+    def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self._slim is None or self._slim.dtype is not dtype:
+            self._slim = self._head.to(dtype)
+        mixed = functional.linear(self._slim[ids], self.weights["mix"].t().to(dtype))
+        return mixed + self.weights["own"][ids].to(dtype)
+
+    @torch.no_grad()
+    def whole(self) -> torch.Tensor:
+        return self._head @ self.weights["mix"] + self.weights["own"]
+
+
+class Factors(msgspec.Struct, frozen=True):
+    """A beginning: logits are about head @ mix @ reducer @ features."""
+
+    mix: torch.Tensor  # (H, R)
+    reducer: torch.Tensor  # (R, H)
+
+
+def first_factors(back: Backbone, features: torch.Tensor, counts: torch.Tensor, rank: int) -> Factors:
+    """The factors with the least squared error of logits, over features (N, H) as they occur.
+
+    Tokens weigh as much as full depth expects them, by `counts` (V,), which makes twice as many choices right
+    as equal weights do.
+    """
+    wide = features.double()
+    covariance = wide.t() @ wide / len(wide)
+    ridge = 1e-6 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    root = torch.linalg.cholesky(covariance + ridge)
+    weight = (counts.double() + RARE)[:, None]
+    head = back.head.double()
+    centred = (
+        head - (weight * head).sum(0, keepdim=True) / weight.sum()
+    )  # no softmax sees what all have in common
+    gram = root.t() @ (centred.t() @ (weight * centred)) @ root
+    vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)  # (H, R)
+    mix = root @ vectors
+    reducer = torch.linalg.solve_triangular(root.t(), vectors, upper=True).t()
+    # of the same size on both sides, so that one learning rate serves both
+    sizes = (centred @ mix).square().mean(0).sqrt() / reducer.square().mean(1).sqrt()
+    return Factors((mix / sizes.sqrt()).float(), (reducer * sizes.sqrt()[:, None]).float())
+
+
+def low_rank(back: Backbone, factors: Factors) -> LowRank:
+    """A vocabulary to be trained from these factors."""
+    own = torch.zeros(back.head.shape[0], factors.mix.shape[1])
+    return LowRank(back.head, {"mix": factors.mix.clone(), "own": own})
