@@ -7,28 +7,19 @@ dropped and counted. A Redis that comes back, even an empty one, is given histor
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import msgspec
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as NotConnected
-from redis.exceptions import RedisError
 
 from telemetry import audit, keys
 from telemetry.audit import AuditLog, Decision
 from telemetry.history import History
+from telemetry.link import Link, Pipeline
 from telemetry.outbox import Entry, Outbox
 from telemetry.sample import Record
 
-log = logging.getLogger(__name__)
-
 FLUSH_INTERVAL_S = 1.0
-PATIENCE_S = 1.0  # with a Redis that does not answer
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 _LONGEST_READ_S = 900.0
 _CLOCK_SKEW_S = 60.0  # between routers and Redis
@@ -36,9 +27,6 @@ _MAX_SEARCHED = 4000  # entries
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_records = msgspec.msgpack.Decoder(list[Record]).decode
-_IS_WRITTEN = "equal or smaller"  # so Redis refuses an entry of a stream that it has
-
-Pipeline = redis.asyncio.client.Pipeline
 
 
 class Store:
@@ -58,14 +46,13 @@ class Store:
         """Raises `ValueError` for an address that cannot be one of a Redis."""
         self.deployment = deployment
         self.router = router
-        self.trouble: str | None = None  # why the last flush came to nothing
         self.audit = AuditLog()
         self.history = History()
         self.on_flush: list[Callable[[], None]] = []
         self._flush_interval_s = flush_interval_s
         self._windows = Outbox(max_waiting_bytes)
         self._last_id = 0
-        self._client = _connect(url) if url is not None else None
+        self._link = Link(url)
         self._is_known = False  # to Redis, which forgets it when it restarts
         self._task: asyncio.Task[None] | None = None
 
@@ -81,13 +68,17 @@ class Store:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
             await self.flush()
-        if self._client is not None:
-            await self._client.aclose()
+        await self._link.close()
 
     @property
     def is_ok(self) -> bool:
         """The last flush was answered."""
         return self._is_known and self.trouble is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why Redis is of no use now."""
+        return self._link.trouble
 
     @property
     def num_dropped(self) -> int:
@@ -104,11 +95,7 @@ class Store:
         """Write all that waits in one pipeline, and learn what others wrote. False if Redis is away."""
         for gather in self.on_flush:
             gather()
-        is_ok = await self._flush()
-        if is_ok and self.trouble is not None:
-            log.warning("Redis is back.")
-            self.trouble = None
-        return is_ok
+        return await self._flush()
 
     async def records(self, last_s: float) -> list[Record] | None:
         """What all routers' shards did in the last so many seconds; None while Redis is away.
@@ -116,13 +103,13 @@ class Store:
         Of this router, as of the last flush. At most a quarter of an hour is looked back.
         """
         since = time.time() - min(last_s, _LONGEST_READ_S)
-        routers = await self._ask(
+        routers = await self._link.ask(
             lambda pipe: pipe.zrangebyscore(keys.routers(self.deployment), since, "+inf")
         )
         if routers is None:
             return None
         streams = [keys.windows(self.deployment, name.decode()) for name in routers[0]]
-        answers = await self._ask(
+        answers = await self._link.ask(
             lambda pipe: [pipe.xrange(stream, f"{int(since * 1000)}-0") for stream in streams]
         )
         if answers is None:
@@ -136,7 +123,7 @@ class Store:
         `since`: only those that were taken later, in Unix time in seconds.
         """
         key, count = keys.decisions(self.deployment), audit.ENTRIES_PER_DECISION * limit
-        answers = await self._ask(lambda pipe: pipe.xrevrange(key, count=count))
+        answers = await self._link.ask(lambda pipe: pipe.xrevrange(key, count=count))
         entries = reversed(answers[0]) if answers else []
         found = [decision for decision in self._all_known(entries) if decision.at > since]
         return found[:limit]
@@ -150,7 +137,7 @@ class Store:
         if since is None:
             return None
         key, first = keys.decisions(self.deployment), max(0, int((since - _CLOCK_SKEW_S) * 1000))
-        answers = await self._ask(lambda pipe: pipe.xrange(key, f"{first}-0", count=_MAX_SEARCHED))
+        answers = await self._link.ask(lambda pipe: pipe.xrange(key, f"{first}-0", count=_MAX_SEARCHED))
         found = self._all_known(answers[0] if answers else [])
         return next((decision for decision in found if decision.id == id), None)
 
@@ -176,9 +163,10 @@ class Store:
             self._write_decisions(pipe, decisions)
             self._exchange_history(pipe, rows)
 
-        answers = await self._ask(write)
+        answers = await self._link.ask(write)
         if answers is None:
             return False
+        self._link.note_success()
         self._windows.written(entries)
         self.audit.written(decisions)
         if answers[0] and self._is_known:  # it has forgotten us, and so everything
@@ -213,40 +201,6 @@ class Store:
             pipe.hset(key, items=[part for field in rows.items() for part in field])
         pipe.expire(key, keys.HISTORY_TTL_S)
         pipe.hgetall(key)
-
-    async def _ask(self, fill: Callable[[Pipeline], object]) -> list[Any] | None:
-        """The answers to one pipeline; None if Redis is away, or answers but cannot do it."""
-        if self._client is None:
-            return None
-        try:
-            async with self._client.pipeline(transaction=False) as pipe:
-                fill(pipe)
-                answers = await pipe.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
-            self._note_trouble(error)
-            return None
-        refusal = next((answer for answer in answers if _is_refusal(answer)), None)
-        if refusal is not None:
-            self._note_trouble(refusal)
-            return None
-        return answers
-
-    def _note_trouble(self, error: Exception) -> None:
-        if self.trouble is None:
-            log.warning("Redis is of no use now: %s. Telemetry waits in memory.", str(error).rstrip("."))
-        self.trouble = str(error)
-
-
-def _connect(url: str) -> redis.asyncio.Redis:
-    """One try again, at once: a connection may have been cut since it was last used."""
-    again = Retry(NoBackoff(), 1, supported_errors=(NotConnected,))
-    return redis.asyncio.from_url(
-        url, protocol=2, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=again
-    )
-
-
-def _is_refusal(answer: object) -> bool:
-    return isinstance(answer, RedisError) and _IS_WRITTEN not in str(answer)
 
 
 def _decode_all(entries: list[bytes]) -> list[Record]:

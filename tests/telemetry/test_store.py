@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -120,9 +121,10 @@ async def test_every_key_ends_by_itself_and_lies_in_its_deployments_slot(server,
 async def test_a_flush_is_one_pipeline_whatever_there_is_to_write(server, open_store, monkeypatch):
     store = await open_store(server)
     calls = []
-    send = store._client.connection_pool.connection_class.send_packed_command
+    connections = store._link._client.connection_pool.connection_class
+    send = connections.send_packed_command
     monkeypatch.setattr(
-        store._client.connection_pool.connection_class,
+        connections,
         "send_packed_command",
         lambda self, *arguments, **more: calls.append(1) or send(self, *arguments, **more),
     )
@@ -148,7 +150,7 @@ async def test_streams_are_bounded(server, open_store, monkeypatch):
 
 
 async def test_what_happened_while_redis_was_away_is_there_when_it_is_back(server, open_store, monkeypatch):
-    monkeypatch.setattr("telemetry.store.PATIENCE_S", 0.2)
+    monkeypatch.setattr("telemetry.link.PATIENCE_S", 0.2)
     store = await open_store(server)
     server.freeze()
     store.put([record(tokens=7)])
@@ -307,3 +309,42 @@ async def test_a_password_is_sent(tmp_path, caplog):
     await wrong.stop()
     await right.stop()
     server.stop()
+
+
+def free_port():
+    """With room for the port of a cluster's own talk, 10000 above."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1] - 20_000
+        if port > 1024:
+            return port
+
+
+async def test_in_a_cluster_the_node_that_has_the_keys_is_found(tmp_path):
+    """And found again from the address given, when it is gone."""
+    asked, owner = (RedisServer(find_server(), folder, *options) for folder, *options in _cluster(tmp_path))
+    asked.start()
+    owner.start()
+    with asked.client() as first, owner.client() as second:
+        second.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        first.execute_command("CLUSTER", "MEET", "127.0.0.1", second.config_get("port")["port"])
+        port = first.config_get("port")["port"]
+        store = Store(f"redis://127.0.0.1:{port}", "poems", "one")
+        store.put([record(tokens=7)])
+        store.audit.append(decision())
+        async with asyncio.timeout(20):
+            while not await store.flush():  # until they know each other
+                await asyncio.sleep(0.05)
+        assert tokens_of(await store.records(60)) == [7]
+        assert len(second.keys("*")) == 3
+        owner.stop()
+        assert not await store.flush()
+        assert str(store._link._node).endswith(str(port))
+        await store.stop()
+    asked.stop()
+
+
+def _cluster(tmp_path):
+    for name in ("asked", "owner"):
+        (tmp_path / name).mkdir()
+        yield tmp_path / name, "--cluster-enabled", "yes", "--bind", "127.0.0.1", "--port", str(free_port())

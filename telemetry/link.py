@@ -1,0 +1,100 @@
+"""A connection to one Redis, or to whichever node of a cluster has our keys: they all lie in one slot.
+
+Every question is one pipeline. Whatever goes wrong is an answer too, None, and said once in the log.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NotConnected
+from redis.exceptions import MovedError, RedisError
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 1.0  # with a Redis that does not answer
+_MAX_MOVES = 3  # followed for one question
+_IS_WRITTEN = "equal or smaller"  # so Redis refuses an entry of a stream that it has
+
+Pipeline = redis.asyncio.client.Pipeline
+
+
+class Link:
+    """None as `url`: there is no Redis, and never an answer."""
+
+    def __init__(self, url: str | None):
+        """Raises `ValueError` for an address that cannot be one of a Redis."""
+        self.trouble = None if url is not None else "there is none"  # why the last question came to nothing
+        self._url = url
+        self._node = url  # of a cluster, where our keys are
+        self._client = _connect(url) if url is not None else None
+
+    async def ask(self, fill: Callable[[Pipeline], object]) -> list[Any] | None:
+        """The answers to what `fill` puts into a pipeline; None if Redis is away, or cannot do it."""
+        if self._client is None:
+            return None
+        for _ in range(_MAX_MOVES):
+            try:
+                return await _answers(self._client, fill)
+            except MovedError as moved:
+                error: Exception = moved
+                await self._turn_to(_at(self._url, moved))
+            except (RedisError, OSError) as other:
+                error = other
+                await self._turn_to(self._url)  # another node may have taken that one's place
+                break
+        self._note_trouble(error)
+        return None
+
+    def note_success(self) -> None:
+        """It is of use, maybe again."""
+        if self.trouble is not None:
+            log.warning("Redis is back.")
+            self.trouble = None
+
+    async def close(self) -> None:
+        """Idempotent."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _turn_to(self, node: str | None) -> None:
+        if node is not None and node != self._node:
+            await self.close()
+            self._node, self._client = node, _connect(node)
+
+    def _note_trouble(self, error: Exception) -> None:
+        if self.trouble is None:
+            log.warning("Redis is of no use now: %s. Telemetry waits in memory.", str(error).rstrip("."))
+        self.trouble = str(error)
+
+
+def _connect(url: str) -> redis.asyncio.Redis:
+    """One try again, at once: a connection may have been cut since it was last used."""
+    again = Retry(NoBackoff(), 1, supported_errors=(NotConnected,))
+    return redis.asyncio.from_url(
+        url, protocol=2, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=again
+    )
+
+
+async def _answers(client: redis.asyncio.Redis, fill: Callable[[Pipeline], object]) -> list[Any]:
+    """Raises the first refusal among them."""
+    async with client.pipeline(transaction=False) as pipe:
+        fill(pipe)
+        answers = await pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, RedisError) and _IS_WRITTEN not in str(answer):
+            raise answer
+    return answers
+
+
+def _at(url: str | None, moved: MovedError) -> str:
+    """The same address at another node: who may use the one may use the others."""
+    parts = urlsplit(url or "")
+    user, _, _ = parts.netloc.rpartition("@")
+    host = f"[{moved.host}]" if ":" in moved.host else moved.host
+    netloc = f"{user}@{host}:{moved.port}" if user else f"{host}:{moved.port}"
+    return urlunsplit(parts._replace(netloc=netloc))
