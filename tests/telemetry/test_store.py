@@ -333,7 +333,7 @@ async def test_in_a_cluster_the_node_that_has_the_keys_is_found(tmp_path):
         store.put([record(tokens=7)])
         store.audit.append(decision())
         async with asyncio.timeout(20):
-            while not await store.flush():  # until they know each other
+            while not await store.flush():  # noqa: ASYNC110 (until the nodes know each other)
                 await asyncio.sleep(0.05)
         assert tokens_of(await store.records(60)) == [7]
         assert len(second.keys("*")) == 3
