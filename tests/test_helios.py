@@ -59,7 +59,8 @@ def test_an_unknown_command_names_those_there_are():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["serve"], ["pull"], ["bench", "engine"], ["bench", "serve"], ["score"], ["shard"]]
+    "arguments",
+    [["serve"], ["pull"], ["bench", "engine"], ["bench", "serve"], ["score"], ["calibrate"], ["shard"]],
 )
 def test_every_command_has_help(arguments):
     told = run(*arguments, "--help")
