@@ -4,22 +4,25 @@ A vocabulary's product costs nearly the same for one row as for many: rows that 
 together. Rows that an exit has asked by their logits are drawn from those.
 """
 
+from collections.abc import Callable
+
 import torch
 
-from shard.ops.plain import Linear
 from shard.sampler import Draw, Sampler
 from shard.stack import Row
+
+Product = Callable[[torch.Tensor], torch.Tensor]  # features (N, F) -> logits (N, V)
 
 
 class Drawing:
     """What a step's tokens are drawn from."""
 
     def __init__(self) -> None:
-        self._features: dict[Linear, list[tuple[list[Row], torch.Tensor]]] = {}  # by what is to read them
+        self._features: dict[Product, list[tuple[list[Row], torch.Tensor]]] = {}  # by what is to read them
         self._logits: list[tuple[list[Row], torch.Tensor]] = []
         self.num_rows = 0
 
-    def add(self, rows: list[Row], exit_layer: int, features: torch.Tensor, product: Linear) -> None:
+    def add(self, rows: list[Row], exit_layer: int, features: torch.Tensor, product: Product) -> None:
         """Rows that left with their features (N, F), of which a product makes logits."""
         self._features.setdefault(product, []).append((rows, features))
         self._note(rows, exit_layer)

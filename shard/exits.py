@@ -20,8 +20,11 @@ from shard.models.load import Decoder
 from shard.models.shelf import Reader, source
 from shard.models.weights import Weights
 from shard.ops.plain import Linear, PlainOps
+from shard.shortlist import Shortlist
 
 DESCRIPTION = "exits.json"
+
+Vocabulary = Linear | Shortlist  # turns features (N, F) into logits (N, V)
 
 
 class ExitError(ValueError):
@@ -49,6 +52,7 @@ class ExitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layer: int
     head: HeadKind = HeadKind.NORM
     rank: int | None = None  # of the vocabulary's head; None: the LM head
+    rerank: int | None = None  # so many tokens that `rank` finds likeliest get the LM head's own logits
     probe_floor: float | None = None  # asked by logits, only rows of which the probe says so much are
     threshold: float | None = None  # None: the one for all
     thresholds: dict[Criterion, float] = {}  # by criterion; before `threshold`
@@ -86,6 +90,8 @@ def check_exits(file: ExitFile, num_layers: int, hidden_size: int) -> None:
     for spec in file.exits:
         if not 1 <= spec.layer < num_layers:
             raise ExitError(f"exit layer {spec.layer} is out of range: between 1 and {num_layers - 1}")
+        if spec.rerank is not None and (spec.rank is None or spec.rerank < 1):
+            raise ExitError(f"rerank {spec.rerank} of exit layer {spec.layer} needs a rank and is at least 1")
         if spec.rank is not None and not 1 <= spec.rank <= hidden_size:
             raise ExitError(f"rank {spec.rank} of exit layer {spec.layer} is not in 1 .. {hidden_size}")
         bounds = {
@@ -168,7 +174,7 @@ class Exit:
         self.layer = spec.layer
         self.head = spec.head
         self.probe_floor = spec.probe_floor
-        self.vocabulary = decoder.head  # the product that turns features into logits
+        self.vocabulary: Vocabulary = decoder.head  # turns features into logits
         self.block: int | None = None  # index of the head's own layer in the decoder
         self._spec = spec
         self._decoder = decoder
@@ -182,8 +188,12 @@ class Exit:
             self.block = decoder.add_layer(trained.of(spec, "block"), at + "block.")
         if spec.rank is not None:
             weights = trained.of(spec, "low-rank")
-            self._narrow = weights.matrix(at + "low_rank.weight", (spec.rank, shape.hidden_size))
-            self.vocabulary = trained.vocabulary(spec, spec.rank)
+            narrow = weights.matrix(at + "low_rank.weight", (spec.rank, shape.hidden_size))
+            vocabulary = trained.vocabulary(spec, spec.rank)
+            if spec.rerank is None:
+                self._narrow, self.vocabulary = narrow, vocabulary
+            else:
+                self.vocabulary = Shortlist(narrow, vocabulary, decoder.head_rows(), spec.rerank)
         self._probe = _probe(trained.weights, at + "probe", shape.hidden_size)
         if spec.probe_floor is not None and self._probe is None:
             raise ExitError(f"exit layer {spec.layer} has a probe_floor, but no probe")

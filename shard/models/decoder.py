@@ -28,6 +28,7 @@ class FlatDecoder(ABC, Generic[Layer]):
         self._read_layer = read_layer
 
     head: Linear  # H -> V
+    head_rows: Callable[[], torch.Tensor]  # the head's weights as they are, (V, H)
     embedding: torch.Tensor  # (V, H)
     num_parameters: int
 
@@ -36,6 +37,12 @@ class FlatDecoder(ABC, Generic[Layer]):
         shallow = copy.copy(self)
         shallow.depth, shallow.layers = depth, self.layers[:depth]
         return shallow
+
+    def only_layer(self, weights: Weights, at: str) -> Self:
+        """A model of a single layer, read now; all else is shared."""
+        alone = copy.copy(self)
+        alone.depth, alone.layers = 1, [self._read_layer(weights, at, self.shape)]
+        return alone
 
     def add_layer(self, weights: Weights, at: str) -> int:
         """Another layer beyond the model's own, such as an exit's; its index."""

@@ -1,6 +1,7 @@
 """OPT and GPT-2: learned positions, LayerNorm with bias, one hidden MLP layer. One flat decoder for both."""
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import torch
@@ -71,6 +72,7 @@ class GptDecoder(FlatDecoder[Layer]):
         self._first_position = names.position_offset
         self.layers = [read_layer(weights, f"{names.layers}{i}.", shape) for i in range(depth)]
         self.head = weights.head(self.embedding, shape)
+        self.head_rows = partial(weights.head_rows, self.embedding, shape)
         self._norm = read_norm(weights, names.norm, shape)
         self._activate = activation_of(shape.activation)
         self.num_parameters = weights.num_parameters

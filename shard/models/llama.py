@@ -3,6 +3,8 @@
 Where they differ, a tensor is there or not: biases, norms of query and key heads, an own LM head.
 """
 
+from functools import partial
+
 import msgspec
 import torch
 
@@ -14,6 +16,7 @@ from shard.ops.plain import Linear, PlainOps
 
 PREFIXES = ("model.", "")
 EMBEDDING = "embed_tokens.weight"
+LAYERS = "layers."
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -35,8 +38,9 @@ class LlamaDecoder(FlatDecoder[Layer]):
         super().__init__(shape, rope, ops, read_layer)
         self.depth = depth
         self.embedding = weights.read(EMBEDDING, (shape.vocab_size, shape.hidden_size))
-        self.layers = [read_layer(weights, f"layers.{i}.", shape) for i in range(depth)]
+        self.layers = [read_layer(weights, f"{LAYERS}{i}.", shape) for i in range(depth)]
         self.head = weights.head(self.embedding, shape)
+        self.head_rows = partial(weights.head_rows, self.embedding, shape)
         self._norm = weights.read("norm.weight", (shape.hidden_size,))
         self.num_parameters = weights.num_parameters
 

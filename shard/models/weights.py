@@ -60,6 +60,15 @@ class Weights:
         key = self._key("head")
         return self._reader.once(key, lambda: self._head(embedding, shape), self._sizes)
 
+    def head_rows(self, embedding: torch.Tensor, shape: Shape) -> torch.Tensor:
+        """The LM head's weights (V, H), for whoever wants some of its rows."""
+        if self._is_tied(shape):
+            return embedding
+        key = self._key("head rows")
+        return self._reader.once(
+            key, lambda: self._get("lm_head.weight", tuple(embedding.shape)), self._sizes
+        )
+
     def _key(self, *what: Hashable) -> tuple[Hashable, ...]:
         return (self._source, self._prefix, *what)
 
@@ -74,9 +83,12 @@ class Weights:
         return self._product(self._take(name + ".weight").t().contiguous(), self._take(name + ".bias"))
 
     def _head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
-        if shape.tied or "lm_head.weight" not in self._checkpoint:
+        if self._is_tied(shape):
             return self._product(embedding)
         return self._product(self._get("lm_head.weight", tuple(embedding.shape)))
+
+    def _is_tied(self, shape: Shape) -> bool:
+        return shape.tied or "lm_head.weight" not in self._checkpoint
 
     def _product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         return self._reader.product(weight, bias)

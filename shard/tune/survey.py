@@ -12,9 +12,8 @@ import torch
 from shard.answers import Answer
 from shard.batch import Chunk
 from shard.confidence import Gauge
-from shard.exits import Criterion, Exit
+from shard.exits import Criterion, Exit, Vocabulary
 from shard.messages import NewSequence
-from shard.ops.plain import Linear
 from shard.runner import ModelRunner
 from shard.sampler import Draw, Sampler
 from shard.sequence import Sequence as Running
@@ -103,7 +102,7 @@ class Reader:
         return by_logits.masked_fill(exit.probe(hidden) < exit.probe_floor, -1.0)
 
     def _choose(
-        self, vocabulary: Linear, features: torch.Tensor, draws: list[Draw]
+        self, vocabulary: Vocabulary, features: torch.Tensor, draws: list[Draw]
     ) -> tuple[np.ndarray, torch.Tensor]:
         """Token ids (T,) and confidences by logits (T,) of what a vocabulary makes of features (T, F)."""
         ids: list[int] = []

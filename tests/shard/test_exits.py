@@ -33,6 +33,8 @@ def change_exits(folder: Path, **fields) -> None:
         ({"head": "block"}, r"exits\.2\.block\..*missing"),
         ({"colour": 1}, "exits.json: .*colour"),
         ({"rank": 0}, r"rank 0 of exit layer 2 is not in 1 \.\. 64"),
+        ({"rank": 8, "rerank": 0}, r"rerank 0 of exit layer 2 needs a rank and is at least 1"),
+        ({"rerank": 4}, r"rerank 4 of exit layer 2 needs a rank"),
         ({"rank": 8}, r"'exits\.2\.low_rank\.weight' is missing"),
         ({"probe_floor": 2}, r"probe_floor 2.* of exit layer 2 is not in \[0, 1\]"),
     ],
