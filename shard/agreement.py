@@ -32,11 +32,13 @@ class Report(msgspec.Struct, frozen=True):
     perplexity: float | None = None  # of the answers, under the full model
 
 
-class _Sums:
+class Sums:
     """Sums over answers of tokens n and agreeing tokens a, as a ratio's variance needs them."""
 
-    def __init__(self) -> None:
-        self.num_answers = self.n = self.a = self.nn = self.aa = self.an = 0
+    def __init__(
+        self, num_answers: int = 0, n: int = 0, a: int = 0, nn: int = 0, aa: int = 0, an: int = 0
+    ) -> None:
+        self.num_answers, self.n, self.a, self.nn, self.aa, self.an = num_answers, n, a, nn, aa, an
 
     def add(self, n: int, a: int) -> None:
         self.num_answers += 1
@@ -77,8 +79,8 @@ class Agreement:
     """The books."""
 
     def __init__(self) -> None:
-        self._overall = _Sums()
-        self._by_exit: dict[int, _Sums] = {}
+        self._overall = Sums()
+        self._by_exit: dict[int, Sums] = {}
         self._logprob = 0.0
         self._num_logprobs = 0
 
@@ -92,7 +94,7 @@ class Agreement:
             layers.setdefault(layer, []).append(agrees)
         for layer, found in layers.items():
             if layer is not None:
-                self._by_exit.setdefault(layer, _Sums()).add(len(found), sum(found))
+                self._by_exit.setdefault(layer, Sums()).add(len(found), sum(found))
         everywhere = [agrees for found in layers.values() for agrees in found]
         if everywhere:
             self._overall.add(len(everywhere), sum(everywhere))

@@ -1,0 +1,1 @@
+"""What to serve next: the decisions of reassessment as pure functions."""

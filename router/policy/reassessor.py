@@ -1,0 +1,185 @@
+"""Reassessment without its hands: what it knows, what it decides, what it learns from what was carried out.
+
+Knows no clock, no Redis and no shard. Whoever runs it tells it what happens, gives it windows of telemetry,
+asks for a decision, carries that out and says what came of it.
+"""
+
+import msgspec
+
+from router.policy.decide import Decision, Kind, decide
+from router.policy.measuring import Circumstances, brought_up, pooled, row_of
+from router.policy.seen import Device, Facts, Seen
+from router.policy.watch import Answered, Watch
+from router.repository import Choice, Repository
+from telemetry.history import History, Row
+from telemetry.sample import Window
+
+_REQUESTS_THAT_TELL = 30  # after which the mix of prompts is that of now
+
+
+class Now(msgspec.Struct, frozen=True):
+    """One moment on two clocks."""
+
+    unix_s: float
+    ms: float  # does not go back
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What changing to a choice took, and what was loaded. None: it was not done that way."""
+
+    version: str = ""
+    swap_ms: float | None = None
+    deepen_ms: float | None = None
+
+
+class Breach(msgspec.Struct, frozen=True):
+    """A choice that was left for its breaches; of which prompts they were is known some requests later."""
+
+    choice: Choice
+    rate: float
+    num_requests: int  # answered by then
+
+
+class Reassessor:
+    """One router's mind. `serving` is what has been chosen, whatever is being tried meanwhile."""
+
+    def __init__(self, repository: Repository, device: Device, serving: Choice, now: Now):
+        self.repository = repository
+        self.device = device
+        self.serving = serving
+        self.facts: dict[str, Facts] = {}
+        self.watch = Watch(repository.loop, now.ms)
+        self._since_s = now.unix_s  # `serving` and the kind of prompts are what they are
+        self._prompts = ""
+        self._tried_since_s = now.unix_s
+        self._breach: Breach | None = None
+        self._troubles: dict[Choice, tuple[str, float]] = {}  # why it could not be loaded, and when
+        self._changes: dict[Choice, Change] = {}
+        self._earlier: dict[Choice, tuple[float, Row | None]] = {}  # what was known when a window began
+
+    @property
+    def trying(self) -> Choice | None:
+        return None if self.watch.evaluation is None else self.watch.evaluation.trying
+
+    def on_answered(self, answer: Answered) -> None:
+        self.watch.on_answered(answer, self.serving)
+
+    def since_s(self, choice: Choice) -> float:
+        """From when on windows of a choice tell of it as things are now; Unix time."""
+        return self._tried_since_s if choice == self.trying else self._since_s
+
+    @property
+    def prompts(self) -> str:
+        """What most prompts are about, as of the last `learn`."""
+        return self._prompts
+
+    def learn(self, history: History, windows: dict[Choice, Window], now: Now) -> None:
+        """Enter what was measured of what serves, and of what is tried, since `since_s`."""
+        self._note_prompts(now)
+        for choice, window in windows.items():
+            if choice in (self.serving, self.trying) and window.tokens:
+                row = row_of(choice, window, self._around(choice, now))
+                history.put(pooled(self._before(history, choice), row))
+        self._enter_breach(history, now)
+
+    def decide(self, history: History, now: Now) -> Decision:
+        return decide(self.seen(history, now))
+
+    def seen(self, history: History, now: Now) -> Seen:
+        return Seen(
+            repository=self.repository,
+            facts=self.facts,
+            device=self.device,
+            demand=self.watch.demand,
+            history=tuple(history.rows()),
+            serving=self.serving,
+            now_s=now.unix_s,
+            standing=self.watch.standing(now.ms),
+            troubles=self._fresh_troubles(now),
+            breached=None if self._breach is None else self._breach.choice,
+        )
+
+    def took(self, decision: Decision, now: Now) -> None:
+        """A decision was carried out, if there was something to carry out."""
+        standing, trying = self.watch.standing(now.ms), self.trying
+        if standing.is_breached and _replaces(decision, self.serving):
+            self._breach = Breach(self.serving, self.watch.breach_rate, standing.num_requests)
+        self.watch.on_decided(decision)
+        if self.trying != trying:
+            self._tried_since_s = now.unix_s
+        if _replaces(decision, self.serving):
+            self.now_serves(decision.choice, now)
+
+    def now_serves(self, choice: Choice, now: Now) -> None:
+        """Something else serves, whoever wanted it."""
+        self.serving = choice
+        self._since_s = now.unix_s
+        self.watch.on_serving()
+
+    def failed(self, decision: Decision, reason: str, now: Now) -> None:
+        """It could not be carried out, and what served still does. Not again while history is fresh."""
+        self._troubles[decision.choice] = (reason.rstrip("."), now.unix_s)
+        if decision.kind is Kind.EVALUATE:
+            self.watch.on_trial_failed(decision)
+            self._tried_since_s = now.unix_s
+
+    def note_change(self, choice: Choice, ms: float, version: str) -> None:
+        """What a change to a choice took, before `took` is told of it."""
+        known = self._changes.get(choice, Change())
+        is_depth = choice.candidate == self.serving.candidate
+        self._changes[choice] = Change(
+            version, known.swap_ms if is_depth else ms, ms if is_depth else known.deepen_ms
+        )
+
+    def _note_prompts(self, now: Now) -> None:
+        prompts = self.watch.demand.prompts
+        if prompts != self._prompts:
+            self._prompts = prompts
+            self._since_s = now.unix_s
+
+    def _before(self, history: History, choice: Choice) -> Row | None:
+        """What was known of a choice when the window began that tells of it now."""
+        since = self.since_s(choice)
+        known = self._earlier.get(choice)
+        if known is None or known[0] != since:
+            known = (since, history.get(choice.candidate, choice.depth, self._prompts))
+            self._earlier[choice] = known
+        return known[1]
+
+    def _around(self, choice: Choice, now: Now) -> Circumstances:
+        change = self._changes.get(choice, Change())
+        return Circumstances(
+            prompts=self._prompts,
+            now_s=now.unix_s,
+            swap_ms=change.swap_ms,
+            deepen_ms=change.deepen_ms,
+            version=change.version,
+        )
+
+    def _enter_breach(self, history: History, now: Now) -> None:
+        """Once it is known which prompts had come, tell history what they did to the choice."""
+        breach, window = self._breach, self.repository.loop.breach_window
+        if breach is None or self.watch.num_requests - breach.num_requests < _REQUESTS_THAT_TELL:
+            return
+        self._breach = None
+        row = Row(
+            candidate=breach.choice.candidate,
+            depth=breach.choice.depth,
+            measured_at=int(now.unix_s),
+            num_tokens=window,
+            breaches=round(breach.rate * window),
+            exits={breach.choice.depth: window},
+            prompts=self._prompts,
+            version=self._changes.get(breach.choice, Change()).version,
+        )
+        history.put(brought_up(history.get(*row.key), row))
+
+    def _fresh_troubles(self, now: Now) -> dict[Choice, str]:
+        fresh_s = self.repository.loop.history_fresh_s
+        return {
+            choice: reason for choice, (reason, at) in self._troubles.items() if now.unix_s - at <= fresh_s
+        }
+
+
+def _replaces(decision: Decision, serving: Choice) -> bool:
+    return decision.kind is not Kind.EVALUATE and decision.choice != serving

@@ -1,0 +1,172 @@
+"""A small world for the policy to live in: candidates with true costs, requests of several kinds, noise."""
+
+import random
+
+import msgspec
+
+from router.policy.decide import Decision, Kind
+from router.policy.reassessor import Now, Reassessor
+from router.policy.seen import Device, Facts
+from router.policy.watch import Answered
+from router.repository import Candidate, Choice, Floor, Loop, Repository
+from telemetry.cost import StepSample
+from telemetry.history import History
+from telemetry.sample import Window
+
+MIB = 2**20
+NUM_LAYERS = 30
+HEAD_LAYERS = 8.0  # what a step costs beside its layers, in layers
+
+
+class Truth(msgspec.Struct, frozen=True):
+    """What a candidate is like. Shares by kind of prompt; those of depths not named follow the next lower."""
+
+    sure: dict[str, dict[int, float]] = {}  # kind -> depth -> share of tokens over threshold
+    agreement: dict[str, dict[int, float]] = {}  # kind -> depth -> with full depth
+    layer_ms: float = 0.5
+
+    def share(self, table: dict[str, dict[int, float]], kind: str, depth: int) -> float:
+        known = [layer for layer in table.get(kind, {}) if layer <= depth]
+        return 1.0 if depth == NUM_LAYERS or not known else table[kind][max(known)]
+
+
+def facts_of(candidate: Candidate, proven: dict[int, float], num_layers: int = NUM_LAYERS) -> Facts:
+    return Facts(
+        candidate=candidate,
+        num_layers=num_layers,
+        layer_bytes=7 * MIB,
+        other_bytes=56 * MIB,
+        kv_bytes=768,
+        proven=proven,
+    )
+
+
+def candidate(name: str, depths: tuple[int, ...] = (), **rest) -> Candidate:
+    return Candidate(name=name, model="model", exits="heads" if depths else None, depths=depths, **rest)
+
+
+class World:
+    """Serves requests one after the other on whatever the reassessor wants, and tells it."""
+
+    def __init__(
+        self, repository: Repository, facts: list[Facts], truths: dict[str, Truth], noise=0.1, seed=0
+    ):
+        self.random = random.Random(seed)
+        self.noise = noise
+        self.truths = truths
+        self.seconds = 1_000_000.0
+        self.history = History()
+        first = facts[0]
+        serving = Choice(first.candidate.name, first.num_layers)
+        device = Device(memory_bytes=1500 * MIB)
+        self.mind = Reassessor(repository, device, serving, self.now)
+        self.mind.facts = {one.candidate.name: one for one in facts}
+        self.diary: list[tuple[int, Decision]] = []
+        self.failing: dict[Choice, str] = {}
+        self._windows: dict[Choice, tuple[float, Window]] = {}
+
+    @property
+    def now(self) -> Now:
+        return Now(self.seconds, self.seconds * 1000)
+
+    @property
+    def num_requests(self) -> int:
+        return self.mind.watch.num_requests
+
+    @property
+    def changes(self) -> list[tuple[int, Decision]]:
+        """Decisions that changed what serves, with how many requests had been answered by then."""
+        return [(at, one) for at, one in self.diary if one.kind not in (Kind.STAY, Kind.EVALUATE)]
+
+    def serve(self, count: int, kind="chat") -> None:
+        """So many requests of one kind; a function of the index draws kinds."""
+        for index in range(count):
+            self.answer(kind(index) if callable(kind) else kind)
+            if index % 5 == 4 or self.mind.trying or self.mind.watch.is_breached:
+                self.reassess()
+
+    def answer(self, kind: str) -> None:
+        choice = self.mind.trying or self.mind.serving
+        truth, num_tokens = self.truths[choice.candidate], max(4, round(self.random.gauss(40, 10)))
+        window = self._window(choice)
+        sure = truth.share(truth.sure, kind, choice.depth)
+        breaches = sum(self.random.random() >= sure for _ in range(num_tokens))
+        ms = 0.0
+        for batch in (1, 4, 8, 8):
+            layers = choice.depth
+            true_ms = truth.layer_ms * (HEAD_LAYERS + layers) * (1 + 0.05 * batch)
+            measured = true_ms * self.random.lognormvariate(0, self.noise)
+            window.cost.add(StepSample(layers, batch, batch * layers, measured))
+            window.num_steps += 1
+            window.step_ms += measured
+            ms += measured * num_tokens / 4
+        window.requests += 1
+        exits = window.tokens_by_exit
+        exits[choice.depth] = exits.get(choice.depth, 0) + num_tokens
+        window.breaches += breaches
+        if self.random.random() < 0.2:
+            agreement = truth.share(truth.agreement, kind, choice.depth)
+            agreeing = sum(self.random.random() < agreement for _ in range(num_tokens))
+            window.answers.add(num_tokens, agreeing, -1.0 * num_tokens)
+        if choice == self.mind.serving or self.mind.trying is not None:
+            self.mind.watch.on_step(8, num_tokens, breaches if choice == self.mind.serving else 0)
+        self.mind.on_answered(Answered(choice, kind, 60, num_tokens, choice.depth, sure))
+        self.seconds += ms / 8000
+
+    def reassess(self) -> None:
+        for _ in range(5):  # a trial that ends lets the choice follow
+            self.mind.learn(
+                self.history, {choice: self._window(choice) for choice in self._watched}, self.now
+            )
+            decision = self.mind.decide(self.history, self.now)
+            if not self._carry_out(decision):
+                return
+
+    def _carry_out(self, decision: Decision) -> bool:
+        """True if there was something to do."""
+        is_new = decision.choice not in (self.mind.serving, self.mind.trying)
+        if decision.considered:
+            self.diary.append((self.num_requests, decision))
+        if is_new and decision.choice in self.failing:
+            self.mind.failed(decision, self.failing[decision.choice], self.now)
+            return True
+        if is_new:
+            self.mind.note_change(decision.choice, 300.0, "v")
+        if is_new and decision.kind is Kind.EVALUATE:
+            self.mind.watch.on_spent(300.0)
+        self.mind.took(decision, self.now)
+        return is_new
+
+    @property
+    def _watched(self) -> list[Choice]:
+        trying = self.mind.trying
+        return [self.mind.serving, *([trying] if trying is not None else [])]
+
+    def _window(self, choice: Choice) -> Window:
+        since = self.mind.since_s(choice)
+        known = self._windows.get(choice)
+        if known is None or known[0] != since:
+            known = self._windows[choice] = (since, Window(start=since))
+        return known[1]
+
+
+def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, **rest) -> World:
+    """One model with exits for chat and exits for code, as the embedded one has them."""
+    chat = candidate("chat", (10, 15, 20), prompts=("chat",))
+    code = candidate("code", (10, 15, 20), prompts=("code",))
+    full = candidate("full")
+    repository = Repository(
+        candidates=(full, chat, code), floor=Floor(agreement=floor), loop=loop or Loop(), **rest
+    )
+    proven = {10: 0.5, 15: 0.75, 20: 0.85, NUM_LAYERS: 1.0}
+    at_home = {10: 0.4, 15: 0.75, 20: 0.9}
+    abroad = {10: 0.1, 15: 0.2, 20: 0.3}
+    good = {10: 0.6, 15: 0.8, 20: 0.9}
+    bad = {10: 0.3, 15: 0.4, 20: 0.5}
+    truths = {
+        "full": Truth(),
+        "chat": Truth({"chat": at_home, "code": abroad}, {"chat": good, "code": bad}),
+        "code": Truth({"code": at_home, "chat": abroad}, {"code": good, "chat": bad}),
+    }
+    facts = [facts_of(full, {NUM_LAYERS: 1.0}), facts_of(chat, proven), facts_of(code, proven)]
+    return World(repository, facts, truths, noise, seed)
