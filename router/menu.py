@@ -107,6 +107,11 @@ class Menu:
         return Tokenizer.load(dish.folder, self._config.tokenizer_config_path)
 
     def _shard_config(self, dish: Dish, choice: Choice) -> ShardConfig:
+        repository = self._repository
+        needs_energy = repository.objective == "energy" or repository.limits.watts is not None
+        return msgspec.structs.replace(self._settings(dish, choice), needs_energy=needs_energy)
+
+    def _settings(self, dish: Dish, choice: Choice) -> ShardConfig:
         is_whole = choice.depth == dish.num_layers
         if dish.whole is None:
             depth = None if is_whole else choice.depth

@@ -151,8 +151,8 @@ def counter_of(config: ShardConfig, powercap: Path = POWERCAP) -> Counter | None
         return PowerModel(config.watts)
     if config.needs_energy:
         raise NoEnergy(
-            "The objective is energy, but nothing here tells joules (neither NVML nor RAPL): "
-            "state the power of a busy shard with --watts."
+            "Joules are needed, by the objective or a limit of watts, but nothing here tells them "
+            "(neither NVML nor RAPL): state the power of a busy shard with --watts."
         )
     return None
 

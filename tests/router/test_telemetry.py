@@ -125,3 +125,19 @@ async def test_a_redis_that_comes_back_empty_is_filled_again(served: Server, red
         assert sum(await streams) == 100 * NUM_STREAMS
         assert await generate(session, served, 7) == 7
         assert (await until_kept(store, 7)).tokens >= 7
+
+
+def test_who_must_know_joules_and_cannot_is_refused_at_the_start_with_a_sentence(
+    serve: Callable[..., Server], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "repository.toml"
+    file.write_text(f'objective = "energy"\n[[candidate]]\nname = "poet"\nmodel = "{tiny_model("llama")}"\n')
+    usual = {"repository": file, "device": "sim", "redis_url": "redis://127.0.0.1:1"}
+    with pytest.raises(AssertionError, match="not ready, exit code 1") as caught:
+        serve(**usual)
+    assert str(caught.value).splitlines()[-1] == (
+        "helios serve: Joules are needed, by the objective or a limit of watts, but nothing here tells them "
+        "(neither NVML nor RAPL): state the power of a busy shard with --watts."
+    )
+    with serve(**usual, watts=40) as server:
+        assert server.is_accepting()

@@ -100,7 +100,7 @@ def test_measured_comes_before_stated_before_unknown(tmp_path: Path) -> None:
 def test_who_needs_joules_is_refused_with_a_sentence_where_nothing_tells_them(
     device: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(NoEnergy, match=r"^The objective is energy, but .* --watts\.$"):
+    with pytest.raises(NoEnergy, match=r"^Joules are needed, .* --watts\.$"):
         counter_of(config(device, needs_energy=True), tmp_path)
     assert counter_of(config(device, needs_energy=True, watts=10.0), tmp_path) is not None
 
