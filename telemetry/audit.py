@@ -40,6 +40,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     phases_ms: dict[str, float] = {}
     outcome: Outcome = Outcome.PENDING
     error: str | None = None
+    router: str = ""  # where it was taken
 
 
 def new_id(at: float) -> str:
@@ -60,14 +61,17 @@ class AuditLog:
     leaves it `pending` there.
     """
 
-    def __init__(self, max_kept: int = MAX_KEPT):
+    def __init__(self, router: str = "", max_kept: int = MAX_KEPT):
         self.num_dropped = 0  # entries that were never written, ever
+        self._router = router
         self._max_kept = max_kept
         self._kept: dict[str, Decision] = {}  # by id, oldest first
         self._unwritten: deque[Decision] = deque()
 
     def append(self, decision: Decision) -> None:
-        """Write down a new decision."""
+        """Write down a new decision, or what came of another router's."""
+        if not decision.router:
+            decision = msgspec.structs.replace(decision, router=self._router)
         self._kept[decision.id] = decision
         while len(self._kept) > self._max_kept:
             del self._kept[next(iter(self._kept))]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from telemetry import audit, keys
-from telemetry.audit import AuditLog, Decision
+from telemetry.audit import AuditLog, Decision, Outcome
 from telemetry.history import History
 from telemetry.link import Link, Pipeline
 from telemetry.outbox import Entry, Outbox
@@ -24,6 +24,9 @@ MAX_WAITING_BYTES = 4 * 1024 * 1024
 _LONGEST_READ_S = 900.0
 _CLOCK_SKEW_S = 60.0  # between routers and Redis
 _MAX_SEARCHED = 4000  # entries
+_MAX_SETTLED = 50  # decisions
+_SILENCE_S = 30.0  # of a router that has ended
+_ENDED = "The router ended before it was done."
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_records = msgspec.msgpack.Decoder(list[Record]).decode
@@ -46,7 +49,7 @@ class Store:
         """Raises `ValueError` for an address that cannot be one of a Redis."""
         self.deployment = deployment
         self.router = router
-        self.audit = AuditLog()
+        self.audit = AuditLog(router)
         self.history = History()
         self.on_flush: list[Callable[[], None]] = []
         self._flush_interval_s = flush_interval_s
@@ -58,7 +61,8 @@ class Store:
 
     async def start(self) -> None:
         """Return after the first answer of Redis, or the lack of one; the history there is known by then."""
-        await self.flush()
+        if await self.flush():
+            await self._settle_abandoned()
         self._task = asyncio.create_task(self._keep_flushing())
 
     async def stop(self) -> None:
@@ -145,6 +149,20 @@ class Store:
         """Decisions of the stream and of this router, the latest first."""
         written = [decision for _, fields in entries if (decision := audit.decode(fields[b"d"])) is not None]
         return audit.settled([*written, *reversed(self.audit.latest())])
+
+    async def _settle_abandoned(self) -> None:
+        """Say of decisions that routers had begun to carry out, and ended, that nothing came of them."""
+        answers = await self._link.ask(
+            lambda pipe: pipe.zrangebyscore(keys.routers(self.deployment), time.time() - _SILENCE_S, "+inf")
+        )
+        if answers is None:
+            return
+        alive = {name.decode() for name in answers[0]} - {self.router}
+        for decision in await self.decisions(_MAX_SETTLED):
+            if decision.outcome is Outcome.PENDING and decision.router not in alive:
+                self.audit.append(
+                    msgspec.structs.replace(decision, outcome=Outcome.ROLLED_BACK, error=_ENDED)
+                )
 
     async def _keep_flushing(self) -> None:
         loop = asyncio.get_running_loop()

@@ -159,7 +159,7 @@ async def test_what_happened_while_redis_was_away_is_there_when_it_is_back(serve
     assert not await store.flush()
     assert not store.is_ok
     assert await store.records(60) is None
-    assert await store.decisions() == [made]
+    assert [entry.id for entry in await store.decisions()] == [made.id]
     server.thaw()
     assert await store.flush()
     assert store.is_ok
@@ -230,8 +230,8 @@ async def test_without_an_address_decisions_are_kept_in_memory(open_store):
     store.audit.append(made)
     store.put([record()])
     assert not store.is_ok
-    assert await store.decisions() == [made]
-    assert await store.decision(made.id) == made
+    assert [entry.id for entry in await store.decisions()] == [made.id]
+    assert await store.decision(made.id) == store.audit.find(made.id)
     assert await store.records(60) is None
     await store.stop()
     await store.stop()
@@ -253,6 +253,25 @@ async def test_decisions_of_all_routers_are_read_with_what_came_of_them(server, 
     assert await other.decisions(since=time.time()) == []
     assert await other.decision("17-nothing") is None
     assert await other.decision("nothing") is None
+
+
+async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_the_next_one(server, open_store):
+    killed, alive = await open_store(server, router="killed"), await open_store(server, router="alive")
+    for store in (killed, alive):
+        store.audit.append(decision("swap", why=store.router))
+        store.audit.append(decision("stay", why=store.router, outcome=Outcome.STAYED))
+        await store.flush()
+    with server.client() as client:
+        client.zadd(keys.routers("poems"), {"killed": time.time() - 60})
+    successor = await open_store(server, router="successor")
+    await successor.flush()
+    found = {(entry.kind, entry.why): entry for entry in await alive.decisions()}
+    assert len(found) == 4
+    assert found["swap", "killed"].outcome is Outcome.ROLLED_BACK
+    assert found["swap", "killed"].error == "The router ended before it was done."
+    assert found["swap", "killed"].router == "killed"
+    assert found["swap", "alive"].outcome is Outcome.PENDING
+    assert found["stay", "killed"].outcome is Outcome.STAYED
 
 
 async def test_of_two_measurements_the_later_one_counts_in_whatever_order_they_are_written(
