@@ -92,6 +92,7 @@ class DecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     phases_ms: dict[str, float]
     outcome: str | None  # committed | rolled_back | refused | stayed; null while it is under way
     error: str | None
+    router: str  # that took it, HOST-PROCESS
 
 
 class DecisionReports(msgspec.Struct, frozen=True):
