@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from itertools import cycle, islice
+from time import monotonic
 
 import msgspec
 
@@ -57,16 +58,16 @@ async def play(stage: Stage) -> Played:
     async with stage.reach(plan) as target:
         goals = await _goals(stage, target)
         num_swaps = stage.count(SWAPS, least=2)
-        swapping = asyncio.create_task(
-            _swap_all(stage, target, list(islice(cycle(goals), num_swaps)), seconds)
-        )
+        decisions: list[Decision] = []
+        wanted = list(islice(cycle(goals), num_swaps))
+        swapping = asyncio.create_task(_swap_all(stage, target, wanted, seconds, decisions))
         try:
             run, summary = await stage.run(target, plan, "swap-under-load")
         finally:
             swapping.cancel()
-            decisions = await _result(swapping)
+            await asyncio.gather(swapping, return_exceptions=True)
         repeated = await _in_peace(target, run, goals) if stage.options.exact_answers else None
-    promises = [*whole_answers(summary), _no_failure(summary), _decided(decisions)]
+    promises = [*whole_answers(summary), _no_failure(summary), _decided(decisions, num_swaps)]
     promises.append(answered_by_version(run.records))
     if repeated is not None:
         promises += [equal_answers(summary), repeated]
@@ -85,15 +86,18 @@ async def _goals(stage: Stage, target: Target) -> list[Goal]:
     return found
 
 
-async def _swap_all(stage: Stage, target: Target, goals: Sequence[Goal], seconds: float) -> list[Decision]:
-    """Swaps at even distances; each is waited for, since a server carries out one at a time."""
-    decisions: list[Decision] = []
-    pause = seconds / (len(goals) + 1)
+async def _swap_all(
+    stage: Stage, target: Target, goals: Sequence[Goal], seconds: float, done: list[Decision]
+) -> None:
+    """Swaps that begin at even distances; each is waited for, since a server carries out one at a time.
+
+    `done` is the caller's: when the run is over before the last one is, those that are done count.
+    """
+    pause, began = seconds / (len(goals) + 1), monotonic()
     for index, goal in enumerate(goals, start=1):
-        await asyncio.sleep(pause)
+        await asyncio.sleep(max(0.0, began + index * pause - monotonic()))
         stage.screen.note = f"swap {index} of {len(goals)}: {goal.candidate}@{goal.depth or 'auto'}"
-        decisions.append(await _swap(target, goal))
-    return decisions
+        done.append(await _swap(target, goal))
 
 
 async def _swap(target: Target, goal: Goal) -> Decision:
@@ -109,13 +113,6 @@ async def _swap(target: Target, goal: Goal) -> Decision:
     return found or Decision(id, 0.0, "loadgen", "swap", name, "", "not over in time")
 
 
-async def _result(swapping: "asyncio.Task[list[Decision]]") -> list[Decision]:
-    try:
-        return await swapping
-    except asyncio.CancelledError:
-        return []
-
-
 def _no_failure(summary: Summary) -> Promise:
     refused = summary.outcomes.get(Outcome.REFUSED.value, 0)
     ok = summary.outcomes.get(Outcome.OK.value, 0)
@@ -123,13 +120,14 @@ def _no_failure(summary: Summary) -> Promise:
     return Promise("No request fails.", not summary.failures and ok > 0, found)
 
 
-def _decided(decisions: Sequence[Decision]) -> Promise:
-    """Every swap asked for was carried out."""
+def _decided(decisions: Sequence[Decision], num_wanted: int) -> Promise:
+    """Every swap that was to be was carried out while the streams ran."""
     missed = [decision for decision in decisions if decision.outcome != "committed"]
-    found = f"{len(decisions) - len(missed)} of {len(decisions)}"
+    num_done = len(decisions) - len(missed)
+    found = f"{num_done} of {num_wanted}"
     if missed:
         found += f"; {missed[0].chosen}: {missed[0].outcome} {missed[0].error}"
-    return Promise("Every swap is carried out.", bool(decisions) and not missed, found)
+    return Promise("Every swap is carried out.", num_done == num_wanted, found)
 
 
 async def _in_peace(target: Target, run: Run, goals: Sequence[Goal]) -> Promise:
