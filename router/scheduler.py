@@ -321,10 +321,13 @@ class Scheduler:
         """Go on with reading a finished answer again, unless a request waits."""
         if self._reader is None:
             return [], []
+        is_full = len(self._running) >= self.limits.max_batch_size
+        if is_full and self._reader.is_patient and not self.is_holding:
+            return [], []
         if self._queue or self.is_holding or Lane.FRESH not in share.lanes:
             self._drops += self._reader.give_up()
             return [], []
-        if num_left == 0 or len(self._running) >= self.limits.max_batch_size:
+        if num_left == 0 or is_full:
             return [], []
         begun = self._reader.begin(self._rooms.newest.num_unclaimed_blocks)
         return self._reader.ask(num_left, self.limits.max_batch_tokens), begun

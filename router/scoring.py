@@ -82,17 +82,26 @@ def is_chosen(request_id: int, rate: float) -> bool:
 
 
 def reader_for(generation: Generation, backlog: Backlog | None) -> "Reader | None":
-    """None without a backlog, or where layers are missing: who reads says what the full model would."""
-    return Reader(backlog, generation) if backlog is not None and generation.is_whole else None
+    """None without a backlog, or where the shard cannot say what the full model would."""
+    return Reader(backlog, generation) if backlog is not None and generation.ready.can_score else None
 
 
 class Reader:
-    """One shard's readings, one at a time, with a generation that has all layers: of what its model wrote."""
+    """One shard's readings, one at a time: of what the model of its generation wrote.
+
+    Layers that the generation has not loaded are read from their files, which takes long and little of any
+    step: the shard is asked to go on until it is done, also beside a batch that is full.
+    """
 
     def __init__(self, backlog: Backlog, generation: Generation):
         self._backlog = backlog
         self._generation = generation
         self._reading: Reading | None = None
+
+    @property
+    def is_patient(self) -> bool:
+        """A reading takes a fixed small share of the shard's time, whoever waits."""
+        return not self._generation.is_whole
 
     def begin(self, num_free_blocks: int) -> list[NewSequence]:
         """The next answer, if none is being read and half of the free blocks hold it."""
@@ -129,7 +138,9 @@ class Reader:
         most = min(num_left, max(1, max_batch_tokens // _SHARE_OF_STEP))
         num_tokens = min(most, reading.num_tokens - reading.num_asked_tokens)
         reading.num_asked_tokens += num_tokens
-        return [Work(reading.id, 0, num_tokens)] if num_tokens else []
+        if not num_tokens and not self.is_patient:
+            return []
+        return [Work(reading.id, 0, max(1, num_tokens))]
 
     def give_up(self) -> list[tuple[int, int]]:
         """Stop reading; (id, attempt) of what the shard is to forget."""

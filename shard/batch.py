@@ -84,6 +84,10 @@ class SequenceTable:
     def __contains__(self, id: int) -> bool:
         return id in self._sequences
 
+    def holds(self, sequence: Sequence) -> bool:
+        """True while it has not ended, been dropped, preempted or begun anew."""
+        return self._sequences.get(sequence.id) is sequence
+
     @property
     def num_blocks_to_finish(self) -> list[int]:
         """For each sequence, the blocks that it holds at its end if it grows as long as it may."""
@@ -143,7 +147,7 @@ class SequenceTable:
             if finish is not None:
                 break
         sequence.num_computed_tokens = chunk.end + max(0, len(kept) - 1)  # all but the newest
-        if not tokens and sequence.num_pending_tokens == 0:  # scored, and nothing to generate
+        if not tokens and not sequence.num_pending_tokens and not sequence.waits:  # scored, nothing to draw
             finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
         if finish is not None:
             self._remove(sequence.id)

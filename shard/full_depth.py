@@ -9,7 +9,7 @@ from shard.batch import Chunk
 from shard.batch_tensors import BatchMaker
 from shard.messages import Sampling, Score, TokenOutput
 from shard.models.load import Decoder
-from shard.ops.batch import KV
+from shard.ops.batch import KV, Batch
 from shard.sampler import Draw, Sampler
 
 SCORED_ROWS = 128  # prompt positions whose logits are held at once
@@ -35,16 +35,24 @@ class FullDepth:
     def run(self, chunks: list[Chunk]) -> list[Made]:
         """For each chunk its next token, or none while its prompt goes on, and the scores it asked for."""
         batch = self._make_batch(chunks)
-        hidden = self._decoder.embed(batch)
-        for layer in range(self._decoder.depth):
-            hidden = self._decoder.run_layer(layer, hidden, batch, self._pools[layer])
+        hidden = self._run_layers(batch)
         starts = batch.query_starts.tolist()
         tokens = self._draw(chunks, hidden, starts)
         pieces = [hidden[start : starts[i + 1]] for i, start in enumerate(starts[:-1])]
         return [
-            Made(tokens[i], self._score_prompt(chunk, pieces[i]), self._score_answer(chunk, pieces[i]))
+            Made(tokens[i], self._score_prompt(chunk, pieces[i]), self.score_answer(chunk, pieces[i]))
             for i, chunk in enumerate(chunks)
         ]
+
+    def run_layers(self, chunk: Chunk) -> torch.Tensor:
+        """The hidden states (Q, H) of a chunk behind the last layer loaded."""
+        return self._run_layers(self._make_batch([chunk]))
+
+    def _run_layers(self, batch: Batch) -> torch.Tensor:
+        hidden = self._decoder.embed(batch)
+        for layer in range(self._decoder.depth):
+            hidden = self._decoder.run_layer(layer, hidden, batch, self._pools[layer])
+        return hidden
 
     def _draw(self, chunks: list[Chunk], hidden: torch.Tensor, starts: list[int]) -> list[list[TokenOutput]]:
         tokens: list[list[TokenOutput]] = [[] for _ in chunks]
@@ -70,7 +78,7 @@ class FullDepth:
             scores += self._sampler.score(logits, targets, sequence.sampling, self._decoder.depth)
         return scores
 
-    def _score_answer(self, chunk: Chunk, hidden: torch.Tensor) -> list[Score]:
+    def score_answer(self, chunk: Chunk, hidden: torch.Tensor) -> list[Score]:
         """What full depth draws in place of each answer token that follows this chunk's, from (Q, H)."""
         sequence, depth = chunk.sequence, self._decoder.depth
         if not sequence.scores:

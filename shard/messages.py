@@ -93,6 +93,7 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     kv_fill: str = "recompute"  # project | recompute
     exit_fallback: bool = True  # run at full depth where leaving early does not pay
     exit_deferral: bool = True  # per_row: rows that stay may wait for each other
+    score_budget: float = 0.02  # share of the time for scores where layers are missing; 0: no scores there
     replay_exits: str | None = None  # file with a distribution of exit layers to draw from
     cache_dir: str | None = None  # where compiled kernels are kept; None: ~/.cache/helios
     cost_model: str | None = None  # `sim`: path of a JSON cost model; None: the built-in one
@@ -180,6 +181,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     weight_bytes: int
     load_ms: float
     energy: str | None = None  # where joules come from, for a person, told at the start; None: nowhere
+    can_score: bool = True  # says what full depth chooses, if all layers are loaded or read as needed
     warnings: list[str] = []  # sentences: where what is served goes beyond what was certified
 
 

@@ -25,12 +25,13 @@ from shard.messages import (
     Work,
 )
 from shard.model import Model, empty_of, ops_of
-from shard.models.load import Decoder
+from shard.models.load import Decoder, MissingLayers
 from shard.models.shelf import Reader
 from shard.replay import Replay, read_replay
 from shard.sampler import Sampler
 from shard.speculative import Speculative
 from shard.stack import Stack
+from shard.streamed_scoring import StreamedScoring
 
 
 class ModelRunner:
@@ -68,6 +69,7 @@ class ModelRunner:
         settings, exits = self.model.settings, self.model.exits
         self.stack = Stack(self.decoder, exits, self.kv_cache.layers, self._make_batch, settings.fill)
         self._exiting = self._make_exiting()
+        self._streamed = self._make_streamed()
         self.phases_ms = dict(self.model.reader.phases_ms)
         self.load_ms = (time.perf_counter() - started) * 1000
         self._last_end: float | None = None  # of the last step, while sequences wait for the next
@@ -106,6 +108,7 @@ class ModelRunner:
             num_parameters=self.decoder.num_parameters,
             weight_bytes=self.model.weight_bytes,
             load_ms=self.load_ms,
+            can_score=self._streamed is not None or self.depth == shape.num_layers,
             warnings=self.model.warnings,
         )
 
@@ -139,15 +142,18 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, step: Step) -> StepOutput:
         """Carry out one step; synchronous."""
-        started = time.perf_counter()
         chunks, preempted = self.table.plan(step)
+        scored = self._score_on(chunks)
+        started = time.perf_counter()
         outputs, exits = self._run_chunks(chunks)
         ended = time.perf_counter()
         idle_ms = (started - self._last_end) * 1000 if self._last_end is not None else 0.0
         self._last_end = ended if len(self.table) else None
+        if self._streamed is not None:
+            self._streamed.earn((ended - started) * 1000)
         return StepOutput(
             number=step.number,
-            outputs=outputs,
+            outputs=outputs + scored,
             preempted=preempted,
             num_free_blocks=self.table.pool.num_free,
             num_sequences=len(self.table),
@@ -161,6 +167,13 @@ class ModelRunner:
         """Prompts that are scored run to full depth in any mode; the rest runs in the mode chosen."""
         outputs: list[SequenceOutput] = []
         report = None
+        if self._streamed is not None:
+            streamed = [chunk for chunk in chunks if chunk.sequence.scores]
+            chunks = [chunk for chunk in chunks if not chunk.sequence.scores]
+            for chunk in streamed:
+                if chunk.num_tokens:
+                    self._streamed.take(chunk)
+                    outputs.append(self.table.finish(chunk, []))
         at_full_depth = [chunk for chunk in chunks if self._exiting is None or chunk.sequence.is_scored]
         others = [chunk for chunk in chunks if self._exiting is not None and not chunk.sequence.is_scored]
         if at_full_depth:
@@ -170,6 +183,25 @@ class ModelRunner:
             tokens, report = self._exiting.run(others)
             outputs += map(self.table.finish, others, tokens)
         return outputs, report
+
+    def _score_on(self, chunks: list[Chunk]) -> list[SequenceOutput]:
+        """Go on with sequences that are scored through missing layers: those that came to their end."""
+        if self._streamed is None:
+            return []
+        is_idle = bool(chunks) and all(chunk.sequence.scores and chunk.sequence.waits for chunk in chunks)
+        return [
+            self.table.finish(Chunk(it.sequence, it.sequence.num_computed_tokens, 0), [], scores=it.scores)
+            for it in self._streamed.go_on(self.table, is_idle)
+        ]
+
+    def _make_streamed(self) -> StreamedScoring | None:
+        """How to score where layers are missing, if that may cost anything."""
+        config, reader = self._config, self.model.reader
+        if self.depth == self.decoder.shape.num_layers or not config.score_budget:
+            return None
+        missing = MissingLayers(Path(config.model), self.decoder, lambda: Reader(reader.ops, self.model.like))
+        pools, make_batch = self.kv_cache.layers, self._make_batch
+        return StreamedScoring(self._full_depth, missing, pools, make_batch, config.score_budget)
 
     def _make_exiting(self) -> EarlyExit | Capped | Speculative | None:
         settings = self.model.settings

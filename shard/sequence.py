@@ -20,7 +20,7 @@ class Sequence:
         self.exact = new.exact
         self.scores = new.scores
         self.carried: Any = None  # the runner's own, gone with the sequence
-        self.waits = False  # all tokens are computed as far as the first exit, and the next is not known
+        self.waits = False  # all tokens are computed as far as the first exit; what comes of it is not known
         self.num_computed_tokens = 0
         self.blocks: list[int] = []
 

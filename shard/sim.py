@@ -143,6 +143,7 @@ class SimRunner:
             num_parameters=weight_bytes([self.weights]) // 2,
             weight_bytes=weight_bytes([self.weights]),
             load_ms=sum(self.phases_ms.values()),
+            can_score=self.depth == self._costs.num_layers,
         )
 
     def run(self, step: Step) -> StepOutput:

@@ -1,11 +1,13 @@
 """From a checkpoint folder to a decoder: the first L layers of it, or all."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from shard.model_folder import RANDOM_MARK
-from shard.models.checkpoint import Checkpoint
+from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.gpt import GPT2, OPT, GptDecoder
-from shard.models.llama import EMBEDDING, PREFIXES, LlamaDecoder
+from shard.models.llama import EMBEDDING, LAYERS, PREFIXES, LlamaDecoder
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
 from shard.models.shape import GPT_LIKE, read_config, shape_of
@@ -25,12 +27,42 @@ def load_decoder(folder: Path, reader: Reader, num_layers: int | None, max_token
     depth = shape.num_layers if num_layers is None else num_layers
     if not 1 <= depth <= shape.num_layers:
         raise ValueError(f"num_layers must be between 1 and {shape.num_layers}, not {depth}")
-    checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
+    weights = Weights(*_open(folder, config), source(folder), reader)
     if shape.family in GPT_LIKE:
-        names = OPT if shape.family == "opt" else GPT2
-        prefix = checkpoint.prefix(names.prefixes, names.embedding)
-        weights = Weights(checkpoint, prefix, source(folder), reader)
         return GptDecoder(shape, no_rope(reader.device), reader.ops, weights, depth)
-    weights = Weights(checkpoint, checkpoint.prefix(PREFIXES, EMBEDDING), source(folder), reader)
     rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
     return LlamaDecoder(shape, rope, reader.ops, weights, depth)
+
+
+class MissingLayers:
+    """The layers of a model that a decoder has not loaded, each read when asked for and kept by nobody."""
+
+    def __init__(self, folder: Path, decoder: Decoder, make_reader: Callable[[], Reader]):
+        self.indices = range(decoder.depth, decoder.shape.num_layers)
+        self._folder = folder
+        self._decoder = decoder
+        self._make_reader = make_reader
+        self._source = source(folder)
+        self._opened: tuple[Checkpoint | RandomCheckpoint, str] | None = None
+
+    def read(self, index: int) -> Decoder:
+        """A model of one layer alone. Raises `CheckpointError`, also when the files are others by now."""
+        if source(self._folder) != self._source:
+            raise CheckpointError(f"{self._folder} has changed since its first layers were loaded")
+        if self._opened is None:
+            self._opened = _open(self._folder, read_config(self._folder))
+        weights = Weights(*self._opened, self._source, self._make_reader())
+        return self._decoder.only_layer(weights, f"{_layers_at(self._decoder.shape.family)}{index}.")
+
+
+def _open(folder: Path, config: Any) -> tuple[Checkpoint | RandomCheckpoint, str]:
+    """A model's checkpoint, and what stands before all its names."""
+    checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
+    if config.model_type in GPT_LIKE:
+        names = OPT if config.model_type == "opt" else GPT2
+        return checkpoint, checkpoint.prefix(names.prefixes, names.embedding)
+    return checkpoint, checkpoint.prefix(PREFIXES, EMBEDDING)
+
+
+def _layers_at(family: str) -> str:
+    return {"opt": OPT.layers, "gpt2": GPT2.layers}.get(family, LAYERS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from router.generation import Generation
 from router.request import Request, Status
 from router.scheduler import Limits, Scheduler, Share
 from router.scoring import MAX_WAITING, Backlog, is_chosen
@@ -28,12 +29,12 @@ def finished(id: int, num_prompt_tokens: int = 8, num_tokens: int = 4) -> Reques
 class Desk:
     """A scheduler that reads, and its shard played by hand."""
 
-    def __init__(self, *answers: Request):
+    def __init__(self, *answers: Request, generation: Generation = GENERATION):
         self.backlog = Backlog(rate=1.0)
         for answer in answers:
             assert self.backlog.offer(answer)
         self.queue = WaitingQueue()
-        self.scheduler = Scheduler(0, LIMITS, GENERATION, self.queue, self.backlog)
+        self.scheduler = Scheduler(0, LIMITS, generation, self.queue, self.backlog)
 
     def step(self, share: Share | None = None) -> Step:
         step = self.scheduler.schedule(0.0, share or Share())
@@ -99,6 +100,37 @@ def test_a_full_batch_reads_nothing() -> None:
     for id in range(2, 10):
         desk.queue.add(make_request(id, num_prompt_tokens=1))
     assert len(desk.step().work) == LIMITS.max_batch_size
+
+
+SHALLOW = make_generation(block_size=4, num_blocks=100, depth=10, can_score=True)
+
+
+def test_a_shard_that_reads_missing_layers_is_asked_to_go_on_until_it_is_done() -> None:
+    desk = Desk(finished(1), generation=SHALLOW)
+    steps = [desk.step() for _ in range(2)]
+    reading = steps[0].new[0].id
+    for _ in range(5):
+        assert desk.answer(steps.pop(0), SequenceOutput(reading, 0, 12)).read is None
+        steps.append(desk.step())
+    assert [(work.id, work.num_tokens) for work in steps[-1].work] == [(reading, 1)]
+    done = SequenceOutput(reading, 0, 12, scores=[Score(5, -0.5)] * 4, finish=FinishReason.LENGTH)
+    assert desk.answer(steps[0], done).read is not None
+    desk.answer(steps[1])
+    assert desk.scheduler.schedule(0.0) is None
+
+
+def test_it_goes_on_beside_a_full_batch_but_not_in_the_way_of_blocks() -> None:
+    desk = Desk(finished(1), generation=SHALLOW)
+    reading = desk.step().new[0].id
+    for id in range(2, 12):  # more than the batch holds
+        desk.queue.add(make_request(id))
+    step = desk.step()
+    assert step.drop == []
+    desk = Desk(finished(1), generation=SHALLOW)
+    reading = desk.step().new[0].id
+    for id in range(2, 5):  # three of them do not fit
+        desk.queue.add(make_request(id, num_prompt_tokens=200))
+    assert (reading, 0) in desk.step().drop
 
 
 def test_a_preempted_reading_is_forgotten() -> None:
