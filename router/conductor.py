@@ -11,6 +11,7 @@ from router.dispatcher import Dispatcher
 from router.generation import Target
 from router.menu import Menu
 from router.repository import Choice
+from router.rollout import roll_out
 from router.swap import Done, SwapError, SwapRefused, Wish
 from telemetry.audit import AuditLog, Decision, Outcome, new_id
 
@@ -26,6 +27,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     to: Choice | Target
     wish: Wish
     shard: int | None = None  # None: all, one after the other
+    shards: tuple[int, ...] = ()  # in place of one: these
     seen: dict[str, Any] = {}
     considered: list[dict[str, Any]] = []
 
@@ -46,7 +48,7 @@ class Conductor:
 
         Raises `SwapRefused` when a shard is being changed already or does not serve, `KeyError` for no shard.
         """
-        shards = self._claim(order.shard)
+        shards = self._claim(order)
         decision = self._write_down(order)
         task = asyncio.create_task(self._perform(decision, order, shards))
         self._tasks.add(task)
@@ -55,7 +57,7 @@ class Conductor:
 
     async def carry_out(self, order: Order) -> Decision:
         """A change from its beginning to its end, which the decision tells. Raises as `begin`."""
-        shards = self._claim(order.shard)
+        shards = self._claim(order)
         return await self._perform(self._write_down(order), order, shards)
 
     def pin(self, order: Order) -> str:
@@ -88,9 +90,10 @@ class Conductor:
         """Wait for what is under way, which ends soon once the dispatcher stops."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _claim(self, shard: int | None) -> frozenset[int]:
+    def _claim(self, order: Order) -> frozenset[int]:
         """The shards to be changed."""
-        shards = self._dispatcher.check_swappable(shard)
+        named = order.shards or (order.shard,)
+        shards = frozenset(one for shard in named for one in self._dispatcher.check_swappable(shard))
         if shards & self._busy:
             raise SwapRefused("A change is under way; one is carried out at a time.")
         self._busy |= shards
@@ -115,7 +118,10 @@ class Conductor:
     async def _perform(self, decision: Decision, order: Order, shards: frozenset[int]) -> Decision:
         try:
             target = order.to if isinstance(order.to, Target) else await self.menu.target(order.to)
-            done = await self._dispatcher.swap(target, order.wish, order.shard)
+            if order.shards:
+                done = await roll_out(self._dispatcher, target, order.wish, order.shards)
+            else:
+                done = await self._dispatcher.swap(target, order.wish, order.shard)
         except SwapRefused as error:
             return self._give_up(decision, Outcome.REFUSED, str(error))
         except (SwapError, OSError) as error:
