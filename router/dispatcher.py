@@ -258,8 +258,8 @@ class Dispatcher:
     @property
     def _max_queued_tokens(self) -> int:
         """Unless configured, as many tokens as the KV caches hold: about one turn-over of what runs."""
-        ready = [engine.ready for engine in self._engines if engine.ready is not None]
-        in_caches = sum(shard.num_blocks * shard.block_size for shard in ready)
+        block_size = self._target.config.block_size
+        in_caches = sum(engine.num_blocks * block_size for engine in self._engines)
         return self._config.max_queued_tokens or in_caches or sys.maxsize
 
     def _overloaded(self, message: str) -> GenerationFailed:

@@ -38,6 +38,7 @@ class Engine:
         self._pool = pool
         self._client: ShardClient | None = None
         self._swap: Swap | None = None
+        self._num_blocks_at_start = 0
         self._offered: dict[int, Target] = {}  # to this life of the shard, by ticket
         self._woken = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -76,6 +77,12 @@ class Engine:
     def ready(self) -> Ready | None:
         """What the shard has said of the model that requests begin on."""
         return None if self.generation is None else self.generation.ready
+
+    @property
+    def num_blocks(self) -> int:
+        """That its newest model has, or will have once older ones are gone: as far as is known."""
+        now = 0 if self.scheduler is None else self.scheduler.num_blocks
+        return max(now, self._num_blocks_at_start)
 
     @property
     def is_responsive(self) -> bool:
@@ -173,6 +180,7 @@ class Engine:
         limits = Limits(config.max_batch_size, config.max_batch_tokens, ready.block_size)
         generation = self.generation = Generation(0, self.target, ready)
         self._offered.clear()
+        self._num_blocks_at_start = ready.num_blocks
         queue, backlog = self._pool.queue, self._pool.backlog
         self.scheduler = Scheduler(self.shard, limits, self.generation, queue, backlog)
         self._pool.serving.set()
@@ -243,17 +251,26 @@ class Engine:
         log.warning("Shard %d is gone: %s", self.shard, death)
         scheduler, self.scheduler, self._client = self.scheduler, None, None
         self.last_death = death
-        self.end_swap(SwapError(f"The shard died meanwhile: {death.reason}"))
         if scheduler is not None:
             self.num_deaths += 1
-            for request in scheduler.lose():
-                self._pool.ledger.fail(request, _condemnation(request), now)
+            self._take_back(scheduler, now)
             self._tell(lambda observer: observer.on_shard_death(self.shard, death.reason))
         elif death.permanent:
             self._fall_back(death)
+        self.end_swap(SwapError(f"The shard died meanwhile: {death.reason}"))
         if self._pool.is_hopeless:
             self._pool.fail_waiting(GenerationFailed(f"No shard can serve: {death}"), now)
         self._pool.nudge()
+
+    def _take_back(self, scheduler: Scheduler, now: float) -> None:
+        """Queue again what ran on a shard that has died, but for what it has died of twice.
+
+        Where a model was being changed, that is likelier to blame than any request.
+        """
+        if self._swap is not None:
+            scheduler.release()
+        for request in scheduler.lose():
+            self._pool.ledger.fail(request, _condemnation(request), now)
 
     def _fall_back(self, death: ShardDied) -> None:
         """What was committed last cannot be started any more: go back to what that has replaced."""

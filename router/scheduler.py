@@ -231,6 +231,12 @@ class Scheduler:
         self._drops.append((request.id, request.attempt))
         return True
 
+    def release(self) -> None:
+        """The shard has died, for which none of its requests is to blame: all go back to the queue."""
+        running = list(self._running.values())
+        self._running.clear()
+        self._put_back(running)
+
     def lose(self) -> list[Request]:
         """The shard has died. Its requests go back to the queue, but for those condemned, which are returned.
 

@@ -94,7 +94,7 @@ class StatusApi:
             supports_exact=dispatcher.supports_exact,
             num_shards=config.num_replicas,
             is_ready=dispatcher.is_ready,
-            exit_mode=config.exit_mode,
+            exit_mode=self._service.target.config.exit_mode,
             exit_replay="exit-replay" in config.marks,
             random_weights="random-weights" in config.marks,
             warnings=[] if ready is None else ready.warnings,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
 from router.dispatcher import Dispatcher
@@ -43,6 +44,11 @@ def costs_of(folder: Path, name: str, **changes: Any) -> str:
     path = folder / f"{name}.json"
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(FAST, **changes)))
     return str(path)
+
+
+def process_of(sim: Sim, shard: int) -> psutil.Process:
+    process = sim.dispatcher._engines[shard]._launcher._process
+    return psutil.Process(process.pid)
 
 
 def authors(request: Request) -> list[tuple[str, int, int]]:
@@ -241,18 +247,19 @@ async def test_one_swap_at_a_time_on_a_shard(tmp_path: Path) -> None:
 
 
 async def test_of_several_shards_all_change_or_none(tmp_path: Path) -> None:
-    second = tmp_path / "second.json"
+    second = costs_of(tmp_path, "second", load_ms=500.0)
     async with simulated(tmp_path, num_shards=2) as sim:
         asked = specs(32, max_new_tokens=200)
         requests = sim.submit(*asked)
         await streams_have(requests, 3)
-        costs_of(tmp_path, "second", load_ms=300.0)
-        target = other(sim, "second", model="second", cost_model=str(second))
+        target = other(sim, "second", model="second", cost_model=second)
         swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
-        await until(lambda: sim.shards()[0].model == "second")
-        second.write_text("nonsense")
-        with pytest.raises(SwapError, match="cannot be read"):
+        await until(lambda: sim.shards()[1].state == "swapping")
+        assert sim.shards()[0].model == "second"
+        process_of(sim, 1).kill()
+        with pytest.raises(SwapError, match="died meanwhile"):
             await swapping
+        await sim.all_serve()
         assert [shard.model for shard in sim.shards()] == ["sim", "sim"]
         assert await outcomes(requests) == expected(asked)
 

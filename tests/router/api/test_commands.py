@@ -142,11 +142,11 @@ async def test_everything_that_was_ordered_stands_in_the_diary_the_latest_first(
     _, listed = await client.get("/ops/decisions")
     kinds = [decision["kind"] for decision in listed["decisions"]]
     assert sorted(kinds) == ["drain", "resume", "swap", "threshold"]
-    times = [decision["at"] for decision in listed["decisions"]]
+    times = [int(1000 * decision["at"]) for decision in listed["decisions"]]
     assert times == sorted(times, reverse=True)
     _, one = await client.get("/ops/decisions?limit=1")
     assert len(one["decisions"]) == 1
-    _, later = await client.get(f"/ops/decisions?since={times[0] + 1}")
+    _, later = await client.get(f"/ops/decisions?since={times[0] / 1000 + 1}")
     assert later == {"decisions": []}
     assert (await client.get("/ops/decisions?limit=many"))[0] == 422
     assert (await client.get("/ops/decisions/nothing"))[0] == 404
