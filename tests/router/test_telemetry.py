@@ -25,10 +25,8 @@ PROMPT = "Write a Python program that prints a poem."
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
     binary = find_server()
     assert binary is not None
-    server = RedisServer(binary, tmp_path)
-    server.start()
-    yield server
-    server.stop()
+    with RedisServer(binary, tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

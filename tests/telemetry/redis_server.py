@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Self
 
 import psutil
 import redis
@@ -19,6 +20,13 @@ class RedisServer:
         self._command = [str(binary), "--port", "0", "--save", "", "--dir", str(folder), *options]
         self._socket = folder / "socket"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     @property
     def url(self) -> str:
