@@ -19,9 +19,9 @@ from shard.resolve import resolve
 from shard.tune.embedded import tune_embedded
 from shard.tune.heads import HeadSpec
 from shard.tune.layerskip import tune_layerskip
-from shard.tune.pipeline import Result, Wanted
+from shard.tune.pipeline import Wanted
 from shard.tune.progress import Progress
-from shard.tune.session import Ask, Machine, Text, measure, tune_exits
+from shard.tune.session import Ask, Machine, Made, Text, measure, tune_exits
 from shard.tune.summary import print_summary
 from shard.tune.training import Plan
 
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ask = _ask(given)
         with Progress(console) as progress:
-            result = _run(given.recipe, ask, progress)
-        if result is not None:
-            print_summary(console, result, measure(ask))
+            made = _run(given.recipe, ask, progress)
+        for each in made:
+            print_summary(console, each, measure(each.ask))
     except (ModelUnusable, ValueError, OSError, MemoryError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 1
@@ -48,14 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(recipe: str, ask: Ask, progress: Progress) -> Result | None:
+def _run(recipe: str, ask: Ask, progress: Progress) -> list[Made]:
     if recipe == "exits":
-        return tune_exits(ask, progress)
+        return [tune_exits(ask, progress)]
     if recipe == "embedded":
-        tune_embedded(ask, progress)
-    else:
-        tune_layerskip(ask, progress)
-    return None
+        return tune_embedded(ask, progress)
+    tune_layerskip(ask, progress)
+    return []
 
 
 def _ask(given: argparse.Namespace) -> Ask:
@@ -76,7 +75,7 @@ def _ask(given: argparse.Namespace) -> Ask:
         given.device, given.dtype, given.num_threads, given.work or given.cache_dir / "tune" / model.name
     )
     file = None if given.data == "self" else Path(given.data)
-    text = Text(file, given.prompts, given.num_answers, given.max_new_tokens, given.seed)
+    text = Text(file, given.prompts, given.compare, given.num_answers, given.max_new_tokens, given.seed)
     return Ask(model, given.out, machine, text, wanted)
 
 
@@ -95,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--freeze-vocabulary", action="store_true", help="that of --init, as it is")
     add("--data", default="self", metavar="FILE", help="text to learn on, or self: the model's own [self]")
     add("--prompts", nargs="+", default=["chat"], metavar="LIST", help="for self: chat, code, files [chat]")
+    add("--compare", nargs="*", default=[], metavar="LIST", help="others, to be measured on alone")
     add("--num-answers", type=_positive, default=2560, help="to each list of prompts [%(default)s]")
     add("--max-new-tokens", type=_positive, default=256, help="of an answer [%(default)s]")
     add("--steps", type=_positive, default=2000, help="[%(default)s]")

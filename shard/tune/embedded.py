@@ -10,26 +10,30 @@ import msgspec
 
 from shard.tune.pipeline import Wanted
 from shard.tune.progress import Progress
-from shard.tune.session import Ask, tune_exits
+from shard.tune.session import Ask, Made, tune_exits
 
 VARIANTS = ("chat", "code")
 VARIANT_SHARE = 0.25  # of the steps of the first stage, for each variant
 VARIANT_RATE = 0.5  # of its learning rate
 
 
-def tune_embedded(ask: Ask, progress: Progress) -> None:
-    """The shipped folder: OUT/vocabulary.safetensors, OUT/chat and OUT/code."""
+def tune_embedded(ask: Ask, progress: Progress) -> list[Made]:
+    """The shipped folder: OUT/vocabulary.safetensors, OUT/chat and OUT/code; those that were made now."""
     vocabulary = ask.out / "vocabulary.safetensors"
     base = ask.machine.work / "embedded"
     both = msgspec.structs.replace(ask.text, prompts=list(VARIANTS))
     wanted = msgspec.structs.replace(ask.wanted, vocabulary=vocabulary)
     if not (ask.wanted.resume and (base / "tuning.json").exists()):
         tune_exits(msgspec.structs.replace(ask, out=base, text=both, wanted=wanted), progress)
+    made = []
     for name in VARIANTS:
         if not (ask.wanted.resume and (ask.out / name / "tuning.json").exists()):
-            text = msgspec.structs.replace(ask.text, prompts=[name])
-            variant = _variant(wanted, base)
-            tune_exits(msgspec.structs.replace(ask, out=ask.out / name, text=text, wanted=variant), progress)
+            text = msgspec.structs.replace(ask.text, prompts=[name], compared=list(VARIANTS))
+            variant = msgspec.structs.replace(
+                ask, out=ask.out / name, text=text, wanted=_variant(wanted, base)
+            )
+            made.append(tune_exits(variant, progress))
+    return made
 
 
 def _variant(wanted: Wanted, base: Path) -> Wanted:

@@ -76,7 +76,7 @@ def curve_of(agrees: torch.Tensor, confidence: torch.Tensor) -> Curve:
 def _joined(parts: list[Seen]) -> Seen:
     hidden = [part.hidden for part in parts if part.hidden is not None]
     return Seen(
-        torch.cat([part.agrees for part in parts]),
-        torch.cat([part.confidence for part in parts]),
+        torch.cat([part.agrees for part in parts]).cpu(),
+        torch.cat([part.confidence for part in parts]).cpu(),
         torch.cat(hidden) if hidden else None,
     )

@@ -34,7 +34,7 @@ def restored(tensors: Tensors) -> Tensors:
 
 def rounded(name: str, weight: torch.Tensor) -> torch.Tensor:
     """A tensor as it will be read back."""
-    return restored(_stored(name, weight))[name]
+    return restored(_stored(name, weight))[name].to(weight.device)
 
 
 def save_exits(folder: Path, served: Student, probes: dict[int, Tensors], vocabulary: Path | None) -> None:
@@ -57,9 +57,9 @@ def save_vocabulary(path: Path, vocabulary: torch.Tensor) -> None:
     _save(path, quantised(VOCABULARY, vocabulary))
 
 
-def load_heads(folder: Path) -> list[Head]:
+def load_heads(folder: Path, device: torch.device) -> list[Head]:
     """Heads tuned before. Raises `ExitError` or `OSError`."""
-    tensors = restored(load_file(folder / HEADS))
+    tensors = restored(load_file(folder / HEADS, device=str(device)))
     heads = []
     for spec in read_exits(folder).exits:
         at = f"exits.{spec.layer}."
@@ -69,9 +69,10 @@ def load_heads(folder: Path) -> list[Head]:
     return heads
 
 
-def load_vocabulary(folder: Path) -> torch.Tensor:
+def load_vocabulary(folder: Path, device: torch.device) -> torch.Tensor:
     """The vocabulary (V, R), float32, that a folder's low-rank heads read."""
-    return restored(load_file(folder / (read_exits(folder).vocabulary or HEADS)))[VOCABULARY]
+    path = folder / (read_exits(folder).vocabulary or HEADS)
+    return restored(load_file(path, device=str(device)))[VOCABULARY]
 
 
 def _stored(name: str, weight: torch.Tensor) -> Tensors:

@@ -91,5 +91,5 @@ def first_weights(
             weights["mlp.down.weight"] = torch.zeros(width, inner)
         if reducer is not None:
             weights["low_rank.weight"] = reducer.clone()
-        made[layer] = weights
+        made[layer] = {name: weight.to(back.head.device) for name, weight in weights.items()}
     return made

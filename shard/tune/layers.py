@@ -64,7 +64,7 @@ class Backbone(msgspec.Struct, frozen=True):
         ]
         whole = f"{self.prefix}{at}{index}."
         return {
-            name: self.checkpoint.read(whole + name).float()
+            name: self.checkpoint.read(whole + name).float().to(self.head.device)
             for name in names
             if whole + name in self.checkpoint
         }
@@ -74,30 +74,32 @@ class Backbone(msgspec.Struct, frozen=True):
         return _norm(self.shape, self.norm, "", hidden)
 
 
-def read_backbone(folder: Path, max_tokens: int) -> Backbone:
+def read_backbone(folder: Path, max_tokens: int, device: torch.device) -> Backbone:
     """Raises `UnsupportedModelError` and `CheckpointError`."""
     config = read_config(folder)
     shape = shape_of(config)
     checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
+    prefix, embedding, norm = _names(checkpoint, shape)
     if shape.family in GPT_LIKE:
-        names = OPT if shape.family == "opt" else GPT2
-        prefix, embedding, norm = (
-            checkpoint.prefix(names.prefixes, names.embedding),
-            names.embedding,
-            names.norm,
-        )
-        rope = no_rope(torch.device("cpu"))
+        rope = no_rope(device)
     else:
-        prefix, embedding, norm = checkpoint.prefix(PREFIXES, EMBEDDING), EMBEDDING, "norm"
-        rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), torch.device("cpu"))
+        rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), device)
     untied = "lm_head.weight" in checkpoint and not shape.tied
-    head = checkpoint.read("lm_head.weight" if untied else prefix + embedding).float()
+    head = checkpoint.read("lm_head.weight" if untied else prefix + embedding).float().to(device)
     norms = {
-        part: checkpoint.read(f"{prefix}{norm}.{part}").float()
+        part: checkpoint.read(f"{prefix}{norm}.{part}").float().to(device)
         for part in ("weight", "bias")
         if f"{prefix}{norm}.{part}" in checkpoint
     }
     return Backbone(shape, rope, checkpoint, prefix, head, norms)
+
+
+def _names(checkpoint: Checkpoint | RandomCheckpoint, shape: Shape) -> tuple[str, str, str]:
+    """What stands before all names, and what embedding and final norm are called behind it."""
+    if shape.family in GPT_LIKE:
+        names = OPT if shape.family == "opt" else GPT2
+        return checkpoint.prefix(names.prefixes, names.embedding), names.embedding, names.norm
+    return checkpoint.prefix(PREFIXES, EMBEDDING), EMBEDDING, "norm"
 
 
 def attend(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> torch.Tensor:
@@ -160,8 +162,7 @@ def _projected(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> list[t
 
 def _rotated(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """Half-split rotary embedding of (B, T, heads, D) at positions 0 .. T - 1."""
-    cos = rope.cos[: x.shape[1], None].to(x.device)
-    sin = rope.sin[: x.shape[1], None].to(x.device)
+    cos, sin = rope.cos[: x.shape[1], None], rope.sin[: x.shape[1], None]
     turned, rest = x.float().split([rope.rotary_dim, x.shape[-1] - rope.rotary_dim], dim=-1)
     a, b = turned.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)

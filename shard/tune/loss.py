@@ -43,6 +43,8 @@ class Measured(msgspec.Struct, frozen=True):
 
 def draw_candidates(ids: torch.Tensor, vocab_size: int, num_sampled: int, seed: int) -> Candidates:
     """Every token among `ids` (N, K), and `num_sampled` of the others, or all of those if there are fewer."""
+    device = ids.device
+    ids = ids.cpu()
     is_likely = torch.zeros(vocab_size, dtype=torch.bool)
     is_likely[ids.flatten()] = True
     likely = is_likely.nonzero()[:, 0]
@@ -54,7 +56,7 @@ def draw_candidates(ids: torch.Tensor, vocab_size: int, num_sampled: int, seed: 
         others = others[torch.randperm(len(others), generator=generator)[:num_sampled]].sort().values
     place = torch.full((vocab_size,), -1, dtype=torch.int64)
     place[likely] = torch.arange(len(likely))
-    return Candidates(torch.cat((likely, others)), correction, place[ids])
+    return Candidates(torch.cat((likely, others)).to(device), correction.to(device), place[ids].to(device))
 
 
 class _Distance(torch.autograd.Function):
@@ -73,7 +75,7 @@ class _Distance(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
         total = torch.zeros((), device=reduced.device)
         hits = torch.zeros((), device=reduced.device)
-        correction = candidates.correction.to(reduced.device)
+        correction = candidates.correction
         for first in range(0, num_rows, ROWS):
             rows = slice(first, first + ROWS)
             columns, known = candidates.columns[rows], targets.logprobs[rows].float()

@@ -84,7 +84,7 @@ class Tuning:
         """Vocabulary and heads as training finds them."""
         back, wanted = self._back, self._wanted
         if wanted.init is not None:
-            return self._given(wanted.init), exit_folder.load_heads(wanted.init)
+            return self._given(wanted.init), exit_folder.load_heads(wanted.init, self._to.device)
         if wanted.spec.rank is None:
             return Fixed(back.head), self._first_heads(None)
         if wanted.freeze_vocabulary:
@@ -97,10 +97,10 @@ class Tuning:
     def _given(self, init: Path) -> Vocabulary:
         if self._wanted.spec.rank is None:
             return Fixed(self._back.head)
-        known = exit_folder.load_vocabulary(init)
+        known = exit_folder.load_vocabulary(init, self._to.device)
         if self._wanted.freeze_vocabulary:
             return Fixed(known)
-        mix = torch.zeros(self._back.shape.hidden_size, known.shape[1])
+        mix = torch.zeros(self._back.shape.hidden_size, known.shape[1], device=known.device)
         return LowRank(self._back.head, {"mix": mix, "own": known})
 
     def _first_heads(self, reducer: torch.Tensor | None) -> list[Head]:
@@ -129,7 +129,7 @@ class Tuning:
             counts.index_add_(0, ids.flatten(), logprobs.exp().flatten())
             if number < FACTOR_PASSAGES:
                 hidden = cache.states(self._back.shape.num_layers, passage)[-len(ids) :]
-                features.append(self._back.normed(hidden.float()))
+                features.append(self._back.normed(hidden.to(self._back.head)))
         return torch.cat(features), counts
 
     def _train(self, student: Student, plan: Plan, stage: str, tell: Tell) -> None:

@@ -15,9 +15,9 @@ MAX_ITERATIONS = 60
 
 def fit_probe(hidden: torch.Tensor, agrees: torch.Tensor) -> Tensors:
     """Weights (1, H) and bias (1,) of a logistic regression from hidden states (N, H) to `agrees` (N,)."""
-    wide = hidden.float()
+    wide = hidden.float().cpu()
     mean, deviation = wide.mean(0), wide.std(0).clamp_min(1e-4)
-    standard, goal = (wide - mean) / deviation, agrees.float()
+    standard, goal = (wide - mean) / deviation, agrees.float().cpu()
     weight = torch.zeros(wide.shape[1], requires_grad=True)
     share = goal.mean().clamp(0.01, 0.99)
     bias = torch.logit(share).reshape(1).requires_grad_()
@@ -37,4 +37,4 @@ def fit_probe(hidden: torch.Tensor, agrees: torch.Tensor) -> Tensors:
 
 def probed(probe: Tensors, hidden: torch.Tensor) -> torch.Tensor:
     """The probability (N,) that asking the exit pays."""
-    return torch.sigmoid(hidden.float() @ probe["probe.weight"][0] + probe["probe.bias"])
+    return torch.sigmoid(hidden.float().cpu() @ probe["probe.weight"][0] + probe["probe.bias"])

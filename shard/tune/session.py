@@ -49,6 +49,7 @@ class Text(msgspec.Struct, frozen=True):
 
     file: Path | None  # None: the model's own
     prompts: list[str]  # lists or files, for its own text
+    compared: list[str]  # others, on which it is only measured
     num_answers: int  # of each list; text of the model's own
     max_new_tokens: int
     seed: int
@@ -64,17 +65,24 @@ class Ask(msgspec.Struct, frozen=True):
     wanted: Wanted
 
 
-def tune_exits(ask: Ask, progress: Progress) -> Result:
+class Made(msgspec.Struct, frozen=True):
+    """A tuning that is done: the exit folder is where it was asked for."""
+
+    ask: Ask
+    result: Result
+
+
+def tune_exits(ask: Ask, progress: Progress) -> Made:
     """Make the exit folder. Raises `ValueError`, `OSError` or `MemoryError` with one sentence."""
     shape = shape_of(read_config(ask.model))
     check(ask, shape)
     torch.set_num_threads(ask.machine.num_threads or os.cpu_count() or 1)
     sources = make_sources(ask, shape, progress)
-    back = read_backbone(ask.model, shape.max_positions)
+    back = read_backbone(ask.model, shape.max_positions, torch.device(ask.machine.device))
     to = torch.empty(0, dtype=DTYPES[ask.machine.dtype], device=ask.machine.device)
     result = Tuning(back, sources, ask.wanted, ask.out, to).run(_teller(progress))
     (ask.out / "tuning.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    return result
+    return Made(ask, result)
 
 
 def measure(ask: Ask) -> Costs:
@@ -144,7 +152,8 @@ def _texts(
 ) -> dict[str, list[Passage]]:
     if ask.text.file is not None:
         return {ask.text.file.stem: read_text(ask.model, ask.text.file, shape.max_positions)}
-    return {Path(name).stem: _own_text(ask, name, runner, progress) for name in ask.text.prompts}
+    names = dict.fromkeys([*ask.text.prompts, *ask.text.compared])
+    return {_stem(name): _own_text(ask, name, runner, progress) for name in names}
 
 
 def _own_text(ask: Ask, name: str, runner: Callable[[], ModelRunner], progress: Progress) -> list[Passage]:
@@ -152,11 +161,11 @@ def _own_text(ask: Ask, name: str, runner: Callable[[], ModelRunner], progress: 
     text = ask.text
     wanted = Generation(read_prompts(name), text.num_answers, text.max_new_tokens, seed=text.seed)
     key = msgspec.json.encode([model_digest(ask.model), ask.machine.dtype, wanted])
-    folder = ask.machine.work / "text" / f"{Path(name).stem}-{named(key)}"
+    folder = ask.machine.work / "text" / f"{_stem(name)}-{named(key)}"
     passages: list[Passage] = []
     for wave in generate(runner, ask.model, wanted, folder):
         passages += wave
-        progress.tell(f"text of {Path(name).stem}", len(passages), text.num_answers)
+        progress.tell(f"text of {_stem(name)}", len(passages), text.num_answers)
     return [passage for passage in passages if passage.num_answer_tokens > 0]
 
 
@@ -177,6 +186,11 @@ def _config(ask: Ask, shape: Shape) -> ShardConfig:
         max_batch_tokens=4096,
         num_threads=ask.machine.num_threads,
     )
+
+
+def _stem(name: str) -> str:
+    """What a list of prompts is called, wherever its file lies."""
+    return Path(name).stem
 
 
 class _Once:
@@ -208,11 +222,12 @@ def _source(
     cache = open_or_make(folder, key, passages, layers, runner, tell)
     held_out = [i for i, passage in enumerate(passages) if passage.held_out]
     rest = [i for i, passage in enumerate(passages) if not passage.held_out]
+    learns = ask.text.file is not None or name in map(_stem, ask.text.prompts)
     return Source(
         name,
         cache,
-        [i for n, i in enumerate(rest) if n % PROBING_OF] or rest,
-        rest[::PROBING_OF],
+        [i for n, i in enumerate(rest) if n % PROBING_OF] if learns else [],
+        rest[::PROBING_OF] if learns else [],
         held_out or rest,
         frozenset(i for i, passage in enumerate(passages) if passage.sampled),
     )

