@@ -6,6 +6,7 @@ The only module of the router that reads the environment.
 import asyncio
 import errno
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -149,7 +150,7 @@ async def _serve(config: Config, menu: Menu) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     try:
-        name = f"{socket.gethostname()}-{os.getpid()}"
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with keeping(config.redis_url, config.deployment, name) as store:
             await app.serve(config, menu, stop, lambda address: _announce(config, address), store)
     except ShardDied as error:

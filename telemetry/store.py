@@ -7,6 +7,7 @@ dropped and counted. A Redis that comes back, even an empty one, is given histor
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable
 
@@ -19,12 +20,15 @@ from telemetry.link import Link, Pipeline
 from telemetry.outbox import Entry, Outbox
 from telemetry.sample import Record
 
+log = logging.getLogger(__name__)
+
 FLUSH_INTERVAL_S = 1.0
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 _LONGEST_READ_S = 900.0
 _CLOCK_SKEW_S = 60.0  # between routers and Redis
 _MAX_SEARCHED = 4000  # entries
 _MAX_SETTLED = 50  # decisions
+_SETTLE_EVERY = 30  # flushes
 _SILENCE_S = 30.0  # of a router that has ended
 _ENDED = "The router ended before it was done."
 
@@ -56,13 +60,13 @@ class Store:
         self._windows = Outbox(max_waiting_bytes)
         self._last_id = 0
         self._link = Link(url)
+        self._num_flushes = 0
         self._is_known = False  # to Redis, which forgets it when it restarts
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Return after the first answer of Redis, or the lack of one; the history there is known by then."""
-        if await self.flush():
-            await self._settle_abandoned()
+        await self.flush()
         self._task = asyncio.create_task(self._keep_flushing())
 
     async def stop(self) -> None:
@@ -157,7 +161,7 @@ class Store:
         )
         if answers is None:
             return
-        alive = {name.decode() for name in answers[0]} - {self.router}
+        alive = {name.decode() for name in answers[0]} | {self.router}
         for decision in await self.decisions(_MAX_SETTLED):
             if decision.outcome is Outcome.PENDING and decision.router not in alive:
                 self.audit.append(
@@ -170,7 +174,16 @@ class Store:
         while True:
             due = max(due + self._flush_interval_s, loop.time())
             await asyncio.sleep(due - loop.time())
-            await self.flush()
+            try:
+                await self._flush_and_settle()
+            except Exception:
+                log.exception("Telemetry was not kept; serving goes on.")
+
+    async def _flush_and_settle(self) -> None:
+        if await self.flush():
+            self._num_flushes += 1
+            if self._num_flushes % _SETTLE_EVERY == 0:
+                await self._settle_abandoned()
 
     async def _flush(self) -> bool:
         entries, decisions, rows = self._windows.peek(), self.audit.unwritten(), self.history.unwritten()

@@ -253,7 +253,10 @@ async def test_decisions_of_all_routers_are_read_with_what_came_of_them(server, 
     assert await other.decision("nothing") is None
 
 
-async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_the_next_one(server, open_store):
+async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_others(
+    server, open_store, monkeypatch
+):
+    monkeypatch.setattr("telemetry.store._SETTLE_EVERY", 2)
     killed, alive = await open_store(server, router="killed"), await open_store(server, router="alive")
     for store in (killed, alive):
         store.audit.append(decision("swap", why=store.router))
@@ -261,8 +264,8 @@ async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_the_next
         await store.flush()
     with server.client() as client:
         client.zadd(keys.routers("poems"), {"killed": time.time() - 60})
-    successor = await open_store(server, router="successor")
-    await successor.flush()
+    other = await open_store(server, router="other", interval_s=OFTEN_S)
+    await until(lambda: other.audit.latest() and not other.audit.unwritten())
     found = {(entry.kind, entry.why): entry for entry in await alive.decisions()}
     assert len(found) == 4
     assert found["swap", "killed"].outcome is Outcome.ROLLED_BACK
@@ -360,3 +363,19 @@ def _cluster(tmp_path):
     for name in ("asked", "owner"):
         (tmp_path / name).mkdir()
         yield tmp_path / name, "--cluster-enabled", "yes", "--bind", "127.0.0.1", "--port", str(free_port())
+
+
+async def test_a_gatherer_that_fails_ends_nothing(server, open_store, caplog):
+    store = await open_store(server, interval_s=OFTEN_S)
+    calls = []
+
+    def fail():
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("a fault of ours")
+        store.put([record(tokens=5)])
+
+    store.on_flush.append(fail)
+    await until(lambda: len(calls) > 2)
+    assert "serving goes on" in caplog.text
+    assert 5 in tokens_of(await store.records(60))
