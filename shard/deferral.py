@@ -4,8 +4,6 @@ A deep pass costs nearly the same for few rows as for many, so waiting until som
 cheaper; meanwhile they do not fill the shallow passes (DREX, 2512.15705). Pure.
 """
 
-import math
-
 MAX_WAIT_STEPS = 8
 SMOOTHING = 0.1
 FORGETTING = 0.97  # of earlier passes, at each new one
@@ -50,7 +48,7 @@ class Deferral:
         self._stay_share: float | None = None
 
     def note_shallow(self, num_tokens: int, ms: float) -> None:
-        """A pass up to the first exit, the head's included where rows leave."""
+        """A pass up to the first exit, and the draw of those who leave."""
         self._shallow.note(num_tokens, ms)
 
     def note_vote(self, num_voters: int, num_staying: int) -> None:
@@ -66,12 +64,16 @@ class Deferral:
     def wanted(self, num_rows: int) -> float:
         """Rows to gather for a deep pass, of `num_rows` in flight; 0 while nothing is known.
 
-        With K gathered for each, shallow passes hold about B - K / 2 rows, so that the fixed costs of a
-        token are shallow / (B - K / 2) + stay * deep / K: least where their ratio K / (B - K / 2) is
-        sqrt(2 stay deep / shallow).
+        Each shallow pass has the rows that left in the one before it, so that after m of them the share
+        1 - (1 - stay)^m of all rows waits, and with these, each row that left meanwhile has made a token:
+        in all so many as wait, times 1 / stay. What costs the same for few rows as for many is m shallow
+        passes and one deep one; the best m has the least of it per token. Half a step less is waited for,
+        since rows come by chance: then m steps is the likeliest number.
         """
-        shallow_ms, deep_ms = self._shallow.ms, self._deep.ms
-        if not shallow_ms or deep_ms is None or self._stay_share is None:
+        shallow_ms, deep_ms, stay = self._shallow.ms, self._deep.ms, self._stay_share
+        if not shallow_ms or deep_ms is None or not stay:
             return 0.0
-        ratio = math.sqrt(2 * self._stay_share * deep_ms / shallow_ms)
-        return num_rows * ratio / (1 + ratio / 2)
+        leave = 1 - stay
+        steps = range(1, MAX_WAIT_STEPS + 1)
+        best = min(steps, key=lambda m: (m * shallow_ms + deep_ms) / (1 - leave**m))
+        return num_rows * (1 - leave ** (best - 0.5)) if best > 1 else 0.0

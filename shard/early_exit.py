@@ -101,6 +101,7 @@ class EarlyExit:
         else:
             self._run_segments(rows, tally)
             self._draw(tally)
+            self._note_costs(rows, tally)
         if len(decoding) == len(rows):
             num_tokens = sum(len(row.tokens) for row in rows)
             self._governor.note(len(rows), num_tokens, (time.perf_counter() - started) * 1000)
@@ -132,11 +133,6 @@ class EarlyExit:
             front = self._run_segment(segment, front, tally)
         if front is not None:
             self._finish(front, tally)
-        if tally.num_deep_tokens:
-            self._deferral.note_deep(tally.num_deep_tokens, sum(tally.segment_ms[1:]))
-        if fresh:
-            num_tokens = sum(row.chunk.num_tokens for row in fresh)
-            self._deferral.note_shallow(num_tokens, tally.segment_ms[0])
 
     def _run_segment(self, segment: int, front: Front, tally: Tally) -> Front | None:
         """Run it and ask at the exit behind it; who goes on."""
@@ -233,6 +229,14 @@ class EarlyExit:
             self._voting.gate.note_head((time.perf_counter() - started) * 1000)
         tally.drawing.draw(self._sampler)
         tally.head_ms += (time.perf_counter() - started) * 1000
+
+    def _note_costs(self, rows: list[Row], tally: Tally) -> None:
+        """What passes took, for those who decide about waiting."""
+        num_tokens = sum(row.chunk.num_tokens for row in rows)
+        if num_tokens:
+            self._deferral.note_shallow(num_tokens, tally.segment_ms[0] + tally.head_ms)
+        if tally.num_deep_tokens:
+            self._deferral.note_deep(tally.num_deep_tokens, sum(tally.segment_ms[1:]) + tally.fill_ms)
 
 
 def is_decoding(chunk: Chunk) -> bool:

@@ -53,15 +53,37 @@ def test_without_fallback_exits_are_always_on():
     assert run(Governor(enabled=False), 300, 8, 100.0, 1.0) == 1.0
 
 
-def test_as_many_rows_gather_as_cost_least_per_token():
-    """The closed form against a search over all sizes."""
+def ms_per_token(wanted: float, num_rows: int, shallow_ms: float, deep_ms: float, stay: float) -> float:
+    """Of many rows that leave by chance and go deep once so many have gathered."""
+    draw, waiting, num_tokens, ms = random.Random(4), 0, 0, 0.0
+    for _ in range(5_000):
+        fresh = num_rows - waiting
+        staying = sum(draw.random() < stay for _ in range(fresh))
+        num_tokens, ms, waiting = num_tokens + fresh - staying, ms + shallow_ms, waiting + staying
+        if waiting >= wanted or fresh == staying:
+            num_tokens, ms, waiting = num_tokens + waiting, ms + deep_ms, 0
+    return ms / num_tokens
+
+
+@pytest.mark.parametrize("num_rows", [8, 32])
+@pytest.mark.parametrize(("shallow_ms", "deep_ms", "stay"), [(8, 18, 0.26), (58, 133, 0.26), (5, 40, 0.1)])
+def test_as_many_rows_gather_as_cost_least_per_token(num_rows, shallow_ms, deep_ms, stay):
+    """Against a simulation of every other number."""
     deferral = Deferral()
-    deferral.note_shallow(32, 8.0)
-    deferral.note_vote(num_voters=100, num_staying=26)
-    deferral.note_deep(10, 18.0)
-    for rows in (8, 32, 64):
-        costs = {k: 8 / (rows - k / 2) + 0.26 * 18 / k for k in range(1, rows)}
-        assert abs(deferral.wanted(rows) - min(costs, key=costs.__getitem__)) <= 1
+    deferral.note_shallow(num_rows, shallow_ms)
+    deferral.note_vote(num_voters=100, num_staying=round(100 * stay))
+    deferral.note_deep(10, deep_ms)
+    costs = (shallow_ms, deep_ms, stay)
+    best = min(ms_per_token(count, num_rows, *costs) for count in range(0, num_rows, num_rows // 8))
+    assert ms_per_token(deferral.wanted(num_rows), num_rows, *costs) < 1.03 * best
+
+
+def test_nobody_waits_where_a_deep_pass_is_cheap():
+    deferral = Deferral()
+    deferral.note_shallow(32, 20.0)
+    deferral.note_vote(num_voters=100, num_staying=50)
+    deferral.note_deep(10, 5.0)
+    assert deferral.wanted(32) == 0
 
 
 def test_what_grows_with_tokens_is_no_reason_to_wait():
