@@ -29,9 +29,12 @@ from router.api.text import TextApi
 from router.conductor import Conductor
 from router.config import Config
 from router.dispatcher import Dispatcher
+from router.facts import facts_of
 from router.menu import Menu
 from router.observe import MetricsObserver, watch_store
+from router.reassess import Loop
 from router.recorder import Recorder
+from router.swap import Inflight, Wish
 from telemetry.prometheus import Metrics
 from telemetry.store import Store
 
@@ -59,14 +62,20 @@ async def serve(
     watch_store(metrics.helios, store, config.model_name)
     service = Service(config, dispatcher, target, menu.names)
     conductor = Conductor(dispatcher, menu, store.audit)
+    facts = {dish.candidate.name: facts_of(config, dish) for dish in menu.dishes}
+    wish = Wish(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
+    loop = Loop(menu.repository, facts, dispatcher, conductor, store, wish, config.watts)
+    dispatcher.add_observer(loop)
     async with _listening(build_app(service, conductor, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):
                 gc.freeze()  # what start-up made stays: no need to look through it again
                 announce(address)
+                loop.start()
                 await stop.wait()
         finally:
             await dispatcher.stop(drain=True)
+            await loop.stop()
             await conductor.stop()
 
 

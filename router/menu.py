@@ -46,15 +46,19 @@ class Menu:
     """All candidates. The first one serves first."""
 
     def __init__(self, config: Config, repository: Repository, dishes: Sequence[Dish]):
+        self.repository = repository
         self._config = config
-        self._repository = repository
         self._dishes = {dish.candidate.name: dish for dish in dishes}
         self._tokenizers: dict[Path, Tokenizer] = {}
 
     @property
     def objective(self) -> str:
         """What they are chosen for."""
-        return self._repository.objective
+        return self.repository.objective
+
+    @property
+    def dishes(self) -> list[Dish]:
+        return list(self._dishes.values())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,7 +111,7 @@ class Menu:
         return Tokenizer.load(dish.folder, self._config.tokenizer_config_path)
 
     def _shard_config(self, dish: Dish, choice: Choice) -> ShardConfig:
-        repository = self._repository
+        repository = self.repository
         needs_energy = repository.objective == "energy" or repository.limits.watts is not None
         return msgspec.structs.replace(self._settings(dish, choice), needs_energy=needs_energy)
 

@@ -17,7 +17,7 @@ _MEMORY = 50.0  # requests over which lengths and batch sizes are averaged
 class Answered(msgspec.Struct, frozen=True):
     """A request that was answered in full."""
 
-    choice: Choice  # by whom
+    choice: Choice | None  # by whom; None: by several
     prompts: str  # what it was about
     num_prompt_tokens: int
     num_tokens: int
@@ -78,6 +78,16 @@ class Watch:
         if self._lengths is None:
             return Demand()
         return Demand(*self._lengths, self._batch_size, self._mix.shares)
+
+    @property
+    def is_due(self) -> bool:
+        """There is reason to decide, whatever comes of it."""
+        loop, trial, at = self._loop, self.evaluation, self._reassessed_at
+        if trial is not None and trial.num_answered >= loop.evaluation_requests:
+            return True
+        if at is None:
+            return self.num_requests >= loop.evaluation_requests
+        return self.is_breached or bool(self._drift) or self.num_requests - at >= loop.reassess_every
 
     @property
     def is_breached(self) -> bool:
