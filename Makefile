@@ -1,9 +1,9 @@
-# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make bench [ARGS=...]
+# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make bench [ARGS=...]   make exits
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench clean
+.PHONY: help serve test lint bench exits clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -25,6 +25,10 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(BIN)/helios bench engine $(ARGS)
+
+# The exits of the embedded model, made anew: hours on a CPU, and it goes on where it was stopped.
+exits: $(INSTALLED)
+	@$(BIN)/helios tune embedded --recipe embedded --head-rank 192 --resume --out shard/exits_embedded $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
