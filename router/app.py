@@ -64,8 +64,8 @@ async def serve(
     conductor = Conductor(dispatcher, menu, store.audit)
     facts = {dish.candidate.name: facts_of(config, dish) for dish in menu.dishes}
     wish = Wish(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
-    loop = Loop(menu.repository, facts, dispatcher, conductor, store, wish, config.watts)
-    dispatcher.add_observer(loop)
+    loop = Loop(menu.repository, facts, conductor, store, wish, config.watts)
+    dispatcher.add_observer(loop.listener)
     async with _listening(build_app(service, conductor, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):

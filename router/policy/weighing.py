@@ -25,6 +25,17 @@ class Weighed(msgspec.Struct, frozen=True):
     def most_cost(self) -> float:
         return self.cost * (1 + self.error)
 
+    def told(self, unit: str) -> dict[str, str | float]:
+        """As the diary has it."""
+        return {
+            "candidate": self.choice.candidate,
+            "depth": self.choice.depth,
+            "cost": round(self.cost, 3),
+            "unit": unit,
+            "error": round(self.error, 3),
+            "ruled_out": self.why_not,
+        }
+
 
 def weigh(seen: Seen) -> list[Weighed]:
     """All choices of the repository, the cheapest first, those that may not serve last."""

@@ -1,0 +1,85 @@
+"""What the loop hears: an observer that tells the policy of steps and answers, and wakes the loop."""
+
+import asyncio
+from collections.abc import Callable
+
+from router.generation import Generation
+from router.policy.reassessor import Reassessor
+from router.policy.watch import Answered
+from router.recorder import class_of
+from router.repository import Choice
+from router.request import Request
+from shard.messages import FinishReason, Score, StepOutput
+
+
+class Listener:
+    """`open_mind` makes the policy's memory, once the first shard has told what it has."""
+
+    def __init__(self, open_mind: Callable[[Generation], Reassessor]):
+        self.mind: Reassessor | None = None
+        self.generations: dict[int, Generation] = {}  # that requests begin on, by shard
+        self.woken = asyncio.Event()  # there is reason to decide
+        self._open_mind = open_mind
+
+    def on_submitted(self, request: Request) -> None:
+        pass
+
+    def on_started(self, request: Request) -> None:
+        pass
+
+    def on_preempted(self, request: Request) -> None:
+        pass
+
+    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
+        pass
+
+    def on_finished(self, request: Request) -> None:
+        if self.mind is not None and isinstance(request.outcome, FinishReason):
+            self.mind.on_answered(_answered(request))
+            self._wake_if_due(self.mind)
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        """Live answers may have revoked what serves."""
+        self.woken.set()
+
+    def on_step(self, shard: int, output: StepOutput) -> None:
+        mind, generation = self.mind, self.generations.get(shard)
+        if mind is None or generation is None or choice_of(generation) != mind.serving:
+            return
+        exits = output.exits if output.generation == generation.ticket else None
+        num_tokens = 0 if exits is None else sum(exits.tokens_by_exit.values())
+        mind.watch.on_step(output.num_sequences, num_tokens, 0 if exits is None else exits.breaches)
+        if mind.watch.is_breached:
+            self.woken.set()
+
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+        self.generations[shard] = generation
+        if self.mind is None:
+            self.mind = self._open_mind(generation)
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        pass
+
+    def on_shard_death(self, shard: int, reason: str) -> None:
+        self.generations.pop(shard, None)
+
+    def _wake_if_due(self, mind: Reassessor) -> None:
+        if mind.watch.is_due:
+            self.woken.set()
+
+
+def choice_of(generation: Generation) -> Choice:
+    return Choice(generation.target.name, generation.ready.depth)
+
+
+def _answered(request: Request) -> Answered:
+    author = request.written_by
+    sure = [output.confidence for output in request.outputs if output.confidence is not None]
+    return Answered(
+        choice=None if author is None else Choice(author.model, author.depth),
+        prompts=class_of(request.spec.prompt),
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_tokens=len(request.outputs),
+        mean_exit_layer=request.mean_exit_layer or 0.0,
+        mean_confidence=sum(sure) / len(sure) if sure else None,
+    )
