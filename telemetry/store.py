@@ -139,7 +139,7 @@ class Store:
     async def decision(self, id: str) -> Decision | None:
         """One of them; None if it was never taken, or so long ago that it is forgotten."""
         own = self.audit.find(id)
-        if own is not None:
+        if own is not None and own.router == self.router:
             return own
         since = audit.time_of(id)
         if since is None:
@@ -150,9 +150,10 @@ class Store:
         return next((decision for decision in found if decision.id == id), None)
 
     def _all_known(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Decision]:
-        """Decisions of the stream and of this router, the latest first."""
+        """Decisions of the stream and of this router, which knows its own best; the latest first."""
         written = [decision for _, fields in entries if (decision := audit.decode(fields[b"d"])) is not None]
-        return audit.settled([*written, *reversed(self.audit.latest())])
+        own = [decision for decision in reversed(self.audit.latest()) if decision.router == self.router]
+        return audit.settled([*written, *own])
 
     async def _settle_abandoned(self) -> None:
         """Say of decisions that routers had begun to carry out, and ended, that nothing came of them."""

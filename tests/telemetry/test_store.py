@@ -273,6 +273,13 @@ async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_others(
     assert found["swap", "killed"].router == "killed"
     assert found["swap", "alive"].outcome is Outcome.PENDING
     assert found["stay", "killed"].outcome is Outcome.STAYED
+    (mistaken,) = (entry for entry in killed.audit.latest() if entry.kind == "swap")
+    killed.audit.update(mistaken.id, outcome=Outcome.COMMITTED)  # it was cut off from Redis, no more
+    await killed.flush()
+    for store in (killed, other):
+        settled = await store.decision(mistaken.id)
+        assert settled.outcome is Outcome.COMMITTED
+        assert settled in await store.decisions()
 
 
 async def test_of_two_measurements_the_later_one_counts_in_whatever_order_they_are_written(
