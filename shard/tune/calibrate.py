@@ -174,11 +174,11 @@ def _check_provable(options: argparse.Namespace) -> None:
 
 
 def _watch(progress: Progress) -> Watch:
-    def watch(name: str, total: int) -> Callable[[], object]:
+    def begin(name: str, total: int) -> Callable[[], object]:
         task = progress.add_task(name, total=total)
         return lambda: progress.advance(task)
 
-    return watch
+    return Watch(begin, progress.console.print)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,7 +20,12 @@ from shard.tune.path import NEVER, Survey, Thresholds, declare_path
 from shard.tune.survey import survey
 from shard.tune.trials import Trials
 
-Watch = Callable[[str, int], Callable[[], object]]  # given a task and its size, what to tell of progress
+
+class Watch(msgspec.Struct, frozen=True):
+    """Who is told how far it is."""
+
+    begin: Callable[[str, int], Callable[[], object]]  # given a task and its size, what to tell of each step
+    say: Callable[[str], None]
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -52,8 +57,10 @@ class Calibration:
 
         def risks(thresholds: Thresholds) -> list[float]:
             name = f"setting {len(outcomes) + 1} of at most {len(path)}"
-            outcomes.append(self._kept.outcome(thresholds, lambda: self._try(thresholds, watch, name)))
-            return outcomes[-1].risks
+            outcome = self._kept.outcome(thresholds, lambda: self._try(thresholds, watch, name))
+            watch.say(f"{name}: risk {outcome.mean_risk:.4f}, {outcome.expected_depth:.2f} layers a token")
+            outcomes.append(outcome)
+            return outcome.risks
 
         walked = walk(path, risks, self.asked.bound)
         return [
@@ -83,8 +90,9 @@ class Calibration:
         found = []
         for depth in layers:
             outcome = self._kept.outcome(depth, lambda depth=depth: self._cap(depth, watch))  # type: ignore[misc]
-            risk = sum(outcome.risks) / len(outcome.risks)
+            risk = outcome.mean_risk
             most = upper_bound(risk, len(outcome.risks), bound.error / len(layers))
+            watch.say(f"{depth} layers: agreement {1 - risk:.4f}")
             found.append(DepthAgreement(depth, 1 - risk, 1 - most, bound.confidence, basis))
         return found
 
@@ -94,7 +102,7 @@ class Calibration:
 
     def _survey(self, watch: Watch) -> Survey:
         prompts = self.sample.for_survey
-        advance = watch("survey", 2 * len(prompts))
+        advance = watch.begin("survey", 2 * len(prompts))
         answers = []
         for answer in Talk(self._trials.full, prompts, self.asked.wanted).run():
             answers.append(answer)
@@ -105,13 +113,13 @@ class Calibration:
 
     def _try(self, thresholds: Thresholds, watch: Watch, name: str) -> Outcome:
         prompts = self.sample.for_test
-        advance = watch(name, 2 * len(prompts))
+        advance = watch.begin(name, 2 * len(prompts))
         runner = self._trials.with_thresholds(thresholds)
         return measure(runner, self._trials.full, prompts, self.asked.wanted, advance)
 
     def _cap(self, depth: int, watch: Watch) -> Outcome:
         prompts = self.sample.for_test
-        advance = watch(f"{depth} layers", 2 * len(prompts))
+        advance = watch.begin(f"{depth} layers", 2 * len(prompts))
         return measure(
             self._trials.with_layers(depth), self._trials.full, prompts, self.asked.wanted, advance
         )

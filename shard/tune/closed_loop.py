@@ -38,6 +38,10 @@ class Outcome(msgspec.Struct, frozen=True):
     tokens_by_layer: dict[int, int]
 
     @property
+    def mean_risk(self) -> float:
+        return sum(self.risks) / len(self.risks)
+
+    @property
     def num_tokens(self) -> int:
         return sum(self.tokens_by_layer.values())
 
