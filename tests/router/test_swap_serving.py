@@ -1,0 +1,220 @@
+"""Changes of model through the whole server, with real weights and simulated ones: commands, faults, ends."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp import ClientSession
+
+from tests.running import Server
+from tests.shard.exit_files import write_exits
+
+NUM_STREAMS = 32
+PROMPTS = [f"Once upon a time there were {number} models" for number in range(NUM_STREAMS)]
+FEW = PROMPTS[:12]
+REPOSITORY = """
+[floor]
+agreement = 0.0
+[loop]
+enabled = false
+"""
+COSTS = {"step_ms": 15, "token_ms": 0, "vocab_size": 345, "max_total_tokens": 256}
+
+
+Answers = asyncio.Future[list[dict[str, Any]]]
+
+
+class Caller:
+    """A client that is an operator as well."""
+
+    def __init__(self, session: ClientSession, server: Server):
+        self.session = session
+        self.url = server.url
+        self.num_begun = 0
+
+    async def open(self, num_tokens: int, prompts: list[str] = PROMPTS) -> Answers:
+        """Streams that have all begun; what they end with, once they do."""
+        wanted = self.num_begun + len(prompts)
+        streams = asyncio.gather(*(self._stream(prompt, num_tokens) for prompt in prompts))
+        while self.num_begun < wanted:  # noqa: ASYNC110 (what is waited for has no event)
+            await asyncio.sleep(0.005)
+        return streams
+
+    async def swap(self, candidate: str, depth: int, **more: Any) -> dict[str, Any]:
+        return await self.outcome(await self.begin_swap(candidate, depth, **more))
+
+    async def begin_swap(self, candidate: str, depth: int, **more: Any) -> str:
+        asked = {"candidate": candidate, "depth": depth} | more
+        async with self.session.post(self.url + "/ops/swap", json=asked) as answer:
+            assert answer.status == 202, await answer.text()
+            return (await answer.json())["decision_id"]
+
+    async def outcome(self, id: str) -> dict[str, Any]:
+        while True:
+            async with self.session.get(f"{self.url}/ops/decisions/{id}") as answer:
+                decision = await answer.json()
+            if decision["outcome"]:
+                return decision
+            await asyncio.sleep(0.02)
+
+    async def shard(self) -> dict[str, Any]:
+        async with self.session.get(self.url + "/ops/state") as answer:
+            return (await answer.json())["shards"][0]
+
+    async def until_shard(self, **wanted: Any) -> None:
+        while not (await self.shard()).items() >= wanted.items():  # noqa: ASYNC110 (likewise)
+            await asyncio.sleep(0.01)
+
+    async def _stream(self, prompt: str, num_tokens: int) -> dict[str, Any]:
+        parameters = {"max_new_tokens": num_tokens, "ignore_eos": True, "details": True}
+        asked = {"inputs": prompt, "parameters": parameters}
+        async with self.session.post(self.url + "/generate_stream", json=asked) as answer:
+            assert answer.status == 200
+            self.num_begun += 1
+            events = [json.loads(line[5:]) async for line in answer.content if line.startswith(b"data:")]
+        assert [event["index"] for event in events] == list(range(1, num_tokens + 1)), events[-1]
+        return events[-1]
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[ClientSession]:
+    async with ClientSession() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def real(
+    serve: Callable[..., Server],
+    tiny_model: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """Two real models, one of them at three depths, and a checkpoint that is cut off."""
+    folder = tmp_path_factory.mktemp("repository")
+    write_exits(folder / "exits", tiny_model("llama"), [1, 2], "norm")
+    shutil.copytree(tiny_model("opt"), folder / "broken")
+    os.truncate(folder / "broken" / "model.safetensors", 2000)
+    file = folder / "repository.toml"
+    file.write_text(
+        REPOSITORY
+        + candidate("llama", tiny_model("llama"), f'exits = "{folder}/exits"', "depths = [1, 2]")
+        + candidate("qwen", tiny_model("qwen3"))
+        + candidate("broken", folder / "broken")
+    )
+    with serve(repository=file, device="cpu", dtype="float32", kv_cache_bytes="32MiB") as server:
+        yield server
+
+
+@pytest.fixture
+def simulated(
+    serve: Callable[..., Server], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> Callable[[int], Server]:
+    """`simulated(load_ms)`: two models without weights, the second of which takes so long to load."""
+
+    def start(load_ms: int) -> Server:
+        (tmp_path / "fast.json").write_text(json.dumps(COSTS))
+        (tmp_path / "slow.json").write_text(json.dumps(COSTS | {"load_ms": load_ms}))
+        file = tmp_path / "repository.toml"
+        first = candidate("llama", tiny_model("llama"), f'cost_model = "{tmp_path}/fast.json"')
+        second = candidate("qwen", tiny_model("qwen3"), f'cost_model = "{tmp_path}/slow.json"')
+        file.write_text(REPOSITORY + first + second)
+        return serve(repository=file, device="sim")
+
+    return start
+
+
+def candidate(name: str, model: Path, *lines: str) -> str:
+    return "\n".join(["[[candidate]]", f'name = "{name}"', f'model = "{model}"', *lines, ""])
+
+
+def texts(answers: list[dict[str, Any]]) -> list[str]:
+    return [answer["generated_text"] for answer in answers]
+
+
+def authors(answer: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(segment["model"], segment["depth"]) for segment in answer["details"]["segments"]]
+
+
+async def test_what_is_said_under_swaps_is_what_each_model_says_alone(
+    real: Server, session: ClientSession
+) -> None:
+    goals = [("llama", 1), ("qwen", 4), ("llama", 2), ("llama", 4)]
+    caller = Caller(session, real)
+    waves = [await caller.open(100, FEW)]
+    for goal in goals:
+        decision = await caller.swap(*goal)
+        assert decision["outcome"] == "committed", decision
+        waves.append(await caller.open(100, FEW))
+    answered = [await wave for wave in waves]
+    alone = {}
+    for goal in goals:
+        await caller.swap(*goal)
+        alone[goal] = texts(await (await caller.open(100, FEW)))
+    for answers, goal in zip(answered, [goals[-1], *goals], strict=True):
+        assert {tuple(authors(answer)) for answer in answers} == {(goal,)}
+        assert texts(answers) == alone[goal]
+
+
+async def test_those_that_migrate_lose_nothing_and_say_so(real: Server, session: ClientSession) -> None:
+    caller = Caller(session, real)
+    streams = await caller.open(150)
+    decision = await caller.swap("qwen", 4, inflight="migrate")
+    assert decision["cost"]["migrated_requests"] > 0
+    moved = [answer for answer in await streams if len(authors(answer)) > 1]
+    assert {tuple(authors(answer)) for answer in moved} == {(("llama", 4), ("qwen", 4))}
+    await caller.swap("llama", 4)
+
+
+async def test_a_bad_checkpoint_leaves_the_old_model_serving_and_is_in_the_diary(
+    real: Server, session: ClientSession
+) -> None:
+    caller = Caller(session, real)
+    streams = await caller.open(60)
+    decision = await caller.swap("broken", 4)
+    assert decision["outcome"] == "rolled_back"
+    assert decision["error"]
+    assert {tuple(authors(answer)) for answer in await streams} == {(("llama", 4),)}
+    assert (await caller.shard())["model"] == "llama"
+
+
+@pytest.mark.parametrize("moment", ["prepare", "after"])
+async def test_a_shard_killed_around_a_swap_loses_no_stream(
+    simulated: Callable[[int], Server], session: ClientSession, moment: str
+) -> None:
+    with simulated(500) as server:
+        caller = Caller(session, server)
+        streams = await caller.open(120)
+        id = await caller.begin_swap("qwen", 30)
+        if moment == "prepare":
+            await caller.until_shard(state="swapping")
+        else:
+            await caller.outcome(id)
+        _shard_of(server).kill()
+        decision = await caller.outcome(id)
+        assert decision["outcome"] == ("rolled_back" if moment == "prepare" else "committed")
+        last = {authors(answer)[-1][0] for answer in await streams}
+        assert last == {"llama" if moment == "prepare" else "qwen"}
+
+
+async def test_a_server_told_to_end_in_mid_swap_finishes_its_streams(
+    simulated: Callable[[int], Server], session: ClientSession
+) -> None:
+    server = simulated(60_000)
+    caller = Caller(session, server)
+    streams = await caller.open(60)
+    await caller.begin_swap("qwen", 30)
+    await caller.until_shard(state="swapping")
+    server.process.send_signal(signal.SIGTERM)
+    assert {tuple(authors(answer)) for answer in await streams} == {(("llama", 30),)}
+    assert await asyncio.to_thread(server.process.wait, 40) == 0
+    assert "The server is shutting down." in server.log
+
+
+def _shard_of(server: Server) -> psutil.Process:
+    return next(child for child in server.children() if "--fd" in child.cmdline())
