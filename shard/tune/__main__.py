@@ -16,12 +16,13 @@ from rich.console import Console
 from shard.exits import HeadKind
 from shard.model_folder import ModelUnusable
 from shard.resolve import resolve
+from shard.tune.ask import Ask, Machine, Text
 from shard.tune.embedded import tune_embedded
 from shard.tune.heads import HeadSpec
 from shard.tune.layerskip import tune_layerskip
 from shard.tune.pipeline import Wanted
 from shard.tune.progress import Progress
-from shard.tune.session import Ask, Machine, Made, Text, measure, tune_exits
+from shard.tune.session import Made, measure, tune_exits
 from shard.tune.summary import print_summary
 from shard.tune.training import Plan
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+from shard.tune.ask import Ask
 from shard.tune.pipeline import Wanted
 from shard.tune.progress import Progress
-from shard.tune.session import Ask, Made, tune_exits
+from shard.tune.session import Made, tune_exits
 
 VARIANTS = ("chat", "code")
-VARIANT_SHARE = 0.25  # of the steps of the first stage, for each variant
+VARIANT_SHARE = 0.3  # of the steps of the first stage, for each variant
 VARIANT_RATE = 0.5  # of its learning rate
 
 

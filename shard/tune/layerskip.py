@@ -19,8 +19,10 @@ from torch.nn import functional
 
 from shard.model import DTYPES
 from shard.models.shape import read_config, shape_of
+from shard.tune.ask import Ask
+from shard.tune.limits import check, free_memory
 from shard.tune.progress import Progress
-from shard.tune.session import Ask, check, free_memory, make_texts
+from shard.tune.sources import make_texts
 from shard.tune.text import Passage
 from shard.tune.training import BETAS, MAX_GRADIENT_NORM, Plan, rate_share
 

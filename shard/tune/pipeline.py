@@ -84,7 +84,7 @@ class Tuning:
         """Vocabulary and heads as training finds them."""
         back, wanted = self._back, self._wanted
         if wanted.init is not None:
-            return self._given(wanted.init), exit_folder.load_heads(wanted.init, self._to.device)
+            return self._given(wanted.init), self._given_heads(wanted.init)
         if wanted.spec.rank is None:
             return Fixed(back.head), self._first_heads(None)
         if wanted.freeze_vocabulary:
@@ -102,6 +102,13 @@ class Tuning:
             return Fixed(known)
         mix = torch.zeros(self._back.shape.hidden_size, known.shape[1], device=known.device)
         return LowRank(self._back.head, {"mix": mix, "own": known})
+
+    def _given_heads(self, init: Path) -> list[Head]:
+        heads, spec = exit_folder.load_heads(init, self._to.device), self._wanted.spec
+        there = [(head.layer, head.kind, head.rank) for head in heads]
+        if there != [(layer, spec.kind, spec.rank) for layer in spec.layers]:
+            raise ValueError(f"{init} has other exits than those asked for: {', '.join(map(str, there))}.")
+        return heads
 
     def _first_heads(self, reducer: torch.Tensor | None) -> list[Head]:
         spec = self._wanted.spec

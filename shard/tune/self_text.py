@@ -13,7 +13,7 @@ import msgspec
 
 from shard.messages import NewSequence, Sampling, SequenceOutput, Step, Work
 from shard.runner import ModelRunner
-from shard.tune.prompts import encode_prompts, is_held_out, shuffled
+from shard.tune.prompts import PromptsUnusable, encode_prompts, is_held_out, shuffled
 from shard.tune.text import Passage, load_passages, save_passages
 
 WAVE_PROMPTS = 512
@@ -27,6 +27,7 @@ class Generation(msgspec.Struct, frozen=True):
     prompts: list[str]
     num_answers: int  # prompts are gone through again and again until there are so many
     max_new_tokens: int = 256
+    max_total_tokens: int = 4096  # prompt and answer
     batch_size: int = 128
     seed: int = 0
 
@@ -111,6 +112,12 @@ def generate(
 def _tasks(model: Path, wanted: Generation) -> list[_Task]:
     prompts = shuffled(wanted.prompts, wanted.seed)
     encoded = encode_prompts(model, prompts)
+    longest = max(map(len, encoded))
+    if longest + wanted.max_new_tokens > wanted.max_total_tokens:
+        raise PromptsUnusable(
+            f"A prompt has {longest} tokens: with an answer of {wanted.max_new_tokens} "
+            f"at most {wanted.max_total_tokens} fit."
+        )
     tasks = []
     for number in range(wanted.num_answers):
         turn, i = divmod(number, len(prompts))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shard.runner import ModelRunner
-from shard.tune import pipeline, session
+from shard.tune import limits, pipeline
 from shard.tune.__main__ import main
 from shard.tune.batches import Source, load_batch
 from shard.tune.folder import load_heads, load_vocabulary
@@ -156,7 +156,7 @@ def test_too_little_memory_is_said_before_any_work(
     tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     model = write_tiny_model(tmp_path / "model", "llama")
-    monkeypatch.setattr(session, "free_memory", lambda: 1 << 20)
+    monkeypatch.setattr(limits, "free_memory", lambda: 1 << 20)
     assert tune(model, tmp_path / "exits", prompts) == 1
     assert "1 MiB are free" in capsys.readouterr().err
 
