@@ -99,7 +99,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.9
     kv_fill: Annotated[
         Literal["project", "recompute"],
-        Flag("Early exit", "How layers not run get their keys and values: at once, or exactly when needed."),
+        Flag("Early exit", "How layers not run get their keys and values: of the exit's state, or exactly."),
     ] = "recompute"
     no_exit_fallback: Annotated[
         bool, Flag("Early exit", "Leave early also where running in full is measured to be faster.")
@@ -111,6 +111,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     score_rate: Annotated[
         float, Flag("Early exit", "Share of answers compared with what full depth would say.", 0, 1)
     ] = 0.01
+    score_budget: Annotated[
+        float,
+        Flag(
+            "Early exit",
+            "Share of the time for that where layers are missing, and read from their files.",
+            0,
+            1,
+        ),
+    ] = 0.02
 
     # Model changes
     swap_inflight: Annotated[
@@ -351,6 +360,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             exits=_absolute(self.exits),
             kv_fill=self.kv_fill,
             exit_fallback=not self.no_exit_fallback,
+            score_budget=self.score_budget,
             replay_exits=_absolute(self.replay_exits),
             watts=self.watts,
             swap_reserve_bytes=self.swap_reserve_bytes,

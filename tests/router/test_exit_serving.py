@@ -172,8 +172,8 @@ async def test_a_threshold_out_of_bounds_is_a_422(leaving: Client, value: object
     assert "exit_threshold" in told["error"]
 
 
-async def test_capped_loads_what_it_runs_and_cannot_be_exact(start: Servers) -> None:
-    with start(exit_mode="capped", exit_layers="2") as server:
+async def test_capped_loads_what_it_runs_cannot_be_exact_and_is_judged_by_all_layers(start: Servers) -> None:
+    with start(exit_mode="capped", exit_layers="2", score_rate=1) as server:
         async with session() as http:
             client = Client(http, server)
             answer = await client.answer(PROMPTS[0])
@@ -183,6 +183,10 @@ async def test_capped_loads_what_it_runs_and_cannot_be_exact(start: Servers) -> 
             info = await client.info()
             assert (info["depth"], info["num_layers"], info["supports_exact"]) == (2, 4, False)
             assert sum((await client.metric("helios_exit_breaches_total")).values()) > 0
+            agreement = await client.has_scored(1)
+            assert list(agreement["by_exit"]) == ["2"]
+            assert agreement["overall"]["agreement"] < 1
+            await client.is_empty()
 
 
 async def test_replayed_exits_are_marked_wherever_they_appear(start: Servers, tmp_path: Path) -> None:
