@@ -16,7 +16,7 @@ from router.request import GenerationFailed, Request
 from router.scheduler import Delivery, Limits, Scheduler
 from router.shard_client import Answered, ShardClient, ShardDied
 from router.swap import Done, Swap, SwapError, SwapRefused, Wish
-from shard.messages import Committed, Ready, Step, StepOutput
+from shard.messages import Committed, FinishReason, Ready, Step, StepOutput
 
 log = logging.getLogger(__name__)
 
@@ -216,12 +216,20 @@ class Engine:
         self._pool.expire(now)
         step = scheduler.schedule(now, self._pool.share(self))
         for request, error in scheduler.take_unfit():
-            self._pool.ledger.fail(request, error, now)
+            self._turn_away(request, error, now)
         for new in step.new if step is not None else []:
             started = self._pool.ledger.live.get(new.id)
             if started is not None and started.attempt == 0:  # else begun before, or to be read again
                 self._tell(_start(started))
         return step
+
+    def _turn_away(self, request: Request, error: GenerationFailed, now: float) -> None:
+        """End what the model cannot take: an answer that was begun is over, as there is no room for more."""
+        if not request.outputs:
+            self._pool.ledger.fail(request, error, now)
+            return
+        request.put([], FinishReason.LENGTH, now)
+        self._pool.ledger.end(request)
 
     def _deliver(self, scheduler: Scheduler, output: StepOutput) -> None:
         """Give a step's tokens to their requests, then tell the observers."""

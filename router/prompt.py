@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from router.chat_template import ChatTemplateError
 from router.tokenizer import Tokenizer
 
 
@@ -47,6 +48,14 @@ class Prompt(msgspec.Struct, frozen=True):
         both = tokenizer.encode(written + answer, adds) if answer else prompt
         first = 0 if self.truncate is None else max(0, len(prompt) - self.truncate)
         return both[first : len(prompt)], both[len(prompt) :]
+
+    def is_readable(self, tokenizer: Tokenizer) -> bool:
+        """The model's template takes the conversation, if it is one."""
+        try:
+            self.written(tokenizer)
+        except ChatTemplateError:
+            return False
+        return True
 
     def reads_alike(self, one: Tokenizer, other: Tokenizer) -> bool:
         """Both tokenizers make the same token ids of it."""

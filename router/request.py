@@ -170,6 +170,13 @@ class Request:
             return None
         return sum(output.exit_layer for output in self.outputs) / len(self.outputs)
 
+    def may_move_to(self, generation: Generation) -> bool:
+        """It can go on with another generation than its own, if need be as a migration."""
+        if not generation.takes(self.need) or self.num_tokens >= generation.ready.max_total_tokens:
+            return False
+        prompt = self.spec.prompt
+        return prompt is None or prompt.is_readable(generation.tokenizer)
+
     def suit(self, generation: Generation) -> None:
         """Have prompt and answer in the ids of the model that is to take it.
 

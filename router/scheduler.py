@@ -211,14 +211,14 @@ class Scheduler:
 
     def stays(self, generation: Generation) -> list[Request]:
         """Running requests that could not go on with another generation."""
-        return [request for request in self._running.values() if not _may_move(request, generation)]
+        return [request for request in self._running.values() if not request.may_move_to(generation)]
 
     def migrate(self) -> list[Request]:
         """Take who can go on with the newest generation off the older ones, back to the queue."""
         newest = self.newest
         older = [request for request in self._running.values() if request.generation is not newest]
         self._rooms.close_older()
-        return self._evict(request for request in older if _may_move(request, newest))
+        return self._evict(request for request in older if request.may_move_to(newest))
 
     def evict(self) -> list[Request]:
         """Take everybody off the shard, back to the queue."""
@@ -381,11 +381,6 @@ class Scheduler:
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.limits.block_size)
-
-
-def _may_move(request: Request, generation: Generation) -> bool:
-    """It can go on with another generation than its own, if need be as a migration."""
-    return generation.takes(request.need) and request.num_tokens < generation.ready.max_total_tokens
 
 
 def _split(prefilling: list[Request], num_tokens: int) -> tuple[list[Request], list[Request]]:

@@ -56,6 +56,9 @@ class StatusApi:
         helios.requests_running.labels(model).set(state.running)
         helios.queued_tokens.labels(model).set(state.queued_tokens)
         helios.shards_serving.labels(model).set(sum(shard.state == "serving" for shard in state.shards))
+        for shard in state.shards:
+            helios.depth.labels(model, str(shard.id)).set(shard.depth)
+            helios.generations.labels(model, str(shard.id)).set(shard.num_generations)
         self._show_agreement(state.agreement)
 
     def _show_agreement(self, report: Report) -> None:

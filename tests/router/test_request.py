@@ -2,6 +2,7 @@
 
 import pytest
 
+from router.chat_template import ChatTemplateError
 from router.generation import Need
 from router.prompt import Prompt
 from router.request import GenerationFailed, Request
@@ -103,6 +104,20 @@ def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:
         make_request(1, num_prompt_tokens=8).suit(small)
     assert refused.value.status == 422
     make_request(2, num_prompt_tokens=4).suit(small)
+
+
+def test_nobody_is_moved_to_a_model_that_could_not_read_it() -> None:
+    mute = FakeTokenizer("mute")
+    mute.apply_chat_template = _refuse  # type: ignore[method-assign]
+    talk = make_request(1, prompt=Prompt(messages=[{"role": "user", "content": "Hi"}]))
+    assert not talk.may_move_to(make_generation(1, make_target("mute", mute)))
+    text = make_request(2)
+    assert text.may_move_to(make_generation(1, make_target("mute", mute)))
+    assert not text.may_move_to(make_generation(1, make_target("small"), max_total_tokens=8))
+
+
+def _refuse(messages: object, add_generation_prompt: bool) -> str:
+    raise ChatTemplateError("no template")
 
 
 def test_a_prompt_cut_to_its_last_tokens_is_cut_again() -> None:
