@@ -103,8 +103,8 @@ class EarlyExit:
             self._draw(tally)
             self._note_costs(rows, tally)
         if len(decoding) == len(rows):
-            num_tokens = sum(len(row.tokens) for row in rows)
-            self._governor.note(len(rows), num_tokens, (time.perf_counter() - started) * 1000)
+            num_tokens, ms = sum(len(row.tokens) for row in rows), (time.perf_counter() - started) * 1000
+            self._governor.note(len(rows), num_tokens, ms, tally.num_waiting)
         return [row.tokens for row in rows], tally.report(rows)
 
     def _nothing_to_do_for_exits(self, rows: list[Row]) -> bool:

@@ -20,6 +20,7 @@ class Trial(msgspec.Struct):
 
     exits_on: bool = True
     num_steps: int = 0  # since the last change
+    counts: bool = False
     holds: bool = False
     num_tokens: int = 0
     ms: float = 0.0
@@ -38,13 +39,19 @@ class Governor:
         """How the next step with so many decoding rows is to run."""
         return not self._enabled or self._trial(num_rows).exits_on
 
-    def note(self, num_rows: int, num_tokens: int, ms: float) -> None:
-        """A step that only decoded: rows in it, tokens it made, time it took."""
+    def note(self, num_rows: int, num_tokens: int, ms: float, num_waiting: int = 0) -> None:
+        """A step that only decoded: rows in it, tokens it made, time it took, rows that wait after it.
+
+        A window begins and ends where nobody waits: what was spent on a row that does is not a token yet.
+        """
         trial = self._trial(num_rows)
         trial.num_steps += 1
-        if trial.num_steps > WARMUP_STEPS:
+        if trial.counts:
             trial.num_tokens += num_tokens
             trial.ms += ms
+        if num_waiting:
+            return
+        trial.counts |= trial.num_steps >= WARMUP_STEPS
         if trial.num_steps >= (HOLD_STEPS if trial.holds else WARMUP_STEPS + WINDOW_STEPS):
             self._turn(trial)
 
@@ -59,7 +66,7 @@ class Governor:
             if len(trial.rates_off) == NUM_WINDOWS:
                 on, off = statistics.median(trial.rates_on), statistics.median(trial.rates_off)
                 trial.holds, trial.exits_on = True, on > TRIAL_GAIN * off
-        trial.num_steps, trial.num_tokens, trial.ms = 0, 0, 0.0
+        trial.num_steps, trial.counts, trial.num_tokens, trial.ms = 0, False, 0, 0.0
 
     def _trial(self, num_rows: int) -> Trial:
         return self._trials.setdefault(num_rows.bit_length(), Trial())

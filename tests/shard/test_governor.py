@@ -49,6 +49,20 @@ def test_sizes_of_batch_are_judged_apart():
     assert not governor.wants_exits(32)
 
 
+def test_rows_that_wait_are_no_loss():
+    """Three steps of 10 ms, then one of 30 that goes deep: 16 tokens in 60 ms, wherever a window begins."""
+    governor = Governor()
+    cycle = 0
+    for _ in range(3 * TRIALS):
+        if governor.wants_exits(4):
+            cycle = (cycle + 1) % 4
+            governor.note(4, *((4, 30.0, 0) if cycle == 0 else (4, 10.0, 2)))
+        else:
+            cycle = 0
+            governor.note(4, 4, 16.0)
+    assert governor.wants_exits(4)
+
+
 def test_without_fallback_exits_are_always_on():
     assert run(Governor(enabled=False), 300, 8, 100.0, 1.0) == 1.0
 
