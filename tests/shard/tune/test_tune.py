@@ -117,8 +117,11 @@ def test_text_can_be_given(tmp_path: Path, prompts: Path):
     assert result["num_training_tokens"]["own"] > 100
 
 
-def test_layerskip_trains_the_model_itself_into_a_folder_of_its_own(tmp_path: Path, prompts: Path):
-    model, out = write_tiny_model(tmp_path / "model", "llama"), tmp_path / "skipping"
+@pytest.mark.parametrize("shape", ["qwen3", "opt", "gpt2"])
+def test_layerskip_trains_the_model_itself_into_a_folder_of_its_own(
+    shape: str, tmp_path: Path, prompts: Path
+):
+    model, out = write_tiny_model(tmp_path / "model", shape), tmp_path / "skipping"
     before = (model / "model.safetensors").read_bytes()
     assert tune(model, out, prompts, "--recipe", "layerskip", "--rate", "0.1") == 0
     assert (model / "model.safetensors").read_bytes() == before
