@@ -183,10 +183,11 @@ def _add_older(window: Window, older: OlderReport, output: StepOutput) -> None:
 
 
 def _add_step(window: Window, num_tokens: int, ms: float, num_sequences: int) -> None:
-    window.num_steps += 1
     window.step_ms += ms
-    window.batched += num_sequences
-    window.computed_tokens += num_tokens
+    if num_tokens:  # else the step was another generation's
+        window.num_steps += 1
+        window.batched += num_sequences
+        window.computed_tokens += num_tokens
 
 
 def _add_exits(window: Window, exits: ExitReport | None) -> None:

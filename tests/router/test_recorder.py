@@ -182,6 +182,9 @@ def test_each_generation_of_a_step_has_its_part(recorded: Recorded) -> None:
     assert (windows[0, "poet", 20].joules, windows[0, "poet", 30].joules) == (2.0, 6.0)
     assert (windows[0, "poet", 30].batched, windows[0, "poet", 30].breaches) == (3, 2)
     assert windows[0, "poet", 20].cost.num_steps == 0
+    recorded.observer.on_step(0, step(num_tokens=0, generation=1, num_sequences=0, older=[older]))
+    windows = recorded.windows()
+    assert (windows[0, "poet", 20].num_steps, windows[0, "poet", 30].num_steps) == (0, 1)
 
 
 def test_a_new_life_of_a_shard_begins_with_nothing_known(recorded: Recorded) -> None:
