@@ -138,10 +138,11 @@ def dish_of(config: Config, candidate: Candidate, folder: Path) -> Dish:
 def _dish_of_flags(config: Config, candidate: Candidate, dish: Dish) -> Dish:
     """As it is asked for when whole, and capped at each of its exits."""
     whole = config.shard_config(dish.folder, 0)
-    num_layers = min(dish.num_layers, whole.num_layers or dish.num_layers)
-    if whole.exit_mode == "capped":
-        num_layers = dish.num_layers
-    depths = tuple(layer for layer in _exit_layers(whole) if layer < dish.num_layers)
+    most = min(dish.num_layers, whole.num_layers or dish.num_layers)
+    is_capped = whole.exit_mode == "capped"
+    num_layers = dish.num_layers if is_capped else most
+    deepest = most if is_capped else most - 1
+    depths = tuple(layer for layer in _exit_layers(whole) if layer <= deepest)
     candidate = msgspec.structs.replace(candidate, depths=depths or candidate.depths)
     return msgspec.structs.replace(dish, candidate=candidate, num_layers=num_layers, whole=whole)
 

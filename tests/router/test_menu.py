@@ -55,6 +55,13 @@ async def test_flags_offer_the_model_at_the_exits_of_a_folder(folder: Path) -> N
     assert (capped.exit_mode, capped.num_layers, capped.exits) == ("capped", 6, str(folder))
 
 
+async def test_flags_that_cap_a_model_begin_with_the_layers_that_they_name(folder: Path) -> None:
+    (folder / "exits.json").write_text(json.dumps({"exits": [{"layer": 3}, {"layer": 6}]}))
+    menu = by_flags(folder, exit_mode="capped", exits=str(folder), num_layers=3)
+    assert depths(menu) == [3]
+    assert (await menu.target(menu.choose("mine", None))).config.num_layers == 3
+
+
 def test_flags_without_exits_offer_one_depth(folder: Path) -> None:
     assert depths(by_flags(folder)) == [8]
     menu = by_flags(folder, num_layers=5)
