@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from router.config import Config
 from router.engine import Engine
 from router.generation import Generation, Target
-from router.launcher import launcher_of
+from router.launcher import Launcher, launcher_of
 from router.ledger import Ledger
 from router.observer import Observer
 from router.pool import Pool
@@ -60,12 +61,19 @@ class State(msgspec.Struct, frozen=True):
 class Dispatcher:
     """All shards behind one door. All but `start` and `stop` is synchronous and quick."""
 
-    def __init__(self, config: Config, target: Target, max_total_tokens: int | None = None):
+    def __init__(
+        self,
+        config: Config,
+        target: Target,
+        max_total_tokens: int | None = None,
+        launch: Callable[[Config, int], Launcher] = launcher_of,
+    ):
         """Every shard starts with `target`. What may serve later takes sequences of `max_total_tokens`."""
         self.exit_threshold: float | None = None  # in place of the exits' own, where a request has none
         self._config = config
         self._target = target
         self._max_total_tokens = max_total_tokens
+        self._launch = launch
         self._ledger = Ledger()
         self._pool = Pool(self._ledger, config.score_rate)
         self._engines: list[Engine] = []
@@ -85,8 +93,7 @@ class Dispatcher:
         """
         for shard in range(self._config.num_replicas):
             target = msgspec.structs.replace(self._target, config=self._shard_config(shard))
-            launcher = launcher_of(self._config, shard)
-            self._engines.append(Engine(shard, target, launcher, self._pool))
+            self._engines.append(Engine(shard, target, self._launch(self._config, shard), self._pool))
         self._pool.members += self._engines
         self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
         serving = asyncio.create_task(self._pool.serving.wait())

@@ -56,6 +56,7 @@ class Listener:
         self.generations[shard] = generation
         if self.mind is None:
             self.mind = self._open_mind(generation)
+        self.mind.watch.num_shards = len(self.generations)
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
         pass

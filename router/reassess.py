@@ -7,6 +7,7 @@ it changes nothing, and says so.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from router.policy.seen import Device, Facts
 from router.repository import Choice, Repository
 from router.swap import SwapRefused, Wish
 from telemetry.audit import Outcome
-from telemetry.sample import Record, Window, by_candidate
+from telemetry.sample import Record, Window
 from telemetry.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,14 @@ class LoopState(msgspec.Struct, frozen=True):
     num_requests: int  # answered so far
 
 
+class _Sum(msgspec.Struct):
+    """Telemetry of a choice since `since_s`, as far as it was read."""
+
+    since_s: float
+    window: Window
+    read_s: float
+
+
 class Loop:
     """`start` once a shard serves, `stop` when the shards have ended. `listener` is to observe meanwhile."""
 
@@ -50,6 +59,7 @@ class Loop:
         store: Store,
         wish: Wish,
         watts: float | None = None,
+        unix_s: Callable[[], float] = time.time,
     ):
         self.listener = Listener(self._open_mind)
         self._repository = repository
@@ -58,6 +68,8 @@ class Loop:
         self._store = store
         self._wish = wish
         self._watts = watts
+        self._unix_s = unix_s
+        self._sums: dict[Choice, _Sum] = {}
         self._task: asyncio.Task[None] | None = None
         self._holds = ""  # why it changes nothing
         self._last = ("", "")  # what was decided last, and why
@@ -105,39 +117,51 @@ class Loop:
             return
         self._let_go()
         self._follow(mind)
-        mind.learn(self._store.history, windows, _now())
-        await self._carry_out(mind, mind.decide(self._store.history, _now()))
+        mind.learn(self._store.history, windows, self._now())
+        await self._carry_out(mind, mind.decide(self._store.history, self._now()))
 
     async def _windows(self, mind: Reassessor) -> dict[Choice, Window] | None:
         """What was measured of what serves, and of what is tried; None while Redis is away."""
         choices = [mind.serving, *([mind.trying] if mind.trying is not None else [])]
-        since = {choice: mind.since_s(choice) for choice in choices}
+        self._sums = {choice: self._sum(choice, mind.since_s(choice)) for choice in choices}
         await self._store.flush()
-        records = await self._store.records(time.time() - min(since.values()) + _CUT_S)
+        unread_s = min(sum.read_s for sum in self._sums.values())
+        records = await self._store.records(self._unix_s() - unread_s + _CUT_S)
         if records is None:
             return None
-        return {choice: self._window(records, choice, since[choice]) for choice in choices}
+        for choice, sum in self._sums.items():
+            self._read_on(choice, sum, records)
+        return {choice: sum.window for choice, sum in self._sums.items()}
 
-    def _window(self, records: list[Record], choice: Choice, since_s: float) -> Window:
-        """Of this router's shards: another's traffic may be another."""
-        own = (record for record in records if record.router == self._store.router)
-        late = (record for record in own if record.window.end > since_s + _CUT_S / 2)
-        return by_candidate(late).get((choice.candidate, choice.depth), Window())
+    def _sum(self, choice: Choice, since_s: float) -> _Sum:
+        """What was read so far, unless it tells of other times."""
+        known = self._sums.get(choice)
+        if known is not None and known.since_s == since_s:
+            return known
+        return _Sum(since_s, Window(), since_s + _CUT_S / 2)
+
+    def _read_on(self, choice: Choice, sum: _Sum, records: list[Record]) -> None:
+        """Add what is new, of this router's shards: another's traffic may be another."""
+        late = [record for record in records if record.window.end > sum.read_s]
+        for record in late:
+            if record.key == (choice.candidate, choice.depth) and record.router == self._store.router:
+                sum.window.merge(record.window)
+        sum.read_s = max((record.window.end for record in late), default=sum.read_s)
 
     def _follow(self, mind: Reassessor) -> None:
         """Take note of what a person has changed."""
         mind.watch.pinned = "" if self._conductor.pinned is None else "an operator"
         actual = {choice_of(generation) for generation in self.listener.generations.values()}
         if len(actual) == 1 and mind.trying is None and mind.serving not in actual:
-            mind.now_serves(next(iter(actual)), _now())
+            mind.now_serves(next(iter(actual)), self._now())
 
     async def _carry_out(self, mind: Reassessor, decision: Decision) -> None:
         order = self._order(mind, decision)
         if not order.shards:
-            mind.took(decision, _now())
+            mind.took(decision, self._now())
             self._write_down(order, decision)
             return
-        began = time.monotonic()
+        began = self._now().ms
         try:
             done = await self._conductor.carry_out(order)
         except SwapRefused as error:
@@ -145,15 +169,15 @@ class Loop:
             return
         self._say(decision)
         if done.outcome is not Outcome.COMMITTED:
-            mind.failed(decision, done.error or "it could not be loaded", _now())
+            mind.failed(decision, done.error or "it could not be loaded", self._now())
             self.listener.woken.set()
             return
-        ms = 1000 * (time.monotonic() - began) / len(order.shards)
+        ms = (self._now().ms - began) / len(order.shards)
         mind.note_change(decision.choice, ms, self.listener.generations[order.shards[0]].ready.version)
         if decision.kind is Kind.EVALUATE:
             num_shards = max(1, len(self.listener.generations))
             mind.watch.on_spent(done.phases_ms.get("hold", 0.0) / num_shards)
-        mind.took(decision, _now())
+        mind.took(decision, self._now())
 
     def _order(self, mind: Reassessor, decision: Decision) -> Order:
         unit = UNITS[self._repository.objective]
@@ -205,6 +229,9 @@ class Loop:
             log.info("The loop goes on.")
             self._conductor.note("resume", "loop", "Redis is back.")
 
+    def _now(self) -> Now:
+        return Now(self._unix_s(), 1000 * asyncio.get_running_loop().time())
+
     def _open_mind(self, generation: Generation) -> Reassessor:
         """Know what a shard has, from the first that serves."""
         ready, choice = generation.ready, choice_of(generation)
@@ -215,13 +242,9 @@ class Loop:
             max_batch_size=generation.target.config.max_batch_size,
             watts=self._watts,
         )
-        mind = Reassessor(self._repository, device, choice, _now())
+        mind = Reassessor(self._repository, device, choice, self._now())
         mind.facts = dict(self._facts)
         return mind
-
-
-def _now() -> Now:
-    return Now(time.time(), 1000 * time.monotonic())
 
 
 def _seen(mind: Reassessor) -> dict[str, Any]:

@@ -4,6 +4,7 @@ It is told behind the tokens, adds to sums in memory, and hands them to the stor
 """
 
 import time
+from collections.abc import Callable
 
 from router.generation import Generation
 from router.prompt import Prompt
@@ -18,8 +19,9 @@ from telemetry.store import Store
 class Recorder:
     """An `Observer` that fills one window per shard, candidate and depth between two flushes."""
 
-    def __init__(self, store: Store):
+    def __init__(self, store: Store, unix_s: Callable[[], float] = time.time):
         self._store = store
+        self._unix_s = unix_s
         self._windows: dict[tuple[int, str, int], Window] = {}  # by shard, candidate, depth
         self._generations: dict[tuple[int, int], Generation] = {}  # by shard and ticket
         self._seen: dict[int, tuple[int, float]] = {}  # request -> its tokens told of, and when: loop time
@@ -28,7 +30,7 @@ class Recorder:
 
     def hand_over(self) -> None:
         """Close the windows and give them to the store."""
-        now, windows, self._windows = time.time(), self._windows, {}
+        now, windows, self._windows = self._unix_s(), self._windows, {}
         for window in windows.values():
             window.end = now
         router = self._store.router
@@ -126,7 +128,7 @@ class Recorder:
         key = (shard, generation.target.name, generation.ready.depth)
         window = self._windows.get(key)
         if window is None:
-            window = self._windows[key] = Window(start=time.time())
+            window = self._windows[key] = Window(start=self._unix_s())
         return window
 
     def _note_meter(self, shard: int, joules: float | None) -> None:

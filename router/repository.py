@@ -87,13 +87,13 @@ class Loop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluation_requests: Count = 5  # live requests for each, one candidate after the other
     evaluation_budget: Share = 0.05  # of the time, to spend on evaluation
     history_fresh_s: Positive = 3600.0  # what is known of a candidate spares its evaluation for so long
-    breach_window: Count = 100  # tokens of a capped model
+    breach_window: Count = 100  # tokens of a capped model, on each shard
     breach_limit: Count = 50  # of them under threshold: more are answered with more layers or another model
     reassess_every: Count = 150  # requests
     hysteresis: Share = 0.1  # what is to replace another must cost less by at least this share
-    max_swaps: Count = 4  # in `swap_window` requests
-    swap_window: Count = 1000
-    amortise_over: Count = 150  # requests that must win back what a swap costs
+    max_swaps: Count = 4  # in `swap_window` requests, for no better reason than a lower cost
+    swap_window: Count = 1000  # requests of each shard
+    amortise_over: Count = 150  # requests of each shard that must win back what a swap costs
     drift_sensitivity: Positive = 8.0  # how far surprises add up before they count; less: earlier
     depth_by: Literal["cost", "share"] = "cost"  # share: the least exit that had `depth_share` of the tokens
     depth_share: Share = 0.75

@@ -4,9 +4,10 @@ from collections import deque
 
 
 class BreachCounter:
-    """Tokens as they come, in steps, of which the last `window` count."""
+    """Tokens as they come, in steps, of which the last `window` of each shard count."""
 
     def __init__(self, window: int, limit: int):
+        self.num_shards = 1
         self._window = window
         self._limit = limit
         self._steps: deque[tuple[int, int]] = deque()  # tokens, those of them under threshold
@@ -20,7 +21,7 @@ class BreachCounter:
         self._steps.append((num_tokens, num_breaches))
         self._num_tokens += num_tokens
         self._num_breaches += num_breaches
-        while self._num_tokens - self._steps[0][0] >= self._window:
+        while self._num_tokens - self._steps[0][0] >= self._window * self.num_shards:
             tokens, breaches = self._steps.popleft()
             self._num_tokens -= tokens
             self._num_breaches -= breaches
@@ -28,7 +29,7 @@ class BreachCounter:
     @property
     def has_run_over(self) -> bool:
         """More than `limit` in `window` tokens; of a step larger than the window, the same share."""
-        size = max(self._window, self._num_tokens)
+        size = max(self._window * self.num_shards, self._num_tokens)
         return self._num_breaches * self._window > self._limit * size
 
     @property

@@ -156,7 +156,8 @@ def _why_reassess(seen: Seen) -> str:
 def _is_spent(seen: Seen) -> bool:
     """The budget of swaps."""
     loop, standing = seen.repository.loop, seen.standing
-    late = [at for at in standing.swapped_at if standing.num_requests - at < loop.swap_window]
+    window = loop.swap_window * standing.num_shards
+    late = [at for at in standing.swapped_at if standing.num_requests - at < window]
     return len(late) >= loop.max_swaps
 
 

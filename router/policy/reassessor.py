@@ -75,7 +75,8 @@ class Reassessor:
 
     def learn(self, history: History, windows: dict[Choice, Window], now: Now) -> None:
         """Enter what was measured of what serves, and of what is tried, since `since_s`."""
-        self._note_prompts(now)
+        if self._has_other_prompts(now):
+            windows = {}  # they are of both kinds
         for choice, window in windows.items():
             if choice in (self.serving, self.trying) and window.tokens:
                 row = row_of(choice, window, self._around(choice, now))
@@ -131,11 +132,12 @@ class Reassessor:
             version, known.swap_ms if is_depth else ms, ms if is_depth else known.deepen_ms
         )
 
-    def _note_prompts(self, now: Now) -> None:
-        prompts = self.watch.demand.prompts
-        if prompts != self._prompts:
-            self._prompts = prompts
+    def _has_other_prompts(self, now: Now) -> bool:
+        """Most prompts are of another kind than when last asked. What is measured from now on counts."""
+        before, self._prompts = self._prompts, self.watch.demand.prompts
+        if before not in ("", self._prompts):
             self._since_s = now.unix_s
+        return before not in ("", self._prompts)
 
     def _before(self, history: History, choice: Choice) -> Row | None:
         """What was known of a choice when the window began that tells of it now."""

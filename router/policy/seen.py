@@ -71,6 +71,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: Evaluation | None = None
     evaluated_ms: float = 0.0  # spent on evaluation so far
     elapsed_ms: float = 0.0  # since the loop began
+    num_shards: int = 1
     is_breached: bool = False  # the counter of tokens under threshold has run over
     drift: str = ""  # what has shifted, in words; "": nothing
     pinned: str = ""  # who has pinned what serves; "": nobody

@@ -68,6 +68,7 @@ class Watch:
             evaluation=self.evaluation,
             evaluated_ms=self._evaluated_ms,
             elapsed_ms=now_ms - self._began_ms,
+            num_shards=self.num_shards,
             is_breached=self.is_breached,
             drift=self._drift,
             pinned=self.pinned,
@@ -88,6 +89,15 @@ class Watch:
         if at is None:
             return self.num_requests >= loop.evaluation_requests
         return self.is_breached or bool(self._drift) or self.num_requests - at >= loop.reassess_every
+
+    @property
+    def num_shards(self) -> int:
+        """That serve: what is said of so many tokens or requests is meant of each."""
+        return self._breaches.num_shards
+
+    @num_shards.setter
+    def num_shards(self, count: int) -> None:
+        self._breaches.num_shards = max(1, count)
 
     @property
     def is_breached(self) -> bool:

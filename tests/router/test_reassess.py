@@ -80,7 +80,7 @@ def window(choice: Choice) -> Window:
 
 
 @pytest.fixture
-def world():
+async def world():
     full = Candidate(name="full", model="model")
     chat = Candidate(name="chat", model="model", exits="heads", depths=(15,))
     facts = [
@@ -200,9 +200,9 @@ async def test_breaches_wake_it_and_are_answered(world):
     await loop.reassess()
     loop.listener.woken.clear()
     report = ExitReport(tokens_by_exit={15: 60}, breaches=40)
-    for number in range(2):
+    for number in range(6):
         step = StepOutput(number, [], [], 10, 60, exits=report, generation=1)
-        loop.listener.on_step(0, step)
+        loop.listener.on_step(number % 3, step)
     assert loop.listener.woken.is_set()
     await loop.reassess()
     assert conductor.orders[-1].kind == Kind.DEEPEN
