@@ -22,6 +22,7 @@ from rich.table import Table
 from shard import governor
 from shard.batch import Chunk
 from shard.bench_bound import Curve, Stream, Times, bound_of
+from shard.deferral import MAX_WAIT_STEPS
 from shard.exit_settings import Fill, Mode
 from shard.governor import NUM_WINDOWS, WINDOW_STEPS
 from shard.messages import NewSequence, ShardConfig, Step, Work
@@ -30,7 +31,8 @@ from shard.runner import ModelRunner
 from shard.sequence import Sequence
 from shard.stack import Behind, Front, Row, Stack
 
-WARMUP_STEPS = 2 * NUM_WINDOWS * (governor.WARMUP_STEPS + WINDOW_STEPS) + 1  # it has chosen by then
+ROUND_STEPS = 2 * (governor.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor's trials, at most
+WARMUP_STEPS = NUM_WINDOWS * ROUND_STEPS + 1  # it has chosen by then
 PREFILL_TOKENS = 512
 FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed
 MEASURED_TIMES = 5  # each part alone
