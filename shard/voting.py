@@ -1,5 +1,6 @@
 """Rows are asked at an exit: the sure ones pass, by the criterion chosen or by a replayed distribution."""
 
+import math
 import time
 
 import msgspec
@@ -41,8 +42,10 @@ class Voting:
         return self._gauge.compares_hidden and self._replay is None
 
     def ask(self, segment: int, front: Front, asked: list[int], before: torch.Tensor | None) -> Vote:
-        """Let rows pass that are sure enough at the exit behind a segment."""
+        """Let rows pass that are sure enough at the exit behind a segment; who cannot be is not asked."""
         exit = self._stack.exits[segment]
+        if self._replay is None:
+            asked = [i for i in asked if self._gauge.threshold(exit, front.rows[i]) < math.inf]
         if self._replay is not None:
             for row in (front.rows[i] for i in asked):
                 row.passed = self._replay.layer(row.sequence, row.sequence.num_tokens) <= exit.layer

@@ -83,7 +83,7 @@ def _calibrate_thresholds(
 ) -> dict[str, Any]:
     costs = calibration.costs()
     survey = calibration.survey(watch)
-    guarantee = calibration.guarantee(calibration.walk(survey, watch), basis)
+    guarantee = calibration.guarantee(calibration.walk(survey, costs, watch), basis)
     known = read_certificate(options.exits) or Certificate()
     write_thresholds(options.exits, calibration.asked.settings.criterion, guarantee.thresholds)
     write_certificate(options.exits, known.with_guarantee(guarantee))

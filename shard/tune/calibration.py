@@ -50,9 +50,9 @@ class Calibration:
         """What the exits say of answers at full depth."""
         return self._kept.survey("survey", lambda: self._survey(watch))
 
-    def walk(self, survey: Survey, watch: Watch) -> list[Setting]:
+    def walk(self, survey: Survey, costs: Costs, watch: Watch) -> list[Setting]:
         """The settings on the path as far as the first one that fails."""
-        path = declare_path(survey, len(self.sample.for_test), self.asked.bound)
+        path = declare_path(survey, len(self.sample.for_test), self.asked.bound, costs)
         outcomes: list[Outcome] = []
 
         def risks(thresholds: Thresholds) -> list[float]:
@@ -98,7 +98,8 @@ class Calibration:
 
     def costs(self) -> Costs:
         """Of layers and exits here."""
-        return measure_costs(self._trials.with_thresholds(dict.fromkeys(self.asked.layers, NEVER)))
+        nobody = dict.fromkeys(self.asked.layers, NEVER)
+        return self._kept.costs(lambda: measure_costs(self._trials.with_thresholds(nobody)))
 
     def _survey(self, watch: Watch) -> Survey:
         prompts = self.sample.for_survey

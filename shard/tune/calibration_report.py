@@ -1,11 +1,9 @@
 """What a calibration found, for a person: tables, and sentences that say what can be promised."""
 
 import msgspec
-import numpy as np
 from rich.table import Table
 
 from shard.certificate import DepthAgreement, Guarantee, Setting
-from shard.exits import Criterion
 from shard.tune.costs import Costs
 from shard.tune.ltt import Bound, num_needed, upper_bound
 from shard.tune.path import Survey, Votes
@@ -34,14 +32,7 @@ class Findings(msgspec.Struct, frozen=True):
         if self.chosen is None:
             return 1.0
         leaving = [self.chosen.coverage.get(votes.layer, 0.0) for votes in self.survey.votes]
-        return self.costs.speedup_bound(leaving, self._asked(leaving))
-
-    def _asked(self, leaving: list[float]) -> list[float]:
-        """For whom each exit's head is run, of those who come by."""
-        if self.guarantee.criterion in (Criterion.SOFTMAX, Criterion.MARGIN):
-            return [float(np.mean(votes.confidences >= 0)) for votes in self.survey.votes]
-        staying = [1 - sum(leaving[:i]) for i in range(len(leaving))]
-        return [share / max(stays, 1e-9) for share, stays in zip(leaving, staying, strict=True)]
+        return self.survey.speedup_bound(self.chosen.thresholds, leaving, self.costs)
 
 
 def exit_table(found: Findings) -> Table:

@@ -14,7 +14,7 @@ from shard.sequence import Sequence
 from shard.stack import Row
 
 CONTEXT = 128  # tokens before the one that is timed
-REPEATS = 9
+REPEATS = 25
 
 
 class Costs(msgspec.Struct, frozen=True):
@@ -28,9 +28,13 @@ class Costs(msgspec.Struct, frozen=True):
     def full_ms(self) -> float:
         return sum(self.segment_ms) + self.head_ms
 
+    def saved_ms(self, exit: int) -> float:
+        """What a row saves that leaves at an exit."""
+        return sum(self.segment_ms[exit + 1 :]) + self.head_ms
+
     def break_even(self, exit: int) -> float:
         """Of the rows asked by an exit's head, the share that has to leave for that to pay."""
-        return self.ask_ms[exit] / (sum(self.segment_ms[exit + 1 :]) + self.head_ms)
+        return self.ask_ms[exit] / self.saved_ms(exit)
 
     def capped_speedup_bound(self, exit: int) -> float:
         """The same of `capped` at an exit's depth."""

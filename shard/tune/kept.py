@@ -4,12 +4,16 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from shard.tune.closed_loop import Outcome
+from shard.tune.costs import Costs
 from shard.tune.path import Survey, Votes
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 class Kept:
@@ -22,12 +26,11 @@ class Kept:
 
     def outcome(self, of: object, measure: Callable[[], Outcome]) -> Outcome:
         """The outcome of a setting, measured unless it is here."""
-        path = self._path(of, ".json")
-        if path.exists():
-            return msgspec.json.decode(path.read_bytes(), type=Outcome)
-        outcome = measure()
-        _write(path, lambda partial: partial.write_bytes(msgspec.json.encode(outcome)))
-        return outcome
+        return self._struct(of, Outcome, measure)
+
+    def costs(self, measure: Callable[[], Costs]) -> Costs:
+        """The costs on which the path rests, measured unless they are here."""
+        return self._struct("costs", Costs, measure)
 
     def survey(self, of: object, make: Callable[[], Survey]) -> Survey:
         """A survey, made unless it is here."""
@@ -36,20 +39,29 @@ class Kept:
             made = make()
             arrays = {f"confidences-{votes.layer}": votes.confidences for votes in made.votes}
             arrays |= {f"agrees-{votes.layer}": votes.agrees for votes in made.votes}
-            _write(path, lambda partial: _save(partial, arrays, made.num_layers))
+            facts = {"num_layers": np.array(made.num_layers), "by_logits": np.array(made.by_logits)}
+            _write(path, lambda partial: _save(partial, arrays | facts))
         with np.load(path) as arrays:
             layers = sorted(int(name.split("-")[1]) for name in arrays if name.startswith("agrees-"))
             votes = [Votes(it, arrays[f"confidences-{it}"], arrays[f"agrees-{it}"]) for it in layers]
-            return Survey(votes, int(arrays["num_layers"]))
+            return Survey(votes, int(arrays["num_layers"]), bool(arrays["by_logits"]))
+
+    def _struct(self, of: object, kind: type[_Struct], make: Callable[[], _Struct]) -> _Struct:
+        path = self._path(of, ".json")
+        if path.exists():
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        made = make()
+        _write(path, lambda partial: partial.write_bytes(msgspec.json.encode(made)))
+        return made
 
     def _path(self, of: object, suffix: str) -> Path:
         key = hashlib.sha256(msgspec.json.encode([self._basis, of])).hexdigest()[:16]
         return self._folder / (key + suffix)
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray], num_layers: int) -> None:
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, num_layers=num_layers, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _write(path: Path, fill: Callable[[Path], object]) -> None:

@@ -1,15 +1,17 @@
 """The path of thresholds that calibration walks, from safe to risky, declared before anything is tested.
 
-It is drawn from answers of its own, the survey, that take no part in the test: any path is honest then, and a
-good one lets each exit err in proportion to the layers that it saves. Pure numbers.
+It is drawn from answers of its own, the survey, that take no part in the test: any path is honest then. A
+good one uses the exits that are worth what asking them costs, and lets each err in proportion to what it
+saves. Pure numbers.
 """
 
 import math
-from collections.abc import Sequence
+from itertools import combinations
 
 import msgspec
 import numpy as np
 
+from shard.tune.costs import Costs
 from shard.tune.ltt import Bound, largest_risk
 
 Thresholds = dict[int, float]  # by exit layer; 1: nobody leaves there
@@ -35,16 +37,37 @@ class Survey(msgspec.Struct, frozen=True):
 
     votes: list[Votes]
     num_layers: int
+    by_logits: bool = True  # who is asked has the exit's head run, whether it leaves or not
 
     def risk(self, thresholds: Thresholds) -> float:
         """Share of tokens that would leave and be wrong."""
+        leaving = self._leaving(thresholds)
+        wrong = sum(
+            np.count_nonzero(who & ~votes.agrees) for who, votes in zip(leaving, self.votes, strict=True)
+        )
+        return int(wrong) / len(self.votes[0].agrees)
+
+    def shares(self, thresholds: Thresholds) -> list[float]:
+        """Of all tokens, those that would leave at each exit."""
+        return [float(who.mean()) for who in self._leaving(thresholds)]
+
+    def speedup_bound(self, thresholds: Thresholds, leaving: list[float], costs: Costs) -> float:
+        """Over full depth, for one row, when these shares of tokens leave at each exit."""
+        asked, staying = [], 1.0
+        for votes, share in zip(self.votes, leaving, strict=True):
+            probed = float(np.mean(votes.confidences >= 0)) if self.by_logits else share / max(staying, 1e-9)
+            asked.append(probed if thresholds[votes.layer] < NEVER else 0.0)
+            staying -= share
+        return costs.speedup_bound(leaving, asked)
+
+    def _leaving(self, thresholds: Thresholds) -> list[np.ndarray]:
+        """Who would leave at each exit, (T,) bool: at the first that is sure enough."""
         gone = np.zeros(len(self.votes[0].agrees), dtype=bool)
-        wrong = 0
+        leaving = []
         for votes in self.votes:
-            leaving = votes.reached(thresholds[votes.layer]) & ~gone
-            wrong += int(np.count_nonzero(leaving & ~votes.agrees))
-            gone |= leaving
-        return wrong / len(gone)
+            leaving.append(votes.reached(thresholds[votes.layer]) & ~gone)
+            gone |= leaving[-1]
+        return leaving
 
 
 class _Errors:
@@ -78,34 +101,59 @@ def rising_fit(values: np.ndarray) -> np.ndarray:
     return np.repeat(means, counts)
 
 
-def declare_path(survey: Survey, num_sequences: int, bound: Bound) -> list[Thresholds]:
+def declare_path(survey: Survey, num_sequences: int, bound: Bound, costs: Costs) -> list[Thresholds]:
     """Settings whose risks on the survey rise through what so many sequences can prove.
 
-    None at all when nothing can be proven, or when no exit is ever right often enough to leave there.
+    Each is the fastest of its risk, whichever exits it uses. None at all when nothing can be proven, or when
+    no exit is ever right often enough to leave there.
     """
     provable = largest_risk(num_sequences, bound)
     if provable is None:
         return []
-    exits = [(votes.layer, _Errors(votes)) for votes in survey.votes]
+    search = _Search(survey, costs)
     path: list[Thresholds] = []
     for step in STEPS:
-        setting = _riskiest(survey, exits, provable * step)
+        setting = search.fastest(provable * step)
         if setting not in path and any(threshold < NEVER for threshold in setting.values()):
             path.append(setting)
     return path
 
 
-def _riskiest(survey: Survey, exits: Sequence[tuple[int, _Errors]], risk: float) -> Thresholds:
-    """Thresholds that let most leave, of those that have at most this risk on the survey."""
-    first = exits[0][0]
+class _Search:
+    """Looks for settings on a survey."""
 
-    def setting(error: float) -> Thresholds:
-        """What the first exit may err, and the others less, as they save less."""
-        share = {layer: (survey.num_layers - layer) / (survey.num_layers - first) for layer, _ in exits}
-        return {layer: errors.threshold(error * share[layer]) for layer, errors in exits}
+    def __init__(self, survey: Survey, costs: Costs):
+        self._survey = survey
+        self._costs = costs
+        self._errors = {votes.layer: _Errors(votes) for votes in survey.votes}
+        saved = [costs.saved_ms(i) for i in range(len(survey.votes))]
+        self._worth = {
+            votes.layer: ms / max(saved) for votes, ms in zip(survey.votes, saved, strict=True)
+        }  # of leaving at a layer, the most worthy being 1
 
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if survey.risk(setting(middle)) <= risk else (low, middle)
-    return setting(low)
+    def fastest(self, risk: float) -> Thresholds:
+        """Of the settings that have at most this risk, with any of the exits, the one that costs least."""
+        layers = list(self._errors)
+        subsets = [chosen for count in range(1, len(layers) + 1) for chosen in combinations(layers, count)]
+        settings = [self._riskiest(chosen, risk) for chosen in subsets]
+        some_leave = [it for it in settings if any(threshold < NEVER for threshold in it.values())]
+        return max(some_leave or settings, key=self._speed)
+
+    def _speed(self, setting: Thresholds) -> float:
+        return self._survey.speedup_bound(setting, self._survey.shares(setting), self._costs)
+
+    def _riskiest(self, chosen: tuple[int, ...], risk: float) -> Thresholds:
+        """Thresholds of these exits that let most leave with at most this risk."""
+
+        def setting(error: float) -> Thresholds:
+            """What the most worthy exit may err; the others less."""
+            return {
+                layer: errors.threshold(error * self._worth[layer]) if layer in chosen else NEVER
+                for layer, errors in self._errors.items()
+            }
+
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._survey.risk(setting(middle)) <= risk else (low, middle)
+        return setting(low)

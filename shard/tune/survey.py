@@ -38,7 +38,7 @@ def survey(
         Votes(exit.layer, *(np.concatenate(arrays) for arrays in zip(*of_groups, strict=True)))
         for exit, *of_groups in zip(runner.stack.exits, *parts, strict=True)
     ]
-    return Survey(votes, runner.depth)
+    return Survey(votes, runner.depth, criterion in (Criterion.SOFTMAX, Criterion.MARGIN))
 
 
 class Reader:

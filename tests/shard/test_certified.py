@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from shard.certificate import (
     CERTIFICATE,
@@ -86,7 +87,7 @@ def test_a_damaged_certificate_does_not_keep_a_shard_from_serving(tiny_model, ex
     assert "is not a certificate" in said[0]
 
 
-def test_a_threshold_of_one_is_out_of_reach_of_rounding(tiny_model, tmp_path: Path):
+def test_a_threshold_of_one_is_out_of_reach_and_costs_nothing(tiny_model, tmp_path: Path):
     """A probe may be sure to the last bit."""
     model = tiny_model("llama")
     loud = write_exits(tmp_path / "exits", model, [2], "mlp", thresholds={"classifier": 1.0})
@@ -99,5 +100,8 @@ def test_a_threshold_of_one_is_out_of_reach_of_rounding(tiny_model, tmp_path: Pa
     runner = make_runner(
         model, exits=str(loud), exit_mode="per_row", exit_criterion="classifier", exit_fallback=False
     )
+    (exit,) = runner.stack.exits
+    assert exit.probe(torch.zeros(1, 64)).item() == 1.0
+    exit.probe = pytest.fail  # type: ignore[assignment]
     made = generate(runner, [[5, 6, 7]], 6)[0]
     assert {token.exit_layer for token in made.tokens} == {4}

@@ -11,6 +11,7 @@ from shard.certificate import read_certificate
 from shard.messages import ShardConfig
 from shard.tune import calibrate, calibration
 from shard.tune.closed_loop import Wanted, measure
+from shard.tune.costs import Costs
 from shard.tune.path import NEVER
 from shard.tune.trials import Trials
 from tests.shard.engine import make_runner
@@ -18,6 +19,13 @@ from tests.shard.trained_model import sentence, text_of
 
 RISK = 0.1
 SMALL = ["--num-sequences", "120", "--num-survey", "30", "--max-new-tokens", "16", "--risk", str(RISK)]
+
+
+@pytest.fixture(autouse=True)
+def steady_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path follows from what layers and heads cost: here that is always the same."""
+    costs = Costs(segment_ms=[1.0] * 4, ask_ms=[0.1] * 3, head_ms=0.2)
+    monkeypatch.setattr(calibration, "measure_costs", lambda runner: costs)
 
 
 def questions(seed: int, count: int) -> list[list[int]]:
