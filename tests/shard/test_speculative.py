@@ -48,11 +48,12 @@ def test_output_is_fulls_for_every_family(every_tiny_model: Path, temperature: f
 
 
 @pytest.mark.parametrize("head", ["mlp", "block"])
-def test_trained_heads_draft_too(tiny_model, tmp_path: Path, head: str):
+@pytest.mark.parametrize("fill", ["recompute", "project"])  # either way, drafts are what verification reads
+def test_trained_heads_draft_too(tiny_model, tmp_path: Path, head: str, fill: str):
     folder = tiny_model("qwen3")
     exits = write_exits(tmp_path / "exits", folder, [1, 3], head)
     prompts = prompts_of(259, LENGTHS[:6])
-    made = generate(drafting(folder, exits=str(exits)), prompts, 16)
+    made = generate(drafting(folder, exits=str(exits), kv_fill=fill), prompts, 16)
     assert [g.ids for g in made] == [g.ids for g in generate(make_runner(folder), prompts, 16)]
 
 
