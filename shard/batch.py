@@ -16,6 +16,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks  # that may be taken; there are numbers for as many as it began with
+        self.num_reached = 0  # the highest number ever taken, and one
         self._num_numbers = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
 
@@ -40,6 +41,7 @@ class BlockPool:
         """`count` blocks; the caller has asked `num_free` before."""
         taken = self._free[len(self._free) - count :]
         del self._free[len(self._free) - count :]
+        self.num_reached = max(self.num_reached, max(taken, default=-1) + 1)
         return taken[::-1]
 
     def give_back(self, blocks: list[int]) -> None:

@@ -7,6 +7,7 @@ that nobody may take any more give their pages back. Elsewhere other numbers of 
 import mmap
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from math import prod
 
 import numpy as np
@@ -18,8 +19,9 @@ from shard.ops.plain import PlainOps
 CPU_KV_CACHE_BYTES = 1 << 30
 CUDA_MEMORY_SHARE = 0.9  # of what is free once the weights are there; the rest is for activations
 CUDA_ACTIVATION_BYTES = 1 << 30
-RELEASED_BYTES = 2 << 20  # at least, in one piece: a huge page that keeps some of its blocks is not split
+HUGE_PAGE_BYTES = 2 << 20  # given back in such pieces at least: a page that keeps some blocks is not split
 _MAP_NORESERVE = 0x4000  # Linux; mmap names it from Python 3.13 on
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
 
 
 class KVCache:
@@ -31,6 +33,7 @@ class KVCache:
         self._heads = heads
         self._like = like
         self._regions: list[Region] = []
+        self._num_touched = 0  # pages
         self.layers: list[KV] = [self._pools(num_blocks) for _ in range(num_layers)]
 
     @property
@@ -43,6 +46,20 @@ class KVCache:
         for kv in self.layers:
             kv.keys.zero_()
             kv.values.zero_()
+        self._num_touched = self._num_pages(self.num_blocks)
+
+    def touch_ahead(self, num_reached: int, num_blocks: int) -> Iterator[None]:
+        """Take memory, one page after the other, for the blocks that come after the first `num_reached`.
+
+        No further than `num_blocks`. In every pool a huge page is reached at about the same block: taken only
+        then, those of all pools together would hold up one step.
+        """
+        ahead = self._regions[0].page_blocks if self._regions else 0
+        for page in range(self._num_touched, self._num_pages(min(num_reached + ahead, num_blocks))):
+            of_each, region = divmod(page, len(self._regions))
+            self._regions[region].touch(of_each)
+            self._num_touched = page + 1
+            yield
 
     def release(self, blocks: list[int]) -> None:
         """Give back the memory of blocks that nobody holds, where enough of them lie side by side."""
@@ -59,6 +76,12 @@ class KVCache:
             after.values[: len(kept)] = before.values[order]
             self.layers[i] = after
         self.num_blocks = num_blocks
+
+    def _num_pages(self, num_blocks: float) -> int:
+        """Of all pools, under so many blocks of each: those of the first blocks of all pools come first."""
+        if not self._regions:
+            return 0
+        return int(num_blocks / self._regions[0].page_blocks * len(self._regions))
 
     def _pools(self, num_blocks: int) -> KV:
         if not self.is_elastic:
@@ -85,10 +108,23 @@ class Region:
         self._pages.madvise(mmap.MADV_HUGEPAGE)  # attention over scattered blocks gains 7%
         self.tensor = torch.frombuffer(self._pages, dtype=dtype).view(shape)
 
+    @property
+    def page_blocks(self) -> float:
+        """Blocks to a huge page."""
+        return HUGE_PAGE_BYTES / self.block_bytes
+
+    def touch(self, page: int) -> None:
+        """Take the memory of one huge page, whatever is in it."""
+        start = page * HUGE_PAGE_BYTES
+        length = min(HUGE_PAGE_BYTES, len(self._pages) - start)
+        if length > 0:
+            with suppress(OSError):  # kernels before 5.14: it is taken when it is written
+                self._pages.madvise(_MADV_POPULATE_WRITE, start, length)
+
     def release(self, start: int, end: int) -> None:
         """Give whole pages between two bytes back; they are zeros again."""
         start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-        if end - start >= RELEASED_BYTES:
+        if end - start >= HUGE_PAGE_BYTES:
             self._pages.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 

@@ -16,6 +16,7 @@ from shard.models.shelf import Note, Reader, Shelf, StagingReader
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
 
+_PAUSE_SHARE = 4  # of the time that taking a page took
 _SPARED_SHARE = 0.1  # of the host's free memory, left to others
 
 
@@ -47,8 +48,7 @@ class ModelLoader:
             with _timed(phases_ms, "allocate"):
                 kv_bytes = total_bytes - weight_bytes([model.reader.num_bytes])
                 runner = ModelRunner(config, model=model, kv_bytes=max(0, kv_bytes))
-            with _timed(phases_ms, "warm_up"):
-                runner.warm_up()
+                _take_gently(runner)
         runner.phases_ms = phases_ms
         runner.load_ms = (time.perf_counter() - started) * 1000
         return runner
@@ -100,6 +100,14 @@ def _bring(reader: Reader) -> None:
     with suppress(MemoryError), torch.cuda.stream(torch.cuda.Stream(reader.device)):  # else when committed
         check_spare(reader.device, reader.num_staged_bytes + CUDA_ACTIVATION_BYTES)
         reader.arrive()
+
+
+def _take_gently(runner: ModelRunner) -> None:
+    """Take the memory of the first blocks: steps may have to wait while the kernel clears a page."""
+    started = time.perf_counter()
+    for _ in runner.touch_ahead():
+        time.sleep(_PAUSE_SHARE * (time.perf_counter() - started))
+        started = time.perf_counter()
 
 
 @contextmanager

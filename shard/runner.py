@@ -1,6 +1,7 @@
 """A step becomes tensors, a forward pass, and a step output. Knows no socket and no queue."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,13 +17,11 @@ from shard.kv_cache import KVCache, check_spare, free_bytes, is_elastic
 from shard.memory import Weights
 from shard.messages import (
     ExitReport,
-    NewSequence,
     Ready,
     SequenceOutput,
     ShardConfig,
     Step,
     StepOutput,
-    Work,
 )
 from shard.model import Model, empty_of, ops_of
 from shard.models.load import Decoder, MissingLayers
@@ -126,18 +125,10 @@ class ModelRunner:
             check_spare(self._device, more * self.block_bytes)
             self.kv_cache.rebuild(self.table.repack(num_blocks), num_blocks)
 
-    @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Run two tokens through all layers, so that no step has to wait for what a first one makes.
-
-        Not where its memory is still to come.
-        """
-        if not self.kv_cache.num_blocks:
-            return
-        prompt = NewSequence(0, 0, [0, 0], 2, 1, ignore_eos=True)
-        chunks, _ = self.table.plan(Step(0, [Work(0, 0, 2)], [prompt]))
-        self._full_depth.run(chunks)
-        self.table.forget(0)
+    def touch_ahead(self) -> Iterator[None]:
+        """Take, page by page, the memory that blocks taken next will need."""
+        pool = self.table.pool
+        return self.kv_cache.touch_ahead(pool.num_reached, pool.num_blocks)
 
     @torch.inference_mode()
     def run(self, step: Step) -> StepOutput:
@@ -146,6 +137,8 @@ class ModelRunner:
         scored = self._score_on(chunks)
         started = time.perf_counter()
         outputs, exits = self._run_chunks(chunks)
+        for _ in self.touch_ahead():
+            pass
         ended = time.perf_counter()
         idle_ms = (started - self._last_end) * 1000 if self._last_end is not None else 0.0
         self._last_end = ended if len(self.table) else None

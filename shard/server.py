@@ -49,7 +49,7 @@ _HELLO_TIMEOUT_S = 10.0
 _PARTING_S = 2.0
 _READ_BYTES = 256 * 1024
 _UNUSABLE = (ValueError, OSError, MemoryError, ImportError)  # what a model raises that cannot be served
-_PREPARING_NICENESS = 10  # of 19: steps come first
+_PREPARING_NICENESS = 5  # steps come first; with more, it would keep them waiting for the interpreter's lock
 
 
 class Runner(Protocol):

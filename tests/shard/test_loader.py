@@ -293,7 +293,7 @@ def test_reading_stops_when_nobody_wants_it() -> None:
 def test_phases_are_told(tiny_model: Callable[[str], Path]) -> None:
     shard = driver(tiny_model("llama"))
     prepared = shard.prepare(config(tiny_model("qwen2"), num_layers=2))
-    assert set(prepared.phases_ms) == {"read", "pack", "copy", "allocate", "warm_up"}
+    assert set(prepared.phases_ms) == {"read", "pack", "copy", "allocate"}
     assert all(ms > 0 for ms in prepared.phases_ms.values())
     committed = shard.commit()
     assert committed.gap_ms > 0 and committed.ready.depth == 2
@@ -322,6 +322,21 @@ def test_blocks_out_of_reach_give_their_memory_back() -> None:
     assert here.memory_info().rss - before < 4 << 20
     assert cache.layers[0].keys[:100].eq(1).all()
     assert not cache.layers[0].keys[num_blocks // 2 :].any()
+
+
+def test_memory_is_taken_page_by_page_before_it_is_written() -> None:
+    num_blocks = 1 << 12  # of 4 KiB in each of four pools: 8 huge pages each
+    cache, here = KVCache(PlainOps(16), HEADS, 2, num_blocks, torch.empty(0)), psutil.Process()
+    before = here.memory_info().rss
+    assert len(list(cache.touch_ahead(0, num_blocks))) == 4
+    assert 7 << 20 < here.memory_info().rss - before < 9 << 20
+    assert len(list(cache.touch_ahead(0, num_blocks))) == 0
+    assert len(list(cache.touch_ahead(256, num_blocks))) == 2
+    assert len(list(cache.touch_ahead(1024, 1024))) == 2
+    cache.layers[1].values[1024:1536] = 5
+    assert len(list(cache.touch_ahead(num_blocks, num_blocks))) == 4 * 8 - 8
+    assert here.memory_info().rss - before > 60 << 20
+    assert cache.layers[1].values[1024:1536].eq(5).all()
 
 
 def test_other_pools_keep_what_blocks_hold() -> None:
