@@ -119,7 +119,9 @@ class ModelRunner:
         check_spare(self._device, self.model.reader.num_staged_bytes)
         self.model.reader.arrive()
         if self.resizes_freely:
-            self.kv_cache.release(self.table.pool.limit(num_blocks))
+            has_fewer = num_blocks < self.table.pool.num_blocks
+            out_of_reach = self.table.pool.limit(num_blocks)
+            self.kv_cache.release(out_of_reach if has_fewer else [])
         elif num_blocks != self.kv_cache.num_blocks:
             more = num_blocks - self.kv_cache.num_blocks
             check_spare(self._device, more * self.block_bytes)

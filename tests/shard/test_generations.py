@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shard.clock import VirtualClock
 from shard.generations import Generations, Unwanted
@@ -209,12 +209,13 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(
 
 
 class Changes(RuleBasedStateMachine):
-    """Prompts, steps and changes of model in any order, in a memory that is tight."""
+    """Prompts, steps and changes of model in any order, in a memory that is tight, or less so."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.total_bytes = 500 + LAYERS * 100 + 20 * BLOCK * LAYERS
-        self.shard = driver(msgspec.structs.replace(CONFIG, cost_model=COSTS_FILE))
+    @initialize(num_blocks=st.sampled_from([20, 100]))
+    def start(self, num_blocks: int) -> None:
+        kv_bytes = num_blocks * BLOCK * LAYERS
+        self.total_bytes = 500 + LAYERS * 100 + kv_bytes
+        self.shard = driver(msgspec.structs.replace(CONFIG, cost_model=COSTS_FILE, kv_cache_bytes=kv_bytes))
         self.is_prepared = False
 
     @rule(prompts=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 28)), min_size=1, max_size=5))
@@ -239,6 +240,16 @@ class Changes(RuleBasedStateMachine):
     @rule()
     def commit(self) -> None:
         self.is_prepared = isinstance(self.shard.commit(), SwapFailed)
+
+    @precondition(lambda self: not self.is_prepared)
+    @rule(model=st.sampled_from(["m", "other"]), depth=st.sampled_from([2, 5, 10]), num_new=st.integers(0, 3))
+    def change(self, model: str, depth: int, num_new: int) -> None:
+        """All at once, and somebody begins on it."""
+        self.prepare(model, depth)
+        self.commit()
+        first = len(self.shard.asked)
+        self.shard.ask(*[new(first + i) for i in range(num_new)])
+        self.shard.step()
 
     @precondition(lambda self: self.is_prepared)
     @rule()
