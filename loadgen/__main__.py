@@ -1,4 +1,4 @@
-"""`helios bench serve | compare | scenario | selftest`: reads the command line, runs, says what went wrong.
+"""`helios bench serve | compare | scenario | helios | selftest`: from a command line to an exit code.
 
 Exit codes: 0 done (and every promise kept), 1 a promise broken, 2 could not be tried.
 """
@@ -22,13 +22,14 @@ from loadgen.units import BadQuantity
 COULD_NOT_TRY = 2
 
 HELP = """\
-usage: helios bench serve | compare | scenario | selftest [flags]
+usage: helios bench serve | compare | scenario | helios | selftest [flags]
 
 Measures servers of language models over HTTP: Helios, TGI, vLLM and others that speak like them.
 
   serve      put a load on a server: latencies, throughput, depth, swaps
   compare    the same load on two servers in turns: ratios with confidence intervals
   scenario   a named run with a promise that it checks
+  helios     the experiment of the HELIOS paper, on servers that it starts itself
   selftest   how exact this load generator is on this machine, against a synthetic server
 
 helios bench COMMAND --help tells a command's flags.\
@@ -96,12 +97,18 @@ def _run(command: str, argv: Sequence[str]) -> int:
             from loadgen.scenarios.play import about, play
 
             return _loop(play(flags.read(ScenarioOptions, argv, prog, about(), _keys()), console))
+        case "helios":
+            from loadgen.paper.bench import bench
+            from loadgen.paper.options import ABOUT as PAPER
+            from loadgen.paper.options import HeliosOptions
+
+            return _loop(bench(flags.read(HeliosOptions, argv, prog, PAPER), console))
         case "selftest":
             from loadgen.selftest.accuracy import ABOUT, SelftestOptions, selftest
 
             return selftest(flags.read(SelftestOptions, argv, prog, ABOUT), console)
     print(
-        f"helios bench: no command {command!r}; there are serve, compare, scenario, selftest.",
+        f"helios bench: no command {command!r}; there are serve, compare, scenario, helios, selftest.",
         file=sys.stderr,
     )
     return COULD_NOT_TRY

@@ -1,8 +1,9 @@
-"""Reading quantities as people write them: `500ms`, `30s`, `10%`, `chat=3,code=1`. Errors are a sentence."""
+"""Reading quantities as people write them: `500ms`, `2GiB`, `10%`, `chat=3,code=1`. Errors are a sentence."""
 
 import re
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)?")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i)?)?B?")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -27,6 +28,16 @@ def number(text: str, what: str) -> float:
     if not 0 < value < float("inf"):
         raise BadQuantity(f"{text!r} is not a positive number ({what})")
     return value
+
+
+def num_bytes(text: str) -> int:
+    """`512MiB`, `2GiB`, `1.5GB`; a bare number is bytes."""
+    found = _BYTES.fullmatch(text.strip())
+    if found is None:
+        raise BadQuantity(f"{text!r} is not a number of bytes like 512MiB or 2GiB")
+    exponent = "KMGT".find(found.group(2) or " ") + 1
+    unit: int = (1024 if found.group(3) else 1000) ** exponent
+    return round(float(found.group(1)) * unit)
 
 
 def share(text: str) -> float:

@@ -21,6 +21,7 @@ ALIASES = {
     "kv_blocks": ("helios_kv_blocks",),
     "kv_blocks_free": ("helios_kv_blocks_free",),
     "preemptions": ("helios_preemptions_total", "vllm:num_preemptions_total"),
+    "joules": ("helios_joules_total",),
     "resident_bytes": ("process_resident_memory_bytes",),
 }
 QUEUE_TIMES = ("helios_queue_seconds", "tgi_request_queue_duration", "vllm:request_queue_time_seconds")

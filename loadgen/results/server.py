@@ -16,6 +16,7 @@ class ServerSays(msgspec.Struct, frozen=True):
     most_kv_usage: float | None  # share of the KV cache
     preemptions: float | None  # during the run
     mean_queue_ms: float | None  # of the requests of the run
+    joules: float | None  # spent during the run
     most_resident_bytes: float | None
     candidates: list[dict[str, Any]]  # rows of /ops/state: speed and agreement by candidate and depth
 
@@ -32,6 +33,7 @@ def server_says(run: Run) -> ServerSays:
         most_kv_usage=_most_kv_usage(scrapes),
         preemptions=_gained(scrapes, "preemptions"),
         mean_queue_ms=mean_queue_ms(scrapes[0], scrapes[-1]) if scrapes else None,
+        joules=_gained(scrapes, "joules"),
         most_resident_bytes=_most(scrapes, "resident_bytes"),
         candidates=[row for row in run.state.get("candidates") or [] if isinstance(row, dict)],
     )

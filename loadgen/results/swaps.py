@@ -9,6 +9,7 @@ import numpy as np
 from loadgen.client.records import Record
 from loadgen.run import Run
 
+ASKED_FOR = ("swap", "rollback", "pin")  # kinds of decisions that are changes, also while they are under way
 AFTERMATH_S = 1.0  # a gap that begins this long after a swap is no longer its doing
 
 
@@ -25,6 +26,7 @@ class Swap(msgspec.Struct, frozen=True):
     longest_gap_ms: float | None  # between two tokens of one stream
     median_gap_ms: float | None  # of each stream's longest
     why: str = ""
+    kind: str = ""  # of the decision; `evaluate` is a trial on a few requests
 
 
 class Version(msgspec.Struct, frozen=True):
@@ -40,7 +42,7 @@ class Version(msgspec.Struct, frozen=True):
 
 def swaps_of(run: Run) -> list[Swap]:
     """From the server's decisions; where it shows none, from the versions that answers name."""
-    decided = [decision for decision in run.decisions if decision.kind in ("swap", "rollback", "pin", "loop")]
+    decided = [decision for decision in run.decisions if decision.phases_ms or decision.kind in ASKED_FOR]
     if not decided:
         return _seen(run)
     found = []
@@ -60,6 +62,7 @@ def swaps_of(run: Run) -> list[Swap]:
                 longest_gap_ms=max(gaps, default=None),
                 median_gap_ms=float(np.median(gaps)) if gaps else None,
                 why=decision.error or decision.why,
+                kind=decision.kind,
             )
         )
     return found

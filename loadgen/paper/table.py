@@ -1,0 +1,191 @@
+"""The experiment as tables beside the paper's own figures, and as one line of JSON."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from loadgen.paper import published
+from loadgen.paper.agreement import Quality
+from loadgen.paper.experiment import Part
+from loadgen.paper.outcome import Figures, Gain, Outcome
+from loadgen.paper.systems import EARLY, FULL, HELIOS
+from loadgen.results.stats import Interval
+
+REPLAYED = "Exits are replayed on random weights: honest speed, no model's answers."
+MIB = 2**20
+WIDTH = 108  # characters that a table needs
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One part, worked out."""
+
+    name: str
+    is_replay: bool
+    memory_bytes: int
+    static_batch: int  # requests that the static systems have memory for
+    outcomes: list[Outcome]
+    quality: dict[str, Quality]  # by system; none under replay, where nothing is said
+    diary: list[str]  # what HELIOS changed, and why
+
+
+def report_of(part: Part, outcomes: list[Outcome], quality: dict[str, Quality]) -> Report:
+    """What came of a part, with all that is shown of it."""
+    subject, memory = part.subject, part.budget.memory_bytes
+    batch = part.loads[0].in_flight
+    return Report(subject.name, subject.is_replay, memory, batch, outcomes, quality, _diary(part))
+
+
+def _diary(part: Part) -> list[str]:
+    """What was decided in the last round under each load, and why."""
+    return [
+        f"{load.name}, {run.from_epoch(one.at_s):.1f} s: {one.kind} {one.chosen}, {one.outcome}. {one.why}"
+        for load in part.loads
+        for run, _ in part.runs_of(HELIOS, load)[-1:]
+        for one in run.decisions
+    ]
+
+
+def show(reports: Sequence[Report], console: Console) -> None:
+    """For a person."""
+    wide = Console(file=console.file, width=max(console.width, WIDTH))
+    for report in reports:
+        for outcome in report.outcomes:
+            wide.print(_table(report, outcome))
+            for line in _lines(outcome):
+                console.print(line, style="dim", highlight=False, soft_wrap=True)
+            console.print()
+        for line in report.diary:
+            console.print(f"  {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        if report.is_replay:
+            console.print(f"[yellow]{REPLAYED}[/] Agreement and perplexity would mean nothing here.")
+
+
+def _table(report: Report, outcome: Outcome) -> Table:
+    load, memory = outcome.load, report.memory_bytes / MIB
+    title = f"{report.name}: {memory:,.0f} MiB each, {load.name} ({load.in_flight})"
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, header_style="dim", padding=(0, 1)
+    )
+    table.add_column("", no_wrap=True)
+    for name in (FULL, EARLY, HELIOS, "over full", "over early exit", "paper"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows(report, outcome):
+        table.add_row(*row)
+    return table
+
+
+def rows(report: Report, outcome: Outcome) -> list[tuple[str, ...]]:
+    """Name, the three systems, gains over the other two, the paper's over its static early-exit model."""
+    paper = published
+    figures = [outcome.systems[name] for name in (FULL, EARLY, HELIOS)]
+    gains = [outcome.gains[name] for name in (FULL, EARLY)]
+
+    def row(name: str, shown: Iterable[str], over: Iterable[str], paper_says: str = "") -> tuple[str, ...]:
+        return (name, *shown, *over, paper_says)
+
+    found = [
+        row(
+            "output tokens/s",
+            (_number(it.tokens_per_s) for it in figures),
+            _both(gains, lambda it: it.throughput),
+            f"{paper.THROUGHPUT_GAIN}x",
+        ),
+        row(
+            "mean response, ms",
+            (_number(it.response_ms) for it in figures),
+            _both(gains, lambda it: it.response),
+            f"{paper.RESPONSE_TIME_GAIN}x",
+        ),
+        row(
+            "p95 response, ms",
+            (_number(it.response_p95_ms) for it in figures),
+            _both(gains, lambda it: it.response_p95),
+        ),
+        row(
+            "joules per token",
+            (_number(it.joules_per_token) for it in figures),
+            _both(gains, lambda it: it.energy),
+            f"{paper.ENERGY_GAIN}x",
+        ),
+        row(
+            "largest batch that fits",
+            (str(it.largest_batch) for it in figures),
+            (f"{it.batch:.2f}x" for it in gains),
+            f"{paper.BATCH_GAIN}x",
+        ),
+        row("most running", (_number(it.most_running) for it in figures), ("", "")),
+        row(
+            f"memory for {report.static_batch} requests, MiB",
+            (_number(it.memory_bytes / MIB) for it in figures),
+            (f"{-it.memory_saved:+.0%}" for it in gains),
+            f"{-paper.MEMORY_SAVED:+.1%}",
+        ),
+        row(
+            "share of the first exit",
+            (_share(it.first_exit_share) for it in figures),
+            ("", ""),
+            f"{paper.FIRST_EXIT_SHARE:.0%}",
+        ),
+        row("swaps", (str(it.swaps) for it in figures), ("", ""), f"{paper.SWAPS} in {paper.REQUESTS}"),
+        row("candidates tried", (str(it.trials) for it in figures), ("", "")),
+    ]
+    return found + _quality_rows(report.quality)
+
+
+def _quality_rows(quality: Mapping[str, Quality]) -> list[tuple[str, ...]]:
+    if not quality:
+        return []
+    known = [quality.get(name) for name in (FULL, EARLY, HELIOS)]
+    agreement = ["-" if it is None else f"{it.agreement:.3f}" for it in known]
+    low = ["-" if it is None else f"{it.low:.3f} - {it.high:.3f}" for it in known]
+    perplexity = ["-" if it is None else f"{it.perplexity:.3f}" for it in known]
+    rise = f"+{published.PERPLEXITY_RISE}"
+    return [
+        ("agreement with full depth", *agreement, "", "", ""),
+        ("its 95% interval", *low, "", "", ""),
+        ("perplexity under full depth", *perplexity, "", "", rise),
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _both(gains: Sequence[Gain], of: Callable[[Gain], Interval | None]) -> tuple[str, str]:
+    """Over full depth, and over early exit with its interval."""
+    full, early = (of(gain) for gain in gains)
+    if early is None or early.low is None or early.high is None:
+        return _times(full), _times(early)
+    return _times(full), f"{_times(early)} ({early.low:.2f} - {early.high:.2f})"
+
+
+def _times(gain: Interval | None) -> str:
+    return "-" if gain is None else f"{gain.estimate:.2f}x"
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    return [f"  tokens of {name} by layer: {_layers(figures)}" for name, figures in outcome.systems.items()]
+
+
+def _layers(figures: Figures) -> str:
+    return ", ".join(f"{share:.0%} at {layer}" for layer, share in figures.share_by_layer.items()) or "-"
+
+
+def line_of(reports: Sequence[Report]) -> dict[str, Any]:
+    """All of it, for another program."""
+    paper = {
+        name.lower(): value
+        for name, value in vars(published).items()
+        if name.isupper() and isinstance(value, int | float)
+    }
+    parts = msgspec.to_builtins(list(reports), str_keys=True)
+    return {"benchmark": "helios", "parts": parts, "paper": paper}
