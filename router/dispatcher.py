@@ -265,9 +265,10 @@ class Dispatcher:
     @property
     def _max_queued_tokens(self) -> int:
         """Unless configured, as many tokens as the KV caches hold: about one turn-over of what runs."""
+        if self._config.max_queued_tokens is not None:
+            return self._config.max_queued_tokens
         block_size = self._target.config.block_size
-        in_caches = sum(engine.num_blocks * block_size for engine in self._engines)
-        return self._config.max_queued_tokens or in_caches or sys.maxsize
+        return sum(engine.num_blocks * block_size for engine in self._engines) or sys.maxsize
 
     def _overloaded(self, message: str) -> GenerationFailed:
         """A refusal that says when a place may be free: when as many have ended as wait, and one more."""

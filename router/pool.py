@@ -5,6 +5,8 @@ processes nor connections.
 """
 
 import asyncio
+import itertools
+from collections.abc import Iterator
 from typing import Protocol
 
 from router.generation import Identity, Need
@@ -15,6 +17,7 @@ from router.scoring import Backlog, Reading
 from router.waiting import Lane, WaitingQueue
 from shard.agreement import Agreement
 
+_MOST_COMPARED = 8  # shards: of many, the least loaded of a few is nearly as good (Mitzenmacher 2001)
 _BEGUN = (Lane.RETURNED, Lane.SUSPECT)
 
 
@@ -56,6 +59,7 @@ class Pool:
         self.serving = asyncio.Event()  # set once a shard has become ready
         self.members: list[Member] = []
         self._deadline: asyncio.TimerHandle | None = None
+        self._looked_at = 0  # members, in turns
 
     @property
     def is_hopeless(self) -> bool:
@@ -77,11 +81,14 @@ class Pool:
         if not self.queue:
             return Share(lanes=lanes)
         elsewhere = self._elsewhere(member)
-        loads = [_load(other) for other in self.members if other is not member and self._may_take(other)]
+        able = itertools.islice(filter(self._may_take, self._others(member)), _MOST_COMPARED)
+        loads = [_load(other) for other in able]
         if not loads:
             return Share(lanes=lanes, elsewhere=elsewhere)
         waiting = self.queue.num_outstanding_tokens
-        level = _level([_load(member), *loads], waiting)
+        num_sharing = 1 + len(loads)
+        for_them = waiting if num_sharing <= _MOST_COMPARED else waiting * num_sharing // len(self.members)
+        level = _level([_load(member), *loads], for_them)
         return Share(max(min(loads), level - waiting / len(self.queue) / 2), lanes, elsewhere)
 
     def nudge(self) -> None:
@@ -89,8 +96,10 @@ class Pool:
 
         If its slots are taken it needs no waking: it will schedule when its next output comes.
         """
-        candidates = [member for member in self.members if self.queue and self._may_take(member)]
-        chosen = min(candidates, key=_load, default=None)
+        if not self.queue:
+            return
+        able = itertools.islice(filter(self._may_take, self._others(None)), _MOST_COMPARED)
+        chosen = min(able, key=_load, default=None)
         if chosen is not None and chosen.scheduler is not None and chosen.scheduler.has_slot:
             chosen.wake()
 
@@ -129,6 +138,16 @@ class Pool:
             self.queue.take(request)
             self.ledger.fail(request, error, now)
 
+    def _others(self, member: Member | None) -> Iterator[Member]:
+        """All but one, from where the last look ended: few are asked, and all have their turn."""
+        count = len(self.members)
+        first = self._looked_at % max(1, count)
+        for index in range(first, first + count):
+            self._looked_at = index + 1
+            other = self.members[index - count if index >= count else index]
+            if other is not member:
+                yield other
+
     def _may_take(self, member: Member) -> bool:
         scheduler = member.scheduler
         if scheduler is None or not member.is_responsive:
@@ -137,8 +156,11 @@ class Pool:
 
     def _elsewhere(self, member: Member) -> frozenset[Identity]:
         """Models that interrupted requests wait for, and other shards have."""
+        homes = self.queue.homes()
+        if not homes:
+            return frozenset()
         others = [other for other in self.members if other is not member]
-        return frozenset(home for home in self.queue.homes() if any(other.has_home(home) for other in others))
+        return frozenset(home for home in homes if any(other.has_home(home) for other in others))
 
     def _watch_deadlines(self) -> None:
         """Keep one timer, for the earliest deadline."""
