@@ -158,9 +158,6 @@ class ScenarioOptions(msgspec.Struct, frozen=True, kw_only=True):
         str, Flag("scenario", "one of the names below, or 'list'", "NAME", is_positional=True)
     ] = "list"
     url: Annotated[str, Flag(SERVER, "the server to try", "URL")] = "http://127.0.0.1:3000"
-    baseline: Annotated[
-        str | None, Flag(SERVER, "a server to compare with (paper-helios: the static one)", "URL")
-    ] = None
     dialect: Annotated[
         Literal["tgi", "completions", "chat"] | None, Flag(SERVER, "route to ask (tgi where there is one)")
     ] = None

@@ -20,7 +20,6 @@ from loadgen.scenarios import (
     disconnects,
     drift,
     overload,
-    paper_helios,
     paper_miao,
     smoke,
     soak,
@@ -37,7 +36,6 @@ SCENARIOS = (
     overload.SCENARIO,
     disconnects.SCENARIO,
     soak.SCENARIO,
-    paper_helios.SCENARIO,
     paper_miao.SCENARIO,
 )
 

@@ -14,7 +14,7 @@ from loadgen.selftest.server import Behaviour
 
 NAMES = [
     *("smoke", "chat", "drift", "swap-under-load", "overload"),
-    *("disconnects", "soak", "paper-helios", "paper-miao"),
+    *("disconnects", "soak", "paper-miao"),
 ]
 
 
@@ -77,15 +77,11 @@ def test_overload_is_refused_at_once_and_survived(capsys: pytest.CaptureFixture[
 def test_the_papers_figures_stand_beside_those_found(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["paper-helios", "--url", url, "--scale", "0.02", "--baseline", url, "--out", str(tmp_path)]
+    argv = ["paper-miao", "--url", url, "--scale", "0.5", "--concurrency", "2", "--out", str(tmp_path)]
     code, line = played(capsys, *argv)
     assert code == 0
-    assert 0 < line["share of the first exit"] < 1
-    assert line["throughput gain"] > 0
-    assert "Beside the paper" in (tmp_path / "report.html").read_text()
-    code, line = played(capsys, "paper-miao", "--url", url, "--scale", "0.5", "--concurrency", "2")
-    assert code == 0
     assert line["gains"][0]["mean_exit_layer"] < 30
+    assert "Beside the paper" in (tmp_path / "report.html").read_text()
 
 
 def test_a_broken_promise_ends_with_one_and_names_it(
