@@ -9,6 +9,7 @@ COMMANDS = {
     "serve": ("router.__main__", "serve a model over HTTP"),
     "pull": ("shard.pull", "fetch the embedded model"),
     "bench": ("loadgen.__main__", "measure a running server: serve, compare, scenario, selftest"),
+    "bench scale": ("router.scale.bench", "simulate many shards and shifting requests in virtual time"),
     "bench engine": ("shard.bench", "measure the engine alone, without HTTP"),
     "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
     "score": ("shard.score", "compare answers in a file with what the full model says"),

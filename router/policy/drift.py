@@ -51,6 +51,7 @@ class Mix:
     def __init__(self) -> None:
         self._weights: dict[str, float] = {}
         self._before: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
         self._num_since = 0
 
     def add(self, name: str) -> None:
@@ -70,14 +71,18 @@ class Mix:
 
     @property
     def has_shifted(self) -> bool:
-        """Against what it was when `remember` was last called."""
+        """Against what was remembered last."""
         if not self._before or self._num_since < _MIX_MEMORY / 3:
             return False
         return _distance(self._before, self.shares) > _MIX_SHIFT
 
+    def look(self) -> None:
+        """A decision is made on what it is now; carrying that out may take long."""
+        self._looked_at = self.shares
+
     def remember(self) -> None:
-        """From now on, a shift is one against this."""
-        self._before = self.shares
+        """From now on, a shift is one against what it was at the last look."""
+        self._before = self._looked_at
         self._num_since = 0
 
 

@@ -84,6 +84,7 @@ class Reassessor:
         self._enter_breach(history, now)
 
     def decide(self, history: History, now: Now) -> Decision:
+        self.watch.on_deciding()
         return decide(self.seen(history, now))
 
     def seen(self, history: History, now: Now) -> Seen:

@@ -108,6 +108,10 @@ class Watch:
         """Of the tokens that the counter holds."""
         return self._breaches.rate
 
+    def on_deciding(self) -> None:
+        """All that was told so far will have been considered."""
+        self._mix.look()
+
     def on_decided(self, decision: Decision) -> None:
         """It was carried out, or there was nothing to carry out."""
         if decision.kind is Kind.EVALUATE:

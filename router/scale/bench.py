@@ -1,0 +1,182 @@
+"""`helios bench scale`: decisions and cost per request with many shards and requests whose kind shifts."""
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from router.conductor import Conductor
+from router.config import Config
+from router.dispatcher import Dispatcher
+from router.menu import Menu
+from router.reassess import Loop
+from router.recorder import Recorder
+from router.repository import Choice
+from router.request import Finished, Request
+from router.scale import virtual
+from router.scale.shards import VirtualLauncher
+from router.scale.store import MemoryStore
+from router.scale.world import NUM_LAYERS, ScaleMenu
+from router.swap import Wish
+from telemetry.audit import Decision
+
+_LOAD = 1.0  # requests a second and shard: a quarter of what the whole model can do
+_MAX_DEPTH = 20
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """How large the world is."""
+
+    num_shards: int = 1000
+    num_requests: int = 100_000
+    num_shifts: int = 3
+    seed: int = 0
+
+
+class Phase(msgspec.Struct):
+    """Requests of one kind, from one shift to the next."""
+
+    kind: str
+    num_requests: int = 0
+    num_right: int = 0  # answered by exits made for the kind, at a depth that was proven
+    num_until_right: int | None = None  # requests that arrived before the first such
+    num_below_floor: int = 0  # answered by exits made for another kind
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it. Times are this process's, on its processor, but for `virtual_s`."""
+
+    asked: Asked
+    cpu_s: float
+    virtual_s: float
+    us_per_request: float
+    us_per_request_by_quarter: list[float]
+    num_failed: int
+    decisions: list[str]
+    phases: list[Phase]
+
+
+async def measure(asked: Asked, folder: Path) -> Result:
+    """Serve them all in virtual time."""
+    config = Config(
+        device="sim",
+        num_shards=asked.num_shards,
+        max_batch_size=16,
+        max_batch_prefill_tokens=512,
+        max_concurrent_requests=10**9,
+        max_queued_tokens=10**9,
+        block_size=16,
+        kv_cache_bytes=256 * 1024 * 1024,
+        score_rate=0.02,
+    )
+    menu, store = ScaleMenu(config, folder), MemoryStore()
+    target = menu.target_of(Choice("full", NUM_LAYERS))
+    dispatcher = Dispatcher(config, target, launch=VirtualLauncher)
+    conductor = Conductor(dispatcher, cast(Menu, menu), store.audit)
+    loop = Loop(menu.repository, menu.facts, conductor, store, Wish(), unix_s=store.now_s)
+    dispatcher.add_observer(Recorder(store, store.now_s))
+    dispatcher.add_observer(loop.listener)
+    await dispatcher.start()
+    loop.start()
+    clients = _Clients(dispatcher, asked)
+    try:
+        return await clients.run(menu, store)
+    finally:
+        await dispatcher.stop(drain=False)
+        await loop.stop()
+
+
+class _Clients:
+    """Who asks, and what they were answered by."""
+
+    def __init__(self, dispatcher: Dispatcher, asked: Asked):
+        self._dispatcher = dispatcher
+        self._asked = asked
+        self._phases: list[Phase] = []
+        self._num_failed = 0
+        self._readers: set[asyncio.Task[None]] = set()
+
+    async def run(self, menu: ScaleMenu, store: MemoryStore) -> Result:
+        asked, clock = self._asked, asyncio.get_running_loop()
+        began, began_s = time.process_time(), clock.time()
+        marks = [began]
+        gap_s = 1 / (_LOAD * asked.num_shards)
+        for index, (kind, spec) in enumerate(menu.requests(asked.num_requests, asked.num_shifts, asked.seed)):
+            if not self._phases or self._phases[-1].kind != kind:
+                self._phases.append(Phase(kind))
+            await asyncio.sleep(max(0.0, began_s + index * gap_s - clock.time()))
+            reader = asyncio.create_task(self._read(self._dispatcher.submit(spec), self._phases[-1]))
+            self._readers.add(reader)
+            reader.add_done_callback(self._readers.discard)
+            if 4 * (index + 1) % asked.num_requests < 4:
+                marks.append(time.process_time())
+        await asyncio.gather(*self._readers)
+        cpu_s = time.process_time() - began
+        return Result(
+            asked=asked,
+            cpu_s=cpu_s,
+            virtual_s=clock.time() - began_s,
+            us_per_request=1e6 * cpu_s / asked.num_requests,
+            us_per_request_by_quarter=_by_quarter(marks, asked.num_requests),
+            num_failed=self._num_failed,
+            decisions=[_told(one) for one in reversed(store.audit.latest())],
+            phases=self._phases,
+        )
+
+    async def _read(self, request: Request, phase: Phase) -> None:
+        while True:
+            for event in await request.take():
+                if isinstance(event, Finished):
+                    self._note(request, phase)
+                    return
+                if isinstance(event, Exception):
+                    self._num_failed += 1
+                    return
+
+    def _note(self, request: Request, phase: Phase) -> None:
+        phase.num_requests += 1
+        authors = {(segment.model, segment.depth) for segment in request.segments}
+        if all(model == phase.kind and depth <= _MAX_DEPTH for model, depth in authors):
+            phase.num_right += 1
+            if phase.num_until_right is None:
+                phase.num_until_right = phase.num_requests
+        phase.num_below_floor += any(model != phase.kind and depth <= _MAX_DEPTH for model, depth in authors)
+
+
+def _told(decision: Decision) -> str:
+    chosen = f"{decision.chosen.get('candidate')}@{decision.chosen.get('depth')}"
+    at = decision.seen.get("requests", 0)
+    return f"{at:>7} {decision.kind:9} {chosen:8} {decision.outcome:11} {decision.why}"
+
+
+def _by_quarter(marks: list[float], num_requests: int) -> list[float]:
+    quarter = num_requests / 4
+    return [1e6 * (late - early) / quarter for early, late in itertools.pairwise(marks)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the diary, a line per phase and one line of JSON."""
+    parser = argparse.ArgumentParser(prog="helios bench scale", description=__doc__)
+    for field in msgspec.structs.fields(Asked):
+        parser.add_argument("--" + field.name.replace("_", "-"), type=int, default=field.default)
+    asked = Asked(**vars(parser.parse_args(argv)))
+    with tempfile.TemporaryDirectory() as folder:
+        result = virtual.run(measure(asked, Path(folder)))
+    for line in result.decisions:
+        print(line)
+    for phase in result.phases:
+        print(f"{phase.kind}: {phase.num_right} of {phase.num_requests} by exits of its own")
+    print(json.dumps(msgspec.to_builtins(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

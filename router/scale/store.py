@@ -1,0 +1,31 @@
+"""Telemetry in this process's memory, in virtual time: what Redis would keep."""
+
+import asyncio
+
+from telemetry.sample import Record
+from telemetry.store import Store
+
+
+class MemoryStore(Store):
+    """Of one router. Forgets what is older than `kept_s`."""
+
+    def __init__(self, kept_s: float = 60.0) -> None:
+        super().__init__(None, "scale", "router")
+        self._kept_s = kept_s
+        self._records: list[Record] = []
+
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def put(self, records: list[Record]) -> None:
+        self._records = [one for one in self._records if one.window.end > self.now_s() - self._kept_s]
+        self._records += records
+
+    async def flush(self) -> bool:
+        for gather in self.on_flush:
+            gather()
+        return True
+
+    async def records(self, last_s: float) -> list[Record] | None:
+        since = self.now_s() - last_s
+        return [one for one in self._records if one.window.end > since]

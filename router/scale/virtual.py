@@ -1,0 +1,44 @@
+"""An event loop whose time passes only where everybody waits for it: an hour takes what its events take."""
+
+import asyncio
+import selectors
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_IDLE_S = 5.0  # of wall time without any event or timer, after which the world is dead
+
+
+class _Skipping(selectors.DefaultSelector):
+    """Lets time jump to the next timer in place of waiting for it."""
+
+    skipped_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0 if timeout is not None else _IDLE_S)
+        if timeout is None and not ready:
+            raise RuntimeError("Nothing is left to happen, and somebody waits.")
+        if not ready and timeout is not None:
+            self.skipped_s += max(0.0, timeout)
+        return ready
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return super().get_map()
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Starts at 0 s."""
+
+    def __init__(self) -> None:
+        self._skipping = _Skipping()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        return self._skipping.skipped_s
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main)

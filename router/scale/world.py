@@ -1,0 +1,107 @@
+"""What is served and asked for: one large simulated model with exits for chat and exits for code."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from router.config import Config
+from router.facts import facts_of
+from router.generation import Target
+from router.menu import Dish
+from router.offer import shard_config
+from router.policy.seen import Facts
+from router.prompt import Prompt
+from router.prompt_class import PromptClass
+from router.repository import Candidate, Choice, Floor, Repository
+from router.request import Spec
+from router.tokenizer import Tokenizer
+from shard.messages import Sampling
+
+NUM_LAYERS = 40
+VOCAB_SIZE = 512
+NUM_PROMPT_TOKENS = 24
+NUM_ANSWER_TOKENS = 8
+KINDS = ("chat", "code")
+_TEXTS = {"chat": "Tell me about the sea.", "code": "Write a python function."}
+_EASY = {"settled": {"10": 0.3, "20": 0.55}, "agreement": 0.6}
+_HARD = {"settled": {"10": 0.1, "20": 0.1}, "agreement": 0.3}
+_COSTS = {
+    "step_ms": 400.0,
+    "token_ms": 0.5,
+    "sequence_ms": 1.0,
+    "load_ms": 800.0,
+    "num_layers": NUM_LAYERS,
+    "vocab_size": VOCAB_SIZE,
+    "max_total_tokens": 256,
+}
+
+
+class ScaleMenu:
+    """The candidates: whole, and two that leave early, each at home with one kind of prompts."""
+
+    def __init__(self, config: Config, folder: Path):
+        classes = {"full": [_EASY], "chat": [_EASY, _HARD], "code": [_HARD, _EASY]}
+        for name, of in classes.items():
+            (folder / f"{name}.json").write_text(json.dumps(_COSTS | {"classes": of}))
+        candidates = tuple(_candidate(name, folder) for name in classes)
+        self.repository = Repository(candidates=candidates, floor=Floor(agreement=0.8))
+        self._config = config
+        self._dishes = {one.name: Dish(one, folder, NUM_LAYERS) for one in candidates}
+        self._tokenizer = _tokenizer()
+
+    @property
+    def facts(self) -> dict[str, Facts]:
+        return {name: facts_of(self._config, dish) for name, dish in self._dishes.items()}
+
+    async def target(self, choice: Choice) -> Target:
+        return self.target_of(choice)
+
+    def target_of(self, choice: Choice) -> Target:
+        dish = self._dishes[choice.candidate]
+        depth = None if choice.depth == NUM_LAYERS else choice.depth
+        return Target(
+            choice.candidate, shard_config(self._config, dish.candidate, dish.folder, depth), self._tokenizer
+        )
+
+    def requests(self, count: int, num_shifts: int, seed: int = 0) -> Iterator[tuple[str, Spec]]:
+        """So many of each kind in turn: (kind, what is asked)."""
+        draw = random.Random(seed)
+        for index in range(count):
+            kind = KINDS[index * (num_shifts + 1) // count % len(KINDS)]
+            yield kind, self._spec(kind, draw)
+
+    def _spec(self, kind: str, draw: random.Random) -> Spec:
+        """Tokens of the lower half of the vocabulary are chat, of the upper half code."""
+        half = VOCAB_SIZE // 2
+        first = half * KINDS.index(kind)
+        prompt = [first + draw.randrange(half) for _ in range(NUM_PROMPT_TOKENS)]
+        return Spec(
+            prompt_token_ids=prompt,
+            tokenizer=self._tokenizer,
+            prompt=Prompt(_TEXTS[kind]),
+            max_new_tokens=NUM_ANSWER_TOKENS,
+            sampling=Sampling(seed=draw.randrange(2**31)),
+        )
+
+
+def _candidate(name: str, folder: Path) -> Candidate:
+    costs = str(folder / f"{name}.json")
+    if name == "full":
+        return Candidate(name=name, model="large", cost_model=costs)
+    return Candidate(
+        name=name, model="large", depths=(10, 20), prompts=(PromptClass(name),), cost_model=costs
+    )
+
+
+def _tokenizer() -> Tokenizer:
+    """A byte is a token, and so is each further id."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = alphabet + [f"<{id}>" for id in range(len(alphabet), VOCAB_SIZE)]
+    backend = tokenizers.Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend, None)
