@@ -15,7 +15,7 @@ from shard.tune.costs import Costs
 from shard.tune.ltt import Bound, largest_risk
 
 Thresholds = dict[int, float]  # by exit layer; 1: nobody leaves there
-STEPS = (0.25, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # of the largest risk that can pass
+STEPS = (0.35, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6, 2.0)  # of the largest risk that can pass
 NEVER = 1.0
 _STEPS_TO_ONE = 1_000_000  # thresholds are rounded to
 
