@@ -18,7 +18,7 @@ from tests.shard.exit_files import write_exits
 
 NUM_STREAMS = 32
 PROMPTS = [f"Once upon a time there were {number} models" for number in range(NUM_STREAMS)]
-FEW = PROMPTS[:12]
+FEW = PROMPTS[:8]
 REPOSITORY = """
 [floor]
 agreement = 0.0
@@ -107,7 +107,9 @@ def real(
         + candidate("qwen", tiny_model("qwen3"))
         + candidate("broken", folder / "broken")
     )
-    with serve(repository=file, device="cpu", dtype="float32", kv_cache_bytes="32MiB") as server:
+    with serve(
+        repository=file, device="cpu", dtype="float32", kv_cache_bytes="32MiB", num_threads=1
+    ) as server:
         yield server
 
 
@@ -146,16 +148,16 @@ async def test_what_is_said_under_swaps_is_what_each_model_says_alone(
 ) -> None:
     goals = [("llama", 1), ("qwen", 4), ("llama", 2), ("llama", 4)]
     caller = Caller(session, real)
-    waves = [await caller.open(100, FEW)]
+    waves = [await caller.open(60, FEW)]
     for goal in goals:
         decision = await caller.swap(*goal)
         assert decision["outcome"] == "committed", decision
-        waves.append(await caller.open(100, FEW))
+        waves.append(await caller.open(60, FEW))
     answered = [await wave for wave in waves]
     alone = {}
     for goal in goals:
         await caller.swap(*goal)
-        alone[goal] = texts(await (await caller.open(100, FEW)))
+        alone[goal] = texts(await (await caller.open(60, FEW)))
     for answers, goal in zip(answered, [goals[-1], *goals], strict=True):
         assert {tuple(authors(answer)) for answer in answers} == {(goal,)}
         assert texts(answers) == alone[goal]
