@@ -57,6 +57,8 @@ class Listener:
         if self.mind is None:
             self.mind = self._open_mind(generation)
         self.mind.watch.num_shards = len(self.generations)
+        ready = generation.ready
+        self.mind.note_loaded(choice_of(generation), ready.version, is_certified=not ready.warnings)
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
         pass

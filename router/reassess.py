@@ -173,7 +173,7 @@ class Loop:
             self.listener.woken.set()
             return
         ms = (self._now().ms - began) / len(order.shards)
-        mind.note_change(decision.choice, ms, self.listener.generations[order.shards[0]].ready.version)
+        mind.note_change(decision.choice, ms)
         if decision.kind is Kind.EVALUATE:
             num_shards = max(1, len(self.listener.generations))
             mind.watch.on_spent(done.phases_ms.get("hold", 0.0) / num_shards)

@@ -9,6 +9,7 @@ import enum
 import msgspec
 
 from router.policy.admission import why_never
+from router.policy.cost import is_same
 from router.policy.seen import Seen
 from router.policy.trying import change_ms, to_try
 from router.policy.weighing import Weighed, best_of_each, find, weigh
@@ -113,8 +114,7 @@ def _choose(seen: Seen, weighed: list[Weighed], reason: str) -> Decision:
     current = find(weighed, seen.serving)
     best = best_of_each(seen, weighed)
     if not best or current is None or best[0].choice == seen.serving:
-        why = f"{after}{seen.serving} is " + ("the best that may serve." if best else "all that may serve.")
-        return _stay(seen, why, weighed)
+        return _stay(seen, f"{after}{_why_best(seen, weighed)}", weighed)
     chosen = best[0]
     if current.why_not:
         doubt = f"{after}{current.why_not}, and {chosen.choice} has no such fault"
@@ -128,6 +128,14 @@ def _choose(seen: Seen, weighed: list[Weighed], reason: str) -> Decision:
         return _stay(seen, why, weighed)
     change = _change(seen, chosen, f"{_first_up(doubt)}.", weighed)
     return msgspec.structs.replace(change, is_elective=True)
+
+
+def _why_best(seen: Seen, weighed: list[Weighed]) -> str:
+    others = [one for one in weighed if not is_same(seen, one.choice, seen.serving)]
+    if not others or any(not one.why_not for one in others):
+        return f"{seen.serving} is the best that may serve."
+    cheapest = min(others, key=lambda one: one.cost)
+    return f"nothing but {seen.serving} may serve ({cheapest.choice}: {cheapest.why_not})."
 
 
 def _why_not_worth_it(seen: Seen, current: Weighed, chosen: Weighed) -> str:

@@ -25,9 +25,8 @@ class Now(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What changing to a choice took, and what was loaded. None: it was not done that way."""
+    """What changing to a choice took. None: it was not done that way."""
 
-    version: str = ""
     swap_ms: float | None = None
     deepen_ms: float | None = None
 
@@ -55,6 +54,7 @@ class Reassessor:
         self._breach: Breach | None = None
         self._troubles: dict[Choice, tuple[str, float]] = {}  # why it could not be loaded, and when
         self._changes: dict[Choice, Change] = {}
+        self._versions: dict[Choice, str] = {}
         self._earlier: dict[Choice, tuple[float, Row | None]] = {}  # what was known when a window began
 
     @property
@@ -125,13 +125,20 @@ class Reassessor:
             self.watch.on_trial_failed(decision)
             self._tried_since_s = now.unix_s
 
-    def note_change(self, choice: Choice, ms: float, version: str) -> None:
+    def note_loaded(self, choice: Choice, version: str, is_certified: bool) -> None:
+        """A shard has loaded it. Where it objects to the certificate, that proves nothing."""
+        self._versions[choice] = version
+        facts = self.facts.get(choice.candidate)
+        if facts is not None and not is_certified:
+            others = {depth: low for depth, low in facts.proven.items() if depth != choice.depth}
+            self.facts[choice.candidate] = msgspec.structs.replace(facts, proven=others)
+
+    def note_change(self, choice: Choice, ms: float) -> None:
         """What a change to a choice took, before `took` is told of it."""
         known = self._changes.get(choice, Change())
         is_depth = choice.candidate == self.serving.candidate
-        self._changes[choice] = Change(
-            version, known.swap_ms if is_depth else ms, ms if is_depth else known.deepen_ms
-        )
+        swap_ms, deepen_ms = (known.swap_ms, ms) if is_depth else (ms, known.deepen_ms)
+        self._changes[choice] = Change(swap_ms, deepen_ms)
 
     def _has_other_prompts(self, now: Now) -> bool:
         """Most prompts are of another kind than when last asked. What is measured from now on counts."""
@@ -156,7 +163,7 @@ class Reassessor:
             now_s=now.unix_s,
             swap_ms=change.swap_ms,
             deepen_ms=change.deepen_ms,
-            version=change.version,
+            version=self._versions.get(choice, ""),
         )
 
     def _enter_breach(self, history: History, now: Now) -> None:
@@ -173,7 +180,7 @@ class Reassessor:
             breaches=round(breach.rate * window),
             exits={breach.choice.depth: window},
             prompts=self._prompts,
-            version=self._changes.get(breach.choice, Change()).version,
+            version=self._versions.get(breach.choice, ""),
         )
         history.put(brought_up(history.get(*row.key), row))
 

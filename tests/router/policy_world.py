@@ -131,7 +131,7 @@ class World:
             self.mind.failed(decision, self.failing[decision.choice], self.now)
             return True
         if is_new:
-            self.mind.note_change(decision.choice, 300.0, "v")
+            self.mind.note_change(decision.choice, 300.0)
         if is_new and decision.kind is Kind.EVALUATE:
             self.mind.watch.on_spent(300.0)
         self.mind.took(decision, self.now)
