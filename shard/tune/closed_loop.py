@@ -114,8 +114,10 @@ def measure(
     wanted: Wanted,
     advance: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Answers by `served`, read by `full`, which runs all layers; `advance` is told of
-    each answer, and of each reading of one."""
+    """Answers by `served`, read by `full`, which runs all layers.
+
+    `advance` is told of each answer, and of each reading of one.
+    """
     counts: Counter[int] = Counter()
     answers = dict[int, Answer]()
     for answer in Talk(served, prompts, wanted).run():

@@ -6,7 +6,6 @@ saves. Pure numbers.
 """
 
 import math
-from itertools import combinations
 
 import msgspec
 import numpy as np
@@ -132,17 +131,24 @@ class _Search:
         }  # of leaving at a layer, the most worthy being 1
 
     def fastest(self, risk: float) -> Thresholds:
-        """Of the settings that have at most this risk, with any of the exits, the one that costs least."""
-        layers = list(self._errors)
-        subsets = [chosen for count in range(1, len(layers) + 1) for chosen in combinations(layers, count)]
-        settings = [self._riskiest(chosen, risk) for chosen in subsets]
-        some_leave = [it for it in settings if any(threshold < NEVER for threshold in it.values())]
-        return max(some_leave or settings, key=self._speed)
+        """A setting of at most this risk: the best exit, and others for as long as another makes it faster."""
+        setting = max((self._riskiest({layer}, risk) for layer in self._errors), key=self._merit)
+        while True:
+            used = {layer for layer, threshold in setting.items() if threshold < NEVER}
+            others = (self._riskiest({*used, layer}, risk) for layer in self._errors if layer not in used)
+            best = max(others, key=self._merit, default=setting)
+            if self._merit(best) <= self._merit(setting):
+                return setting
+            setting = best
+
+    def _merit(self, setting: Thresholds) -> tuple[bool, float]:
+        """That some leave counts most, then the speed."""
+        return any(threshold < NEVER for threshold in setting.values()), self._speed(setting)
 
     def _speed(self, setting: Thresholds) -> float:
         return self._survey.speedup_bound(setting, self._survey.shares(setting), self._costs)
 
-    def _riskiest(self, chosen: tuple[int, ...], risk: float) -> Thresholds:
+    def _riskiest(self, chosen: set[int], risk: float) -> Thresholds:
         """Thresholds of these exits that let most leave with at most this risk."""
 
         def setting(error: float) -> Thresholds:
