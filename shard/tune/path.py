@@ -131,7 +131,7 @@ class _Search:
         }  # of leaving at a layer, the most worthy being 1
 
     def fastest(self, risk: float) -> Thresholds:
-        """A setting of at most this risk: the best exit, and others for as long as another makes it faster."""
+        """A setting of at most this risk: the best exit, and others while another makes it faster."""
         setting = max((self._riskiest({layer}, risk) for layer in self._errors), key=self._merit)
         while True:
             used = {layer for layer, threshold in setting.items() if threshold < NEVER}
