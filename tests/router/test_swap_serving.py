@@ -95,16 +95,19 @@ def real(
     tiny_model: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """Two real models, one of them at three depths, and a checkpoint that is cut off."""
+    """Real models, one of them at three depths and one with a tokenizer of its own; a checkpoint cut off."""
     folder = tmp_path_factory.mktemp("repository")
     write_exits(folder / "exits", tiny_model("llama"), [1, 2], "norm")
     shutil.copytree(tiny_model("opt"), folder / "broken")
     os.truncate(folder / "broken" / "model.safetensors", 2000)
+    shutil.copytree(tiny_model("qwen3"), folder / "coarse")
+    _forget_merges(folder / "coarse" / "tokenizer.json")
     file = folder / "repository.toml"
     file.write_text(
         REPOSITORY
         + candidate("llama", tiny_model("llama"), f'exits = "{folder}/exits"', "depths = [1, 2]")
         + candidate("qwen", tiny_model("qwen3"))
+        + candidate("coarse", folder / "coarse")
         + candidate("broken", folder / "broken")
     )
     with serve(
@@ -173,6 +176,22 @@ async def test_those_that_migrate_lose_nothing_and_say_so(real: Server, session:
     await caller.swap("llama", 4)
 
 
+async def test_a_model_with_another_tokenizer_goes_on_from_the_text(
+    real: Server, session: ClientSession
+) -> None:
+    caller = Caller(session, real)
+    streams = await caller.open(150)
+    assert (await caller.swap("coarse", 4, inflight="migrate"))["outcome"] == "committed"
+    moved = [answer for answer in await streams if len(authors(answer)) > 1]
+    assert {tuple(authors(answer)) for answer in moved} == {(("llama", 4), ("coarse", 4))}
+    lengths = {answer["details"]["input_length"] for answer in moved}
+    alone = await (await caller.open(5))
+    assert {answer["details"]["input_length"] for answer in alone} == lengths
+    await caller.swap("llama", 4)
+    shorter = {answer["details"]["input_length"] for answer in await (await caller.open(5))}
+    assert max(shorter) < min(lengths)
+
+
 async def test_a_bad_checkpoint_leaves_the_old_model_serving_and_is_in_the_diary(
     real: Server, session: ClientSession
 ) -> None:
@@ -216,6 +235,13 @@ async def test_a_server_told_to_end_in_mid_swap_finishes_its_streams(
     assert {tuple(authors(answer)) for answer in await streams} == {(("llama", 30),)}
     assert await asyncio.to_thread(server.process.wait, 40) == 0
     assert "The server is shutting down." in server.log
+
+
+def _forget_merges(tokenizer: Path) -> None:
+    """The same ids, but a text becomes more and shorter tokens."""
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    content["model"]["merges"] = content["model"]["merges"][:10]
+    tokenizer.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _shard_of(server: Server) -> psutil.Process:
