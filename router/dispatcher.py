@@ -45,6 +45,7 @@ class ShardState(msgspec.Struct, frozen=True):
     heartbeat_age_ms: float | None  # since the shard was last heard; None: no connection
     num_deaths: int
     reason: str  # of the last death; "" when there was none
+    warnings: list[str] = []  # where it serves beyond what was certified of its exits
 
 
 class State(msgspec.Struct, frozen=True):
@@ -320,4 +321,5 @@ def _state_of(engine: Engine) -> ShardState:
         heartbeat_age_ms=None if engine.last_heard is None else 1000 * (now - engine.last_heard),
         num_deaths=engine.num_deaths,
         reason=engine.last_death.reason if engine.last_death else "",
+        warnings=ready.warnings if ready else [],
     )

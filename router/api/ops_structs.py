@@ -24,6 +24,7 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_age_ms: float | None
     num_deaths: int
     reason: str  # of the last death
+    warnings: list[str]  # where it serves beyond what was certified of its exits
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):

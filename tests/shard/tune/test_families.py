@@ -79,6 +79,7 @@ def test_a_server_says_what_it_serves_beyond_the_certificate(tiny_model, tmp_pat
         assert {token["exit_layer"] for token in details["tokens"]} & {1, 3}
         (warning,) = ask(server, "/info", None)["warnings"]
         assert "does not cover synchronized, recompute, softmax, float32" in warning
+        assert ask(server, "/ops/state", None)["shards"][0]["warnings"] == [warning]
         assert warning in server.log
 
 
