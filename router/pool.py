@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from router.generation import Identity, Need
+from router.intake import EVERYTHING, Share
 from router.ledger import Ledger
 from router.request import GenerationFailed, Request
-from router.scheduler import EVERYTHING, Scheduler, Share
+from router.scheduler import Scheduler
 from router.scoring import Backlog, Reading
 from router.waiting import Lane, WaitingQueue
 from shard.agreement import Agreement

@@ -4,7 +4,6 @@ Pure and synchronous: no clock, no socket, no event loop. A step is formed while
 runs, so every decision looks at what will be true when that is done: what is in flight counts as computed.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -12,6 +11,7 @@ import msgspec
 
 from router.batch import Batch, new_sequence
 from router.generation import Generation, Identity, Need
+from router.intake import EVERYTHING, Intake, Share
 from router.request import GenerationFailed, Request
 from router.rooms import Room, Rooms
 from router.scoring import Backlog, Reading, reader_for
@@ -29,20 +29,6 @@ class Limits(msgspec.Struct, frozen=True):
     max_batch_size: int  # sequences
     max_batch_tokens: int  # computed in a step
     block_size: int  # tokens
-
-
-class Share(msgspec.Struct, frozen=True):
-    """What one shard may take from the waiting queue: these lanes, while it has no more work than this.
-
-    Who was begun on a model `elsewhere` is left to the shard that has it.
-    """
-
-    max_outstanding_tokens: float = math.inf
-    lanes: tuple[Lane, ...] = tuple(Lane)
-    elsewhere: frozenset[Identity] = frozenset()
-
-
-EVERYTHING = Share()
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -80,17 +66,23 @@ class Scheduler:
         self.shard = shard
         self.limits = limits
         self.num_outstanding_tokens = 0  # to compute, and expected to be generated
-        self.is_holding = False  # starts nothing; what runs goes on
         self._rooms = Rooms(generation)
-        self._unfit: list[tuple[Request, GenerationFailed]] = []
+        self._intake = Intake(queue, self._rooms, limits.block_size)
         self._backlog = backlog
         self._reader = reader_for(generation, backlog)
-        self._is_trying = False  # a suspect in the step being formed: no two are tried in one step
-        self._queue = queue
         self._running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
         self._in_flight: deque[Step] = deque()
         self._num_steps = 0
+
+    @property
+    def is_holding(self) -> bool:
+        """It starts nothing; what runs goes on."""
+        return self._intake.is_holding
+
+    @is_holding.setter
+    def is_holding(self, holds: bool) -> None:
+        self._intake.is_holding = holds
 
     @property
     def num_running(self) -> int:
@@ -190,8 +182,7 @@ class Scheduler:
 
     def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
         """Requests that could not be made to suit the model that they were to start on, and why."""
-        unfit, self._unfit = self._unfit, []
-        return unfit
+        return self._intake.take_unfit()
 
     def has_home(self, identity: Identity) -> bool:
         """It has the model on which a request was begun."""
@@ -257,11 +248,11 @@ class Scheduler:
         decoding: list[Request] = []
         prefilling: list[Request] = []
         num_outstanding = 0
-        self._is_trying = False
+        self._intake.is_trying = False
         for request in self._running.values():
             num_pending = request.num_pending_tokens
             num_outstanding += request.num_outstanding_tokens
-            self._is_trying |= num_pending > 0 and request.is_suspect
+            self._intake.is_trying |= num_pending > 0 and request.is_suspect
             if request.wants_work:
                 (decoding if num_pending <= 1 else prefilling).append(request)
         self.num_outstanding_tokens = num_outstanding
@@ -273,50 +264,21 @@ class Scheduler:
         new = []
         while batch.num_left > 0 and (found := self._next(share)) is not None:
             request, room = found
-            self._queue.take(request)
-            if not self._suits(request, room.generation):
+            if not self._intake.take(request, room):
                 continue
             self._running[request.id] = request
-            room.claim(self._num_blocks(request.num_tokens))
             self.num_outstanding_tokens += request.num_outstanding_tokens
-            self._is_trying |= request.is_suspect
             request.start(self.shard, room.generation, now)
             new.append(new_sequence(request, room.ticket))
             batch.fill([request])
         return new
 
-    def _suits(self, request: Request, generation: Generation) -> bool:
-        try:
-            request.suit(generation)
-        except GenerationFailed as error:
-            self._unfit.append((request, error))
-            return False
-        return True
-
     def _next(self, share: Share) -> tuple[Request, Room] | None:
         """The waiting request that may start now, and where."""
         is_full = len(self._running) >= self.limits.max_batch_size
-        if self.is_holding or is_full or self.num_outstanding_tokens > share.max_outstanding_tokens:
+        if is_full or self.num_outstanding_tokens > share.max_outstanding_tokens:
             return None
-        lanes = [lane for lane in share.lanes if lane is not Lane.SUSPECT or not self._is_trying]
-
-        def is_placed(need: Need) -> bool:
-            return self._rooms.place(need, share.elsewhere) is not None
-
-        request = self._queue.head(lanes, is_placed)
-        room = None if request is None else self._rooms.place(request.need, share.elsewhere)
-        if request is None or room is None or not self._fits(request, room):
-            return None
-        return request, room
-
-    def _fits(self, request: Request, room: Room) -> bool:
-        """Optimistic: its tokens have blocks, and every running request may grow by one block more.
-
-        When answers grow further the shard preempts the youngest. An empty batch takes anything: no count of
-        free blocks that is older than the last drops may keep it empty.
-        """
-        num_needed = self._num_blocks(request.num_tokens) + room.num_running + 1
-        return not self._running or num_needed <= room.num_unclaimed_blocks
+        return self._intake.next(share, is_empty=not self._running)
 
     def _rotate(self, served: list[Request], passed_over: list[Request]) -> None:
         """Where a step cannot hold every stream, those passed over come first in the next one."""
@@ -330,7 +292,7 @@ class Scheduler:
         is_full = len(self._running) >= self.limits.max_batch_size
         if is_full and self._reader.is_patient and not self.is_holding:
             return [], []
-        if self._queue or self.is_holding or Lane.FRESH not in share.lanes:
+        if self._intake.has_waiting or self.is_holding or Lane.FRESH not in share.lanes:
             self._drops += self._reader.give_up()
             return [], []
         if num_left == 0 or is_full:
@@ -369,18 +331,15 @@ class Scheduler:
 
     def _put_back(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            request.start_over()
-            self._queue.add(request)
+            self._intake.put_back(request)
 
     def _find(self, id: int, attempt: int) -> Request | None:
         request = self._running.get(id)
         return request if request is not None and request.attempt == attempt else None
 
     def _num_blocks_to_take(self, request: Request) -> int:
-        return self._num_blocks(request.num_tokens) - self._num_blocks(request.num_computed_tokens)
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.limits.block_size)
+        needed, held = map(self._intake.num_blocks, (request.num_tokens, request.num_computed_tokens))
+        return needed - held
 
 
 def _split(prefilling: list[Request], num_tokens: int) -> tuple[list[Request], list[Request]]:

@@ -5,10 +5,11 @@ from types import FrameType
 
 import pytest
 
+from router.intake import Share
 from router.request import Request, Status
-from router.scheduler import Limits, Scheduler, Share
+from router.scheduler import Limits, Scheduler
 from router.waiting import Lane, WaitingQueue
-from shard.messages import FinishReason, SequenceOutput, Step, StepOutput, TokenOutput
+from shard.messages import FinishReason, OlderReport, SequenceOutput, Step, StepOutput, TokenOutput
 from tests.router.fakes import answer_of, make_generation, make_request
 
 LIMITS = Limits(max_batch_size=8, max_batch_tokens=32, block_size=4)
@@ -22,6 +23,7 @@ class Bench:
         self.generation = make_generation(num_blocks=num_blocks)
         self.scheduler = Scheduler(0, limits, self.generation, self.queue)
         self.num_free_blocks = num_blocks
+        self.older: list[OlderReport] = []
         self.requests: dict[int, Request] = {}
         self.known: dict[int, list[int]] = {}  # id -> [attempt, tokens, computed]
 
@@ -46,10 +48,20 @@ class Bench:
         done = [work for work in step.work if work.id in self.known and work.id not in preempted]
         outputs = [self._do(work.id, work.num_tokens, finish or {}) for work in done]
         lost = [(id, self.known.pop(id)[0]) for id in preempted]
-        update = self.scheduler.update(StepOutput(step.number, outputs, lost, self.num_free_blocks, 0))
+        output = StepOutput(
+            step.number, outputs, lost, self.num_free_blocks, 0, generation=len(self.older), older=self.older
+        )
+        update = self.scheduler.update(output)
         for delivery in update.deliveries:
             delivery.request.put(delivery.tokens, delivery.finish, 0.0)
         return [delivery.request.id for delivery in update.deliveries if delivery.tokens]
+
+    def answer_of_two_models(
+        self, step: Step, num_free_of_older: int, preempted: tuple[int, ...] = ()
+    ) -> None:
+        """As `answer`, of a shard on which the model of ticket 0 was replaced by that of ticket 1."""
+        self.older = [OlderReport(0, 2, num_free_of_older)]
+        self.answer(step, preempted=preempted)
 
     def _do(self, id: int, num_tokens: int, finish: dict[int, FinishReason]) -> SequenceOutput:
         state = self.known[id]
@@ -321,6 +333,26 @@ def test_suspects_are_tried_in_successive_steps_without_waiting_for_answers() ->
     bench.answer(second)
     assert bench.schedule() == {0: 1, 1: 1, 2: 11}
     assert bench.scheduler.lose() == [bench.requests[1]]
+
+
+def test_who_waits_for_room_on_an_older_model_is_in_nobodys_way() -> None:
+    bench = Bench()
+    bench.add(make_request(0, num_prompt_tokens=4), make_request(1, num_prompt_tokens=4))
+    bench.run(2)
+    newer = make_generation(1, depth=10, version="v1-10", num_blocks=1000)
+    bench.scheduler.adopt(newer, LIMITS)
+    bench.add(make_request(2))
+    bench.scheduler.is_holding = True
+    bench.schedule()
+    bench.answer_of_two_models(bench.step, num_free_of_older=0, preempted=(1,))
+    assert bench.schedule() == {0: 1}
+    bench.scheduler.is_holding = False
+    bench.answer_of_two_models(bench.step, num_free_of_older=0)
+    assert bench.schedule() == {0: 1, 2: 8}  # 1 waits for its own model, whose blocks are taken
+    assert [(new.id, new.generation) for new in bench.step.new] == [(2, 1)]
+    bench.answer_of_two_models(bench.step, num_free_of_older=100)
+    assert bench.schedule() == {1: 6, 0: 1, 2: 1}
+    assert [(new.id, new.generation) for new in bench.step.new] == [(1, 0)]
 
 
 def test_the_cost_of_a_step_does_not_depend_on_how_many_wait() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from router.generation import Generation
+from router.intake import Share
 from router.request import Request, Status
-from router.scheduler import Limits, Scheduler, Share
+from router.scheduler import Limits, Scheduler
 from router.scoring import MAX_WAITING, Backlog, is_chosen
 from router.waiting import Lane, WaitingQueue
 from shard.messages import FinishReason, Score, SequenceOutput, Step, StepOutput, TokenOutput
