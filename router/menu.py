@@ -150,8 +150,11 @@ def _dish_of_flags(config: Config, candidate: Candidate, dish: Dish) -> Dish:
 def _exit_layers(config: ShardConfig) -> list[int]:
     if config.exits is None:
         return config.exit_layers
-    file = json.loads((Path(config.exits) / "exits.json").read_text(encoding="utf-8"))
-    return [spec["layer"] for spec in file["exits"]]
+    try:
+        file = json.loads((Path(config.exits) / "exits.json").read_text(encoding="utf-8"))
+        return [spec["layer"] for spec in file["exits"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []  # a shard that loads them says what is wrong, and in which words
 
 
 def _capped(whole: ShardConfig, depth: int) -> ShardConfig:
