@@ -55,7 +55,7 @@ class HeliosOptions(msgspec.Struct, frozen=True, kw_only=True):
     watts: Annotated[float | None, Flag(WHAT, "power of a busy device, where it cannot be measured", "W")] = (
         None
     )
-    device: Annotated[Literal["auto", "cpu", "cuda"], Flag(WHAT, "where the servers compute")] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda", "sim"], Flag(WHAT, "where the servers compute")] = "auto"
 
     quick: Annotated[bool, Flag(SIZE, "a few minutes instead of half an hour")] = False
     full_shapes: Annotated[
@@ -83,7 +83,7 @@ class Size(msgspec.Struct, frozen=True):
 
 
 FULL = Size(4, 16, 200, 4, (48, 112), 150, 100)
-QUICK = Size(8, 8, 40, 2, (16, 48), 20, 100)
+QUICK = Size(8, 8, 100, 2, (16, 48), 25, 100)
 
 
 def size_of(options: HeliosOptions) -> Size:

@@ -16,7 +16,7 @@ from loadgen.results.stats import Interval
 
 REPLAYED = "Exits are replayed on random weights: honest speed, no model's answers."
 MIB = 2**20
-WIDTH = 108  # characters that a table needs
+WIDTH = 124  # characters that a table needs
 
 
 class Report(msgspec.Struct, frozen=True):
