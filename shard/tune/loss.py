@@ -12,6 +12,8 @@ import torch
 
 ROWS = 512  # whose logits are held at once
 MAX_REST_RATIO = 20.0  # of the mass outside full depth's likeliest tokens; bounds a gradient
+TINY_MASS = 1e-6
+TINY_PROBABILITY = 1e-20
 
 
 class Targets(msgspec.Struct, frozen=True):
@@ -38,7 +40,8 @@ class Measured(msgspec.Struct, frozen=True):
     """What one batch showed, for the progress bar."""
 
     loss: torch.Tensor
-    agreement: torch.Tensor
+    agreement: torch.Tensor  # share of all positions with full depth's choice
+    agreement_of_surest: torch.Tensor  # and of the half where the top probability is highest
 
 
 def draw_candidates(ids: torch.Tensor, vocab_size: int, num_sampled: int, seed: int) -> Candidates:
@@ -59,42 +62,57 @@ def draw_candidates(ids: torch.Tensor, vocab_size: int, num_sampled: int, seed: 
     return Candidates(torch.cat((likely, others)).to(device), correction.to(device), place[ids].to(device))
 
 
-class _Distance(torch.autograd.Function):
-    """KL of K + 1 outcomes, the last being `any other token`; gradients are made going forward, rows by rows.
+class _Seen(msgspec.Struct, frozen=True):
+    """What some rows of logits say beside full depth's word."""
+
+    loss: torch.Tensor  # summed over rows
+    hits: torch.Tensor  # (rows,) bool: the first choice is full depth's
+    confidence: torch.Tensor  # (rows,) the top probability
+    gradient: torch.Tensor  # (rows, M) of the loss
+
+
+def _compare(logits: torch.Tensor, columns: torch.Tensor, known: torch.Tensor) -> _Seen:
+    """KL of K + 1 outcomes, the last being `any other token`. Consumes the logits.
 
     With q the exit's distribution, p full depth's and r the masses outside its likeliest tokens, the gradient
     of a logit is q - p for those K tokens, and q (1 - r_p / r_q) for all others.
     """
+    hits = logits.amax(-1) == logits.gather(1, columns[:, :1])[:, 0]
+    q = logits.softmax(-1)
+    confidence = q.amax(-1)
+    p, own = known.exp(), q.gather(1, columns)
+    rest_p = (1 - p.sum(-1, keepdim=True)).clamp_min(TINY_MASS)
+    rest_q = (1 - own.sum(-1, keepdim=True)).clamp_min(TINY_MASS)
+    rest = rest_p / rest_q
+    loss = (p * (known - own.clamp_min(TINY_PROBABILITY).log())).sum() + (rest_p * rest.log()).sum()
+    gradient = q.mul_(1 - rest.clamp_max(MAX_REST_RATIO)).scatter_(1, columns, own - p)
+    return _Seen(loss, hits, confidence, gradient)
+
+
+class _Distance(torch.autograd.Function):
+    """The mean of `_compare` over rows, some at a time; gradients are made going forward."""
 
     @staticmethod
     def forward(
         context: Any, reduced: torch.Tensor, weight: torch.Tensor, targets: Targets, candidates: Candidates
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        num_rows = reduced.shape[0]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         grad_reduced = torch.empty_like(reduced)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
-        total = torch.zeros((), device=reduced.device)
-        hits = torch.zeros((), device=reduced.device)
-        correction = candidates.correction
-        for first in range(0, num_rows, ROWS):
+        parts = []
+        for first in range(0, len(reduced), ROWS):
             rows = slice(first, first + ROWS)
-            columns, known = candidates.columns[rows], targets.logprobs[rows].float()
-            logits = (reduced[rows] @ weight.t()).float().add_(correction)
-            hits += (logits.amax(-1) == logits.gather(1, columns[:, :1])[:, 0]).sum()
-            q = logits.softmax(-1)
-            p, own = known.exp(), q.gather(1, columns)
-            rest_p = (1 - p.sum(-1, keepdim=True)).clamp_min(1e-6)
-            rest_q = (1 - own.sum(-1, keepdim=True)).clamp_min(1e-6)
-            total += (p * (known - own.clamp_min(1e-20).log())).sum() + (
-                rest_p * (rest_p / rest_q).log()
-            ).sum()
-            grad = q.mul_(1 - (rest_p / rest_q).clamp_max(MAX_REST_RATIO)).scatter_(1, columns, own - p)
-            slim = (grad / num_rows).to(reduced.dtype)
-            grad_reduced[rows] = slim @ weight
+            logits = (reduced[rows] @ weight.t()).float().add_(candidates.correction)
+            seen = _compare(logits, candidates.columns[rows], targets.logprobs[rows].float())
+            gradient = (seen.gradient / len(reduced)).to(reduced.dtype)
+            grad_reduced[rows] = gradient @ weight
             if grad_weight is not None:
-                grad_weight += (slim.t() @ reduced[rows]).float()
+                grad_weight += (gradient.t() @ reduced[rows]).float()
+            parts.append((seen.loss, seen.hits, seen.confidence))
+        losses, hits, confidence = zip(*parts, strict=True)
         context.grad_reduced, context.grad_weight = grad_reduced, grad_weight
-        return total / num_rows, hits / num_rows
+        outcome = torch.cat(hits), torch.cat(confidence)
+        context.mark_non_differentiable(*outcome)
+        return torch.stack(losses).sum() / len(reduced), *outcome
 
     @staticmethod
     def backward(context: Any, *grads: torch.Tensor) -> Any:
@@ -109,5 +127,6 @@ def distance(reduced: torch.Tensor, rows: torch.Tensor, targets: Targets, candid
     `reduced` (N, R) are what the candidates' rows (M, R) of the vocabulary are multiplied with: R is the rank
     of a low-rank head, or the hidden size.
     """
-    loss, agreement = _Distance.apply(reduced, rows, targets, candidates)  # type: ignore[no-untyped-call]
-    return Measured(loss, agreement.detach())
+    loss, hits, confidence = _Distance.apply(reduced, rows, targets, candidates)  # type: ignore[no-untyped-call]
+    surest = hits[confidence.topk((len(hits) + 1) // 2).indices]
+    return Measured(loss, hits.float().mean(), surest.float().mean())

@@ -57,7 +57,8 @@ def measure(ask: Ask) -> Costs:
 def _teller(progress: Progress) -> Callable[[str, int, int, dict[int, Measured]], None]:
     def tell(stage: str, step: int, total: int, measured: dict[int, Measured]) -> None:
         parts = (
-            f"{layer}: loss {float(it.loss):.2f}, {float(it.agreement):.0%} equal"
+            f"exit {layer}: loss {float(it.loss):.2f}, {float(it.agreement):.0%} equal, "
+            f"{float(it.agreement_of_surest):.0%} of the surest half"
             for layer, it in measured.items()
         )
         progress.tell(f"training {stage}", step, total, " · ".join(parts))

@@ -142,7 +142,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = plan.rate * rate_share(self.step, plan.num_steps)
         self._optimizer.step()
-        return {layer: Measured(it.loss.detach(), it.agreement) for layer, it in made.items()}
+        return {layer: msgspec.structs.replace(it, loss=it.loss.detach()) for layer, it in made.items()}
 
     @property
     def _step_seed(self) -> int:
