@@ -31,8 +31,9 @@ from shard.runner import ModelRunner
 from shard.sequence import Sequence
 from shard.stack import Behind, Front, Row, Stack
 
-ROUND_STEPS = 2 * (governor.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor's trials, at most
-WARMUP_STEPS = NUM_WINDOWS * ROUND_STEPS + 1  # it has chosen by then
+TRIAL_STEPS = 2 * (governor.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor, at most
+WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by then
+ROUND_TOKENS = 8  # of each row, before the next mode has its turn
 PREFILL_TOKENS = 512
 FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed
 MEASURED_TIMES = 5  # each part alone
@@ -60,6 +61,7 @@ class ModeRun:
         self.runner = runner
         self._ids = range(batch_size)
         self._number = 0
+        self._num_made = 0
         self.num_tokens = 0
         self.ms: list[float] = []
         self._layers: list[int] = []
@@ -75,14 +77,19 @@ class ModeRun:
             new = [NewSequence(i, 0, prompts[i], context, 1 << 20, ignore_eos=True) for i in ids]
             self._step([Work(i, 0, context) for i in ids], new)
 
-    def steps(self, count: int, counted: bool) -> None:
-        """Decode; `counted` steps enter the figures."""
-        for _ in range(count):
+    def decode(self, row_tokens: int, counted: bool) -> None:
+        """Until there are so many more tokens for each row: contexts of all modes grow alike.
+
+        Steps that are `counted` enter the figures.
+        """
+        wanted = self._num_made + row_tokens * len(self._ids)
+        while self._num_made < wanted:
             started = time.perf_counter()
             output = self._step([Work(i, 0, 1) for i in self._ids], [])
             ms = (time.perf_counter() - started) * 1000
+            tokens = [token for part in output.outputs for token in part.tokens]
+            self._num_made += len(tokens)
             if counted:
-                tokens = [token for part in output.outputs for token in part.tokens]
                 self.num_tokens += len(tokens)
                 self.ms.append(ms)
                 self._layers += [token.exit_layer for token in tokens]
@@ -216,10 +223,10 @@ def run_modes(
                 )
         with console.status(f"batch {batch_size}: measuring"):
             for run in runs:
-                run.steps(WARMUP_STEPS if run.mode in (Mode.PER_ROW, Mode.SYNCHRONIZED) else 3, counted=False)
-            for _ in range(max(1, options.steps // 8)):
+                run.decode(WARMUP_TOKENS, counted=False)
+            for _ in range(max(1, options.steps // ROUND_TOKENS)):
                 for run in runs:
-                    run.steps(8, counted=True)
+                    run.decode(ROUND_TOKENS, counted=True)
             times = measure_times(base, batch_size, min(options.contexts[0], 256))
         stream = Stream(shares, batch_size, Fill(options.kv_fill))
         points += [run.point(runs[0], bound_of(run.mode, times, stream)) for run in runs]
@@ -241,8 +248,9 @@ def _mode_fields(mode: Mode, layers: list[int], options: argparse.Namespace) -> 
 
 
 def _kv_bytes(runner: ModelRunner, batch_size: int, options: argparse.Namespace) -> int:
-    """Room for every sequence to its end, in all layers, and one block over for each."""
-    num_tokens = options.contexts[0] + WARMUP_STEPS + 9 * options.steps + 2 * runner.table.block_size
+    """Room for every sequence in all layers, also for those that get ahead of others, and a block over each."""
+    made = 2 * (WARMUP_TOKENS + options.steps)
+    num_tokens = options.contexts[0] + made + 2 * runner.table.block_size
     num_blocks = batch_size * -(-num_tokens // runner.table.block_size)
     return int(num_blocks * runner.block_bytes)
 
