@@ -248,7 +248,7 @@ def _mode_fields(mode: Mode, layers: list[int], options: argparse.Namespace) -> 
 
 
 def _kv_bytes(runner: ModelRunner, batch_size: int, options: argparse.Namespace) -> int:
-    """Room for every sequence in all layers, also for those that get ahead of others, and a block over each."""
+    """Room for every sequence in all layers, also for those that get ahead of others."""
     made = 2 * (WARMUP_TOKENS + options.steps)
     num_tokens = options.contexts[0] + made + 2 * runner.table.block_size
     num_blocks = batch_size * -(-num_tokens // runner.table.block_size)
