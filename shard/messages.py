@@ -167,7 +167,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The shard has loaded its model; what was learned while doing so."""
 
     model: str
-    version: str  # digest of what was loaded (weights, dtype, depth): equal versions give equal answers
+    version: str  # of weights, dtype, depth, and exits where these decide: equal ones answer alike
     device: str
     dtype: str
     num_layers: int  # the whole model's

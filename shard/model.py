@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from shard.certificate import heads_digest
 from shard.certified import Served, objections
 from shard.exit_settings import Mode, settings_of
 from shard.exits import Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
@@ -41,7 +42,7 @@ class Model:
         else:
             self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
         self.exits = self._load_exits()
-        self.version = f"{digest(folder)}-{config.dtype}-{self.decoder.depth}"
+        self.version = self._version()
         self.warnings = self._warnings()
 
     @property
@@ -58,6 +59,14 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         return self.decoder.num_parameters * self.like.element_size()
+
+    def _version(self) -> str:
+        """What answers depend on; exits only where they are not verified."""
+        config, mode = self.config, self.settings.mode
+        parts = [digest(Path(config.model)), config.dtype, str(self.decoder.depth)]
+        if mode not in (Mode.FULL, Mode.SPECULATIVE):
+            parts += [mode.value, *([heads_digest(Path(config.exits))] if config.exits else [])]
+        return "-".join(parts)
 
     def _warnings(self) -> list[str]:
         """What a person should know who serves this; replayed exits promise nothing."""
