@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 CERTIFICATE = "certificate.json"
-_THRESHOLDS = ("threshold", "thresholds")
+_THRESHOLDS = ("threshold", "thresholds", "breach_thresholds")
 
 
 class CertificateError(ValueError):

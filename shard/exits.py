@@ -56,6 +56,9 @@ class ExitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probe_floor: float | None = None  # asked by logits, only rows of which the probe says so much are
     threshold: float | None = None  # None: the one for all
     thresholds: dict[Criterion, float] = {}  # by criterion; before `threshold`
+    breach_thresholds: dict[
+        Criterion, float
+    ] = {}  # in their place where nobody can stay: under it is a breach
 
 
 class ExitFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +98,7 @@ def check_exits(file: ExitFile, num_layers: int, hidden_size: int) -> None:
         if spec.rank is not None and not 1 <= spec.rank <= hidden_size:
             raise ExitError(f"rank {spec.rank} of exit layer {spec.layer} is not in 1 .. {hidden_size}")
         bounds = {
-            "threshold": (spec.threshold, *spec.thresholds.values()),
+            "threshold": (spec.threshold, *spec.thresholds.values(), *spec.breach_thresholds.values()),
             "probe_floor": (spec.probe_floor,),
         }
         for name, values in bounds.items():
@@ -234,6 +237,8 @@ def load_exits(
     if not specs:
         layers = [spec.layer for spec in file.exits]
         raise ExitError(f"there is no exit to use at {depth} layers loaded; exits are at {layers}")
+    if last_only:
+        specs = [msgspec.structs.replace(it, thresholds=it.thresholds | it.breach_thresholds) for it in specs]
     trained = TrainedHeads(file, folder, decoder, reader)
     return [Exit(spec, trained) for spec in specs]
 

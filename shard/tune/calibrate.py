@@ -34,7 +34,7 @@ from shard.tune.calibration_report import Findings, curve_table, depth_table, ex
 from shard.tune.closed_loop import Wanted
 from shard.tune.kept import Kept
 from shard.tune.ltt import Bound, largest_risk, num_needed
-from shard.tune.trials import Trials, write_thresholds
+from shard.tune.trials import BREACH, Trials, write_thresholds
 
 PROGRAM = "helios calibrate"
 PLOT = "calibration.png"
@@ -100,8 +100,9 @@ def _calibrate_depths(
     calibration: Calibration, basis: Basis, options: argparse.Namespace, console: Console, watch: Watch
 ) -> dict[str, Any]:
     costs = calibration.costs()
-    depths = calibration.depths(basis, watch)
+    depths, breach = calibration.depths(basis, watch)
     known = read_certificate(options.exits) or Certificate()
+    write_thresholds(options.exits, calibration.asked.settings.criterion, breach, BREACH)
     write_certificate(options.exits, known.with_depths(depths))
     bounds = [costs.capped_speedup_bound(i) for i in range(len(depths))]
     console.print(depth_table(depths, bounds))

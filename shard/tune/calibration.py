@@ -8,6 +8,7 @@ Depths: answers that `capped` generates at each of them, read by full depth.
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 
 from shard.certificate import Basis, DepthAgreement, Guarantee, Setting
 from shard.exit_settings import Settings
@@ -19,6 +20,8 @@ from shard.tune.ltt import Bound, upper_bound, walk
 from shard.tune.path import NEVER, Survey, Thresholds, declare_path
 from shard.tune.survey import survey
 from shard.tune.trials import Trials
+
+BREACH_SHARE = 0.25  # of tokens; reassessment goes by twice as many
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -84,17 +87,22 @@ class Calibration:
             basis,
         )
 
-    def depths(self, basis: Basis, watch: Watch) -> list[DepthAgreement]:
-        """Agreement at each exit's depth, all bounds together holding with the confidence asked for."""
+    def depths(self, basis: Basis, watch: Watch) -> tuple[list[DepthAgreement], Thresholds]:
+        """Agreement at each exit's depth, all bounds together holding with the confidence asked for.
+
+        And the confidence under which a token counts as a breach there: at so many here, twice as many are a
+        sign of other prompts.
+        """
         bound, layers = self.asked.bound, self.asked.layers
-        found = []
+        found, breach = [], {}
         for depth in layers:
-            outcome = self._kept.outcome(depth, lambda depth=depth: self._cap(depth, watch))  # type: ignore[misc]
+            outcome = self._kept.outcome(["capped", depth], lambda depth=depth: self._cap(depth, watch))  # type: ignore[misc]
             risk = outcome.mean_risk
             most = upper_bound(risk, len(outcome.risks), bound.error / len(layers))
             watch.say(f"{depth} layers: agreement {1 - risk:.4f}")
             found.append(DepthAgreement(depth, 1 - risk, 1 - most, bound.confidence, basis))
-        return found
+            breach[depth] = round(float(np.quantile(outcome.confidences, BREACH_SHARE)), 6)
+        return found, breach
 
     def costs(self) -> Costs:
         """Of layers and exits here."""

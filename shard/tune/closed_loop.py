@@ -36,6 +36,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     risks: list[float]  # early tokens that full depth would not have said / tokens
     tokens_by_layer: dict[int, int]
+    confidences: list[float] = []  # of tokens whose exit was asked
 
     @property
     def mean_risk(self) -> float:
@@ -88,6 +89,11 @@ class Talk:
                 waiting.appendleft(id)
                 self._attempts[id] += 1
 
+    @property
+    def confidences(self) -> list[float]:
+        """Of all tokens made so far that were asked for one."""
+        return [token.confidence for made in self._made for token in made if token.confidence is not None]
+
     def _sequence(self, id: int) -> NewSequence:
         prompt, made = self._prompts[id], [token.id for token in self._made[id]]
         return NewSequence(
@@ -120,7 +126,8 @@ def measure(
     """
     counts: Counter[int] = Counter()
     answers = dict[int, Answer]()
-    for answer in Talk(served, prompts, wanted).run():
+    talk = Talk(served, prompts, wanted)
+    for answer in talk.run():
         counts.update(answer.exit_layers)
         answers[answer.number] = answer
         advance()
@@ -133,7 +140,7 @@ def measure(
         )
         risks[answer.number] = wrong / len(answers[answer.number].token_ids)
         advance()
-    return Outcome(risks, dict(counts))
+    return Outcome(risks, dict(counts), talk.confidences)
 
 
 def _up_to_the_last_early(answer: Answer, num_layers: int) -> Answer | None:

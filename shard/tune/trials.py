@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,10 @@ from shard.exits import DESCRIPTION, Criterion
 from shard.messages import ShardConfig
 from shard.runner import ModelRunner
 from shard.tune.path import Thresholds
+
+Field = Literal["thresholds", "breach_thresholds"]
+LEAVE: Field = "thresholds"  # who leaves
+BREACH: Field = "breach_thresholds"  # who should have stayed, where nobody can
 
 
 class Trials:
@@ -45,18 +49,22 @@ class Trials:
         return ModelRunner(msgspec.structs.replace(self._config, **changes), decoder=self.full.decoder)
 
 
-def write_thresholds(folder: Path, criterion: Criterion, thresholds: Thresholds) -> None:
+def write_thresholds(
+    folder: Path, criterion: Criterion, thresholds: Thresholds, field: Field = LEAVE
+) -> None:
     """Into the exits.json of a folder, whole or not at all; what else it says stays."""
     partial = folder / (DESCRIPTION + ".partial")
-    partial.write_text(json.dumps(_described(folder, criterion, thresholds), indent=1) + "\n")
+    partial.write_text(json.dumps(_described(folder, criterion, thresholds, field), indent=1) + "\n")
     partial.replace(folder / DESCRIPTION)
 
 
-def _described(folder: Path, criterion: Criterion, thresholds: Thresholds) -> dict[str, Any]:
+def _described(
+    folder: Path, criterion: Criterion, thresholds: Thresholds, field: Field = LEAVE
+) -> dict[str, Any]:
     """exits.json with other thresholds."""
     described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
     for spec in described["exits"]:
-        spec["thresholds"] = spec.get("thresholds", {}) | {criterion.value: thresholds[spec["layer"]]}
+        spec[field] = spec.get(field, {}) | {criterion.value: thresholds[spec["layer"]]}
     return described
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from shard.certificate import read_certificate
+from shard.exits import Criterion, read_exits
 from shard.messages import ShardConfig
 from shard.tune import calibrate, calibration
 from shard.tune.closed_loop import Wanted, measure
@@ -131,7 +132,6 @@ def test_every_mode_and_fill_has_a_guarantee_of_its_own(trained: Path, exits: Pa
 
 
 def test_each_depth_of_capped_has_an_agreement_with_its_bound(trained: Path, exits: Path, capsys):
-    before = (exits / "exits.json").read_text()
     code, result, said = run(trained, exits, capsys, "--mode", "capped")
     assert code == 0, said
     certificate = read_certificate(exits)
@@ -141,9 +141,14 @@ def test_each_depth_of_capped_has_an_agreement_with_its_bound(trained: Path, exi
     assert all(0 <= it.lower_bound < it.agreement <= 1 for it in found)
     assert found[0].agreement < found[2].agreement
     assert len(result["speedup_bounds"]) == 3
-    assert (exits / "exits.json").read_text() == before
+    described = read_exits(exits).exits
+    assert all(not it.thresholds and 0 < it.breach_thresholds[Criterion.SOFTMAX] < 1 for it in described)
     capped = make_runner(trained, exits=str(exits), exit_mode="capped", num_layers=2)
     assert capped.ready().warnings == []
+    (exit,) = capped.model.exits
+    assert exit.threshold(Criterion.SOFTMAX, 0.9) == described[1].breach_thresholds[Criterion.SOFTMAX]
+    staying = make_runner(trained, exits=str(exits), exit_mode="per_row")
+    assert {it.threshold(Criterion.SOFTMAX, 0.9) for it in staying.model.exits} == {0.9}
 
 
 def test_no_exit_is_allowed_where_none_is_right(tiny_model, exits: Path, capsys):

@@ -65,7 +65,8 @@ def test_neither_the_batch_nor_preemption_changes_an_outcome(tiny_model, exits: 
     alone = measure(roomy.with_thresholds(thresholds), roomy.full, PROMPTS, Wanted(24, 1))
     tight = trials(model, exits, kv_cache_bytes=3 * roomy.full.block_bytes, max_total_tokens=32)
     together = measure(tight.with_thresholds(thresholds), tight.full, PROMPTS, Wanted(24, 3))
-    assert together == alone
+    assert (together.risks, together.tokens_by_layer) == (alone.risks, alone.tokens_by_layer)
+    assert sorted(together.confidences) == pytest.approx(sorted(alone.confidences), abs=1e-5)
 
 
 def test_capped_is_all_early(tiny_model, exits: Path):
