@@ -11,6 +11,7 @@ from router.policy.drift import Cusum, Mix
 from router.policy.seen import Demand, Evaluation, Standing
 from router.repository import Choice, Loop
 
+_EXITS, _CONFIDENCE = "mean exit layer", "mean confidence"
 _MEMORY = 50.0  # requests over which lengths and batch sizes are averaged
 
 
@@ -39,7 +40,7 @@ class Watch:
         self._evaluated_ms = 0.0
         self._breaches = BreachCounter(loop.breach_window, loop.breach_limit)
         self._mix = Mix()
-        self._tests = {"Exits": Cusum(loop.drift_sensitivity), "Confidence": Cusum(loop.drift_sensitivity)}
+        self._tests = {name: Cusum(loop.drift_sensitivity) for name in (_EXITS, _CONFIDENCE)}
         self._lengths: tuple[float, float] | None = None
         self._batch_size = 1.0
 
@@ -56,9 +57,9 @@ class Watch:
         if trial is not None and trial.trying == answer.choice:
             self.evaluation = msgspec.structs.replace(trial, num_answered=trial.num_answered + 1)
         if answer.choice == serving:
-            self._tests["Exits"].add(answer.mean_exit_layer)
+            self._tests[_EXITS].add(answer.mean_exit_layer)
             if answer.mean_confidence is not None:
-                self._tests["Confidence"].add(answer.mean_confidence)
+                self._tests[_CONFIDENCE].add(answer.mean_confidence)
 
     def standing(self, now_ms: float) -> Standing:
         return Standing(
@@ -146,7 +147,7 @@ class Watch:
             most = max(self._mix.shares.items(), key=lambda one: one[1])
             return f"The mix of prompts has shifted ({most[1]:.0%} are about {most[0]})"
         moved = [name for name, test in self._tests.items() if test.has_shifted]
-        return f"{moved[0]} of tokens are not what they were" if moved else ""
+        return f"The {moved[0]} of tokens is not what it was" if moved else ""
 
     def _note_lengths(self, num_prompt_tokens: int, num_tokens: int) -> None:
         if self._lengths is None:
