@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from router.launcher import Launcher, launcher_of
 from router.ledger import Ledger
 from router.observer import Observer
 from router.pool import Pool
+from router.repository import Choice
 from router.request import GenerationFailed, Request, Spec, Status
 from router.swap import Done, SwapError, SwapRefused, Wish
 from shard.agreement import Report
@@ -252,16 +253,19 @@ class Dispatcher:
         """One of `requests()`."""
         return self._ledger.find(request_id)
 
+    def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
+        """Have prompts about these begin on shards that serve one of these, while there is one that does."""
+        self._pool.route(admitted)
+
     def drain(self, shard: int | None = None) -> None:
         """Give a shard (or all) nothing new; what has begun goes on. `KeyError`: no such shard."""
         for engine in self._chosen(shard):
-            engine.is_draining = True
+            engine.drain()
 
     def resume(self, shard: int | None = None) -> None:
         """Undo `drain`."""
         for engine in self._chosen(shard):
-            engine.is_draining = False
-            engine.wake()
+            engine.resume()
 
     @property
     def _max_queued_tokens(self) -> int:

@@ -139,6 +139,17 @@ class Engine:
     def wake(self) -> None:
         self._woken.set()
 
+    def drain(self) -> None:
+        """Begin nothing new; what has begun goes on."""
+        self.is_draining = True
+        self._pool.routes.serve(self.shard, None)
+
+    def resume(self) -> None:
+        """Undo `drain`."""
+        self.is_draining = False
+        self._enter_routes()
+        self.wake()
+
     def drop(self, request: Request) -> None:
         """Take a request out of the batch; the shard learns of it with the next step."""
         if self.scheduler is not None and self.scheduler.drop(request):
@@ -183,6 +194,7 @@ class Engine:
         self._num_blocks_at_start = ready.num_blocks
         queue, backlog = self._pool.queue, self._pool.backlog
         self.scheduler = Scheduler(self.shard, limits, self.generation, queue, backlog)
+        self._enter_routes()
         self._pool.serving.set()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
         log.info("Shard %d is ready: %s on %s.", self.shard, ready.model, ready.device)
@@ -197,10 +209,15 @@ class Engine:
         config = self.target.config
         limits = Limits(config.max_batch_size, config.max_batch_tokens, committed.ready.block_size)
         scheduler.adopt(generation, limits)
+        self._enter_routes()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
         depth, num_layers = committed.ready.depth, committed.ready.num_layers
         log.info("Shard %d serves %s, %d of %d layers.", self.shard, self.target.name, depth, num_layers)
         self._warn(committed.ready)
+
+    def _enter_routes(self) -> None:
+        if self.scheduler is not None and not self.is_draining:
+            self._pool.routes.serve(self.shard, self.generation)
 
     def _warn(self, ready: Ready) -> None:
         for sentence in ready.warnings:
@@ -259,6 +276,7 @@ class Engine:
         log.warning("Shard %d is gone: %s", self.shard, death)
         scheduler, self.scheduler, self._client = self.scheduler, None, None
         self.last_death = death
+        self._pool.routes.serve(self.shard, None)
         if scheduler is not None:
             self.num_deaths += 1
             self._take_back(scheduler, now)

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from router.repository import Choice
 from router.tokenizer import Tokenizer
 from shard.messages import Ready, ShardConfig
 
@@ -35,12 +36,24 @@ class Segment(msgspec.Struct, frozen=True):
         return Identity(self.model, self.version, self.depth)
 
 
+class Kind(msgspec.Struct, frozen=True):
+    """What decides which shards a request is left to that no model has begun."""
+
+    prompts: str  # what the prompt is about; "": no matter, any model that takes it is as good
+    vocabulary: str | None = None  # its prompt is token ids of the tokenizer with this digest
+
+
 class Need(msgspec.Struct, frozen=True):
     """What a model must be for a waiting request to run on it."""
 
     home: Identity | None = None  # begun there, and goes on there while a shard has it
     vocabulary: str | None = None  # its prompt is token ids of the tokenizer with this digest
     exact: bool = False  # all layers, and the answer stays with the model that begins it
+    prompts: str = ""  # what it is about, where the model that answers is to be good at that
+
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.prompts, self.vocabulary)
 
 
 ANYTHING = Need()
@@ -60,6 +73,10 @@ class Generation(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> Identity:
         return Identity(self.target.name, self.ready.version, self.ready.depth)
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.target.name, self.ready.depth)
 
     @property
     def is_whole(self) -> bool:

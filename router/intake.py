@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from router.generation import Identity, Need
+from router.generation import Identity, Kind, Need
 from router.request import GenerationFailed, Request
 from router.rooms import Room, Rooms
 from router.waiting import Lane, WaitingQueue
@@ -13,12 +13,14 @@ from router.waiting import Lane, WaitingQueue
 class Share(msgspec.Struct, frozen=True):
     """What one shard may take from the waiting queue: these lanes, while it has no more work than this.
 
-    Who was begun on a model `elsewhere` is left to the shard that has it.
+    Who was begun on a model `elsewhere` is left to the shard that has it, and `foreign` kinds of prompts to
+    shards whose models are good at them.
     """
 
     max_outstanding_tokens: float = math.inf
     lanes: tuple[Lane, ...] = tuple(Lane)
     elsewhere: frozenset[Identity] = frozenset()
+    foreign: frozenset[Kind] = frozenset()
 
 
 EVERYTHING = Share()
@@ -84,7 +86,7 @@ class Intake:
         lanes = [lane for lane in share.lanes if lane is not Lane.SUSPECT or not self.is_trying]
 
         def place(need: Need) -> Room | None:
-            room = self._rooms.place(need, share.elsewhere)
+            room = self._rooms.place(need, share.elsewhere, share.foreign)
             return room if room is not None and room.ticket not in full else None
 
         request = self._queue.head(lanes, lambda need: place(need) is not None)

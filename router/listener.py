@@ -6,7 +6,6 @@ from collections.abc import Callable
 from router.generation import Generation
 from router.policy.reassessor import Reassessor
 from router.policy.watch import Answered
-from router.recorder import class_of
 from router.repository import Choice
 from router.request import Request
 from shard.messages import FinishReason, Score, StepOutput
@@ -80,7 +79,7 @@ def _answered(request: Request) -> Answered:
     sure = [output.confidence for output in request.outputs if output.confidence is not None]
     return Answered(
         choice=None if author is None else Choice(author.model, author.depth),
-        prompts=class_of(request.spec.prompt),
+        prompts=request.prompt_class,
         num_prompt_tokens=request.num_prompt_tokens,
         num_tokens=len(request.outputs),
         mean_exit_layer=request.mean_exit_layer or 0.0,

@@ -6,13 +6,15 @@ processes nor connections.
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from router.generation import Identity, Need
+from router.generation import Identity, Kind, Need
 from router.intake import EVERYTHING, Share
 from router.ledger import Ledger
+from router.repository import Choice
 from router.request import GenerationFailed, Request
+from router.routes import Routes
 from router.scheduler import Scheduler
 from router.scoring import Backlog, Reading
 from router.waiting import Lane, WaitingQueue
@@ -54,6 +56,7 @@ class Pool:
 
     def __init__(self, ledger: Ledger, score_rate: float = 0.0):
         self.queue = WaitingQueue()
+        self.routes = Routes()
         self.backlog = Backlog(score_rate)
         self.agreement = Agreement()
         self.ledger = ledger
@@ -72,25 +75,34 @@ class Pool:
         self._watch_deadlines()
         self.nudge()
 
+    def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
+        """Which choices prompts of each kind are left to, while a shard serves one of them."""
+        self.routes.admit(admitted)
+        self.nudge()
+
     def share(self, member: Member) -> Share:
         """What a shard may take now, so that all come to have equally much to do.
 
         Were the queue poured over the shards, it would fill all to one level: a shard takes what brings it
         nearest to that. The one with the least to do may always take, as one request may be too much for all.
+        Shards that may take nothing of what this one may are no part of it.
         """
         lanes = _lanes(member)
         if not self.queue:
             return Share(lanes=lanes)
-        elsewhere = self._elsewhere(member)
-        able = itertools.islice(filter(self._may_take, self._others(member)), _MOST_COMPARED)
-        loads = [_load(other) for other in able]
-        if not loads:
-            return Share(lanes=lanes, elsewhere=elsewhere)
-        waiting = self.queue.num_outstanding_tokens
+        elsewhere, foreign = self._elsewhere(member), self._foreign(member)
+        able = (other for other in self._others(member) if self._may_take(other, foreign))
+        loads = [_load(other) for other in itertools.islice(able, _MOST_COMPARED)]
+        num_waiting, waiting = self.queue.load(without=foreign)
+        if not loads or not num_waiting:
+            return Share(lanes=lanes, elsewhere=elsewhere, foreign=foreign)
         num_sharing = 1 + len(loads)
-        for_them = waiting if num_sharing <= _MOST_COMPARED else waiting * num_sharing // len(self.members)
+        if num_sharing > _MOST_COMPARED:
+            for_them = waiting * num_sharing // self._num_rivals(member)
+        else:
+            for_them = waiting
         level = _level([_load(member), *loads], for_them)
-        return Share(max(min(loads), level - waiting / len(self.queue) / 2), lanes, elsewhere)
+        return Share(max(min(loads), level - waiting / num_waiting / 2), lanes, elsewhere, foreign)
 
     def nudge(self) -> None:
         """Wake the shard with the least to do among those that could start what waits.
@@ -149,11 +161,26 @@ class Pool:
             if other is not member:
                 yield other
 
-    def _may_take(self, member: Member) -> bool:
+    def _may_take(self, member: Member, without: frozenset[Kind] = frozenset()) -> bool:
+        """It could start something that waits, and is of no kind `without`."""
         scheduler = member.scheduler
         if scheduler is None or not member.is_responsive:
             return False
-        return scheduler.can_start(Share(lanes=_lanes(member), elsewhere=self._elsewhere(member)))
+        foreign = self._foreign(member) | without
+        return scheduler.can_start(
+            Share(lanes=_lanes(member), elsewhere=self._elsewhere(member), foreign=foreign)
+        )
+
+    def _foreign(self, member: Member) -> frozenset[Kind]:
+        """Kinds of prompts that others are better for."""
+        scheduler = member.scheduler
+        return frozenset() if scheduler is None else self.routes.foreign(scheduler.newest.choice)
+
+    def _num_rivals(self, member: Member) -> int:
+        """Shards that take from the queue what this one does."""
+        if member.scheduler is None or not self.routes.tells_apart:
+            return len(self.members)
+        return max(1, self.routes.num_rivals(member.scheduler.newest.choice))
 
     def _elsewhere(self, member: Member) -> frozenset[Identity]:
         """Models that interrupted requests wait for, and other shards have."""

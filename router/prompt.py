@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from router.chat_template import ChatTemplateError
+from router.prompt_class import PromptClass, classify
 from router.tokenizer import Tokenizer
 
 
@@ -56,6 +57,14 @@ class Prompt(msgspec.Struct, frozen=True):
         except ChatTemplateError:
             return False
         return True
+
+    @property
+    def prompt_class(self) -> PromptClass:
+        """Of what a client sent: its last message, or its text."""
+        if self.messages is None:
+            return classify(self.text)
+        content = self.messages[-1].get("content") if self.messages else None
+        return classify(content if isinstance(content, str) else "")
 
     def reads_alike(self, one: Tokenizer, other: Tokenizer) -> bool:
         """Both tokenizers make the same token ids of it."""

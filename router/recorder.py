@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 
 from router.generation import Generation
-from router.prompt import Prompt
-from router.prompt_class import PromptClass, classify
 from router.request import GenerationFailed, Request
 from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput
 from telemetry.cost import StepSample
@@ -156,18 +154,8 @@ def sample_of(output: StepOutput, depth: int) -> StepSample | None:
     return StepSample(deepest, output.num_tokens, sum(layers) + num_others * depth, output.step_ms)
 
 
-def class_of(prompt: Prompt | None) -> PromptClass:
-    """Of what a client sent: its last message, or its text. Of bare token ids nothing is known: chat."""
-    if prompt is None:
-        return PromptClass.CHAT
-    if prompt.messages is None:
-        return classify(prompt.text)
-    content = prompt.messages[-1].get("content") if prompt.messages else None
-    return classify(content if isinstance(content, str) else "")
-
-
 def _count_class(window: Window, request: Request) -> None:
-    use = window.classes.setdefault(class_of(request.spec.prompt), ClassUse())
+    use = window.classes.setdefault(request.prompt_class, ClassUse())
     layers = sum(output.exit_layer for output in request.outputs)
     use.merge(ClassUse(1, len(request.outputs), layers))
 

@@ -5,12 +5,14 @@ Knows nothing of HTTP, sockets or the clock: times are given to it, in seconds o
 
 import asyncio
 import enum
+import functools
 
 import msgspec
 
 from router.chat_template import ChatTemplateError
 from router.generation import Generation, Identity, Need, Segment
 from router.prompt import Prompt
+from router.prompt_class import PromptClass
 from router.tokenizer import Detokenizer, Token, Tokenizer
 from shard.messages import FinishReason, Sampling, TokenOutput
 
@@ -122,7 +124,13 @@ class Request:
         """What a model must be for it to start, or to go on, there."""
         home = self.segments[-1].identity if self.segments and not self.is_homeless else None
         vocabulary = self.tokenizer.digest if self.spec.prompt is None else None
-        return Need(home, vocabulary, self.spec.exact)
+        prompts = "" if self.spec.exact else self.prompt_class  # no exit writes any of an exact answer
+        return Need(home, vocabulary, self.spec.exact, prompts)
+
+    @functools.cached_property
+    def prompt_class(self) -> PromptClass:
+        """What it is about, by a guess. Of bare token ids nothing is known: chat."""
+        return PromptClass.CHAT if self.spec.prompt is None else self.spec.prompt.prompt_class
 
     @property
     def written_by(self) -> Identity | None:

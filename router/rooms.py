@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from router.generation import Generation, Identity, Need
+from router.generation import Generation, Identity, Kind, Need
 from router.request import Request
 from shard.messages import StepOutput
 
@@ -73,13 +73,15 @@ class Rooms:
         if len(self._by_ticket) > 1:
             self._keep({report.generation for report in output.older}, running)
 
-    def place(self, need: Need, elsewhere: frozenset[Identity]) -> Room | None:
+    def place(
+        self, need: Need, elsewhere: frozenset[Identity] = frozenset(), foreign: frozenset[Kind] = frozenset()
+    ) -> Room | None:
         """Where a waiting request may run: at home while that is here, else with the newest.
 
-        Not here if its home is on another shard, one of `elsewhere`.
+        Not here if its home is on another shard, one of `elsewhere`, or if it has none and is `foreign`.
         """
         home = next((room for room in self._by_ticket.values() if self._is_home(room, need)), None)
-        if home is not None or need.home in elsewhere:
+        if home is not None or need.home in elsewhere or (foreign and need.kind in foreign):
             return home
         return self.newest if self.newest.generation.takes(need) else None
 

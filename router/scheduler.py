@@ -190,7 +190,7 @@ class Scheduler:
 
     def can_serve(self, need: Need) -> bool:
         """Such a request may start here, if not now then later."""
-        return self._rooms.place(need, frozenset()) is not None
+        return self._rooms.place(need) is not None
 
     def adopt(self, generation: Generation, limits: Limits) -> None:
         """Have requests begin on a generation that the shard has committed; those that run keep theirs."""

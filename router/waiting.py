@@ -7,9 +7,10 @@ whenever a shard died, drained or turned out slow.
 
 import enum
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from router.generation import Identity, Need
+from router.generation import Identity, Kind, Need
 from router.request import Request
 
 AGEING_S = 10.0  # one level of priority is worth so many seconds of waiting
@@ -51,7 +52,8 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self.num_tokens = 0  # of prompts, and of answers that were interrupted
-        self.num_outstanding_tokens = 0  # to compute, and expected to be generated
+        self._num_waiting: Counter[Kind] = Counter()
+        self._num_outstanding: Counter[Kind] = Counter()  # tokens to compute, and expected to be generated
         self._waiting: dict[int, Request] = {}
         # One heap for each kind of need, so that nobody stands in the way of one whom another model serves.
         # Entries of removed requests stay in the heaps until they come up or outnumber the others.
@@ -73,9 +75,10 @@ class WaitingQueue:
         """Queue a new request, or put back one that a shard has lost."""
         self._waiting[request.id] = request
         self.num_tokens += request.num_tokens
-        self.num_outstanding_tokens += request.num_outstanding_tokens
-        lane = lane_of(request)
-        self._push(self._lanes[lane].setdefault(request.need, []), _rank(request, lane), request)
+        lane, need = lane_of(request), request.need
+        self._num_waiting[need.kind] += 1
+        self._num_outstanding[need.kind] += request.num_outstanding_tokens
+        self._push(self._lanes[lane].setdefault(need, []), _rank(request, lane), request)
         if lane is Lane.FRESH and request.spec.deadline_s is not None:
             self._push(self._deadlines, request.spec.deadline_s, request)
 
@@ -86,6 +89,12 @@ class WaitingQueue:
             if heads:
                 return min(heads)[2]
         return None
+
+    def load(self, without: frozenset[Kind] = frozenset()) -> tuple[int, int]:
+        """How many wait but for those of some kinds, and the tokens outstanding in them."""
+        kinds = self._num_waiting.keys() - without
+        num_tokens = sum(self._num_outstanding[kind] for kind in kinds)
+        return sum(self._num_waiting[kind] for kind in kinds), num_tokens
 
     def needs(self) -> set[Need]:
         """The kinds of need that wait."""
@@ -111,7 +120,9 @@ class WaitingQueue:
         if self._waiting.pop(request.id, None) is None:
             return False
         self.num_tokens -= request.num_tokens
-        self.num_outstanding_tokens -= request.num_outstanding_tokens
+        kind = request.need.kind
+        self._num_waiting[kind] -= 1
+        self._num_outstanding[kind] -= request.num_outstanding_tokens
         return True
 
     def expire(self, now: float) -> list[Request]:

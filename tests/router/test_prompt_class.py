@@ -2,6 +2,7 @@
 
 import pytest
 
+from router.prompt import Prompt
 from router.prompt_class import PromptClass, classify
 
 PROMPTS = {
@@ -45,3 +46,14 @@ def test_an_instruction_is_found_at_either_end_of_a_long_prompt() -> None:
 
 def test_saying_a_word_often_makes_it_no_heavier() -> None:
     assert classify("list list list list list list list") is PromptClass.CHAT
+
+
+def test_a_conversation_is_of_the_class_of_its_last_message() -> None:
+    messages = [
+        {"role": "user", "content": "Tell me a story about a mouse."},
+        {"role": "assistant", "content": "Once upon a time"},
+        {"role": "user", "content": "Now write a Python program instead."},
+    ]
+    assert Prompt(messages=messages).prompt_class is PromptClass.CODE
+    picture = Prompt(messages=[{"role": "user", "content": [{"type": "text"}]}])
+    assert picture.prompt_class is PromptClass.CHAT

@@ -3,8 +3,7 @@
 import pytest
 
 from router.prompt import Prompt
-from router.prompt_class import PromptClass
-from router.recorder import Recorder, class_of, sample_of
+from router.recorder import Recorder, sample_of
 from router.request import GenerationFailed, Request
 from router.tokenizer import Piece
 from shard.messages import (
@@ -212,14 +211,3 @@ def test_what_a_step_says_of_costs() -> None:
     assert sample_of(mixed, 30) == StepSample(30, 12, 30 + 300, 20.0)
     assert sample_of(step(num_tokens=0), 30) is None
     assert sample_of(step(older=[OlderReport(0, 1)]), 30) is None
-
-
-def test_a_conversation_is_of_the_class_of_its_last_message() -> None:
-    messages = [
-        {"role": "user", "content": "Tell me a story about a mouse."},
-        {"role": "assistant", "content": "Once upon a time"},
-        {"role": "user", "content": "Now write a Python program instead."},
-    ]
-    assert class_of(Prompt(messages=messages)) is PromptClass.CODE
-    assert class_of(Prompt(messages=[{"role": "user", "content": [{"type": "text"}]}])) is PromptClass.CHAT
-    assert class_of(None) is PromptClass.CHAT

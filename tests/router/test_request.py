@@ -51,19 +51,19 @@ def test_who_has_written_nothing_is_not_named() -> None:
 
 def test_what_was_begun_needs_its_model_until_that_is_gone() -> None:
     request = make_request(1)
-    assert request.need == Need()
+    assert request.need == Need(prompts="chat")
     request.start(0, FULL, 0.0)
     request.start_over()
-    assert request.need == Need(home=FULL.identity)
+    assert request.need == Need(home=FULL.identity, prompts="chat")
     request.is_homeless = True
-    assert request.need == Need()
+    assert request.need == Need(prompts="chat")
     request.start(0, SHALLOW, 0.0)
-    assert request.need == Need(home=SHALLOW.identity)
+    assert request.need == Need(home=SHALLOW.identity, prompts="chat")
 
 
 def test_token_ids_and_exact_answers_bind_to_a_model() -> None:
     by_ids = make_request(1, prompt=None)
-    assert by_ids.need == Need(vocabulary="fake")
+    assert by_ids.need == Need(vocabulary="fake", prompts="chat")
     assert [generation.takes(by_ids.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, True, False]
     exact = make_request(2, exact=True)
     assert [generation.takes(exact.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, False, True]
