@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -27,9 +28,18 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     to: Choice | Target
     wish: Wish
     shard: int | None = None  # None: all, one after the other
-    shards: tuple[int, ...] = ()  # in place of one: these
+    layout: dict[int, Choice] = {}  # in place of one shard: these, and what each is to serve
+    split: dict[str, Choice] = {}  # what prompts of each class shall be served by; {}: all by `to`
     seen: dict[str, Any] = {}
     considered: list[dict[str, Any]] = []
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """As the diary has it: what shall serve, and where."""
+        if self.split:
+            prompts = {name: str(choice) for name, choice in self.split.items()}
+            return {"prompts": prompts, "shards": _by_choice(self.layout)}
+        return _named(self.to) | ({} if self.shard is None else {"shard": self.shard})
 
 
 class Conductor:
@@ -79,6 +89,10 @@ class Conductor:
             raise SwapRefused(f"There is nothing to go back to: it started with {target.name}.")
         return before
 
+    def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
+        """See `Dispatcher.route`."""
+        self._dispatcher.route(admitted)
+
     def note(self, kind: str, by: str, why: str, **more: Any) -> str:
         """Write down what was done at once; returns the decision's id."""
         at = time.time()
@@ -92,7 +106,7 @@ class Conductor:
 
     def _claim(self, order: Order) -> frozenset[int]:
         """The shards to be changed."""
-        named = order.shards or (order.shard,)
+        named = tuple(order.layout) or (order.shard,)
         shards = frozenset(one for shard in named for one in self._dispatcher.check_swappable(shard))
         if shards & self._busy:
             raise SwapRefused("A change is under way; one is carried out at a time.")
@@ -101,7 +115,6 @@ class Conductor:
 
     def _write_down(self, order: Order) -> Decision:
         at = time.time()
-        chosen = _named(order.to)
         decision = Decision(
             id=new_id(at),
             at=at,
@@ -109,7 +122,7 @@ class Conductor:
             by=order.by,
             seen=order.seen,
             considered=order.considered,
-            chosen=chosen if order.shard is None else chosen | {"shard": order.shard},
+            chosen=order.chosen,
             why=order.why,
         )
         self._audit.append(decision)
@@ -117,10 +130,10 @@ class Conductor:
 
     async def _perform(self, decision: Decision, order: Order, shards: frozenset[int]) -> Decision:
         try:
-            target = order.to if isinstance(order.to, Target) else await self.menu.target(order.to)
-            if order.shards:
-                done = await roll_out(self._dispatcher, target, order.wish, order.shards)
+            if order.layout:
+                done = await roll_out(self._dispatcher, await self._targets(order.layout), order.wish)
             else:
+                target = order.to if isinstance(order.to, Target) else await self.menu.target(order.to)
                 done = await self._dispatcher.swap(target, order.wish, order.shard)
         except SwapRefused as error:
             return self._give_up(decision, Outcome.REFUSED, str(error))
@@ -136,6 +149,10 @@ class Conductor:
         cost = {"migrated_requests": float(sum(one.num_migrated for one in done))}
         return self._audit.update(decision.id, outcome=Outcome.COMMITTED, phases_ms=_slowest(done), cost=cost)
 
+    async def _targets(self, layout: dict[int, Choice]) -> dict[int, Target]:
+        made = {choice: await self.menu.target(choice) for choice in dict.fromkeys(layout.values())}
+        return {shard: made[choice] for shard, choice in layout.items()}
+
     def _give_up(self, decision: Decision, outcome: Outcome, error: str) -> Decision:
         log.warning("%s to %s came to nothing: %s", decision.kind, decision.chosen, error)
         return self._audit.update(decision.id, outcome=outcome, error=error)
@@ -149,6 +166,13 @@ def _named(to: Choice | Target) -> dict[str, Any]:
     if isinstance(to, Choice):
         return {"candidate": to.candidate, "depth": to.depth}
     return {"candidate": to.name, "depth": to.config.num_layers}
+
+
+def _by_choice(layout: dict[int, Choice]) -> dict[str, list[int]]:
+    shards: dict[str, list[int]] = {}
+    for shard, choice in layout.items():
+        shards.setdefault(str(choice), []).append(shard)
+    return shards
 
 
 def _slowest(done: list[Done]) -> dict[str, float]:

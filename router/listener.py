@@ -1,6 +1,7 @@
 """What the loop hears: an observer that tells the policy of steps and answers, and wakes the loop."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from router.generation import Generation
@@ -18,13 +19,17 @@ class Listener:
         self.mind: Reassessor | None = None
         self.generations: dict[int, Generation] = {}  # that requests begin on, by shard
         self.woken = asyncio.Event()  # there is reason to decide
+        self._running: dict[int, Counter[str]] = {}  # by the shard that began them: requests by class
+        self._begun_on: dict[int, int] = {}  # request -> that shard
         self._open_mind = open_mind
 
     def on_submitted(self, request: Request) -> None:
         pass
 
     def on_started(self, request: Request) -> None:
-        pass
+        if request.shard is not None:
+            self._begun_on[request.id] = request.shard
+            self._running.setdefault(request.shard, Counter())[request.prompt_class] += 1
 
     def on_preempted(self, request: Request) -> None:
         pass
@@ -33,6 +38,9 @@ class Listener:
         pass
 
     def on_finished(self, request: Request) -> None:
+        shard = self._begun_on.pop(request.id, None)
+        if shard is not None:
+            self._running[shard][request.prompt_class] -= 1
         if self.mind is not None and isinstance(request.outcome, FinishReason):
             self.mind.on_answered(_answered(request))
             self._wake_if_due(self.mind)
@@ -43,11 +51,15 @@ class Listener:
 
     def on_step(self, shard: int, output: StepOutput) -> None:
         mind, generation = self.mind, self.generations.get(shard)
-        if mind is None or generation is None or choice_of(generation) != mind.serving:
+        if mind is None or generation is None or generation.choice not in mind.served:
             return
         exits = output.exits if output.generation == generation.ticket else None
+        if self._has_strangers(shard, mind, generation.choice):
+            exits = None  # their tokens are under threshold, which is why they go elsewhere now
         num_tokens = 0 if exits is None else sum(exits.tokens_by_exit.values())
-        mind.watch.on_step(output.num_sequences, num_tokens, 0 if exits is None else exits.breaches)
+        mind.watch.on_step(
+            generation.choice, output.num_sequences, num_tokens, 0 if exits is None else exits.breaches
+        )
         if mind.watch.is_breached:
             self.woken.set()
 
@@ -57,7 +69,7 @@ class Listener:
             self.mind = self._open_mind(generation)
         self.mind.watch.num_shards = len(self.generations)
         ready = generation.ready
-        self.mind.note_loaded(choice_of(generation), ready.version, is_certified=not ready.warnings)
+        self.mind.note_loaded(generation.choice, ready.version, is_certified=not ready.warnings)
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
         pass
@@ -65,13 +77,16 @@ class Listener:
     def on_shard_death(self, shard: int, reason: str) -> None:
         self.generations.pop(shard, None)
 
+    def _has_strangers(self, shard: int, mind: Reassessor, choice: Choice) -> bool:
+        """Of a split: requests run there that began before, and would go elsewhere now."""
+        if not mind.split:
+            return False
+        running = self._running.get(shard, Counter())
+        return any(running[name] and choice not in able for name, able in mind.admitted.items())
+
     def _wake_if_due(self, mind: Reassessor) -> None:
         if mind.watch.is_due:
             self.woken.set()
-
-
-def choice_of(generation: Generation) -> Choice:
-    return Choice(generation.target.name, generation.ready.depth)
 
 
 def _answered(request: Request) -> Answered:

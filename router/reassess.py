@@ -7,6 +7,7 @@ it changes nothing, and says so.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ import msgspec
 
 from router.conductor import Conductor, Order
 from router.generation import Generation
-from router.listener import Listener, choice_of
-from router.policy.decide import UNITS, Decision, Kind
+from router.listener import Listener
+from router.policy.decision import UNITS, Decision, Kind
 from router.policy.reassessor import Now, Reassessor
 from router.policy.seen import Device, Facts
 from router.repository import Choice, Repository
@@ -118,11 +119,13 @@ class Loop:
         self._let_go()
         self._follow(mind)
         mind.learn(self._store.history, windows, self._now())
-        await self._carry_out(mind, mind.decide(self._store.history, self._now()))
+        decision = mind.decide(self._store.history, self._now())
+        self._conductor.route(mind.admitted)
+        await self._carry_out(mind, decision)
 
     async def _windows(self, mind: Reassessor) -> dict[Choice, Window] | None:
         """What was measured of what serves, and of what is tried; None while Redis is away."""
-        choices = [mind.serving, *([mind.trying] if mind.trying is not None else [])]
+        choices = [*mind.served, *([mind.trying] if mind.trying is not None else [])]
         self._sums = {choice: self._sum(choice, mind.since_s(choice)) for choice in choices}
         await self._store.flush()
         unread_s = min(sum.read_s for sum in self._sums.values())
@@ -151,13 +154,20 @@ class Loop:
     def _follow(self, mind: Reassessor) -> None:
         """Take note of what a person has changed."""
         mind.watch.pinned = "" if self._conductor.pinned is None else "an operator"
-        actual = {choice_of(generation) for generation in self.listener.generations.values()}
-        if len(actual) == 1 and mind.trying is None and mind.serving not in actual:
-            mind.now_serves(next(iter(actual)), self._now())
+        self._count(mind)
+        actual = set(mind.shards)
+        is_other = bool(mind.split) or mind.serving not in actual
+        if len(actual) == 1 and mind.trying is None and is_other:
+            mind.now_serves(mind.shards[0], self._now())
+
+    def _count(self, mind: Reassessor) -> None:
+        """Note what each shard serves."""
+        mind.shards = tuple(generation.choice for _, generation in sorted(self.listener.generations.items()))
+        mind.watch.num_shards_of = Counter(mind.shards) if mind.split else {}
 
     async def _carry_out(self, mind: Reassessor, decision: Decision) -> None:
         order = self._order(mind, decision)
-        if not order.shards:
+        if not order.layout:
             mind.took(decision, self._now())
             self._write_down(order, decision)
             return
@@ -172,12 +182,14 @@ class Loop:
             mind.failed(decision, done.error or "it could not be loaded", self._now())
             self.listener.woken.set()
             return
-        ms = (self._now().ms - began) / len(order.shards)
-        mind.note_change(decision.choice, ms)
+        ms = (self._now().ms - began) / len(order.layout)
+        for choice in set(order.layout.values()):
+            mind.note_change(choice, ms)
         if decision.kind is Kind.EVALUATE:
             num_shards = max(1, len(self.listener.generations))
             mind.watch.on_spent(done.phases_ms.get("hold", 0.0) / num_shards)
         mind.took(decision, self._now())
+        self._count(mind)
 
     def _order(self, mind: Reassessor, decision: Decision) -> Order:
         unit = UNITS[self._repository.objective]
@@ -187,29 +199,32 @@ class Loop:
             why=decision.why,
             to=decision.choice,
             wish=self._wish,
-            shards=self._to_change(decision),
+            layout=self._to_change(decision),
+            split=decision.split,
             seen=_seen(mind),
             considered=[one.told(unit) for one in decision.considered],
         )
 
-    def _to_change(self, decision: Decision) -> tuple[int, ...]:
-        """Shards that do not serve yet what is decided. What is tried is tried on one of them."""
+    def _to_change(self, decision: Decision) -> dict[int, Choice]:
+        """Shards that do not serve yet what is decided, and that. What is tried is tried on one of them."""
         if decision.kind is Kind.STAY and not decision.considered:
-            return ()
-        shards = sorted(self.listener.generations)
-        if decision.kind is Kind.EVALUATE:
-            shards = shards[-1:]
-        actual = {shard: choice_of(self.listener.generations[shard]) for shard in shards}
-        return tuple(shard for shard in shards if actual[shard] != decision.choice)
+            return {}
+        generations = self.listener.generations
+        shards = sorted(generations)
+        if decision.shards:
+            wanted = dict(zip(shards, decision.shards, strict=True))
+        else:
+            concerned = shards[-1:] if decision.kind is Kind.EVALUATE else shards
+            wanted = dict.fromkeys(concerned, decision.choice)
+        return {shard: choice for shard, choice in wanted.items() if generations[shard].choice != choice}
 
     def _write_down(self, order: Order, decision: Decision) -> None:
         """A decision that changes nothing, unless it says what the last one said."""
         if not decision.considered or (decision.kind, decision.why) == self._last:
             return
         self._say(decision)
-        chosen = {"candidate": decision.choice.candidate, "depth": decision.choice.depth}
         self._conductor.note(
-            order.kind, order.by, order.why, seen=order.seen, considered=order.considered, chosen=chosen
+            order.kind, order.by, order.why, seen=order.seen, considered=order.considered, chosen=order.chosen
         )
 
     def _say(self, decision: Decision) -> None:
@@ -234,7 +249,7 @@ class Loop:
 
     def _open_mind(self, generation: Generation) -> Reassessor:
         """Know what a shard has, from the first that serves."""
-        ready, choice = generation.ready, choice_of(generation)
+        ready, choice = generation.ready, generation.choice
         facts = self._facts[choice.candidate]
         kv_bytes = ready.num_blocks * ready.block_size * facts.kv_bytes * ready.depth
         device = Device(
@@ -251,7 +266,7 @@ def _seen(mind: Reassessor) -> dict[str, Any]:
     """What a decision rests on, as the diary has it."""
     demand = mind.watch.demand
     return {
-        "serving": str(mind.serving),
+        "serving": ", ".join(map(str, mind.served)),
         "requests": mind.watch.num_requests,
         "prompts": {name: round(share, 2) for name, share in demand.mix.items()},
         "prompt_tokens": round(demand.prompt_tokens, 1),

@@ -79,7 +79,7 @@ class Recorder:
         outputs = request.outputs
         agreeing = sum(output.id == score.choice for output, score in zip(outputs, scores, strict=True))
         logprob = sum(score.logprob for score in scores)
-        window.answers.add(len(outputs), agreeing, logprob, _num_bytes(request))
+        window.add_answer(request.prompt_class, len(outputs), agreeing, logprob, _num_bytes(request))
 
     def on_step(self, shard: int, output: StepOutput) -> None:
         self._note_meter(shard, output.joules)

@@ -90,6 +90,7 @@ class Window(msgspec.Struct, omit_defaults=True):
     joules: float = 0.0
     metered_tokens: int = 0  # generated while joules were counted
     classes: dict[str, ClassUse] = {}
+    answers_of: dict[str, Answers] = {}  # those of `answers` by class of prompt
     cost: CostSums = msgspec.field(default_factory=CostSums)
 
     def merge(self, other: "Window") -> None:
@@ -105,8 +106,17 @@ class Window(msgspec.Struct, omit_defaults=True):
         self.itl_ms.merge(other.itl_ms)
         self.answers.merge(other.answers)
         self.cost.merge(other.cost)
+        for name, answers in other.answers_of.items():
+            self.answers_of.setdefault(name, Answers()).merge(answers)
         for name, use in other.classes.items():
             self.classes.setdefault(name, ClassUse()).merge(use)
+
+    def add_answer(
+        self, prompts: str, tokens: int, agreeing: int, logprob: float, num_bytes: int = 0
+    ) -> None:
+        """Enter one that was read again at full depth, to a prompt of some class."""
+        for answers in (self.answers, self.answers_of.setdefault(prompts, Answers())):
+            answers.add(tokens, agreeing, logprob, num_bytes)
 
     @property
     def tokens(self) -> int:

@@ -24,7 +24,7 @@ def why_never(seen: Seen, choice: Choice) -> str:
         return f"the repository has no candidate {choice.candidate}"
     if choice not in facts.choices:
         return f"the repository does not allow it {choice.depth} layers"
-    if choice != seen.serving and (trouble := facts.trouble or seen.troubles.get(choice, "")):
+    if choice not in seen.served and (trouble := facts.trouble or seen.troubles.get(choice, "")):
         return trouble
     return _too_large(seen, facts, choice) or _too_bad(seen, facts, choice)
 
@@ -32,6 +32,12 @@ def why_never(seen: Seen, choice: Choice) -> str:
 def why_not_now(seen: Seen, choice: Choice) -> str:
     """What rules a choice out as it has shown itself, or is expected to be, under the traffic of now."""
     return _too_unsure(seen, choice) or _too_slow(seen, choice) or _too_hot(seen, choice)
+
+
+def keeps_floor(seen: Seen, choice: Choice) -> bool:
+    """It is good enough for the prompts, whatever else speaks against it."""
+    facts = seen.facts.get(choice.candidate)
+    return facts is not None and choice in facts.choices and not _too_bad(seen, facts, choice)
 
 
 def is_revoked(seen: Seen, choice: Choice) -> bool:
@@ -78,9 +84,7 @@ def _strange_prompts(seen: Seen, facts: Facts) -> str:
     made_for = facts.candidate.prompts
     if not made_for:
         return ""
-    least = seen.repository.loop.class_share
-    strange = [name for name, share in seen.demand.mix.items() if share >= least and name not in made_for]
-    return max(strange, key=lambda name: seen.demand.mix[name], default="")
+    return next((name for name in seen.counted if name not in made_for), "")
 
 
 def _too_unsure(seen: Seen, choice: Choice) -> str:

@@ -24,6 +24,15 @@ class Cost(msgspec.Struct, frozen=True):
     amount: float
     error: float  # by so much, as a share, it may be wrong
 
+    @property
+    def least(self) -> float:
+        """What it may turn out to be, if all goes well."""
+        return self.amount * (1 - self.error)
+
+    @property
+    def most(self) -> float:
+        return self.amount * (1 + self.error)
+
 
 class Run(msgspec.Struct, frozen=True):
     """How a choice runs a mean request."""

@@ -9,6 +9,7 @@ from telemetry.history import Interval, Row
 from telemetry.sample import Answers, Window
 
 _P95 = 0.95
+_MOST_FOREIGN = 0.1  # share of tokens in a window that still tells of a choice
 _MOST_KEPT = 150  # requests that an earlier measurement counts for
 
 
@@ -16,6 +17,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """What a window does not say of itself."""
 
     prompts: str  # what most of them were about
+    foreign: frozenset[str] = frozenset()  # classes of prompts that it is no longer sent
     now_s: float
     swap_ms: float | None = None  # what the last change to the choice took, from another candidate
     deepen_ms: float | None = None  # and from another depth
@@ -23,7 +25,11 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def row_of(choice: Choice, window: Window, around: Circumstances) -> Row:
-    """What the window says, as history keeps it."""
+    """What the window says, as history keeps it.
+
+    Answers are read again some time after they were given, so of classes that are foreign none counts.
+    """
+    answers = _answers(window, around.foreign)
     return Row(
         candidate=choice.candidate,
         depth=choice.depth,
@@ -34,9 +40,9 @@ def row_of(choice: Choice, window: Window, around: Circumstances) -> Row:
         cost=window.cost.fit(),
         exits=dict(sorted(window.tokens_by_exit.items())),
         breaches=window.breaches,
-        agreement=interval_of(window.answers),
-        perplexity=window.answers.perplexity,
-        bits_per_byte=window.answers.bits_per_byte,
+        agreement=interval_of(answers),
+        perplexity=answers.perplexity,
+        bits_per_byte=answers.bits_per_byte,
         joules_per_token=window.joules_per_token,
         swap_ms=around.swap_ms,
         deepen_ms=around.deepen_ms,
@@ -45,6 +51,24 @@ def row_of(choice: Choice, window: Window, around: Circumstances) -> Row:
         ttft_p95_ms=window.ttft_ms.quantile(_P95),
         itl_p95_ms=window.itl_ms.quantile(_P95),
     )
+
+
+def _answers(window: Window, foreign: frozenset[str]) -> Answers:
+    if not foreign:
+        return window.answers
+    own = Answers()
+    for name in window.answers_of.keys() - foreign:
+        own.merge(window.answers_of[name])
+    return own
+
+
+def tells(window: Window, foreign: frozenset[str]) -> bool:
+    """It is about prompts that the choice is sent, and not much about others that were begun on it before."""
+    if not foreign:
+        return True
+    num_tokens = sum(use.tokens for use in window.classes.values())
+    num_foreign = sum(use.tokens for name, use in window.classes.items() if name in foreign)
+    return num_tokens > 0 and num_foreign <= _MOST_FOREIGN * num_tokens
 
 
 def brought_up(known: Row | None, new: Row) -> Row:

@@ -4,11 +4,15 @@ Knows no clock, no Redis and no shard. Whoever runs it tells it what happens, gi
 asks for a decision, carries that out and says what came of it.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
-from router.policy.decide import Decision, Kind, decide
-from router.policy.measuring import Circumstances, brought_up, pooled, row_of
-from router.policy.seen import Device, Facts, Seen
+from router.policy.classes import admitted, demand_for, foreign_to
+from router.policy.decide import decide
+from router.policy.decision import Decision, Kind
+from router.policy.measuring import Circumstances, brought_up, pooled, row_of, tells
+from router.policy.seen import Device, Facts, Seen, Standing
 from router.policy.watch import Answered, Watch
 from router.repository import Choice, Repository
 from telemetry.history import History, Row
@@ -37,15 +41,22 @@ class Breach(msgspec.Struct, frozen=True):
     choice: Choice
     rate: float
     num_requests: int  # answered by then
+    prompts: str  # what it was sent, of a split; "": what all send
 
 
 class Reassessor:
-    """One router's mind. `serving` is what has been chosen, whatever is being tried meanwhile."""
+    """One router's mind. `serving` is what has been chosen, whatever is being tried meanwhile.
+
+    With a `split`, prompts of each class have their own choice, and `serving` is the one with the most to do.
+    """
 
     def __init__(self, repository: Repository, device: Device, serving: Choice, now: Now):
         self.repository = repository
         self.device = device
         self.serving = serving
+        self.split: dict[str, Choice] = {}
+        self.shards: tuple[Choice, ...] = ()  # what each serves or tries: to be kept true from outside
+        self.admitted: dict[str, frozenset[Choice]] = {}  # as of the last decision: see `classes.admitted`
         self.facts: dict[str, Facts] = {}
         self.watch = Watch(repository.loop, now.ms)
         self._since_s = now.unix_s  # `serving` and the kind of prompts are what they are
@@ -60,6 +71,11 @@ class Reassessor:
     @property
     def trying(self) -> Choice | None:
         return None if self.watch.evaluation is None else self.watch.evaluation.trying
+
+    @property
+    def served(self) -> list[Choice]:
+        """All that serves, be it a part of the prompts."""
+        return list(dict.fromkeys([self.serving, *self.split.values()]))
 
     def on_answered(self, answer: Answered) -> None:
         self.watch.on_answered(answer, self.serving)
@@ -77,15 +93,20 @@ class Reassessor:
         """Enter what was measured of what serves, and of what is tried, since `since_s`."""
         if self._has_other_prompts(now):
             windows = {}  # they are of both kinds
+        seen = self.seen(history, now)
         for choice, window in windows.items():
-            if choice in (self.serving, self.trying) and window.tokens:
-                row = row_of(choice, window, self._around(choice, now))
-                history.put(pooled(self._before(history, choice), row))
+            if choice in (*self.served, self.trying) and window.tokens:
+                around = self._around(choice, seen)
+                if tells(window, around.foreign):
+                    before = self._before(history, choice, around.prompts)
+                    history.put(pooled(before, row_of(choice, window, around)))
         self._enter_breach(history, now)
 
     def decide(self, history: History, now: Now) -> Decision:
         self.watch.on_deciding()
-        return decide(self.seen(history, now))
+        seen = self.seen(history, now)
+        self.admitted = admitted(seen)
+        return decide(seen)
 
     def seen(self, history: History, now: Now) -> Seen:
         return Seen(
@@ -99,31 +120,37 @@ class Reassessor:
             standing=self.watch.standing(now.ms),
             troubles=self._fresh_troubles(now),
             breached=None if self._breach is None else self._breach.choice,
+            split=self.split,
+            shards=self.shards,
         )
 
     def took(self, decision: Decision, now: Now) -> None:
         """A decision was carried out, if there was something to carry out."""
         standing, trying = self.watch.standing(now.ms), self.trying
-        if standing.is_breached and _replaces(decision, self.serving):
-            self._breach = Breach(self.serving, self.watch.breach_rate, standing.num_requests)
+        if standing.is_breached and self._is_replaced_by(decision):
+            self._breach = self._noted(standing)
         self.watch.on_decided(decision)
         if self.trying != trying:
             self._tried_since_s = now.unix_s
-        if _replaces(decision, self.serving):
-            self.now_serves(decision.choice, now)
+        if self._is_replaced_by(decision):
+            self.now_serves(decision.choice, now, decision.split)
 
-    def now_serves(self, choice: Choice, now: Now) -> None:
+    def now_serves(self, choice: Choice, now: Now, split: Mapping[str, Choice] = {}) -> None:
         """Something else serves, whoever wanted it."""
         self.serving = choice
+        self.split = dict(split)
         self._since_s = now.unix_s
         self.watch.on_serving()
 
     def failed(self, decision: Decision, reason: str, now: Now) -> None:
         """It could not be carried out, and what served still does. Not again while history is fresh."""
-        self._troubles[decision.choice] = (reason.rstrip("."), now.unix_s)
+        new = set(decision.shards).difference(self.served) or {decision.choice}
+        self._troubles |= dict.fromkeys(new, (reason.rstrip("."), now.unix_s))
         if decision.kind is Kind.EVALUATE:
             self.watch.on_trial_failed(decision)
             self._tried_since_s = now.unix_s
+        elif decision.split:
+            self.watch.on_split_failed()
 
     def note_loaded(self, choice: Choice, version: str, is_certified: bool) -> None:
         """A shard has loaded it. Where it objects to the certificate, that proves nothing."""
@@ -143,24 +170,26 @@ class Reassessor:
     def _has_other_prompts(self, now: Now) -> bool:
         """Most prompts are of another kind than when last asked. What is measured from now on counts."""
         before, self._prompts = self._prompts, self.watch.demand.prompts
-        if before not in ("", self._prompts):
-            self._since_s = now.unix_s
-        return before not in ("", self._prompts)
+        if self.split or before in ("", self._prompts):
+            return False  # of a split, each choice has prompts of its own
+        self._since_s = now.unix_s
+        return True
 
-    def _before(self, history: History, choice: Choice) -> Row | None:
+    def _before(self, history: History, choice: Choice, prompts: str) -> Row | None:
         """What was known of a choice when the window began that tells of it now."""
         since = self.since_s(choice)
         known = self._earlier.get(choice)
         if known is None or known[0] != since:
-            known = (since, history.get(choice.candidate, choice.depth, self._prompts))
+            known = (since, history.get(choice.candidate, choice.depth, prompts))
             self._earlier[choice] = known
         return known[1]
 
-    def _around(self, choice: Choice, now: Now) -> Circumstances:
+    def _around(self, choice: Choice, seen: Seen) -> Circumstances:
         change = self._changes.get(choice, Change())
         return Circumstances(
-            prompts=self._prompts,
-            now_s=now.unix_s,
+            prompts=demand_for(seen, choice).prompts,
+            foreign=foreign_to(seen, choice),
+            now_s=seen.now_s,
             swap_ms=change.swap_ms,
             deepen_ms=change.deepen_ms,
             version=self._versions.get(choice, ""),
@@ -179,7 +208,7 @@ class Reassessor:
             num_tokens=window,
             breaches=round(breach.rate * window),
             exits={breach.choice.depth: window},
-            prompts=self._prompts,
+            prompts=breach.prompts or self._prompts,
             version=self._versions.get(breach.choice, ""),
         )
         history.put(brought_up(history.get(*row.key), row))
@@ -190,6 +219,13 @@ class Reassessor:
             choice: reason for choice, (reason, at) in self._troubles.items() if now.unix_s - at <= fresh_s
         }
 
+    def _is_replaced_by(self, decision: Decision) -> bool:
+        serves = (self.serving, self.split)
+        return decision.kind is not Kind.EVALUATE and (decision.choice, decision.split) != serves
 
-def _replaces(decision: Decision, serving: Choice) -> bool:
-    return decision.kind is not Kind.EVALUATE and decision.choice != serving
+    def _noted(self, standing: Standing) -> Breach:
+        """What is left for its breaches."""
+        choice = standing.breaching or self.serving
+        of_class = [name for name, one in self.split.items() if one == choice]
+        prompts = of_class[0] if len(of_class) == 1 else ""
+        return Breach(choice, self.watch.breach_rate, standing.num_requests, prompts)

@@ -7,6 +7,7 @@ from telemetry.history import Row
 
 MIXED = "mixed"
 _MOST = 0.6  # share of the traffic from which on it is of one kind
+_PATIENCE = 1 / 3  # a class with shards of its own counts until it is so much rarer, or noise would decide
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +74,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_ms: float = 0.0  # since the loop began
     num_shards: int = 1
     is_breached: bool = False  # the counter of tokens under threshold has run over
+    breaching: Choice | None = None  # whose tokens they are, of a split
     drift: str = ""  # what has shifted, in words; "": nothing
     pinned: str = ""  # who has pinned what serves; "": nobody
 
@@ -90,6 +92,21 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     standing: Standing = Standing()
     troubles: dict[Choice, str] = {}  # why a choice could not be loaded of late
     breached: Choice | None = None  # left for its breaches a moment ago, of which history does not know yet
+    split: dict[str, Choice] = {}  # what prompts of each class are served by; {}: all by `serving`
+    shards: tuple[Choice, ...] = ()  # what each shard serves or tries, in their order
+
+    @property
+    def served(self) -> frozenset[Choice]:
+        """What serves, be it a part of the prompts."""
+        return frozenset([self.serving, *self.split.values()])
+
+    @property
+    def counted(self) -> list[str]:
+        """Classes of prompts that count in the traffic, the most frequent first."""
+        shares, least = self.demand.mix, self.repository.loop.class_share
+        bars = {name: least * (_PATIENCE if name in self.split else 1) for name in shares}
+        counted = [name for name in shares if shares[name] >= bars[name]]
+        return sorted(counted, key=lambda name: (-shares[name], name))
 
     def row(self, choice: Choice) -> Row | None:
         """What was measured of a choice under prompts like those of now, if it is fresh."""

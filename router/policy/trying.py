@@ -1,5 +1,7 @@
 """Which candidates deserve to be tried on live requests, and which need not be (HELIOS, section 4.2)."""
 
+from collections.abc import Iterable
+
 from router.policy.cost import is_same
 from router.policy.seen import Seen
 from router.policy.weighing import Weighed
@@ -10,23 +12,26 @@ _HEAD_START_MS = 600_000.0  # time of which the budget may be spent at once when
 _BYTES_PER_MS = 500_000.0  # weights loaded, where no swap was measured yet
 
 
-def to_try(seen: Seen, best: list[Weighed]) -> tuple[Choice, ...]:
+def to_try(seen: Seen, best: list[Weighed]) -> list[Choice]:
     """In the order of their expected cost; empty where measuring could not change what serves."""
-    loop = seen.repository.loop
-    shortlist = best[: loop.shortlist]
     bar = _bar(seen, best)
-    open_ones = [one for one in shortlist if one.least_cost < bar and _is_open(seen, one.choice)]
+    shortlist = best[: seen.repository.loop.shortlist]
+    return [one.choice for one in shortlist if one.as_cost.least < bar and is_open(seen, one.choice)]
+
+
+def affordable(seen: Seen, choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """The first of them, each once, as far as the budget of evaluation goes."""
     left_ms = _budget_left_ms(seen)
     chosen: list[Choice] = []
-    for one in open_ones:
-        left_ms -= overhead_ms(seen, one.choice)
+    for choice in dict.fromkeys(choices):
+        left_ms -= overhead_ms(seen, choice)
         if left_ms < 0:
             break
-        chosen.append(one.choice)
+        chosen.append(choice)
     return tuple(chosen)
 
 
-def _is_open(seen: Seen, choice: Choice) -> bool:
+def is_open(seen: Seen, choice: Choice) -> bool:
     """It was not measured of late under such prompts, or by so few requests that more may tell more."""
     if is_same(seen, choice, seen.serving):
         return False
@@ -54,8 +59,9 @@ def change_ms(seen: Seen, choice: Choice) -> float:
 
 def _bar(seen: Seen, best: list[Weighed]) -> float:
     """What a choice has to undercut: the best that was measured, less what a swap has to gain."""
-    known = [one.most_cost for one in best if one.choice == seen.serving or seen.row(one.choice) is not None]
-    return min(known, default=float("inf")) * (1 - seen.repository.loop.hysteresis)
+    known = [one for one in best if one.choice == seen.serving or seen.row(one.choice) is not None]
+    least = min((one.as_cost.most for one in known), default=float("inf"))
+    return least * (1 - seen.repository.loop.hysteresis)
 
 
 def _budget_left_ms(seen: Seen) -> float:

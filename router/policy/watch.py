@@ -3,10 +3,12 @@
 Knows no clock: times are given to it, in milliseconds of any clock that does not go back.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from router.policy.breach import BreachCounter
-from router.policy.decide import Decision, Kind
+from router.policy.decision import Decision, Kind
 from router.policy.drift import Cusum, Mix
 from router.policy.seen import Demand, Evaluation, Standing
 from router.repository import Choice, Loop
@@ -38,16 +40,24 @@ class Watch:
         self._reassessed_at: int | None = None
         self._swapped_at: list[int] = []
         self._evaluated_ms = 0.0
-        self._breaches = BreachCounter(loop.breach_window, loop.breach_limit)
+        self.num_shards = 1  # that serve: what is said of so many tokens or requests is meant of each
+        self.num_shards_of: Mapping[Choice, int] = {}  # of a split
+        self._breaches: dict[Choice, BreachCounter] = {}
         self._mix = Mix()
         self._tests = {name: Cusum(loop.drift_sensitivity) for name in (_EXITS, _CONFIDENCE)}
         self._lengths: tuple[float, float] | None = None
         self._batch_size = 1.0
 
-    def on_step(self, num_sequences: int, num_tokens: int, num_breaches: int) -> None:
+    def on_step(self, choice: Choice, num_sequences: int, num_tokens: int, num_breaches: int) -> None:
         """A step of what serves: its batch, the tokens that it made, those of them under threshold."""
         self._batch_size += (num_sequences - self._batch_size) / _MEMORY
-        self._breaches.add(num_tokens, num_breaches)
+        counter = self._breaches.get(choice)
+        if counter is None:
+            counter = self._breaches[choice] = BreachCounter(
+                self._loop.breach_window, self._loop.breach_limit
+            )
+        counter.num_shards = self.num_shards_of.get(choice, self.num_shards)
+        counter.add(num_tokens, num_breaches)
 
     def on_answered(self, answer: Answered, serving: Choice) -> None:
         self.num_requests += 1
@@ -71,6 +81,7 @@ class Watch:
             elapsed_ms=now_ms - self._began_ms,
             num_shards=self.num_shards,
             is_breached=self.is_breached,
+            breaching=self.breaching,
             drift=self._drift,
             pinned=self.pinned,
         )
@@ -92,22 +103,18 @@ class Watch:
         return self.is_breached or bool(self._drift) or self.num_requests - at >= loop.reassess_every
 
     @property
-    def num_shards(self) -> int:
-        """That serve: what is said of so many tokens or requests is meant of each."""
-        return self._breaches.num_shards
-
-    @num_shards.setter
-    def num_shards(self, count: int) -> None:
-        self._breaches.num_shards = max(1, count)
+    def is_breached(self) -> bool:
+        return self.breaching is not None
 
     @property
-    def is_breached(self) -> bool:
-        return self._breaches.has_run_over
+    def breaching(self) -> Choice | None:
+        """What has too many tokens under threshold, of all that serves."""
+        return next((choice for choice, counter in self._breaches.items() if counter.has_run_over), None)
 
     @property
     def breach_rate(self) -> float:
-        """Of the tokens that the counter holds."""
-        return self._breaches.rate
+        """Of the tokens that its counter holds, where it is highest."""
+        return max((counter.rate for counter in self._breaches.values()), default=0.0)
 
     def on_deciding(self) -> None:
         """All that was told so far will have been considered."""
@@ -131,6 +138,11 @@ class Watch:
         """What was to be tried could not be loaded: the next one's turn."""
         first = decision.waiting[:1]
         self.evaluation = Evaluation(first[0], 0, decision.waiting[1:]) if first else None
+
+    def on_split_failed(self) -> None:
+        """It could not be carried out: to be thought of again after as many requests as ever."""
+        self._reassessed_at = self.num_requests
+        self.evaluation = None
 
     def on_spent(self, ms: float) -> None:
         """Time that evaluation has taken from serving."""

@@ -15,19 +15,16 @@ class Weighed(msgspec.Struct, frozen=True):
     cost: float
     error: float  # by so much, as a share, the cost may be wrong
     why_not: str = ""  # "": it may serve
+    prompts: str = ""  # of which class alone; "": of all
 
     @property
-    def least_cost(self) -> float:
-        """What it may turn out to cost, if all goes well."""
-        return self.cost * (1 - self.error)
-
-    @property
-    def most_cost(self) -> float:
-        return self.cost * (1 + self.error)
+    def as_cost(self) -> Cost:
+        return Cost(self.cost, self.error)
 
     def told(self, unit: str) -> dict[str, str | float]:
         """As the diary has it."""
-        return {
+        prompts: dict[str, str | float] = {"prompts": self.prompts} if self.prompts else {}
+        return prompts | {
             "candidate": self.choice.candidate,
             "depth": self.choice.depth,
             "cost": round(self.cost, 3),

@@ -38,11 +38,16 @@ class Asked(msgspec.Struct, frozen=True):
     num_shards: int = 1000
     num_requests: int = 100_000
     num_shifts: int = 3
+    num_mixed: int = 0  # requests of both kinds that come after the others
     seed: int = 0
+
+    @property
+    def num_in_all(self) -> int:
+        return self.num_requests + self.num_mixed
 
 
 class Phase(msgspec.Struct):
-    """Requests of one kind, from one shift to the next."""
+    """Requests of one kind, from one shift to the next, alone or among others."""
 
     kind: str
     num_requests: int = 0
@@ -100,7 +105,7 @@ class _Clients:
     def __init__(self, dispatcher: Dispatcher, asked: Asked):
         self._dispatcher = dispatcher
         self._asked = asked
-        self._phases: list[Phase] = []
+        self._phases: dict[tuple[int, str], Phase] = {}
         self._num_failed = 0
         self._readers: set[asyncio.Task[None]] = set()
 
@@ -109,14 +114,14 @@ class _Clients:
         began, began_s = time.process_time(), clock.time()
         marks = [began]
         gap_s = 1 / (_LOAD * asked.num_shards)
-        for index, (kind, spec) in enumerate(menu.requests(asked.num_requests, asked.num_shifts, asked.seed)):
-            if not self._phases or self._phases[-1].kind != kind:
-                self._phases.append(Phase(kind))
+        requests = menu.requests(asked.num_requests, asked.num_shifts, asked.num_mixed, asked.seed)
+        for index, (stretch, kind, spec) in enumerate(requests):
+            phase = self._phases.setdefault((stretch, kind), Phase(kind))
             await asyncio.sleep(max(0.0, began_s + index * gap_s - clock.time()))
-            reader = asyncio.create_task(self._read(self._dispatcher.submit(spec), self._phases[-1]))
+            reader = asyncio.create_task(self._read(self._dispatcher.submit(spec), phase))
             self._readers.add(reader)
             reader.add_done_callback(self._readers.discard)
-            if 4 * (index + 1) % asked.num_requests < 4:
+            if 4 * (index + 1) % asked.num_in_all < 4:
                 marks.append(time.process_time())
         await asyncio.gather(*self._readers)
         cpu_s = time.process_time() - began
@@ -124,11 +129,11 @@ class _Clients:
             asked=asked,
             cpu_s=cpu_s,
             virtual_s=clock.time() - began_s,
-            us_per_request=1e6 * cpu_s / asked.num_requests,
-            us_per_request_by_quarter=_by_quarter(marks, asked.num_requests),
+            us_per_request=1e6 * cpu_s / asked.num_in_all,
+            us_per_request_by_quarter=_by_quarter(marks, asked.num_in_all),
             num_failed=self._num_failed,
             decisions=[_told(one) for one in reversed(store.audit.latest())],
-            phases=self._phases,
+            phases=list(self._phases.values()),
         )
 
     async def _read(self, request: Request, phase: Phase) -> None:
@@ -152,7 +157,8 @@ class _Clients:
 
 
 def _told(decision: Decision) -> str:
-    chosen = f"{decision.chosen.get('candidate')}@{decision.chosen.get('depth')}"
+    named = decision.chosen
+    chosen = "several" if "prompts" in named else f"{named.get('candidate')}@{named.get('depth')}"
     at = decision.seen.get("requests", 0)
     return f"{at:>7} {decision.kind:9} {chosen:8} {decision.outcome:11} {decision.why}"
 

@@ -67,12 +67,18 @@ class ScaleMenu:
             choice.candidate, shard_config(self._config, dish.candidate, dish.folder, depth), self._tokenizer
         )
 
-    def requests(self, count: int, num_shifts: int, seed: int = 0) -> Iterator[tuple[str, Spec]]:
-        """So many of each kind in turn: (kind, what is asked)."""
+    def requests(
+        self, count: int, num_shifts: int, num_mixed: int, seed: int = 0
+    ) -> Iterator[tuple[int, str, Spec]]:
+        """So many of one kind after the other, then those of both: (stretch, kind, what is asked)."""
         draw = random.Random(seed)
         for index in range(count):
-            kind = KINDS[index * (num_shifts + 1) // count % len(KINDS)]
-            yield kind, self._spec(kind, draw)
+            stretch = index * (num_shifts + 1) // count
+            kind = KINDS[stretch % len(KINDS)]
+            yield stretch, kind, self._spec(kind, draw)
+        for _ in range(num_mixed):
+            kind = draw.choice(KINDS)
+            yield num_shifts + 1, kind, self._spec(kind, draw)
 
     def _spec(self, kind: str, draw: random.Random) -> Spec:
         """Tokens of the lower half of the vocabulary are chat, of the upper half code."""

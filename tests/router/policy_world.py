@@ -4,7 +4,7 @@ import random
 
 import msgspec
 
-from router.policy.decide import Decision, Kind
+from router.policy.decision import Decision, Kind
 from router.policy.reassessor import Now, Reassessor
 from router.policy.seen import Device, Facts
 from router.policy.watch import Answered
@@ -109,7 +109,7 @@ class World:
             agreeing = sum(self.random.random() < agreement for _ in range(num_tokens))
             window.answers.add(num_tokens, agreeing, -1.0 * num_tokens)
         if choice == self.mind.serving or self.mind.trying is not None:
-            self.mind.watch.on_step(8, num_tokens, breaches if choice == self.mind.serving else 0)
+            self.mind.watch.on_step(choice, 8, num_tokens, breaches if choice == self.mind.serving else 0)
         self.mind.on_answered(Answered(choice, kind, 60, num_tokens, choice.depth, sure))
         self.seconds += ms / 8000
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.policy.admission import why_never
-from router.policy.decide import Kind, decide
+from router.policy.decide import decide
+from router.policy.decision import Kind
 from router.policy.seen import Demand, Device, Evaluation, Facts, Seen, Standing
 from router.repository import Candidate, Choice, Figures, Floor, Limits, Loop, Repository
 from telemetry.cost import CostFit

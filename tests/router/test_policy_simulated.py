@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.policy.decide import Kind
+from router.policy.decision import Kind
 from router.repository import Choice, Loop
 from tests.router.policy_world import paper_world
 

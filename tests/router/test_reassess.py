@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from router.generation import Generation
-from router.policy.decide import Kind
+from router.policy.decision import Kind
 from router.policy.seen import Facts
 from router.policy.watch import Answered
 from router.reassess import Loop
@@ -42,9 +42,12 @@ class FakeConductor:
         self.orders.append(order)
         if self.fails is not None:
             return Decision(id="1", at=0.0, kind=order.kind, outcome=Outcome.ROLLED_BACK, error=self.fails)
-        for shard in order.shards:
-            self.loop.listener.on_shard_ready(shard, generation(order.to, len(self.orders)))
+        for shard, choice in order.layout.items():
+            self.loop.listener.on_shard_ready(shard, generation(choice, len(self.orders)))
         return Decision(id="1", at=0.0, kind=order.kind, outcome=Outcome.COMMITTED, phases_ms={"hold": 5.0})
+
+    def route(self, admitted):
+        self.admitted = admitted
 
     def note(self, kind, by, why, **more):
         self.notes.append((kind, why))
@@ -116,13 +119,13 @@ async def test_it_tries_on_one_shard_while_the_others_serve_and_then_changes_all
     loop, conductor, _ = world
     answer(loop, 10)
     await loop.reassess()
-    assert [(order.kind, order.to, order.shards) for order in conductor.orders] == [
+    assert [(order.kind, order.to, tuple(order.layout)) for order in conductor.orders] == [
         ("evaluate", SHALLOW, (2,))
     ]
     assert served(loop) == ["full", "full", "chat"]
     answer(loop, 5, SHALLOW)
     await loop.reassess()
-    assert (conductor.orders[-1].kind, conductor.orders[-1].shards) == (Kind.SWITCH, (0, 1))
+    assert (conductor.orders[-1].kind, tuple(conductor.orders[-1].layout)) == (Kind.SWITCH, (0, 1))
     assert served(loop) == ["chat"] * 3
     assert conductor.orders[-1].seen["prompts"] == {"chat": 1.0}
     assert {row["candidate"] for row in conductor.orders[-1].considered} == {"full", "chat"}
@@ -136,7 +139,7 @@ async def test_what_was_tried_and_is_not_chosen_is_taken_back(world):
     facts["chat"] = msgspec.structs.replace(facts["chat"], proven={30: 1.0})
     answer(loop, 5, SHALLOW)
     await loop.reassess()
-    assert (conductor.orders[-1].kind, conductor.orders[-1].shards) == (Kind.STAY, (2,))
+    assert (conductor.orders[-1].kind, tuple(conductor.orders[-1].layout)) == (Kind.STAY, (2,))
     assert served(loop) == ["full"] * 3
 
 

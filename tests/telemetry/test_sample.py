@@ -50,7 +50,7 @@ def note(window: Window, event: dict[str, Any]) -> None:
     for time in event["times"]:
         window.itl_ms.add(time)
         window.ttft_ms.add(2 * time)
-    window.answers.add(event["answer"][0], event["answer"][1], -event["answer"][2], 7)
+    window.add_answer(event["class"], event["answer"][0], event["answer"][1], -event["answer"][2], 7)
     window.classes.setdefault(event["class"], ClassUse()).merge(ClassUse(1, tokens, tokens * depth))
 
 

@@ -1,0 +1,113 @@
+"""What it costs to have each class of prompts served by a choice of its own, on shards of its own. Pure."""
+
+from collections import Counter
+
+import msgspec
+
+from router.policy.classes import alone
+from router.policy.cost import Cost
+from router.policy.seen import Seen
+from router.policy.sharing import share_out
+from router.policy.trying import change_ms, is_open
+from router.policy.weighing import Weighed, best_of_each, find, weigh
+from router.repository import Choice
+
+
+class Split(msgspec.Struct, frozen=True):
+    """Who serves which class of prompts, and on which shards."""
+
+    by_class: dict[str, Weighed]  # as it was weighed for prompts of that class alone
+    shards: tuple[Choice, ...]
+    cost: Cost
+
+    def __str__(self) -> str:
+        return " and ".join(f"{one.choice} for {name}" for name, one in self.by_class.items())
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        return {name: one.choice for name, one in self.by_class.items()}
+
+    @property
+    def why_not(self) -> str:
+        """What rules out one of its choices; "": it may serve."""
+        return next((f"{one.choice}: {one.why_not}" for one in self.by_class.values() if one.why_not), "")
+
+    @property
+    def considered(self) -> list[Weighed]:
+        return [msgspec.structs.replace(one, prompts=name) for name, one in self.by_class.items()]
+
+
+def best_split(seen: Seen) -> Split | None:
+    """Each class that counts with its best choice; None where that is one for all, or shards are too few."""
+    if len(seen.shards) < 2 or len(seen.counted) < 2:
+        return None
+    by_class = {name: best for name in seen.counted if (best := _best(alone(seen, name))) is not None}
+    num_choices = len({one.choice for one in by_class.values()})
+    if len(by_class) < len(seen.counted) or not 1 < num_choices <= len(seen.shards):
+        return None
+    load = _load(seen, by_class)
+    return _split(seen, by_class, tuple(share_out(seen.shards, load)))
+
+
+def serving_split(seen: Seen) -> Split:
+    """The one that serves, for the classes that count now."""
+    by_class: dict[str, Weighed] = {}
+    for name in seen.counted:
+        view = alone(seen, name)
+        unknown = Weighed(view.serving, 1.0, 1.0, "nothing is known of it")
+        by_class[name] = find(weigh(view), view.serving) or unknown
+    return _split(seen, by_class, _kept(seen, _load(seen, by_class)))
+
+
+def untried(seen: Seen, split: Split) -> list[Choice]:
+    """Its choices that were not measured of late under the prompts that they would get."""
+    return [
+        one.choice
+        for name, one in split.by_class.items()
+        if one.choice not in seen.served and is_open(alone(seen, name), one.choice)
+    ]
+
+
+def rearranging_ms(seen: Seen, shards: tuple[Choice, ...]) -> float:
+    """What it takes to have the shards serve this, as a mean over all of them."""
+    changes = Counter(zip(seen.shards, shards, strict=True))
+    total = sum(
+        count * change_ms(msgspec.structs.replace(seen, serving=old), new)
+        for (old, new), count in changes.items()
+        if old != new
+    )
+    return total / len(shards)
+
+
+def _best(view: Seen) -> Weighed | None:
+    return next(iter(best_of_each(view, weigh(view))), None)
+
+
+def _load(seen: Seen, by_class: dict[str, Weighed]) -> dict[Choice, float]:
+    """Work of a mean request that each choice does."""
+    total = sum(seen.demand.mix[name] for name in by_class)
+    load: dict[Choice, float] = {}
+    for name, one in by_class.items():
+        load[one.choice] = load.get(one.choice, 0.0) + one.cost * seen.demand.mix[name] / total
+    return load
+
+
+def _kept(seen: Seen, load: dict[Choice, float]) -> tuple[Choice, ...]:
+    """What the shards of a split serve, but for those that have tried something, or have to step in."""
+    is_whole = seen.served.issuperset(seen.shards) and set(seen.shards).issuperset(load)
+    return seen.shards if is_whole or not load else tuple(share_out(seen.shards, load))
+
+
+def _split(seen: Seen, by_class: dict[str, Weighed], shards: tuple[Choice, ...]) -> Split:
+    load = _load(seen, by_class)
+    total = sum(load.values())
+    amount = total
+    if seen.repository.objective == "throughput":
+        # Shards that wait for prompts of their class are lost: the busiest of them say what all can do.
+        counts = Counter(shards)
+        busiest = max((load[choice] / max(1, counts[choice]) for choice in load), default=0.0)
+        amount = len(shards) * busiest
+    shares = seen.demand.mix
+    worth = {name: shares[name] * one.cost for name, one in by_class.items()}
+    doubt = sum(worth[name] * one.error for name, one in by_class.items())
+    return Split(by_class, shards, Cost(amount, doubt / max(1e-12, sum(worth.values()))))
