@@ -16,9 +16,10 @@ import msgspec
 from router.conductor import Conductor, Order
 from router.generation import Generation
 from router.listener import Listener
-from router.policy.decision import UNITS, Decision, Kind
+from router.policy.decision import Decision, Kind
 from router.policy.reassessor import Now, Reassessor
 from router.policy.seen import Device, Facts
+from router.policy.worth import UNITS
 from router.repository import Choice, Repository
 from router.swap import SwapRefused, Wish
 from telemetry.audit import Outcome

@@ -5,10 +5,9 @@ import enum
 import msgspec
 
 from router.policy.seen import Seen
+from router.policy.splitting import Split
 from router.policy.weighing import Weighed
 from router.repository import Choice
-
-UNITS = {"throughput": "ms of a shard", "latency": "ms alone", "energy": "J"}
 
 
 class Kind(enum.StrEnum):
@@ -60,6 +59,26 @@ def change(seen: Seen, choice: Choice, why: str, weighed: list[Weighed]) -> Deci
     else:
         kind = Kind.DEEPEN if choice.depth > serving.depth else Kind.LIGHTEN
     return Decision(kind=kind, choice=choice, why=first_up(why), considered=tuple(weighed))
+
+
+def split_up(seen: Seen, split: Split, why: str, weighed: list[Weighed]) -> Decision:
+    """Have each class of prompts served by its own choice."""
+    counts = {choice: split.shards.count(choice) for choice in split.choices.values()}
+    return elective(
+        Decision(
+            kind=Kind.SPLIT,
+            choice=max(sorted(counts), key=counts.__getitem__),
+            why=first_up(why),
+            considered=(*weighed, *split.considered),
+            split=split.choices,
+            shards=split.shards,
+        )
+    )
+
+
+def elective(decision: Decision) -> Decision:
+    """It counts against the budget of swaps."""
+    return msgspec.structs.replace(decision, is_elective=True)
 
 
 def first_up(sentence: str) -> str:

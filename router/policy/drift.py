@@ -4,6 +4,7 @@ A false alarm costs a reassessment, which decides on what was measured and so ch
 """
 
 import math
+from collections import Counter
 
 _NUM_BASELINE = 40  # requests, from which it is learned what is usual
 _SLACK = 0.5  # standard deviations that count as noise
@@ -52,14 +53,14 @@ class Mix:
         self._weights: dict[str, float] = {}
         self._before: dict[str, float] = {}
         self._looked_at: dict[str, float] = {}
-        self._num_since = 0
+        self._since: Counter[str] = Counter()
 
     def add(self, name: str) -> None:
         keep = 1 - 1 / _MIX_MEMORY
         for known in self._weights:
             self._weights[known] *= keep
         self._weights[name] = self._weights.get(name, 0.0) + 1
-        self._num_since += 1
+        self._since[name] += 1
 
     @property
     def shares(self) -> dict[str, float]:
@@ -70,9 +71,17 @@ class Mix:
         return {name: share / whole for name, share in sorted(shares.items())}
 
     @property
+    def steady(self) -> dict[str, float]:
+        """Shares of all requests since what was remembered last; {}: they are too few, or have shifted."""
+        total = self._since.total()
+        if total < 3 * _MIX_MEMORY or self.has_shifted:
+            return {}
+        return {name: count / total for name, count in sorted(self._since.items())}
+
+    @property
     def has_shifted(self) -> bool:
         """Against what was remembered last."""
-        if not self._before or self._num_since < _MIX_MEMORY / 3:
+        if not self._before or self._since.total() < _MIX_MEMORY / 3:
             return False
         return _distance(self._before, self.shares) > _MIX_SHIFT
 
@@ -83,7 +92,7 @@ class Mix:
     def remember(self) -> None:
         """From now on, a shift is one against what it was at the last look."""
         self._before = self._looked_at
-        self._num_since = 0
+        self._since.clear()
 
 
 def _distance(one: dict[str, float], other: dict[str, float]) -> float:

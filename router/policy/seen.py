@@ -47,6 +47,11 @@ class Demand(msgspec.Struct, frozen=True):
     answer_tokens: float = 128.0
     batch_size: float = 1.0  # sequences in a step
     mix: dict[str, float] = {}  # share of requests by what their prompts are about
+    steady_mix: dict[str, float] = {}  # the same over more requests, with less noise; {}: not known
+
+    def share(self, name: str) -> float:
+        """Of a class of prompts in the long run."""
+        return self.steady_mix.get(name, self.mix.get(name, 0.0))
 
     @property
     def prompts(self) -> str:

@@ -24,6 +24,11 @@ class Split(msgspec.Struct, frozen=True):
         return " and ".join(f"{one.choice} for {name}" for name, one in self.by_class.items())
 
     @property
+    def spread(self) -> str:
+        """How many shards each choice has, in words."""
+        return " and ".join(f"{count} for {choice}" for choice, count in sorted(Counter(self.shards).items()))
+
+    @property
     def choices(self) -> dict[str, Choice]:
         return {name: one.choice for name, one in self.by_class.items()}
 
@@ -41,7 +46,7 @@ def best_split(seen: Seen) -> Split | None:
     """Each class that counts with its best choice; None where that is one for all, or shards are too few."""
     if len(seen.shards) < 2 or len(seen.counted) < 2:
         return None
-    by_class = {name: best for name in seen.counted if (best := _best(alone(seen, name))) is not None}
+    by_class = {name: best for name in sorted(seen.counted) if (best := _best(alone(seen, name))) is not None}
     num_choices = len({one.choice for one in by_class.values()})
     if len(by_class) < len(seen.counted) or not 1 < num_choices <= len(seen.shards):
         return None
@@ -52,7 +57,7 @@ def best_split(seen: Seen) -> Split | None:
 def serving_split(seen: Seen) -> Split:
     """The one that serves, for the classes that count now."""
     by_class: dict[str, Weighed] = {}
-    for name in seen.counted:
+    for name in sorted(seen.counted):
         view = alone(seen, name)
         unknown = Weighed(view.serving, 1.0, 1.0, "nothing is known of it")
         by_class[name] = find(weigh(view), view.serving) or unknown
@@ -85,10 +90,10 @@ def _best(view: Seen) -> Weighed | None:
 
 def _load(seen: Seen, by_class: dict[str, Weighed]) -> dict[Choice, float]:
     """Work of a mean request that each choice does."""
-    total = sum(seen.demand.mix[name] for name in by_class)
+    total = sum(seen.demand.share(name) for name in by_class)
     load: dict[Choice, float] = {}
     for name, one in by_class.items():
-        load[one.choice] = load.get(one.choice, 0.0) + one.cost * seen.demand.mix[name] / total
+        load[one.choice] = load.get(one.choice, 0.0) + one.cost * seen.demand.share(name) / total
     return load
 
 
@@ -107,7 +112,6 @@ def _split(seen: Seen, by_class: dict[str, Weighed], shards: tuple[Choice, ...])
         counts = Counter(shards)
         busiest = max((load[choice] / max(1, counts[choice]) for choice in load), default=0.0)
         amount = len(shards) * busiest
-    shares = seen.demand.mix
-    worth = {name: shares[name] * one.cost for name, one in by_class.items()}
+    worth = {name: seen.demand.share(name) * one.cost for name, one in by_class.items()}
     doubt = sum(worth[name] * one.error for name, one in by_class.items())
     return Split(by_class, shards, Cost(amount, doubt / max(1e-12, sum(worth.values()))))

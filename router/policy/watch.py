@@ -90,7 +90,7 @@ class Watch:
     def demand(self) -> Demand:
         if self._lengths is None:
             return Demand()
-        return Demand(*self._lengths, self._batch_size, self._mix.shares)
+        return Demand(*self._lengths, self._batch_size, self._mix.shares, self._mix.steady)
 
     @property
     def is_due(self) -> bool:

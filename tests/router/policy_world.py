@@ -1,6 +1,7 @@
 """A small world for the policy to live in: candidates with true costs, requests of several kinds, noise."""
 
 import random
+from collections import Counter
 
 import msgspec
 
@@ -11,7 +12,7 @@ from router.policy.watch import Answered
 from router.repository import Candidate, Choice, Floor, Loop, Repository
 from telemetry.cost import StepSample
 from telemetry.history import History
-from telemetry.sample import Window
+from telemetry.sample import ClassUse, Window
 
 MIB = 2**20
 NUM_LAYERS = 30
@@ -85,8 +86,12 @@ class World:
             if index % 5 == 4 or self.mind.trying or self.mind.watch.is_breached:
                 self.reassess()
 
+    def author(self, kind: str) -> Choice:
+        """Who answers the next request."""
+        return self.mind.trying or self.mind.serving
+
     def answer(self, kind: str) -> None:
-        choice = self.mind.trying or self.mind.serving
+        choice = self.author(kind)
         truth, num_tokens = self.truths[choice.candidate], max(4, round(self.random.gauss(40, 10)))
         window = self._window(choice)
         sure = truth.share(truth.sure, kind, choice.depth)
@@ -101,15 +106,17 @@ class World:
             window.step_ms += measured
             ms += measured * num_tokens / 4
         window.requests += 1
+        window.classes.setdefault(kind, ClassUse()).merge(ClassUse(1, num_tokens, num_tokens * choice.depth))
         exits = window.tokens_by_exit
         exits[choice.depth] = exits.get(choice.depth, 0) + num_tokens
         window.breaches += breaches
         if self.random.random() < 0.2:
             agreement = truth.share(truth.agreement, kind, choice.depth)
             agreeing = sum(self.random.random() < agreement for _ in range(num_tokens))
-            window.answers.add(num_tokens, agreeing, -1.0 * num_tokens)
-        if choice == self.mind.serving or self.mind.trying is not None:
-            self.mind.watch.on_step(choice, 8, num_tokens, breaches if choice == self.mind.serving else 0)
+            window.add_answer(kind, num_tokens, agreeing, -1.0 * num_tokens)
+        serves = choice in self.mind.served
+        if serves or self.mind.trying is not None:
+            self.mind.watch.on_step(choice, 8, num_tokens, breaches if serves else 0)
         self.mind.on_answered(Answered(choice, kind, 60, num_tokens, choice.depth, sure))
         self.seconds += ms / 8000
 
@@ -140,7 +147,7 @@ class World:
     @property
     def _watched(self) -> list[Choice]:
         trying = self.mind.trying
-        return [self.mind.serving, *([trying] if trying is not None else [])]
+        return [*self.mind.served, *([trying] if trying is not None else [])]
 
     def _window(self, choice: Choice) -> Window:
         since = self.mind.since_s(choice)
@@ -150,7 +157,49 @@ class World:
         return known[1]
 
 
-def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, **rest) -> World:
+class Fleet(World):
+    """Several shards, of which each request finds one that is good enough for it, if there is any."""
+
+    def author(self, kind: str) -> Choice:
+        able = self.mind.admitted.get(kind, self.mind.shards)
+        return self.random.choice([one for one in self.mind.shards if one in able] or self.mind.shards)
+
+    def _carry_out(self, decision: Decision) -> bool:
+        mind, before = self.mind, self.mind.shards
+        if decision.considered:
+            self.diary.append((self.num_requests, decision))
+        wanted = self._wanted(decision)
+        new = [choice for old, choice in zip(before, wanted, strict=True) if old != choice]
+        bad = next((choice for choice in new if choice in self.failing), None)
+        if bad is not None:
+            mind.failed(decision, self.failing[bad], self.now)
+            return True
+        for choice in new:
+            mind.note_change(choice, 300.0)
+        if new and decision.kind is Kind.EVALUATE:
+            mind.watch.on_spent(300.0 / len(wanted))
+        mind.took(decision, self.now)
+        mind.shards = wanted
+        mind.watch.num_shards_of = Counter(wanted) if mind.split else {}
+        return bool(new)
+
+    def _wanted(self, decision: Decision) -> tuple[Choice, ...]:
+        shards = self.mind.shards
+        if decision.shards or not decision.considered:
+            return decision.shards or shards
+        if decision.kind is Kind.EVALUATE:
+            return (*shards[:-1], decision.choice)
+        return (decision.choice,) * len(shards)
+
+
+def fleet(num_shards: int, **rest) -> Fleet:
+    made = paper_world(kind=Fleet, **rest)
+    made.mind.shards = (made.mind.serving,) * num_shards
+    made.mind.watch.num_shards = num_shards
+    return made
+
+
+def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, kind=World, **rest) -> World:
     """One model with exits for chat and exits for code, as the embedded one has them."""
     chat = candidate("chat", (10, 15, 20), prompts=("chat",))
     code = candidate("code", (10, 15, 20), prompts=("code",))
@@ -169,4 +218,4 @@ def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, **rest) -> World:
         "code": Truth({"code": at_home, "chat": abroad}, {"code": good, "chat": bad}),
     }
     facts = [facts_of(full, {NUM_LAYERS: 1.0}), facts_of(chat, proven), facts_of(code, proven)]
-    return World(repository, facts, truths, noise, seed)
+    return kind(repository, facts, truths, noise, seed)

@@ -41,3 +41,26 @@ def test_the_decisions_tell_what_happened(large):
     assert kinds[0] == "evaluate"
     assert {"switch", "deepen"} & set(kinds)
     assert len(kinds) < 40
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Result:
+    asked = Asked(num_shards=6, num_requests=60, num_shifts=0, num_mixed=900)
+    return virtual.run(measure(asked, tmp_path_factory.mktemp("m")))
+
+
+def test_a_mixed_stream_comes_to_be_served_by_exits_of_each_kind(mixed):
+    assert mixed.num_failed == 0
+    assert [(phase.kind, phase.num_requests > 400) for phase in mixed.phases[1:]] == [
+        ("chat", True),
+        ("code", True),
+    ]
+    assert all(phase.num_right > 0.8 * phase.num_requests for phase in mixed.phases[1:])
+
+
+def test_a_split_is_told_in_the_diary_and_stays(mixed):
+    kinds = [line.split()[1] for line in mixed.decisions]
+    assert "split" in kinds
+    since = kinds[kinds.index("split") :]
+    assert set(since) <= {"split", "stay"}
+    assert since.count("split") <= 3
