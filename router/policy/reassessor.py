@@ -149,8 +149,8 @@ class Reassessor:
         if decision.kind is Kind.EVALUATE:
             self.watch.on_trial_failed(decision)
             self._tried_since_s = now.unix_s
-        elif decision.split:
-            self.watch.on_split_failed()
+        elif set(decision.shards) <= set(self.served) and decision.split:
+            self.watch.on_sharing_failed()
 
     def note_loaded(self, choice: Choice, version: str, is_certified: bool) -> None:
         """A shard has loaded it. Where it objects to the certificate, that proves nothing."""

@@ -139,8 +139,8 @@ class Watch:
         first = decision.waiting[:1]
         self.evaluation = Evaluation(first[0], 0, decision.waiting[1:]) if first else None
 
-    def on_split_failed(self) -> None:
-        """It could not be carried out: to be thought of again after as many requests as ever."""
+    def on_sharing_failed(self) -> None:
+        """A split could not be shared out anew: to be thought of after as many requests as ever."""
         self._reassessed_at = self.num_requests
         self.evaluation = None
 

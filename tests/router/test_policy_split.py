@@ -104,15 +104,42 @@ def test_breaches_of_one_choice_end_the_split():
     assert "tokens left code at 12 layers under threshold" in decision.why
 
 
-def test_a_trial_leaves_each_kind_a_shard():
+@pytest.mark.parametrize("name", ["chat", "code"])
+def test_a_trial_leaves_each_kind_a_shard(name):
     shards = (CHAT, CODE)
-    facts = [facts_of("full", depths=()), *(facts_of(name, prompts=(name,)) for name in ("chat", "code"))]
-    facts[1] = facts_of("chat", prompts=("chat",), proven={6: 0.9, 12: 0.9})
+    proven = {"chat": {12: 0.9}, "code": {12: 0.9}} | {name: {6: 0.9, 12: 0.9}}
+    own = [facts_of(one, prompts=(one,), proven=proven[one]) for one in ("chat", "code")]
+    facts = [facts_of("full", depths=()), *own]
     history = [row(FULL, prompts="mixed"), row(CHAT), row(CODE, prompts="code")]
     seen = seen_of(*facts, demand=BOTH, shards=shards, history=history, split=SPLIT, serving=CHAT)
     decision = decide(seen)
-    assert (decision.kind, decision.choice) == (Kind.EVALUATE, Choice("chat", 6))
-    assert decision.shards == (Choice("chat", 6), CODE)
+    assert (decision.kind, decision.choice) == (Kind.EVALUATE, Choice(name, 6))
+    assert [one.candidate for one in decision.shards] == ["chat", "code"]
+
+
+def shared(chat: int, code: int, share: float, is_steady: bool = True) -> Seen:
+    """A split over so many shards of each, when chat has a share of the traffic."""
+    mix = {"chat": share, "code": 1 - share}
+    demand = Demand(64, 64, 4, mix, mix if is_steady else {})
+    return specialists(split=SPLIT, serving=CHAT, shards=(CHAT,) * chat + (CODE,) * code, demand=demand)
+
+
+def test_shards_of_a_split_move_with_the_work_on_steady_evidence():
+    decision = decide(shared(3, 1, 0.5))
+    assert decision.shards == (CHAT, CHAT, CODE, CODE)
+    assert "to have 2 for chat at 12 layers and 2 for code at 12 layers costs" in decision.why
+    assert decide(shared(3, 1, 0.5, is_steady=False)).kind is Kind.STAY
+
+
+def test_shards_of_a_split_do_not_move_for_what_would_be_worth_a_swap_otherwise():
+    assert decide(shared(3, 3, 0.65)).kind is Kind.STAY
+    assert decide(shared(3, 3, 0.8)).kind is Kind.SPLIT
+
+
+def test_what_serves_a_part_of_the_prompts_is_not_left_for_what_failed_elsewhere():
+    seen = shared(2, 2, 0.5)
+    broken = msgspec.structs.replace(seen, troubles={CODE: "it is broken", CHAT: "it is broken"})
+    assert decide(broken).split == SPLIT
 
 
 def test_shards_of_a_split_that_have_died_are_stood_in_for():

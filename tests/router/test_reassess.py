@@ -129,10 +129,10 @@ def answer(loop: Loop, count: int, choice: Choice = FULL) -> None:
         loop.listener.mind.on_answered(Answered(choice, "chat", 50, 40, choice.depth))
 
 
-def ask_for_both(loop: Loop, count: int) -> None:
+def ask_for_both(loop: Loop, count: int, turn: tuple[str, ...] = ("chat", "code")) -> None:
     """Chat and code in turn, each answered by what the shards with exits of its own serve, if there are."""
     for index in range(count):
-        kind = ("chat", "code")[index % 2]
+        kind = turn[index % len(turn)]
         author = next((one for one in loop.listener.mind.shards if one.candidate == kind), FULL)
         loop.listener.mind.on_answered(Answered(author, kind, 50, 40, author.depth))
 
@@ -295,6 +295,20 @@ async def test_a_split_that_fails_leaves_what_served(split_world):
     ask_for_both(loop, 40)
     await loop.reassess()
     assert all(order.kind != Kind.SPLIT for order in conductor.orders[num_orders:])
+
+
+async def test_shards_that_could_not_be_shared_out_anew_are_not_asked_again_at_once(split_world):
+    loop, conductor, _ = split_world
+    await until_split(loop)
+    conductor.fails = "The shard died meanwhile."
+    num_orders = len(conductor.orders)
+    while len(conductor.orders) == num_orders:
+        ask_for_both(loop, 160, ("chat",) * 4 + ("code",))
+        await loop.reassess()
+    assert sorted(conductor.orders[-1].layout.values()) == [SHALLOW]
+    await loop.reassess()
+    assert len(conductor.orders) == num_orders + 1
+    assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
 
 
 async def test_a_split_is_over_when_a_person_has_changed_all_shards(split_world):
