@@ -91,10 +91,12 @@ class Pool:
         if not self.queue:
             return Share(lanes=lanes)
         elsewhere, foreign = self._elsewhere(member), self._foreign(member)
+        num_waiting, waiting = self.queue.load(without=foreign)
+        if not num_waiting:
+            return Share(lanes=lanes, elsewhere=elsewhere, foreign=foreign)
         able = (other for other in self._others(member) if self._may_take(other, foreign))
         loads = [_load(other) for other in itertools.islice(able, _MOST_COMPARED)]
-        num_waiting, waiting = self.queue.load(without=foreign)
-        if not loads or not num_waiting:
+        if not loads:
             return Share(lanes=lanes, elsewhere=elsewhere, foreign=foreign)
         num_sharing = 1 + len(loads)
         if num_sharing > _MOST_COMPARED:
@@ -167,6 +169,8 @@ class Pool:
         if scheduler is None or not member.is_responsive:
             return False
         foreign = self._foreign(member) | without
+        if foreign and not self.queue.load(without=foreign)[0]:
+            return False
         return scheduler.can_start(
             Share(lanes=_lanes(member), elsewhere=self._elsewhere(member), foreign=foreign)
         )

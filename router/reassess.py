@@ -94,9 +94,7 @@ class Loop:
             return LoopState("off", None, None, "There is nothing to choose.", 0)
         state = "holding" if self._holds else "trying" if mind.trying else "watching"
         trying = None if mind.trying is None else str(mind.trying)
-        return LoopState(
-            state, str(mind.serving), trying, self._holds or self._last[1], mind.watch.num_requests
-        )
+        return LoopState(state, _served(mind), trying, self._holds or self._last[1], mind.watch.num_requests)
 
     async def _run(self) -> None:
         while True:
@@ -267,7 +265,7 @@ def _seen(mind: Reassessor) -> dict[str, Any]:
     """What a decision rests on, as the diary has it."""
     demand = mind.watch.demand
     return {
-        "serving": ", ".join(map(str, mind.served)),
+        "serving": _served(mind),
         "requests": mind.watch.num_requests,
         "prompts": {name: round(share, 2) for name, share in demand.mix.items()},
         "prompt_tokens": round(demand.prompt_tokens, 1),
@@ -275,3 +273,7 @@ def _seen(mind: Reassessor) -> dict[str, Any]:
         "batch_size": round(demand.batch_size, 1),
         "breach_rate": round(mind.watch.breach_rate, 3),
     }
+
+
+def _served(mind: Reassessor) -> str:
+    return ", ".join(map(str, mind.served))
