@@ -30,6 +30,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     shard: int | None = None  # None: all, one after the other
     layout: dict[int, Choice] = {}  # in place of one shard: these, and what each is to serve
     split: dict[str, Choice] = {}  # what prompts of each class shall be served by; {}: all by `to`
+    spread: dict[int, Choice] = {}  # of a split, what every shard is to serve, changed or not
     seen: dict[str, Any] = {}
     considered: list[dict[str, Any]] = []
 
@@ -38,7 +39,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         """As the diary has it: what shall serve, and where."""
         if self.split:
             prompts = {name: str(choice) for name, choice in self.split.items()}
-            return {"prompts": prompts, "shards": _by_choice(self.layout)}
+            return {"prompts": prompts, "shards": _by_choice(self.spread)}
         return _named(self.to) | ({} if self.shard is None else {"shard": self.shard})
 
 

@@ -192,30 +192,28 @@ class Loop:
 
     def _order(self, mind: Reassessor, decision: Decision) -> Order:
         unit = UNITS[self._repository.objective]
+        wanted, generations = self._wanted(decision), self.listener.generations
         return Order(
             kind=decision.kind,
             by="loop",
             why=decision.why,
             to=decision.choice,
             wish=self._wish,
-            layout=self._to_change(decision),
+            layout={shard: one for shard, one in wanted.items() if generations[shard].choice != one},
             split=decision.split,
+            spread=wanted,
             seen=_seen(mind),
             considered=[one.told(unit) for one in decision.considered],
         )
 
-    def _to_change(self, decision: Decision) -> dict[int, Choice]:
-        """Shards that do not serve yet what is decided, and that. What is tried is tried on one of them."""
+    def _wanted(self, decision: Decision) -> dict[int, Choice]:
+        """What shards are to serve by a decision. What is tried is tried on one of them."""
         if decision.kind is Kind.STAY and not decision.considered:
             return {}
-        generations = self.listener.generations
-        shards = sorted(generations)
+        shards = sorted(self.listener.generations)
         if decision.shards:
-            wanted = dict(zip(shards, decision.shards, strict=True))
-        else:
-            concerned = shards[-1:] if decision.kind is Kind.EVALUATE else shards
-            wanted = dict.fromkeys(concerned, decision.choice)
-        return {shard: choice for shard, choice in wanted.items() if generations[shard].choice != choice}
+            return dict(zip(shards, decision.shards, strict=True))
+        return dict.fromkeys(shards[-1:] if decision.kind is Kind.EVALUATE else shards, decision.choice)
 
     def _write_down(self, order: Order, decision: Decision) -> None:
         """A decision that changes nothing, unless it says what the last one said."""

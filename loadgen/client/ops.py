@@ -85,6 +85,8 @@ def _choice(chosen: Any) -> str:
     """`candidate@depth`, whatever shape it comes in."""
     if not isinstance(chosen, dict):
         return str(chosen or "")
+    if isinstance(chosen.get("prompts"), dict):  # several, each for one kind of prompts
+        return ", ".join(f"{choice} for {prompts}" for prompts, choice in chosen["prompts"].items())
     name, depth = chosen.get("candidate") or chosen.get("model") or "", chosen.get("depth")
     return f"{name}@{depth}" if depth else str(name)
 

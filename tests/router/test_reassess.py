@@ -264,8 +264,8 @@ async def test_a_split_changes_just_the_shards_that_serve_something_else(split_w
     assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
     assert len(order.layout) < 4  # the shard that has tried keeps what it has
     assert order.chosen["prompts"] == {"chat": "chat at 15 layers", "code": "code at 15 layers"}
-    named = {shard for shards in order.chosen["shards"].values() for shard in shards}
-    assert named == set(order.layout)
+    named = {shard: name for name, shards in order.chosen["shards"].items() for shard in shards}
+    assert named == {shard: str(made.choice) for shard, made in loop.listener.generations.items()}
 
 
 async def test_prompts_are_routed_before_a_shard_serves_what_is_not_for_all(split_world):
