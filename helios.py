@@ -18,8 +18,8 @@ COMMANDS = {
     "shard": ("shard.__main__", "run one shard for a router on another host"),
 }
 
-# How long threads wait awake for each other behind each product, in spins; read when torch is loaded. The 300,000
-# of libgomp are milliseconds: a core shared with another process made every step ten times slower.
+# How long threads wait awake for each other behind each product, in spins; read when torch is loaded.
+# The 300,000 of libgomp are milliseconds: a core shared with another process made steps ten times slower.
 SPIN_COUNT = "5000"
 
 HELP = """\
