@@ -25,7 +25,8 @@ from loadgen.scenarios.stage import (
 from loadgen.target import Target
 from loadgen.units import BadQuantity
 
-STREAMS, SWAPS, SECONDS, TOKENS = 64, 20, 120, 200
+STREAMS, SWAPS, SECONDS = 64, 20, 120
+TOKENS = "uniform:40:200"  # so that streams begin and end at all times, on every model
 SWAP_PATIENCE_S = 60.0
 NUM_REFERENCES = 8  # prompts per version that are asked again in peace
 
@@ -51,7 +52,7 @@ async def play(stage: Stage) -> Played:
     plan = stage.plan(
         concurrency=stage.options.concurrency or STREAMS,
         duration=f"{seconds:g}s",
-        output_tokens=str(TOKENS),
+        output_tokens=TOKENS,
         eos="ignore",
         **stage.prompts("chat,story"),
     )
