@@ -16,7 +16,7 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(BIN)/helios pull
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 GOMP_SPINCOUNT=5000 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
