@@ -18,6 +18,8 @@ from shard.atomic_folder import make_once
 from shard.model_folder import ModelUnusable, check_family, has_weights, is_complete, read_config
 from shard.pull import EMBEDDED_MODEL, pull
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
     """A complete folder for the embedded model's name, random:SHAPE, a folder, a .gguf file or a hub id.
@@ -126,13 +128,21 @@ def _place(source: Path, files: list[Path], cache: Path) -> Path:
     return cache / "prepared" / f"{source.stem}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
 
 
+def _end(number: int, frame: object) -> None:
+    """Clear up, and end pip with it. A second signal, which often follows at once, does not disturb that."""
+    for each in _ENDING:
+        signal.signal(each, lambda *_: None)
+    sys.exit(128 + number)
+
+
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clearing up, and pip with it
+    for number in _ENDING:
+        signal.signal(number, _end)
     parser = argparse.ArgumentParser(prog="python -m shard.resolve", description="Find or fetch a model.")
     parser.add_argument("model_id")
     parser.add_argument("--revision")
@@ -143,8 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModelUnusable as error:
         print(f"helios: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
