@@ -102,7 +102,7 @@ class TestHuggingfaceHub:
         assert chunks[-1].choices[0].finish_reason == "length"
 
     def test_chat_logprobs(self, hub: huggingface_hub.InferenceClient) -> None:
-        answer = hub.chat_completion(MESSAGES, max_tokens=4, logprobs=True, top_logprobs=3)
+        answer = hub.chat_completion(MESSAGES, max_tokens=4, temperature=0, logprobs=True, top_logprobs=3)
         logprobs = answer.choices[0].logprobs
         assert logprobs is not None
         assert [len(entry.top_logprobs) for entry in logprobs.content] == [3] * 4
