@@ -208,7 +208,7 @@ class Engine:
         generation = self.generation = Generation(committed.ticket, self.target, committed.ready)
         config = self.target.config
         limits = Limits(config.max_batch_size, config.max_batch_tokens, committed.ready.block_size)
-        scheduler.adopt(generation, limits)
+        scheduler.adopt(generation, limits, committed.joined)
         self._enter_routes()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
         depth, num_layers = committed.ready.depth, committed.ready.num_layers

@@ -36,16 +36,22 @@ class Rooms:
         self._by_ticket = {generation.ticket: self.newest}
 
     def __len__(self) -> int:
-        return len(self._by_ticket)
+        return len(set(self._by_ticket.values()))
 
     def of(self, request: Request) -> Room:
         """Where a running request runs."""
         assert request.generation is not None
         return self._by_ticket[request.generation.ticket]
 
-    def adopt(self, generation: Generation, running: Iterable[Request]) -> None:
-        """Make a committed generation the newest. What nobody runs on is gone with that."""
+    def adopt(self, generation: Generation, joined: int | None, running: Iterable[Request]) -> None:
+        """Make a committed generation the newest. What nobody runs on is gone with that.
+
+        `joined`: the ticket under which it has lived in the shard all along; its room is the newest one, too.
+        """
+        before = self._by_ticket.get(joined) if joined is not None else None
         self.newest = Room(generation)
+        for ticket, room in self._by_ticket.items():
+            self._by_ticket[ticket] = self.newest if room is before else room
         self._by_ticket[generation.ticket] = self.newest
         self._keep(set(), running)
 
@@ -98,4 +104,5 @@ class Rooms:
     def _keep(self, tickets: set[int], running: Iterable[Request]) -> None:
         tickets |= {request.generation.ticket for request in running if request.generation is not None}
         tickets.add(self.newest.ticket)
+        tickets |= {room.ticket for ticket, room in self._by_ticket.items() if ticket in tickets}
         self._by_ticket = {ticket: room for ticket, room in self._by_ticket.items() if ticket in tickets}

@@ -192,12 +192,15 @@ class Scheduler:
         """Such a request may start here, if not now then later."""
         return self._rooms.place(need) is not None
 
-    def adopt(self, generation: Generation, limits: Limits) -> None:
-        """Have requests begin on a generation that the shard has committed; those that run keep theirs."""
+    def adopt(self, generation: Generation, limits: Limits, joined: int | None = None) -> None:
+        """Have requests begin on a generation that the shard has committed; those that run keep theirs.
+
+        `joined`: see `Committed`.
+        """
         self.limits = limits
         if self._reader is not None:
             self._drops += self._reader.give_up()
-        self._rooms.adopt(generation, self._running.values())
+        self._rooms.adopt(generation, joined, self._running.values())
         self._reader = reader_for(generation, self._backlog)
 
     def stays(self, generation: Generation) -> list[Request]:
@@ -206,10 +209,10 @@ class Scheduler:
 
     def migrate(self) -> list[Request]:
         """Take who can go on with the newest generation off the older ones, back to the queue."""
-        newest = self.newest
-        older = [request for request in self._running.values() if request.generation is not newest]
-        self._rooms.close_older()
-        return self._evict(request for request in older if request.may_move_to(newest))
+        rooms = self._rooms
+        older = [request for request in self._running.values() if rooms.of(request) is not rooms.newest]
+        rooms.close_older()
+        return self._evict(request for request in older if request.may_move_to(self.newest))
 
     def evict(self) -> list[Request]:
         """Take everybody off the shard, back to the queue."""

@@ -1,8 +1,9 @@
 """Models beside each other on one shard: the newest takes what is new, older ones end what they have.
 
 A *generation* is a model at a depth, under the ticket that prepared it. A step is split by generation and its
-outputs are put together again. Blocks move from a generation that needs them less to the newest one; a
-generation without sequences is freed. Knows no tensors: simulated and real models live here alike.
+outputs are put together again. Blocks move from a generation that needs them less to the newest one; one
+without sequences is freed, and one that is asked for again while it lives becomes the newest again. Knows no
+tensors: simulated and real models live here alike.
 """
 
 import threading
@@ -34,6 +35,11 @@ class Engine(Protocol):
     """One model at a depth, and the sequences on it."""
 
     table: SequenceTable
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal ones cannot be told apart, but for their sequences and blocks."""
+        ...
 
     @property
     def weights(self) -> Weights: ...
@@ -93,6 +99,7 @@ class Generations:
         engine, self._total_bytes = loader.first(config)
         self._reserve_bytes = config.swap_reserve_bytes or 0
         self._living: dict[int, Engine] = {0: engine}  # by ticket, oldest first
+        self._renamed: dict[int, int] = {}  # tickets of those that live under a newer one
         self._preparing = threading.Lock()
         self._wanted: int | None = None  # the ticket being prepared, or prepared
         self._discarded: set[int] = set()
@@ -153,7 +160,10 @@ class Generations:
             engine = self._prepared if self._wanted == ticket else None
         if engine is None:
             return SwapFailed(ticket, f"Nothing is prepared under ticket {ticket}.")
-        living = {t: old for t, old in self._living.items() if len(old.table)} | {ticket: engine}
+        joined = self._find(engine.fingerprint)
+        engine = engine if joined is None else self._living[joined]
+        living = {t: old for t, old in self._living.items() if len(old.table) and t != joined}
+        living[ticket] = engine
         shares = self._shares(living)
         if shares is None:
             return SwapFailed(ticket, _no_room(self._living))
@@ -163,9 +173,21 @@ class Generations:
             self._resize(self._living, self._shares(self._living) or {})
             return SwapFailed(ticket, str(error) or "There is not enough memory for the model's blocks.")
         self._living = living
+        self._rename(joined, ticket)
         self._forget(ticket)
         gap_ms = self._clock.now_ms() - started_ms
-        return Committed(ticket, engine.ready(), gap_ms, {"allocate": gap_ms})
+        return Committed(ticket, engine.ready(), gap_ms, {"allocate": gap_ms}, joined)
+
+    def _find(self, fingerprint: str) -> int | None:
+        """The ticket of the engine alive that is the same."""
+        return next((t for t, engine in self._living.items() if engine.fingerprint == fingerprint), None)
+
+    def _rename(self, old: int | None, new: int) -> None:
+        """Steps on their way may still name an old ticket."""
+        renamed = {t: new if to == old else to for t, to in self._renamed.items()}
+        if old is not None:
+            renamed[old] = new
+        self._renamed = {t: to for t, to in renamed.items() if to in self._living}
 
     def _forget(self, ticket: int) -> None:
         with self._preparing:
@@ -180,9 +202,10 @@ class Generations:
         for new in step.new:
             for engine in self._living.values():
                 engine.table.forget(new.id)
-            if self._can_hold(new):
-                placed[new.id] = new.generation
-                parts[new.generation].new.append(new)
+            home = self._renamed.get(new.generation, new.generation)
+            if self._can_hold(new, home):
+                placed[new.id] = home
+                parts[home].new.append(new)
             else:
                 gone.append((new.id, new.attempt))
         for work in step.work:
@@ -192,10 +215,10 @@ class Generations:
                 parts[ticket].work.append(work)
         return parts, gone
 
-    def _can_hold(self, new: NewSequence) -> bool:
-        if new.generation == self.newest:
+    def _can_hold(self, new: NewSequence, home: int) -> bool:
+        if home == self.newest:
             return True
-        engine = self._living.get(new.generation)
+        engine = self._living.get(home)
         return engine is not None and engine.table.could_hold(new)
 
     def _tidy(self) -> None:
@@ -219,10 +242,11 @@ class Generations:
 
     def _resize(self, living: dict[int, Engine], shares: dict[int, int]) -> None:
         """Give each its blocks, first taking from those that have more; one that is new comes last."""
+        known = list(self._living.values())
 
         def order(ticket: int) -> tuple[bool, bool]:
             has_less = living[ticket].table.pool.num_blocks < shares[ticket]
-            return ticket not in self._living, has_less
+            return living[ticket] not in known, has_less
 
         for ticket in sorted(living, key=order):
             living[ticket].resize(shares[ticket])

@@ -276,12 +276,17 @@ class Prepared(msgspec.Struct, frozen=True, tag=True):
 
 
 class Committed(msgspec.Struct, frozen=True, tag=True):
-    """New sequences run on it from here on. `ready.num_blocks` is what it has now, while others still run."""
+    """New sequences run on it from here on. `ready.num_blocks` is what it has now, while others still run.
+
+    Where the very same model still runs, under an older ticket, it goes on under this one with all who are on
+    it: what was prepared is not needed then.
+    """
 
     ticket: int
     ready: Ready
     gap_ms: float  # no step ran for so long
     phases_ms: dict[str, float]
+    joined: int | None = None  # the ticket under which it ran
 
 
 class SwapFailed(msgspec.Struct, frozen=True, tag=True):

@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+import msgspec
 import torch
 
 from shard.certificate import heads_digest
 from shard.certified import Served, objections
 from shard.exit_settings import Mode, settings_of
-from shard.exits import Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
+from shard.exits import DESCRIPTION, Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
 from shard.kv_cache import block_bytes
 from shard.messages import ShardConfig
 from shard.models.checkpoint import digest
@@ -43,6 +44,7 @@ class Model:
             self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
         self.exits = self._load_exits()
         self.version = self._version()
+        self.fingerprint = self._fingerprint()
         self.warnings = self._warnings()
 
     @property
@@ -67,6 +69,15 @@ class Model:
         if mode not in (Mode.FULL, Mode.SPECULATIVE):
             parts += [mode.value, *([heads_digest(Path(config.exits))] if config.exits else [])]
         return "-".join(parts)
+
+    def _fingerprint(self) -> str:
+        """The version, and all else that a server of it could do differently."""
+        config = msgspec.structs.replace(self.config, num_layers=self.decoder.depth, kv_cache_bytes=None)
+        parts = [self.version, msgspec.json.encode(config).decode()]
+        if config.exits:
+            folder = Path(config.exits)
+            parts += [heads_digest(folder), (folder / DESCRIPTION).read_text()]
+        return " ".join(parts)
 
     def _warnings(self) -> list[str]:
         """What a person should know who serves this; replayed exits promise nothing."""

@@ -78,6 +78,10 @@ class ModelRunner:
         return self.decoder.depth
 
     @property
+    def fingerprint(self) -> str:
+        return self.model.fingerprint
+
+    @property
     def block_bytes(self) -> int:
         return self.model.block_bytes
 

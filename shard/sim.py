@@ -108,6 +108,11 @@ class SimRunner:
         self._last_end_ms: float | None = None  # of the last step, while sequences wait for the next
         self._version = f"{hashlib.sha256(content + config.model.encode()).hexdigest()[:12]}-{self.depth}"
 
+    @property
+    def fingerprint(self) -> str:
+        config = msgspec.structs.replace(self._config, num_layers=self.depth, kv_cache_bytes=None)
+        return f"{self._version} {msgspec.json.encode(config).decode()}"
+
     def load(self, known: set[Hashable], is_wanted: Callable[[], bool]) -> None:
         """Spend the time that reading takes, but for the layers known already. Raises `Unwanted`."""
         started_ms = self.clock.now_ms()

@@ -175,7 +175,7 @@ class World:
             self.shard.discard(answer.ticket)
             return
         self.target = self.offered[answer.ticket - 1]
-        self.scheduler.adopt(Generation(answer.ticket, self.target, answer.ready), LIMITS)
+        self.scheduler.adopt(Generation(answer.ticket, self.target, answer.ready), LIMITS, answer.joined)
 
 
 class Interleavings(RuleBasedStateMachine):

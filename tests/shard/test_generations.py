@@ -104,6 +104,39 @@ def test_the_newest_has_what_the_older_do_not_need_to_finish(config: ShardConfig
     assert sorted(set(grown)) == [22, 28, 65]  # as the first ends, and the second with the weights
 
 
+def test_a_model_that_is_asked_for_again_while_it_runs_is_not_there_twice(config: ShardConfig) -> None:
+    shard = driver(config)
+    shard.ask(new(1, max_new_tokens=20))
+    shard.step()
+    assert shard.change(msgspec.structs.replace(config, num_layers=5)).joined is None
+    shard.ask(new(2, max_new_tokens=20))
+    shard.step()
+    committed = shard.change(msgspec.structs.replace(config, num_layers=LAYERS))  # as it is without
+    assert (committed.ticket, committed.joined, committed.ready.depth) == (2, 0, 10)
+    shard.ask(new(3))
+    output = shard.step()
+    assert (output.generation, output.num_sequences) == (2, 2)
+    assert [report.generation for report in output.older] == [1]
+    late = shard.shard.run(Step(99, [Work(9, 0, 4)], [new(9)]))  # it still says 0
+    assert [made.id for made in late.outputs] == [9]
+    again = shard.change(msgspec.structs.replace(config, num_layers=5))
+    assert (again.joined, shard.shard.newest) == (1, 3)
+    later = shard.shard.run(Step(100, [Work(10, 0, 4)], [new(10)]))  # and so does this, two changes later
+    assert ([made.id for made in later.outputs], later.gone) == ([10], [])
+    shard.shard.run(Step(101, [], drop=[(9, 0), (10, 0)]))
+    shard.finish()
+    assert [asked.tokens for asked in shard.asked.values()] == [
+        alone(asked.new) for asked in shard.asked.values()
+    ]
+
+
+def test_another_batch_makes_another_model_of_the_same_weights(config: ShardConfig) -> None:
+    shard = driver(config)
+    shard.ask(new(1))
+    shard.step()
+    assert shard.change(msgspec.structs.replace(config, max_batch_tokens=64)).joined is None
+
+
 def test_where_no_longest_sequence_fits_the_commit_fails_until_there_is_room(config: ShardConfig) -> None:
     shard = driver(config)
     shard.ask(*[new(id, 8, 28) for id in range(2)])
