@@ -196,7 +196,8 @@ class Exit:
             if spec.rerank is None:
                 self._narrow, self.vocabulary = narrow, vocabulary
             else:
-                self.vocabulary = Shortlist(narrow, vocabulary, decoder.head_rows(), spec.rerank)
+                turn = _turn(trained.of(spec, "low-rank"), at + "rerank", shape.hidden_size)
+                self.vocabulary = Shortlist(narrow, vocabulary, decoder.head_rows(), spec.rerank, turn)
         self._probe = _probe(trained.weights, at + "probe", shape.hidden_size)
         if spec.probe_floor is not None and self._probe is None:
             raise ExitError(f"exit layer {spec.layer} has a probe_floor, but no probe")
@@ -248,6 +249,13 @@ def check_criterion(exits: list[Exit], criterion: Criterion) -> None:
     for exit in exits:
         if criterion is Criterion.CLASSIFIER and not exit.has_probe:
             raise ExitError(f"exit layer {exit.layer} has no probe, which criterion 'classifier' asks")
+
+
+def _turn(weights: Weights, at: str, hidden_size: int) -> Linear | None:
+    """What the LM head reads where it decides, if that is another thing than what its proposer reads."""
+    if at + ".weight" not in weights:
+        return None
+    return weights.matrix(at + ".weight", (hidden_size, hidden_size))
 
 
 def _probe(weights: Weights | None, at: str, hidden_size: int) -> Linear | None:

@@ -62,7 +62,7 @@ def _ask(given: argparse.Namespace) -> Ask:
     model = resolve(given.model_id, given.revision, given.cache_dir)
     plan = Plan(given.steps, given.batch_tokens, given.rate, seed=given.seed)
     vocabulary = given.vocabulary or given.out / "vocabulary.safetensors"
-    spec = HeadSpec(given.exit_layers, HeadKind(given.head), given.head_rank)
+    spec = HeadSpec(given.exit_layers, HeadKind(given.head), given.head_rank, given.head_rerank)
     wanted = Wanted(
         spec,
         plan,
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--exit-layers", type=_layers, default=[15, 20, 25], metavar="L,L,...", help="[15,20,25]")
     add("--head", default="block", choices=list(HeadKind), help="[%(default)s]")
     add("--head-rank", type=_positive, metavar="R", help="of a low-rank vocabulary [the model's LM head]")
+    add("--head-rerank", type=_positive, metavar="K", help="of so many likely tokens the LM head decides")
     add("--vocabulary", type=Path, metavar="FILE", help="where that goes [DIR/vocabulary.safetensors]")
     add("--vocabulary-steps", type=int, default=200, help="at full depth, before exits learn [%(default)s]")
     add("--init", type=Path, metavar="DIR", help="an exit folder to go on from")

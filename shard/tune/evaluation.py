@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
+from shard.shortlist import likeliest
 from shard.tune.batches import Place, Source, batches_of, load_batch
+from shard.tune.heads import Head
 from shard.tune.training import Student
 
 POSITIONS = 2048  # whose logits over the whole vocabulary are held at once
@@ -45,13 +47,13 @@ def look(
     states: bool,
 ) -> dict[int, Seen]:
     """Every exit at the places' positions, by layer; `vocabulary` (V, R) is what will be served."""
-    rows = vocabulary.to(student.to)
+    rows, own = vocabulary.to(student.to), student.back.head.to(student.to)
     parts: dict[int, list[Seen]] = {layer: [] for layer in student.layers}
     for some in batches_of(sources, places, POSITIONS):
         batch = load_batch(sources, some, student.layers, student.to)
         for head in student.heads:
-            reduced = head.reduced(student.back, batch.states[head.layer], batch.rows)
-            logits = (reduced @ rows.t()).float()
+            features = head.features(student.back, batch.states[head.layer], batch.rows)
+            logits = logits_of(head, features, rows, own)
             best = logits.max(-1)
             parts[head.layer].append(
                 Seen(
@@ -61,6 +63,19 @@ def look(
                 )
             )
     return {layer: _joined(seen) for layer, seen in parts.items()}
+
+
+def logits_of(head: Head, features: torch.Tensor, rows: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Logits (N, V), float32, as they are served, of features (N, H).
+
+    `rows` (V, R) is the vocabulary that the head reads, `own` (V, H) the model's LM head.
+    """
+    logits = (head.reduced(features) @ rows.t()).float()
+    if head.rerank is None:
+        return logits
+    likely = likeliest(logits, min(head.rerank, len(own)))
+    exact = torch.einsum("nkh,nh->nk", own[likely], head.turned(features))
+    return logits.scatter_(1, likely, exact.float())
 
 
 def curve_of(agrees: torch.Tensor, confidence: torch.Tensor) -> Curve:

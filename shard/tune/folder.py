@@ -45,7 +45,7 @@ def save_exits(folder: Path, served: Student, probes: dict[int, Tensors], vocabu
             tensors |= _stored(f"exits.{head.layer}.{name}", weight)
     _save(folder / HEADS, tensors)
     shape = served.back.shape
-    specs = [ExitSpec(head.layer, head.kind, head.rank) for head in served.heads]
+    specs = [ExitSpec(head.layer, head.kind, head.rank, head.rerank) for head in served.heads]
     named = None if vocabulary is None else os.path.relpath(vocabulary, folder)
     file = ExitFile(specs, shape.num_layers, shape.hidden_size, named)
     (folder / DESCRIPTION).write_bytes(_readable(file))
@@ -65,7 +65,7 @@ def load_heads(folder: Path, device: torch.device) -> list[Head]:
         at = f"exits.{spec.layer}."
         own = {name.removeprefix(at): it for name, it in tensors.items() if name.startswith(at)}
         weights = {name: it for name, it in own.items() if not name.startswith("probe.")}
-        heads.append(Head(spec.layer, spec.head, weights))
+        heads.append(Head(spec.layer, spec.head, weights, spec.rerank))
     return heads
 
 

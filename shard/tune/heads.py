@@ -26,12 +26,16 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class Head:
-    """The head behind one layer; `weights` are its tensors, without the `exits.LAYER.` before their names."""
+    """The head behind one layer; `weights` are its tensors, without the `exits.LAYER.` before their names.
 
-    def __init__(self, layer: int, kind: HeadKind, weights: Tensors):
+    `rerank`: of so many tokens that its low-rank product finds likeliest, the model's own LM head decides.
+    """
+
+    def __init__(self, layer: int, kind: HeadKind, weights: Tensors, rerank: int | None = None):
         self.layer = layer
         self.kind = kind
         self.weights = weights
+        self.rerank = rerank
         self._block = {
             name.removeprefix("block."): value for name, value in weights.items() if name.startswith("block.")
         }
@@ -41,11 +45,21 @@ class Head:
         """None: it reads the model's own LM head."""
         return len(self.weights["low_rank.weight"]) if "low_rank.weight" in self.weights else None
 
-    def reduced(self, back: Backbone, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """What the vocabulary's rows are multiplied with, (N, R), of hidden states (B, T, H) at the exit."""
-        features = back.normed(self._hidden(back, hidden, rows))
-        low_rank = self.weights.get("low_rank.weight")
-        return features if low_rank is None else functional.linear(features, low_rank.to(features.dtype))
+    def features(self, back: Backbone, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """What all else is made of, (N, H), of hidden states (B, T, H) at the exit."""
+        return back.normed(self._hidden(back, hidden, rows))
+
+    def reduced(self, features: torch.Tensor) -> torch.Tensor:
+        """What the vocabulary's rows are multiplied with, (N, R)."""
+        return self._product("low_rank.weight", features)
+
+    def turned(self, features: torch.Tensor) -> torch.Tensor:
+        """What the LM head's rows are multiplied with where they decide, (N, H)."""
+        return self._product("rerank.weight", features)
+
+    def _product(self, name: str, features: torch.Tensor) -> torch.Tensor:
+        weight = self.weights.get(name)
+        return features if weight is None else functional.linear(features, weight.to(features.dtype))
 
     def _hidden(self, back: Backbone, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         if self.kind is HeadKind.BLOCK:
@@ -68,6 +82,7 @@ class HeadSpec(msgspec.Struct, frozen=True):
     layers: list[int]
     kind: HeadKind
     rank: int | None  # None: the model's own LM head
+    rerank: int | None = None  # so many tokens that a low-rank product proposes get the LM head's own logits
 
 
 def first_weights(

@@ -28,6 +28,8 @@ def check(ask: Ask, shape: Shape) -> None:
         )
     if rank is not None and not 1 <= rank <= shape.hidden_size:
         raise ValueError(f"Head rank {rank} is out of range: between 1 and {shape.hidden_size}.")
+    if ask.wanted.spec.rerank is not None and rank is None:
+        raise ValueError("--head-rerank needs a --head-rank, which proposes what the LM head decides on.")
     if ask.text.max_new_tokens + 2 > shape.max_positions:
         raise ValueError(f"The model holds {shape.max_positions} tokens, fewer than an answer was to have.")
     if ask.machine.device == "cpu":
@@ -43,7 +45,10 @@ def training_bytes(spec: HeadSpec, shape: Shape) -> int:
     """Memory that training takes, about."""
     hidden = shape.hidden_size
     head = {"norm": 0, "mlp": 8 * hidden * hidden, "block": 13 * hidden * hidden}[spec.kind]
-    parameters = len(spec.layers) * (head + (spec.rank or 0) * hidden) + (spec.rank or 0) * shape.vocab_size
+    turn = 0 if spec.rerank is None else hidden * hidden
+    parameters = (
+        len(spec.layers) * (head + turn + (spec.rank or 0) * hidden) + (spec.rank or 0) * shape.vocab_size
+    )
     model = 6 * shape.vocab_size * hidden  # the LM head, in two precisions
     return TRAINING_BYTES_PER_PARAMETER * parameters + model + ACTIVATION_BYTES
 

@@ -9,12 +9,13 @@ import torch
 
 from shard.exits import HeadKind
 from shard.tune import folder as exit_folder
-from shard.tune.batches import Source, places_of
+from shard.tune.batches import Place, Source, places_of
 from shard.tune.evaluation import Curve, curve_of, look
 from shard.tune.heads import Head, HeadSpec, first_weights
 from shard.tune.layers import Backbone, Tensors
 from shard.tune.loss import Measured
 from shard.tune.probe import fit_probe, probed
+from shard.tune.rerank import first_turns
 from shard.tune.training import Plan, Student, Trainer
 from shard.tune.vocabulary import Fixed, LowRank, Vocabulary, first_factors, low_rank
 
@@ -84,7 +85,7 @@ class Tuning:
         """Vocabulary and heads as training finds them."""
         back, wanted = self._back, self._wanted
         if wanted.init is not None:
-            return self._given(wanted.init), self._given_heads(wanted.init)
+            return self._given(wanted.init), self._reranking(self._given_heads(wanted.init))
         if wanted.spec.rank is None:
             return Fixed(back.head), self._first_heads(None)
         if wanted.freeze_vocabulary:
@@ -92,7 +93,7 @@ class Tuning:
                 "--freeze-vocabulary needs --init, a folder whose exits have a low-rank vocabulary."
             )
         vocabulary, reducer = self._first_vocabulary(wanted.spec.rank, tell)
-        return vocabulary, self._first_heads(reducer)
+        return vocabulary, self._reranking(self._first_heads(reducer))
 
     def _given(self, init: Path) -> Vocabulary:
         if self._wanted.spec.rank is None:
@@ -115,6 +116,24 @@ class Tuning:
         made = first_weights(spec, self._back, reducer, self._wanted.plan.seed)
         return [Head(layer, spec.kind, weights) for layer, weights in made.items()]
 
+    def _reranking(self, heads: list[Head]) -> list[Head]:
+        """Heads that let the LM head decide, where that is asked for.
+
+        What it reads of their features is at first what comes nearest to full depth's, by least squares.
+        """
+        rerank = self._wanted.spec.rerank
+        lacking = [head for head in heads if rerank is not None and "rerank.weight" not in head.weights]
+        turns = first_turns(self._back, lacking, self._sources, self._some_places(), self._to)
+        return [
+            Head(head.layer, head.kind, head.weights | turns.get(head.layer, {}), rerank) for head in heads
+        ]
+
+    def _some_places(self) -> list[Place]:
+        """Passages to learn from, in an order that follows from the seed."""
+        places = places_of(self._sources, "training")
+        random.Random(self._wanted.plan.seed).shuffle(places)
+        return places
+
     def _first_vocabulary(self, rank: int, tell: Tell) -> tuple[LowRank, torch.Tensor]:
         """A vocabulary that serves full depth's own hidden states, and the reducer (R, H) with it."""
         factors = first_factors(self._back, *self._features(), rank)
@@ -127,10 +146,8 @@ class Tuning:
 
     def _features(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the LM head reads at full depth, (N, H), in some passages; how often each token is due."""
-        places = places_of(self._sources, "training")
-        random.Random(self._wanted.plan.seed).shuffle(places)
         counts, features = torch.zeros(self._back.shape.vocab_size), []
-        for number, (source, passage) in enumerate(places):
+        for number, (source, passage) in enumerate(self._some_places()):
             cache = self._sources[source].cache
             ids, logprobs = cache.targets(passage)
             counts.index_add_(0, ids.flatten(), logprobs.exp().flatten())
@@ -167,7 +184,12 @@ class Tuning:
         """The student as a server will read it: rounded to what the files hold."""
         rounded = exit_folder.rounded
         heads = [
-            Head(head.layer, head.kind, {name: rounded(name, it) for name, it in head.weights.items()})
+            Head(
+                head.layer,
+                head.kind,
+                {name: rounded(name, it) for name, it in head.weights.items()},
+                head.rerank,
+            )
             for head in student.heads
         ]
         rows = student.vocabulary.whole()

@@ -17,7 +17,7 @@ from shard.tune.batches import Batch, Source, epoch, load_batch
 from shard.tune.heads import Head
 from shard.tune.layers import Backbone
 from shard.tune.loss import Measured, distance, draw_candidates
-from shard.tune.vocabulary import Vocabulary
+from shard.tune.vocabulary import Fixed, Vocabulary
 
 BETAS = (0.9, 0.95)
 WARMUP_SHARE = 0.03
@@ -65,6 +65,7 @@ class Trainer:
         self._sources = sources
         self._plan = plan
         self.step = 0
+        self._head = Fixed(student.back.head)  # where heads rerank
         self._parameters = student.parameters
         for parameter in self._parameters.values():
             parameter.requires_grad_()
@@ -131,11 +132,18 @@ class Trainer:
         vocab_size = student.back.shape.vocab_size
         candidates = draw_candidates(batch.targets.ids, vocab_size, plan.num_sampled, self._step_seed)
         rows = student.vocabulary.rows(candidates.ids, student.to.dtype)
-        made = {}
+        made, losses = {}, []
         for head in student.heads:
-            reduced = head.reduced(student.back, batch.states[head.layer], batch.rows)
-            made[head.layer] = distance(reduced, rows, batch.targets, candidates)
-        loss = torch.stack([measured.loss for measured in made.values()]).sum()
+            features = head.features(student.back, batch.states[head.layer], batch.rows)
+            if head.rerank is None:
+                made[head.layer] = distance(head.reduced(features), rows, batch.targets, candidates)
+            else:
+                own = self._head.rows(candidates.ids, student.to.dtype)
+                made[head.layer] = distance(head.turned(features), own, batch.targets, candidates)
+                # what only proposes has to follow the features, not to shape them
+                proposed = distance(head.reduced(features.detach()), rows, batch.targets, candidates)
+                losses.append(proposed.loss)
+        loss = torch.stack([*losses, *(measured.loss for measured in made.values())]).sum()
         self._optimizer.zero_grad()
         loss.backward()
         self._clip()

@@ -10,6 +10,7 @@ from shard.runner import ModelRunner
 from shard.tune import limits, pipeline
 from shard.tune.__main__ import main
 from shard.tune.batches import Source, load_batch
+from shard.tune.evaluation import logits_of
 from shard.tune.folder import load_heads, load_vocabulary
 from shard.tune.layers import read_backbone
 from shard.tune.states import open_or_make
@@ -108,6 +109,18 @@ def test_a_variant_reads_the_vocabulary_it_began_with(tmp_path: Path, prompts: P
     check_served_as_trained(model, variant, tmp_path / "states")
 
 
+def test_exits_that_propose_learn_to_be_decided_by_the_lm_head(tmp_path: Path, prompts: Path):
+    model = write_tiny_model(tmp_path / "model", "llama")
+    base, variant = tmp_path / "base", tmp_path / "variant"
+    shares = []
+    for out, flags in ((base, []), (variant, ["--head-rerank", "8", "--init", str(base)])):
+        assert tune(model, out, prompts, "--head-rank", "4", "--steps", "60", "--rate", "0.01", *flags) == 0
+        check_served_as_trained(model, out, tmp_path / f"states-{out.name}")
+        shares.append(json.loads((out / "tuning.json").read_text())["history"][-1]["agreement"]["few"]["3"])
+    assert [it["rerank"] for it in json.loads((variant / "exits.json").read_text())["exits"]] == [8, 8]
+    assert shares[1] > shares[0] + 0.1  # rank 4 says little of 312 tokens
+
+
 def test_text_can_be_given(tmp_path: Path, prompts: Path):
     model = write_tiny_model(tmp_path / "model", "llama")
     text = tmp_path / "own.jsonl"
@@ -139,6 +152,7 @@ def test_layerskip_trains_the_model_itself_into_a_folder_of_its_own(
         (["--head", "norm"], "A norm head has nothing to learn"),
         (["--data", "BAD"], "Line 2 of"),
         (["--prompts", "no-such-file.txt"], "no-such-file.txt cannot be read: No such file or directory."),
+        (["--head-rerank", "8"], "--head-rerank needs a --head-rank"),
         (["--freeze-vocabulary"], "--freeze-vocabulary needs --init"),
     ],
 )
@@ -181,7 +195,7 @@ def check_served_as_trained(model: Path, exits: Path, states: Path) -> None:
     batch = load_batch([source], [(0, 0)], [1], torch.empty(0))
     back, head = read_backbone(model, 256, torch.device("cpu")), load_heads(exits, torch.device("cpu"))[0]
     rows = back.head if head.rank is None else load_vocabulary(exits, torch.device("cpu"))
-    logits = head.reduced(back, batch.states[1], batch.rows) @ rows.t()
+    logits = logits_of(head, head.features(back, batch.states[1], batch.rows), rows, back.head)
     said = logits.gather(1, torch.tensor(made.ids)[:, None])[:, 0]
     spread = logits.max(1).values - logits.mean(1)
     assert ((logits.max(1).values - said) / spread)[there].max() < 0.02  # cached states are bfloat16

@@ -1,0 +1,47 @@
+"""Where a low-rank product only proposes tokens and the LM head decides: what the LM head reads."""
+
+from collections.abc import Sequence
+
+import torch
+
+from shard.tune.batches import Place, Source, batches_of, load_batch
+from shard.tune.heads import Head
+from shard.tune.layers import Backbone, Tensors
+
+POSITIONS = 16384  # that the first matrices are made for
+RIDGE = 1e-3  # of the features' mean square
+AT_ONCE = 2048
+
+
+@torch.no_grad()
+def first_turns(
+    back: Backbone,
+    heads: Sequence[Head],
+    sources: Sequence[Source],
+    places: Sequence[Place],
+    to: torch.Tensor,
+) -> dict[int, Tensors]:
+    """By exit layer the matrix (H, H) that brings a head's features nearest to full depth's, least squares.
+
+    A head whose features were shaped for a low-rank product, or not at all, speaks another language than the
+    LM head: untrained, SmolLM2's exit 25 is then right for 72% of tokens, without this for 30%.
+    """
+    width, depth = back.shape.hidden_size, back.shape.num_layers
+    seen = {head.layer: torch.zeros(2, width, width, device=to.device) for head in heads}
+    num_positions = 0
+    for some in batches_of(sources, places, AT_ONCE) if heads else ():
+        batch = load_batch(sources, some, [*seen, depth], to)
+        goal = back.normed(batch.rows.of(batch.states[depth])).float()
+        for head in heads:
+            features = head.features(back, batch.states[head.layer], batch.rows).float()
+            seen[head.layer] += torch.stack((features.t() @ features, features.t() @ goal))
+        num_positions += len(goal)
+        if num_positions >= POSITIONS:
+            break
+    return {layer: {"rerank.weight": _solved(*sums)} for layer, sums in seen.items()}
+
+
+def _solved(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    turn: torch.Tensor = torch.linalg.solve(gram + ridge, cross)
+    return turn.t().contiguous()
