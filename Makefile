@@ -28,7 +28,8 @@ bench: $(INSTALLED)
 
 # The exits of the embedded model, made anew: hours on a CPU, and it goes on where it was stopped.
 exits: $(INSTALLED)
-	@$(BIN)/helios tune embedded --recipe embedded --head-rank 192 --steps 800 --resume --out shard/exits_embedded $(ARGS)
+	@$(BIN)/helios tune embedded --recipe embedded --head-rank 192 --head-rerank 32 --num-answers 5120 --steps 800 \
+	  --resume --out shard/exits_embedded $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -81,9 +81,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     # Early exit
     exit_mode: Annotated[
-        Literal["full", "synchronized", "per_row", "capped", "speculative"],
-        Flag("Early exit", "Which tokens leave the model early. `speculative` changes no output."),
-    ] = "full"
+        Literal["full", "synchronized", "per_row", "capped", "speculative"] | None,
+        Flag("Early exit", "Which tokens leave the model early. Default: full, or as the repository says."),
+    ] = None
     exit_layers: Annotated[
         tuple[int, ...],
         Flag("Early exit", "Leave behind these layers by the model's own head, as LayerSkip models do.", 1),
@@ -323,7 +323,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def exit_choice(self) -> ExitChoice:
         return ExitChoice(
             model_id=self.model_id,
-            mode=self.exit_mode,
+            mode=self.exit_mode or "full",
             named_layers=self.exit_layers,
             folder=self.exits,
             replay=self.replay_exits,
@@ -353,7 +353,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             num_threads=self.num_threads,
             cache_dir=str(self.cache),
             cost_model=_absolute(self.cost_model),
-            exit_mode=self.exit_mode,
+            exit_mode=self.exit_choice.mode,
             exit_criterion=self.exit_criterion,
             exit_threshold=self.exit_threshold,
             exit_layers=list(self.exit_choice.layers),

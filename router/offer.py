@@ -88,14 +88,14 @@ def _exits(candidate: Candidate, depth: int | None) -> str | None:
 
 def _flags_as_candidate(config: Config) -> Candidate:
     """A repository of one, in which there is nothing to choose."""
-    is_whole = config.exit_mode != "capped"
-    depth = config.exit_choice.depth
+    mode, depth = config.exit_mode or "full", config.exit_choice.depth
+    is_whole = mode != "capped"
     return Candidate(
         name=config.model_name,
         model=config.model_id,
         revision=config.revision,
         exits=config.exits,
-        mode=config.exit_mode if config.exit_mode != "capped" else "full",
+        mode=mode if mode != "capped" else "full",
         depths=() if is_whole or depth is None else (depth,),
         whole=is_whole,
     )

@@ -14,8 +14,7 @@ from shard.tune.progress import Progress
 from shard.tune.session import Made, tune_exits
 
 VARIANTS = ("chat", "code")
-VARIANT_SHARE = 0.3  # of the steps of the first stage, for each variant
-VARIANT_RATE = 0.5  # of its learning rate
+VARIANT_RATE = 0.5  # of the first stage's learning rate
 
 
 def tune_embedded(ask: Ask, progress: Progress) -> list[Made]:
@@ -38,8 +37,5 @@ def tune_embedded(ask: Ask, progress: Progress) -> list[Made]:
 
 
 def _variant(wanted: Wanted, base: Path) -> Wanted:
-    plan = wanted.plan
-    shorter = msgspec.structs.replace(
-        plan, num_steps=round(VARIANT_SHARE * plan.num_steps), rate=VARIANT_RATE * plan.rate
-    )
-    return msgspec.structs.replace(wanted, plan=shorter, init=base, freeze_vocabulary=True)
+    plan = msgspec.structs.replace(wanted.plan, rate=VARIANT_RATE * wanted.plan.rate)
+    return msgspec.structs.replace(wanted, plan=plan, init=base, freeze_vocabulary=True)

@@ -32,6 +32,11 @@ def test_without_flags_it_is_the_embedded_models():
     assert [candidate.name for candidate in repository_of(Config()).candidates] == ["full", "chat", "code"]
 
 
+def test_a_mode_asked_for_is_not_left_though_it_be_the_default():
+    (candidate,) = repository_of(Config(exit_mode="full")).candidates
+    assert (candidate.name, candidate.mode, candidate.whole) == (Config().model_id, "full", True)
+
+
 def test_a_model_named_by_flags_is_alone():
     config = Config(model_id="mine", exit_mode="capped", exits="heads", num_layers=9)
     (candidate,) = repository_of(config).candidates
