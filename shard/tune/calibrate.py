@@ -27,7 +27,7 @@ from shard.model_folder import ModelUnusable
 from shard.models.checkpoint import digest
 from shard.models.shape import Shape, read_config, shape_of
 from shard.resolve import resolve
-from shard.tune.calibration import Asked, Calibration, Watch
+from shard.tune.calibration import Asked, Calibration, Watch, speedup_bound
 from shard.tune.calibration_plot import plot
 from shard.tune.calibration_prompts import Sample, draw_sample
 from shard.tune.calibration_report import Findings, curve_table, depth_table, exit_table, sentences
@@ -83,7 +83,8 @@ def _calibrate_thresholds(
 ) -> dict[str, Any]:
     costs = calibration.costs()
     survey = calibration.survey(watch)
-    guarantee = calibration.guarantee(calibration.walk(survey, costs, watch), basis)
+    curve = calibration.walk(survey, costs, watch)
+    guarantee = calibration.guarantee(curve, lambda it: speedup_bound(it, survey, costs), basis)
     known = read_certificate(options.exits) or Certificate()
     write_thresholds(options.exits, calibration.asked.settings.criterion, guarantee.thresholds)
     write_certificate(options.exits, known.with_guarantee(guarantee))

@@ -40,6 +40,12 @@ class Asked(msgspec.Struct, frozen=True):
     layers: list[int]  # of the exits
 
 
+def speedup_bound(setting: Setting, survey: Survey, costs: Costs) -> float:
+    """Over full depth, for one row, by what layers and heads cost and by who left where."""
+    leaving = [setting.coverage.get(votes.layer, 0.0) for votes in survey.votes]
+    return survey.speedup_bound(setting.thresholds, leaving, costs)
+
+
 class Calibration:
     """One calibration of a model's exits."""
 
@@ -71,11 +77,15 @@ class Calibration:
             for (thresholds, risk, p), outcome in zip(walked, outcomes, strict=True)
         ]
 
-    def guarantee(self, curve: list[Setting], basis: Basis) -> Guarantee:
-        """What the walk has proven: the last setting that passed, or that nobody leaves."""
+    def guarantee(self, curve: list[Setting], speed: Callable[[Setting], float], basis: Basis) -> Guarantee:
+        """What the walk has proven: the fastest setting that passed, or that nobody leaves.
+
+        The promise holds for all that passed at once, so that any of them may be taken.
+        """
         settings, bound = self.asked.settings, self.asked.bound
         passed = [it for it in curve if it.p_value <= bound.error]
-        thresholds = passed[-1].thresholds if passed else dict.fromkeys(self.asked.layers, NEVER)
+        nobody = dict.fromkeys(self.asked.layers, NEVER)
+        thresholds = max(passed, key=speed).thresholds if passed else nobody
         return Guarantee(
             settings.mode.value,
             settings.fill.value,

@@ -4,6 +4,7 @@ import msgspec
 from rich.table import Table
 
 from shard.certificate import DepthAgreement, Guarantee, Setting
+from shard.tune.calibration import speedup_bound
 from shard.tune.costs import Costs
 from shard.tune.ltt import Bound, num_needed, upper_bound
 from shard.tune.path import Survey, Votes
@@ -23,16 +24,13 @@ class Findings(msgspec.Struct, frozen=True):
     @property
     def chosen(self) -> Setting | None:
         """The setting that may be served; None when nobody may leave."""
-        passed = [it for it in self.guarantee.curve if it.p_value <= self.bound.error]
-        return passed[-1] if passed else None
+        chosen = self.guarantee.thresholds
+        return next((it for it in self.guarantee.curve if it.thresholds == chosen), None)
 
     @property
     def speedup_bound(self) -> float:
         """Of the setting that may be served, over full depth, for one row, by what layers and heads cost."""
-        if self.chosen is None:
-            return 1.0
-        leaving = [self.chosen.coverage.get(votes.layer, 0.0) for votes in self.survey.votes]
-        return self.survey.speedup_bound(self.chosen.thresholds, leaving, self.costs)
+        return 1.0 if self.chosen is None else speedup_bound(self.chosen, self.survey, self.costs)
 
 
 def exit_table(found: Findings) -> Table:
@@ -110,7 +108,7 @@ def sentences(found: Findings) -> list[str]:
         f"{chosen.expected_depth:.1f} of {found.survey.num_layers} layers a token."
     )
     said = [promise, _speed(found.speedup_bound)]
-    if last is not chosen:
+    if last.p_value > found.bound.error:
         said.append(
             f"The next setting, {last.expected_depth:.1f} layers a token, was seen at {last.risk:.4f}. "
             + _more(last, guarantee, found.bound)
