@@ -197,7 +197,9 @@ class Exit:
                 self._narrow, self.vocabulary = narrow, vocabulary
             else:
                 turn = _turn(trained.of(spec, "low-rank"), at + "rerank", shape.hidden_size)
-                self.vocabulary = Shortlist(narrow, vocabulary, decoder.head_rows(), spec.rerank, turn)
+                self.vocabulary = Shortlist(
+                    trained.ops, narrow, vocabulary, decoder.head_rows(), spec.rerank, turn
+                )
         self._probe = _probe(trained.weights, at + "probe", shape.hidden_size)
         if spec.probe_floor is not None and self._probe is None:
             raise ExitError(f"exit layer {spec.layer} has a probe_floor, but no probe")

@@ -437,6 +437,36 @@ void top_two(const T* logits, float* out, int64_t rows, int64_t vocab) {
     }
 }
 
+// A heap of the best so far, its least on top. Stretches with nothing better are passed over at full width.
+template <typename T>
+void likeliest(const T* logits, int64_t* out, int64_t rows, int64_t vocab, int64_t count) {
+    constexpr int64_t kStretch = 16 * kLanes;
+    auto lesser = [](const std::pair<float, int64_t>& a, const std::pair<float, int64_t>& b) { return a.first > b.first; };
+#pragma omp parallel for num_threads(num_threads) if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const T* from = logits + row * vocab;
+        std::vector<std::pair<float, int64_t>> best;
+        best.reserve(count + 1);
+        for (int64_t at = 0; at < vocab; at += kStretch) {
+            int64_t end = std::min(at + kStretch, vocab);
+            float greatest = -FLT_MAX;
+            for (int64_t i = at; i < end; i++) greatest = std::max(greatest, widen(from[i]));
+            if (static_cast<int64_t>(best.size()) == count && greatest <= best.front().first) continue;
+            for (int64_t i = at; i < end; i++) {
+                float value = widen(from[i]);
+                if (static_cast<int64_t>(best.size()) == count) {
+                    if (value <= best.front().first) continue;
+                    std::pop_heap(best.begin(), best.end(), lesser);
+                    best.pop_back();
+                }
+                best.emplace_back(value, i);
+                std::push_heap(best.begin(), best.end(), lesser);
+            }
+        }
+        for (int64_t i = 0; i < count; i++) out[row * count + i] = best[i].second;
+    }
+}
+
 template <typename T>
 void choose(const T* logits, const float* inverse_temperatures, const uint32_t* keys, int64_t* out, int64_t rows,
             int64_t vocab) {
@@ -549,6 +579,10 @@ void keep_top_rows(float* scores, const int64_t* counts, const float* masses, in
     }                                                                                                            \
     extern "C" void top_two_##NAME(const T* logits, float* out, int64_t rows, int64_t vocab) {                   \
         top_two<T>(logits, out, rows, vocab);                                                                    \
+    }                                                                                                            \
+    extern "C" void likeliest_##NAME(const T* logits, int64_t* out, int64_t rows, int64_t vocab,                 \
+                                     int64_t count) {                                                            \
+        likeliest<T>(logits, out, rows, vocab, count);                                                           \
     }                                                                                                            \
     extern "C" void choose_##NAME(const T* logits, const float* inverse_temperatures, const uint32_t* keys,      \
                                   int64_t* out, int64_t rows, int64_t vocab) {                                   \

@@ -61,6 +61,7 @@ class NativeOps(PlainOps):
         self._attend = _bind(library, f"attend_{suffix}", "ppipppippiiiiiiif")
         self._log_sum_exp = {t: _bind(library, f"log_sum_exp_{s}", "ppii") for t, s in SUFFIX.items()}
         self._top_two = {t: _bind(library, f"top_two_{s}", "ppii") for t, s in SUFFIX.items()}
+        self._likeliest = {t: _bind(library, f"likeliest_{s}", "ppiii") for t, s in SUFFIX.items()}
         self._choose = {t: _bind(library, f"choose_{s}", "ppppii") for t, s in SUFFIX.items()}
         self._keep_top = _bind(library, "keep_top", "pppii")
         self._packs = dtype is not torch.float16 or torch.ops.mkldnn._is_mkldnn_fp16_supported()
@@ -145,6 +146,11 @@ class NativeOps(PlainOps):
     def top_two(self, logits: torch.Tensor) -> torch.Tensor:
         out = torch.empty(logits.shape[0], 2, dtype=torch.float32)
         self._top_two[logits.dtype](logits.data_ptr(), out.data_ptr(), *logits.shape)
+        return out
+
+    def likeliest(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        out = torch.empty(logits.shape[0], count, dtype=torch.int64)
+        self._likeliest[logits.dtype](logits.data_ptr(), out.data_ptr(), *logits.shape, count)
         return out
 
     def choose(self, scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

@@ -113,6 +113,10 @@ class PlainOps:
         """The two greatest logits of each row, (B, V) -> (B, 2) float32."""
         return logits.float().topk(2, dim=-1).values
 
+    def likeliest(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """The indices of the greatest logits of each row, in any order, (B, V) -> (B, count) int64."""
+        return logits.topk(count, dim=-1, sorted=False).indices
+
     def choose(self, scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """A token per row by Gumbel-max with stateless noise, (B, V) -> (B,) int64; temperature 0 is greedy.
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
-from shard.shortlist import likeliest
 from shard.tune.batches import Place, Source, batches_of, load_batch
 from shard.tune.heads import Head
 from shard.tune.training import Student
@@ -73,7 +72,7 @@ def logits_of(head: Head, features: torch.Tensor, rows: torch.Tensor, own: torch
     logits = (head.reduced(features) @ rows.t()).float()
     if head.rerank is None:
         return logits
-    likely = likeliest(logits, min(head.rerank, len(own)))
+    likely = logits.topk(min(head.rerank, len(own)), dim=-1, sorted=False).indices
     exact = torch.einsum("nkh,nh->nk", own[likely], head.turned(features))
     return logits.scatter_(1, likely, exact.float())
 

@@ -125,6 +125,22 @@ def test_choice_of_tokens_equals_plain_bit_for_bit(library):
     torch.testing.assert_close(native.log_sum_exp(scores), plain.log_sum_exp(scores))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("size", "count"), [(5000, 1), (5007, 32), (700, 300), (40, 40)])
+def test_the_likeliest_are_those_of_a_sort(library, dtype, size: int, count: int):
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(6, size, generator=generator).to(dtype)
+    logits[1] = logits[1].sort().values  # each better than all before it
+    logits[2] = 0.5
+    found = NativeOps(16, dtype, 2, library).likeliest(logits, count)
+    assert all(len(set(ids)) == count for ids in found.tolist())
+    best = logits.topk(count).values
+    assert torch.equal(logits.gather(1, found).sort(descending=True).values, best)
+    assert torch.equal(
+        logits.gather(1, PlainOps(16).likeliest(logits, count)).sort(descending=True).values, best
+    )
+
+
 def test_top_k_and_top_p_keep_what_a_sort_keeps(library):
     torch.manual_seed(0)
     scores = torch.randn(40, 3000) * 4
