@@ -15,6 +15,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -437,33 +439,38 @@ void top_two(const T* logits, float* out, int64_t rows, int64_t vocab) {
     }
 }
 
-// A heap of the best so far, its least on top. Stretches with nothing better are passed over at full width.
+// The greatest of each of many columns bound the greatest of all: what is below `count` of those is passed over.
 template <typename T>
 void likeliest(const T* logits, int64_t* out, int64_t rows, int64_t vocab, int64_t count) {
-    constexpr int64_t kStretch = 16 * kLanes;
-    auto lesser = [](const std::pair<float, int64_t>& a, const std::pair<float, int64_t>& b) { return a.first > b.first; };
+    constexpr int64_t kColumns = 64 * kLanes, kStretch = 4 * kLanes;
+    using Scored = std::pair<float, int64_t>;
 #pragma omp parallel for num_threads(num_threads) if (rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         const T* from = logits + row * vocab;
-        std::vector<std::pair<float, int64_t>> best;
-        best.reserve(count + 1);
+        float least = -FLT_MAX;
+        int64_t whole = vocab / kColumns * kColumns;
+        if (whole > 0 && count <= kColumns) {
+            std::vector<float> greatest(kColumns, -FLT_MAX);
+            for (int64_t at = 0; at < whole; at += kColumns)
+                for (int64_t i = 0; i < kColumns; i++) greatest[i] = std::max(greatest[i], widen(from[at + i]));
+            std::nth_element(greatest.begin(), greatest.begin() + (count - 1), greatest.end(), std::greater<float>());
+            least = greatest[count - 1];
+        }
+        std::vector<Scored> found;
         for (int64_t at = 0; at < vocab; at += kStretch) {
             int64_t end = std::min(at + kStretch, vocab);
             float greatest = -FLT_MAX;
             for (int64_t i = at; i < end; i++) greatest = std::max(greatest, widen(from[i]));
-            if (static_cast<int64_t>(best.size()) == count && greatest <= best.front().first) continue;
-            for (int64_t i = at; i < end; i++) {
-                float value = widen(from[i]);
-                if (static_cast<int64_t>(best.size()) == count) {
-                    if (value <= best.front().first) continue;
-                    std::pop_heap(best.begin(), best.end(), lesser);
-                    best.pop_back();
-                }
-                best.emplace_back(value, i);
-                std::push_heap(best.begin(), best.end(), lesser);
-            }
+            if (greatest < least) continue;
+            for (int64_t i = at; i < end; i++)
+                if (widen(from[i]) >= least) found.emplace_back(widen(from[i]), i);
         }
-        for (int64_t i = 0; i < count; i++) out[row * count + i] = best[i].second;
+        if (static_cast<int64_t>(found.size()) < count) {  // not numbers: any will do
+            found.clear();
+            for (int64_t i = 0; i < count; i++) found.emplace_back(0.0f, i);
+        }
+        std::nth_element(found.begin(), found.begin() + (count - 1), found.end(), std::greater<Scored>());
+        for (int64_t i = 0; i < count; i++) out[row * count + i] = found[i].second;
     }
 }
 
