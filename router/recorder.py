@@ -144,14 +144,21 @@ class Recorder:
 def sample_of(output: StepOutput, depth: int) -> StepSample | None:
     """What a step tells of costs; None where two generations shared it, or nothing was computed.
 
-    What did not end in a token of an answer counts as a prompt's, which runs all layers loaded.
+    What did not end in a token of an answer counts as a prompt's, which runs all layers loaded. A step that
+    drafted and made several tokens of each answer counts as its share of as many steps.
     """
     if output.older or not output.num_tokens:
         return None
-    layers = [token.exit_layer for sequence in output.outputs for token in sequence.tokens]
-    num_others = max(0, output.num_tokens - len(layers))
-    deepest = depth if num_others else max(layers)
-    return StepSample(deepest, output.num_tokens, sum(layers) + num_others * depth, output.step_ms)
+    made = [sequence.tokens for sequence in output.outputs if sequence.tokens]
+    layers = [token.exit_layer for tokens in made for token in tokens]
+    num_others = max(0, output.num_tokens - len(made))
+    if len(layers) == len(made):
+        deepest = depth if num_others else max(layers)
+        return StepSample(deepest, output.num_tokens, sum(layers) + num_others * depth, output.step_ms)
+    if num_others:
+        return None
+    num_steps = len(layers) / len(made)
+    return StepSample(max(layers), len(made), sum(layers) / num_steps, output.step_ms / num_steps)
 
 
 def _count_class(window: Window, request: Request) -> None:

@@ -209,5 +209,8 @@ def test_what_a_step_says_of_costs() -> None:
     assert sample_of(decoding, 30) == StepSample(20, 2, 30, 20.0)
     mixed = step(num_tokens=12, outputs=[tokens(10), tokens(20)])
     assert sample_of(mixed, 30) == StepSample(30, 12, 30 + 300, 20.0)
+    drafted = step(num_tokens=2, outputs=[tokens(20, 20, 30), tokens(30)])  # 20 ms for two tokens of each
+    assert sample_of(drafted, 30) == StepSample(30, 2, 50, 10.0)
+    assert sample_of(step(num_tokens=9, outputs=drafted.outputs), 30) is None  # and a prompt's share of them
     assert sample_of(step(num_tokens=0), 30) is None
     assert sample_of(step(older=[OlderReport(0, 1)]), 30) is None
