@@ -5,6 +5,7 @@ parts of another answer inside. What a server is right to do is not counted: ref
 what we hung up on.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -15,6 +16,7 @@ LOST = {Flaw.GAP, Flaw.COUNT_DIFFERS}
 DUPLICATED = {Flaw.DUPLICATED, Flaw.AFTER_END}
 MIXED = {Flaw.MIXED, Flaw.TEXT_DIFFERS}
 SNIPPET_CHARS = 48  # so long a stretch of another's answer is no chance
+LOOP_CHARS = 16  # what is said twice of so many is no evidence
 
 
 class Integrity(msgspec.Struct, frozen=True):
@@ -99,24 +101,29 @@ def _with_foreign_text(unequal: Sequence[Record], first: dict[Key, Record]) -> l
 
 
 def _stretches_behind_parting(record: Record, reference: Record) -> set[str]:
-    """What the answer says behind the parting that neither its prompt nor its other answer says."""
+    """What the answer says behind the parting that neither its prompt nor its other answer says.
+
+    What it says again and again is left out: two answers may well run into the same loop.
+    """
     pairs = enumerate(zip(record.text, reference.text, strict=False))
     parting = next((i for i, (own, known) in pairs if own != known), len(reference.text))
     known = (record.prompt, reference.text)
-    return {stretch for stretch in _stretches(record.text[parting:]) if not any(stretch in k for k in known)}
+    said = Counter(_stretches(record.text, LOOP_CHARS))
+    fresh = (it for it in _stretches(record.text[parting:], SNIPPET_CHARS) if said[it[-LOOP_CHARS:]] == 1)
+    return {stretch for stretch in fresh if not any(stretch in text for text in known)}
 
 
 def _speakers(stretches: set[str], answers: Iterable[Record]) -> dict[str, list[Record]]:
     """For each stretch the answers that have it."""
     found: dict[str, list[Record]] = {stretch: [] for stretch in stretches}
     for answer in answers:
-        for stretch in stretches.intersection(_stretches(answer.text)):
+        for stretch in stretches.intersection(_stretches(answer.text, SNIPPET_CHARS)):
             found[stretch].append(answer)
     return found
 
 
-def _stretches(text: str) -> Iterable[str]:
-    return (text[i : i + SNIPPET_CHARS] for i in range(len(text) - SNIPPET_CHARS + 1))
+def _stretches(text: str, length: int) -> Iterable[str]:
+    return (text[i : i + length] for i in range(len(text) - length + 1))
 
 
 def _is_foreign(record: Record, speakers: Sequence[Record]) -> bool:

@@ -89,6 +89,14 @@ def test_an_answer_turned_aside_by_a_near_tie_is_unequal_but_its_own() -> None:
     assert (found.mixed, found.num_unequal) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "loop", ["_python", " import argparse", " The sea is as blue as the sky, and the sky as the sea."]
+)
+def test_a_loop_that_two_answers_run_into_is_nobody_s(loop: str) -> None:
+    answers = [said("sea", SEA), said("sky", f"Once: {loop * 9}"), said("sea", SEA[:30] + loop * 8)]
+    assert integrity_of(answers).mixed == 0
+
+
 def test_other_versions_may_answer_otherwise() -> None:
     small = [Segment("small", "v2", 10, 0)]
     found = integrity_of([said("sea", SEA), said("sea", SKY, segments=small)])
