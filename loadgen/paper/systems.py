@@ -31,7 +31,7 @@ class Budget(msgspec.Struct, frozen=True):
 def probes(subject: Subject) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Flags of two servers that are asked what layers weigh: the whole model, and the fewest layers."""
     roomy = ("--kv-cache-bytes", str(PROBE_KV_BYTES), "--max-batch-size", "256")
-    return (*_model(subject), *roomy), (*_capped(subject, subject.depths[0]), *roomy)
+    return (*_whole(subject), *roomy), (*_capped(subject, subject.depths[0]), *roomy)
 
 
 def systems_of(subject: Subject, budget: Budget, depth: int | None, common: Sequence[str]) -> list[System]:
@@ -39,7 +39,7 @@ def systems_of(subject: Subject, budget: Budget, depth: int | None, common: Sequ
     early = (*_model(subject), "--exit-mode", "synchronized", *subject.early_exit)
     whole = budget.footprint.num_layers
     return [
-        _system(FULL, _model(subject), (whole, whole), budget, common),
+        _system(FULL, _whole(subject), (whole, whole), budget, common),
         _system(EARLY, early, (whole, whole), budget, common),
         _system(HELIOS, _capped(subject, depth), (depth, depth), budget, common)
         if depth is not None
@@ -62,6 +62,11 @@ def _system(
 
 def _model(subject: Subject) -> tuple[str, ...]:
     return ("--model-id", subject.model)
+
+
+def _whole(subject: Subject) -> tuple[str, ...]:
+    """Full depth and nothing else: the mode is said, since the model's name alone may mean a repository."""
+    return (*_model(subject), "--exit-mode", "full")
 
 
 def _capped(subject: Subject, depth: int) -> tuple[str, ...]:

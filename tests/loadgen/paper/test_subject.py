@@ -6,9 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from loadgen.paper.footprint import Footprint
 from loadgen.paper.options import FULL, QUICK, HeliosOptions, size_of
 from loadgen.paper.subject import EMBEDDED_REPOSITORY, real_weights, replayed_exits
+from loadgen.paper.systems import Budget, systems_of
 from loadgen.units import BadQuantity
+from router.__main__ import read_config
+from router.offer import repository_of
 from router.repository import read_repository
 from shard.exits import read_exits
 from shard.replay import Replay, read_replay
@@ -41,6 +45,15 @@ def test_real_weights_are_the_default_repository_under_the_floor_asked_for(tmp_p
     assert written.candidates == embedded.candidates
     assert (written.floor.agreement, written.loop.reassess_every) == (0.8, QUICK.reassess_every)
     assert subject.early_exit == ("--exits", embedded.candidates[1].exits)
+
+
+def test_static_systems_have_nothing_to_choose(tmp_path: Path):
+    subject = real_weights(HeliosOptions(), QUICK, tmp_path)
+    budget = Budget(1 << 30, 200, Footprint({15: 150 << 20, 30: 250 << 20}, {15: 12e3, 30: 24e3}))
+    systems = systems_of(subject, budget, None, ())
+    counts = [len(repository_of(read_config(system.flags, {})).candidates) for system in systems]
+    assert counts[:2] == [1, 1]
+    assert counts[2] > 1
 
 
 def test_exits_of_ones_own_are_candidates_beside_the_whole_model(tmp_path: Path):
