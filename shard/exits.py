@@ -56,9 +56,8 @@ class ExitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probe_floor: float | None = None  # asked by logits, only rows of which the probe says so much are
     threshold: float | None = None  # None: the one for all
     thresholds: dict[Criterion, float] = {}  # by criterion; before `threshold`
-    breach_thresholds: dict[
-        Criterion, float
-    ] = {}  # in their place where nobody can stay: under it is a breach
+    # in the place of thresholds where nobody can stay: under it is a breach
+    breach_thresholds: dict[Criterion, float] = {}
 
 
 class ExitFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

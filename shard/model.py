@@ -43,8 +43,9 @@ class Model:
         else:
             self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
         self.exits = self._load_exits()
-        self.version = self._version()
-        self.fingerprint = self._fingerprint()
+        heads = heads_digest(Path(config.exits)) if config.exits else ""
+        self.version = self._version(heads)
+        self.fingerprint = self._fingerprint(heads)
         self.warnings = self._warnings()
 
     @property
@@ -62,21 +63,20 @@ class Model:
     def weight_bytes(self) -> int:
         return self.decoder.num_parameters * self.like.element_size()
 
-    def _version(self) -> str:
+    def _version(self, heads: str) -> str:
         """What answers depend on; exits only where they are not verified."""
         config, mode = self.config, self.settings.mode
         parts = [digest(Path(config.model)), config.dtype, str(self.decoder.depth)]
         if mode not in (Mode.FULL, Mode.SPECULATIVE):
-            parts += [mode.value, *([heads_digest(Path(config.exits))] if config.exits else [])]
+            parts += [mode.value, *filter(None, [heads])]
         return "-".join(parts)
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, heads: str) -> str:
         """The version, and all else that a server of it could do differently."""
         config = msgspec.structs.replace(self.config, num_layers=self.decoder.depth, kv_cache_bytes=None)
         parts = [self.version, msgspec.json.encode(config).decode()]
         if config.exits:
-            folder = Path(config.exits)
-            parts += [heads_digest(folder), (folder / DESCRIPTION).read_text()]
+            parts += [heads, (Path(config.exits) / DESCRIPTION).read_text()]
         return " ".join(parts)
 
     def _warnings(self) -> list[str]:

@@ -109,6 +109,8 @@ class Tuning:
         there = [(head.layer, head.kind, head.rank) for head in heads]
         if there != [(layer, spec.kind, spec.rank) for layer in spec.layers]:
             raise ValueError(f"{init} has other exits than those asked for: {', '.join(map(str, there))}.")
+        if spec.rerank is None and any(head.rerank is not None for head in heads):
+            raise ValueError(f"The LM head decides for the exits of {init}: --head-rerank is needed as well.")
         return heads
 
     def _first_heads(self, reducer: torch.Tensor | None) -> list[Head]:

@@ -132,13 +132,14 @@ class Trainer:
         vocab_size = student.back.shape.vocab_size
         candidates = draw_candidates(batch.targets.ids, vocab_size, plan.num_sampled, self._step_seed)
         rows = student.vocabulary.rows(candidates.ids, student.to.dtype)
+        reranks = any(head.rerank is not None for head in student.heads)
+        own = self._head.rows(candidates.ids, student.to.dtype) if reranks else rows
         made, losses = {}, []
         for head in student.heads:
             features = head.features(student.back, batch.states[head.layer], batch.rows)
             if head.rerank is None:
                 made[head.layer] = distance(head.reduced(features), rows, batch.targets, candidates)
             else:
-                own = self._head.rows(candidates.ids, student.to.dtype)
                 made[head.layer] = distance(head.turned(features), own, batch.targets, candidates)
                 # what only proposes has to follow the features, not to shape them
                 proposed = distance(head.reduced(features.detach()), rows, batch.targets, candidates)

@@ -269,11 +269,16 @@ def test_the_same_input_gives_the_same_decision(seen):
     assert decide(seen) == decide(copy.deepcopy(seen))
 
 
+def settled(seen):
+    """The same fleet with nothing on trial, no breach, and no time left for trials."""
+    standing = msgspec.structs.replace(seen.standing, evaluation=None, is_breached=False, evaluated_ms=1e12)
+    return msgspec.structs.replace(seen, standing=standing)
+
+
 @settings(max_examples=80, deadline=None)
 @given(fleets())
 def test_a_split_carried_out_stays_on_the_same_evidence(seen):
-    standing = msgspec.structs.replace(seen.standing, evaluation=None, is_breached=False, evaluated_ms=1e12)
-    seen = msgspec.structs.replace(seen, standing=standing)
+    seen = settled(seen)
     first = decide(seen)
     if first.kind is Kind.SPLIT:
         second = decide(carried_out(seen, first))
@@ -285,8 +290,7 @@ def test_a_split_carried_out_stays_on_the_same_evidence(seen):
 @settings(max_examples=40, deadline=None)
 @given(fleets())
 def test_a_split_given_up_is_not_taken_up_on_the_same_evidence(seen):
-    standing = msgspec.structs.replace(seen.standing, evaluation=None, is_breached=False, evaluated_ms=1e12)
-    seen = msgspec.structs.replace(seen, standing=standing)
+    seen = settled(seen)
     first = decide(seen)
     if seen.split and not first.split:
         assert decide(carried_out(seen, first)).split != seen.split

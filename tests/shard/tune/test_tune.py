@@ -109,7 +109,9 @@ def test_a_variant_reads_the_vocabulary_it_began_with(tmp_path: Path, prompts: P
     check_served_as_trained(model, variant, tmp_path / "states")
 
 
-def test_exits_that_propose_learn_to_be_decided_by_the_lm_head(tmp_path: Path, prompts: Path):
+def test_exits_that_propose_learn_to_be_decided_by_the_lm_head(
+    tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+):
     model = write_tiny_model(tmp_path / "model", "llama")
     base, variant = tmp_path / "base", tmp_path / "variant"
     shares = []
@@ -119,6 +121,8 @@ def test_exits_that_propose_learn_to_be_decided_by_the_lm_head(tmp_path: Path, p
         shares.append(json.loads((out / "tuning.json").read_text())["history"][-1]["agreement"]["few"]["3"])
     assert [it["rerank"] for it in json.loads((variant / "exits.json").read_text())["exits"]] == [8, 8]
     assert shares[1] > shares[0] + 0.1  # rank 4 says little of 312 tokens
+    assert tune(model, tmp_path / "back", prompts, "--head-rank", "4", "--init", str(variant)) == 1
+    assert "--head-rerank is needed as well" in capsys.readouterr().err
 
 
 def test_text_can_be_given(tmp_path: Path, prompts: Path):
