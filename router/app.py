@@ -110,7 +110,13 @@ def _definition(route: Route) -> web.RouteDef:
 @contextlib.asynccontextmanager
 async def _listening(app: web.Application, config: Config) -> AsyncIterator[str]:
     """Accept connections; yields the address. A client that goes away cancels its handler."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_LAST_WRITES_S)
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=_LAST_WRITES_S,
+        auto_decompress=False,  # it would be done on the event loop, and before a key is asked for
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, config.hostname, config.port, backlog=_BACKLOG).start()

@@ -13,6 +13,7 @@ import msgspec
 
 MAX_KEPT = 512  # decisions in memory
 ENTRIES_PER_DECISION = 4  # begun, under way, done; one to spare
+_ID_DIGITS = 13  # milliseconds of Unix time until the year 2286
 
 
 class Outcome(enum.StrEnum):
@@ -45,13 +46,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def new_id(at: float) -> str:
     """Unlike any other, also of other routers; ids sort by time."""
-    return f"{int(at * 1000):013d}-{secrets.token_hex(3)}"
+    return f"{int(at * 1000):0{_ID_DIGITS}d}-{secrets.token_hex(3)}"
 
 
 def time_of(id: str) -> float | None:
     """When the decision was taken, Unix time in seconds; None if it is no id."""
     ms, _, rest = id.partition("-")
-    return int(ms) / 1000 if ms.isdecimal() and rest else None
+    return int(ms) / 1000 if ms.isdecimal() and len(ms) == _ID_DIGITS and rest else None
 
 
 class AuditLog:

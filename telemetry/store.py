@@ -116,13 +116,13 @@ class Store:
         )
         if routers is None:
             return None
-        streams = [keys.windows(self.deployment, name.decode()) for name in routers[0]]
+        streams = [keys.windows(self.deployment, name.decode(errors="replace")) for name in routers[0]]
         answers = await self._link.ask(
             lambda pipe: [pipe.xrange(stream, f"{int(since * 1000)}-0") for stream in streams]
         )
         if answers is None:
             return None
-        entries = [fields[b"d"] for stream in answers for _, fields in stream]
+        entries = [_data(fields) for stream in answers for _, fields in stream]
         return await asyncio.to_thread(_decode_all, entries)  # much of it, and tokens must not wait
 
     async def decisions(self, limit: int = 50, since: float = 0.0) -> list[Decision]:
@@ -151,7 +151,8 @@ class Store:
 
     def _all_known(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Decision]:
         """Decisions of the stream and of this router, which knows its own best; the latest first."""
-        written = [decision for _, fields in entries if (decision := audit.decode(fields[b"d"])) is not None]
+        decoded = (audit.decode(_data(fields)) for _, fields in entries)
+        written = [decision for decision in decoded if decision is not None]
         own = [decision for decision in reversed(self.audit.latest()) if decision.router == self.router]
         return audit.settled([*written, *own])
 
@@ -162,7 +163,7 @@ class Store:
         )
         if answers is None:
             return
-        alive = {name.decode() for name in answers[0]} | {self.router}
+        alive = {name.decode(errors="replace") for name in answers[0]} | {self.router}
         for decision in await self.decisions(_MAX_SETTLED):
             if decision.outcome is Outcome.PENDING and decision.router not in alive:
                 self.audit.append(
@@ -233,6 +234,11 @@ class Store:
             pipe.hset(key, items=[part for field in rows.items() for part in field])
         pipe.expire(key, keys.HISTORY_TTL_S)
         pipe.hgetall(key)
+
+
+def _data(fields: dict[bytes, bytes]) -> bytes:
+    """What an entry of a stream holds; nothing if somebody else has written it."""
+    return fields.get(b"d", b"")
 
 
 def _decode_all(entries: list[bytes]) -> list[Record]:

@@ -32,6 +32,7 @@ from telemetry.store import Store
 T = TypeVar("T")
 
 OPERATOR = "operator"  # by whom a command is, in the diary
+MAX_ID_CHARACTERS = 40  # of a request or a decision; ours are shorter
 _MAX_LISTED = 1000
 _DEFAULT_LISTED = 50
 
@@ -96,7 +97,7 @@ class CommandsApi:
         id = http.match_info["id"]
         found = await self._store.decision(id)
         if found is None:
-            message = f"There is no decision {id}: it was never taken, or long ago."
+            message = f"There is no decision {id[:MAX_ID_CHARACTERS]}: it was never taken, or long ago."
             raise Refused(message, 404, "decision_not_found")
         return json_response(_report(found))
 

@@ -4,7 +4,7 @@ import re
 from typing import TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from router.api.errors import Refused
 
@@ -15,7 +15,13 @@ _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`(?: - at
 
 
 async def read_body(http: web.Request) -> bytes:
-    """The body of a POST. Raises `Refused`: 415 unless it is JSON, 413 when it is over the payload limit."""
+    """The body of a POST. Raises `Refused`: 415 unless it is plain JSON, 413 over the payload limit.
+
+    What is refused for its headers is not read, and nothing is unpacked: that would cost more than a refusal.
+    """
+    packed = http.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise Refused("The body must be sent as it is, without a content encoding.", 415, "content_encoding")
     if http.body_exists and "Content-Type" in http.headers and not _is_json(http.content_type):
         raise Refused(
             f"The content type must be application/json, not {http.content_type}.", 415, "media_type"

@@ -79,6 +79,8 @@ def error_response(failure: GenerationFailed, openai: bool) -> web.Response:
         headers["Retry-After"] = str(failure.retry_after_s)
     if failure.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if failure.kind == "content_encoding":
+        headers["Accept-Encoding"] = "identity"
     return web.Response(
         body=error_body(failure, openai),
         status=424 if failure.status == 499 else failure.status,  # aborted, and the client is still there

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
-from router.api.commands import OPERATOR, no_such_shard
+from router.api.commands import MAX_ID_CHARACTERS, OPERATOR, no_such_shard
 from router.api.decode import decode, read_body
 from router.api.errors import Refused
 from router.api.ops_structs import (
@@ -75,9 +75,10 @@ class OpsApi:
         return json_response(self._state())
 
     def _find(self, id: str) -> Request:
-        request = self._dispatcher.find(int(id)) if id.isdecimal() else None
+        is_id = id.isdecimal() and len(id) <= MAX_ID_CHARACTERS
+        request = self._dispatcher.find(int(id)) if is_id else None
         if request is None:
-            message = f"There is no request {id}: it is unknown, or it ended long ago."
+            message = f"There is no request {id[:MAX_ID_CHARACTERS]}: it is unknown, or it ended long ago."
             raise Refused(message, 404, "request_not_found", field="request_id")
         return request
 

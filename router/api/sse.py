@@ -43,8 +43,8 @@ async def stream(http: web.Request, requests: list[Request], open: Opening) -> w
     index, news = await anext(batches)
     format, headers = open()
     response = web.StreamResponse(headers=_HEADERS | headers)
-    await response.prepare(http)
     try:
+        await response.prepare(http)
         await response.write(format.events(index, news))
         async for index, news in batches:
             await response.write(format.events(index, news))

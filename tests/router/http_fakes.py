@@ -266,7 +266,9 @@ async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIter
     service = Service(config, dispatcher, dispatcher.target, menu.names)  # type: ignore[arg-type]
     conductor = Conductor(dispatcher, menu, store.audit)  # type: ignore[arg-type]
     app = build_app(service, conductor, Metrics(), store)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=1, auto_decompress=False
+    )
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]

@@ -304,7 +304,10 @@ async def test_what_others_wrote_that_cannot_be_read_is_left_out(server, open_st
     with server.client() as client:
         client.hset(keys.history("poems"), "poet@3", b"[1]")
         client.xadd(keys.decisions("poems"), {"d": b"{}"})
+        client.xadd(keys.decisions("poems"), {"who": b"somebody else"})
         client.xadd(keys.windows("poems", "one"), {"d": b"?"}, id="1-1")
+        client.xadd(keys.windows("poems", "one"), {"who": b"somebody else"})
+        client.zadd(keys.routers("poems"), {b"\xff\xfe": time.time()})
     assert await store.flush()
     assert store.history.rows() == []
     assert await store.decisions() == []

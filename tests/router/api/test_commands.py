@@ -149,7 +149,9 @@ async def test_everything_that_was_ordered_stands_in_the_diary_the_latest_first(
     _, later = await client.get(f"/ops/decisions?since={times[0] / 1000 + 1}")
     assert later == {"decisions": []}
     assert (await client.get("/ops/decisions?limit=many"))[0] == 422
-    assert (await client.get("/ops/decisions/nothing"))[0] == 404
+    for id in ("nothing", "9" * 200, "9" * 4400, "9" * 13 + "-x", "9" * 20 + "-x", "9" * 4400 + "-x"):
+        status, answer = await client.get(f"/ops/decisions/{id}")
+        assert (status, answer["error_type"]) == (404, "decision_not_found")
 
 
 async def test_state_lists_what_can_be_served(client: Client) -> None:

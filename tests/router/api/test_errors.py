@@ -4,6 +4,7 @@ import gzip
 import io
 from typing import Any
 
+import aiohttp.compression_utils
 import pytest
 
 from router.request import GenerationFailed
@@ -220,20 +221,40 @@ async def test_a_body_of_unknown_length_over_the_limit_is_413(client: Client) ->
         assert (await response.json())["error_type"] == "payload_too_large"
 
 
-async def test_a_compressed_body_is_measured_unpacked() -> None:
-    async with serving(payload_limit=1000) as client:
-        bomb = gzip.compress(b'{"inputs": "' + b"a" * 100_000 + b'"}')
-        assert len(bomb) < 1000
-        headers = JSON | {"Content-Encoding": "gzip"}
-        async with client.session.post(client.url + "/generate", data=bomb, headers=headers) as response:
-            assert response.status == 413
+@pytest.mark.parametrize("packed", ["gzip", "deflate", "br", "zstd", "GZIP", "gzip, identity", "none"])
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_packed_body_is_415_and_never_unpacked(client: Client, path: str, packed: str) -> None:
+    headers = JSON | {"Content-Encoding": packed}
+    bomb = gzip.compress(b'{"inputs": "' + b"a" * 10_000_000 + b'"}')
+    async with client.session.post(client.url + path, data=bomb, headers=headers) as response:
+        assert response.status == 415
+        assert (await response.json())["error_type"] == "content_encoding"
+        assert response.headers["Accept-Encoding"] == "identity"
 
 
-async def test_a_body_that_is_not_packed_as_it_says_is_400(client: Client) -> None:
+async def test_a_body_is_not_unpacked_for_those_who_are_refused_anyway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unpacked: list[bytes] = []
+    monkeypatch.setattr(aiohttp.compression_utils.ZLibDecompressor, "decompress_sync", unpacked.append)
     headers = JSON | {"Content-Encoding": "gzip"}
-    async with client.session.post(client.url + "/generate", data=b"not gzip", headers=headers) as response:
-        assert response.status == 400
-        assert (await response.json())["error_type"] == "malformed"
+    async with serving(api_key="secret") as client:
+        for method, path, status in [
+            ("POST", "/generate", 401),
+            ("POST", "/nowhere", 404),
+            ("DELETE", "/generate", 405),
+        ]:
+            call = client.session.request(
+                method, client.url + path, data=gzip.compress(b"{}"), headers=headers
+            )
+            async with call as response:
+                assert response.status == status
+    assert unpacked == []
+
+
+async def test_a_body_that_says_it_is_not_packed_is_taken(client: Client) -> None:
+    headers = {"Content-Encoding": "identity"}
+    assert (await client.post("/generate", {"inputs": "Hi"}, headers=headers))[0] == 200
 
 
 @pytest.mark.parametrize("path", ROUTES)

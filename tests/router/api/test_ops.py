@@ -53,7 +53,7 @@ async def test_a_request_has_a_time_line(client: Client) -> None:
 
 
 async def test_an_unknown_request_is_404(client: Client) -> None:
-    for id in ("99", "x", "-1"):
+    for id in ("99", "x", "-1", "9" * 200, "9" * 4400):
         status, answer = await client.get(f"/ops/requests/{id}")
         assert (status, answer["error_type"]) == (404, "request_not_found")
     assert (await client.post("/ops/abort", {"request_id": 99}))[0] == 404

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+from aiohttp import ClientError, web
 
 from router.request import Status
 from router.tokenizer import Token
@@ -91,6 +92,24 @@ async def test_a_client_that_leaves_is_aborted(client: Client, path: str, body: 
     else:
         call.cancel()
     await client.dispatcher.until(lambda: client.dispatcher.aborted == [request])
+
+
+@STREAMS
+async def test_a_client_that_leaves_at_the_first_token_is_dropped_without_a_word(
+    client: Client, path: str, body: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def gone(self: web.StreamResponse, request: web.BaseRequest) -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", gone)
+    with pytest.raises(ClientError):
+        await client.session.post(client.url + path, json=body)
+    monkeypatch.undo()
+    async with client.session.get(client.url + "/metrics") as response:
+        counts = await response.text()
+    assert 'tgi_request_failure{err="dropped"} 1.0' in counts
+    assert "incomplete_generation" not in [line for line in counts.splitlines() if line.endswith(" 1.0")]
+    assert not caplog.records
 
 
 async def test_a_client_that_leaves_before_an_answer_is_aborted(client: Client) -> None:
