@@ -5,6 +5,8 @@ skipped, blocks are found (taken from the youngest when none are free), and the 
 Knows no tensors.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from shard.messages import NewSequence, Score, SequenceOutput, Step, TokenOutput, Work
@@ -66,6 +68,18 @@ class Chunk(msgspec.Struct, frozen=True):
     def samples(self) -> bool:
         """True when the chunk reaches the last known token, so that the next one is drawn after it."""
         return self.end == self.sequence.num_tokens and self.sequence.max_new_tokens > 0
+
+
+def lay_out(sequences: Iterable[NewSequence], block_size: int) -> list[Chunk]:
+    """Whole sequences as one chunk each, in the first blocks of a pool that nobody else uses."""
+    chunks, num_taken = [], 0
+    for new in sequences:
+        sequence = Sequence(new)
+        num_blocks = -(-sequence.num_tokens // block_size)
+        sequence.blocks = list(range(num_taken, num_taken + num_blocks))
+        num_taken += num_blocks
+        chunks.append(Chunk(sequence, 0, sequence.num_tokens))
+    return chunks
 
 
 class SequenceTable:

@@ -7,8 +7,6 @@ reported. Where a step's time goes is measured in steps of its own, since measur
 import argparse
 import functools
 import json
-import os
-import random
 import statistics
 import sys
 import time
@@ -23,15 +21,15 @@ from rich.table import Table
 
 from shard.batch_tensors import BatchMaker
 from shard.bench_exits import read_distribution, run_modes, table_of
+from shard.bench_lockstep import Lockstep
+from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, positives
 from shard.exit_settings import Mode
-from shard.messages import NewSequence, ShardConfig, Step, Work
+from shard.messages import ShardConfig
 from shard.model_folder import ModelUnusable
 from shard.resolve import resolve
 from shard.runner import ModelRunner
 from shard.sampler import Sampler
 from shard.stopwatch import Stopwatch, nothing
-
-PREFILL_CHUNK = 512
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -78,9 +76,7 @@ class _Decoding:
 
     def __init__(self, runner: ModelRunner, batch_size: int, context: int):
         self._runner = runner
-        self._ids = range(batch_size)
-        self._context = context
-        self._number = 0
+        self._engine = Lockstep(runner, batch_size, context)
         decoder = runner.decoder
         like = decoder.embedding
         widths = {product.shape[1] for product in decoder.products}
@@ -89,24 +85,14 @@ class _Decoding:
 
     def prefill(self) -> float:
         """Seconds it took."""
-        draw, vocab = random.Random(0), self._runner.decoder.shape.vocab_size
-        prompts = [[draw.randrange(vocab) for _ in range(self._context)] for _ in self._ids]
-        new = [
-            NewSequence(i, 0, prompt, self._context, 1 << 20, ignore_eos=True)
-            for i, prompt in enumerate(prompts)
-        ]
         started = time.perf_counter()
-        pending = [(i, start) for i in self._ids for start in range(0, self._context, PREFILL_CHUNK)]
-        group = max(1, PREFILL_CHUNK // self._context)
-        for at in range(0, len(pending), group):
-            work = [Work(i, 0, PREFILL_CHUNK) for i, _ in pending[at : at + group]]
-            self._run(work, new if at == 0 else [])
+        self._engine.prefill()
         return time.perf_counter() - started
 
     def step(self) -> float:
         """One token for every sequence; milliseconds."""
         started = time.perf_counter()
-        self._run([Work(i, 0, 1) for i in self._ids], [])
+        self._engine.step()
         return (time.perf_counter() - started) * 1000
 
     @torch.inference_mode()
@@ -142,16 +128,7 @@ class _Decoding:
 
     def end(self) -> None:
         """Free the blocks."""
-        self._number += 1
-        self._runner.run(Step(self._number, [], drop=[(i, 0) for i in self._ids]))
-
-    def _run(self, work: list[Work], new: list[NewSequence]) -> None:
-        self._number += 1
-        output = self._runner.run(Step(self._number, work, new))
-        if output.preempted:
-            raise MemoryError(
-                "the KV cache is too small for this batch: give --kv-cache-bytes a larger value"
-            )
+        self._engine.end()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -219,33 +196,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="helios bench engine", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--model-id", default="embedded", help="as for `helios serve`, or random:SHAPE [the embedded model]")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    add("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"], help="[%(default)s]")
-    add("--batch-sizes", type=_numbers, default="1,8,32,64", help="sequences in a step [%(default)s]")
-    add("--contexts", type=_numbers, default="256", help="tokens of context [%(default)s]")
+    add("--batch-sizes", type=positives, default="1,8,32,64", help="sequences in a step [%(default)s]")
+    add("--contexts", type=positives, default="256", help="tokens of context [%(default)s]")
     add("--steps", type=int, default=30, help="timed steps for each point [%(default)s]")
     add("--num-layers", type=int, help="load only the first this many")
-    add("--num-threads", type=int, help="CPU threads [all cores]")
     add("--block-size", type=int, default=16, help="tokens in a KV block [%(default)s]")
-    add("--kv-cache-bytes", type=int, default=4 << 30, help="[%(default)s]")
     add("--exit-modes", type=_modes, help="compare these modes of early exit with full depth, by commas")
     add("--replay-exits", type=Path, help="file with the distribution of exit layers, for --exit-modes")
     add("--kv-fill", default="recompute", choices=["recompute", "project"], help="[%(default)s]")
     add("--no-exit-fallback", action="store_true", help="leave early also where it does not pay")
-    add("--cache-dir", type=Path, default=_cache_dir(), help="where models are kept [%(default)s]")
+    add_device_flags(parser)
+    add_kv_cache_flag(parser, 4 << 30)
+    add_cache_flag(parser)
     return parser
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def _modes(text: str) -> list[Mode]:
     return [Mode(name) for name in text.split(",")]
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
 
 
 def _table(points: list[Point]) -> Table:

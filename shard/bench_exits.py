@@ -7,7 +7,6 @@ some steps each; beside each speed-up stands the bound that layers, head and fil
 
 import argparse
 import functools
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -22,10 +21,11 @@ from rich.table import Table
 from shard import governor
 from shard.batch import Chunk
 from shard.bench_bound import Curve, Stream, Times, bound_of
+from shard.bench_lockstep import Lockstep
 from shard.deferral import MAX_WAIT_STEPS
 from shard.exit_settings import Fill, Mode
 from shard.governor import NUM_WINDOWS, WINDOW_STEPS
-from shard.messages import NewSequence, ShardConfig, Step, Work
+from shard.messages import NewSequence, ShardConfig
 from shard.replay import ReplayFile
 from shard.runner import ModelRunner
 from shard.sequence import Sequence
@@ -34,7 +34,6 @@ from shard.stack import Behind, Front, Row, Stack
 TRIAL_STEPS = 2 * (governor.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor, at most
 WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by then
 ROUND_TOKENS = 8  # of each row, before the next mode has its turn
-PREFILL_TOKENS = 512
 FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed
 MEASURED_TIMES = 5  # each part alone
 
@@ -59,33 +58,24 @@ class ModeRun:
     def __init__(self, mode: Mode, runner: ModelRunner, batch_size: int, context: int):
         self.mode = mode
         self.runner = runner
-        self._ids = range(batch_size)
-        self._number = 0
+        self._batch_size = batch_size
         self._num_made = 0
         self.num_tokens = 0
         self.ms: list[float] = []
         self._layers: list[int] = []
         self._parts = {"head": 0.0, "KV fill": 0.0}
-        self._prefill(context)
-
-    def _prefill(self, context: int) -> None:
-        draw, vocab = random.Random(0), self.runner.decoder.shape.vocab_size
-        prompts = [[draw.randrange(vocab) for _ in range(context)] for _ in self._ids]
-        group = max(1, PREFILL_TOKENS // context)
-        for first in range(0, len(prompts), group):
-            ids = range(first, min(first + group, len(prompts)))
-            new = [NewSequence(i, 0, prompts[i], context, 1 << 20, ignore_eos=True) for i in ids]
-            self._step([Work(i, 0, context) for i in ids], new)
+        self._lockstep = Lockstep(runner, batch_size, context)
+        self._lockstep.prefill()
 
     def decode(self, row_tokens: int, counted: bool) -> None:
         """Until there are so many more tokens for each row: contexts of all modes grow alike.
 
         Steps that are `counted` enter the figures.
         """
-        wanted = self._num_made + row_tokens * len(self._ids)
+        wanted = self._num_made + row_tokens * self._batch_size
         while self._num_made < wanted:
             started = time.perf_counter()
-            output = self._step([Work(i, 0, 1) for i in self._ids], [])
+            output = self._lockstep.step()
             ms = (time.perf_counter() - started) * 1000
             tokens = [token for part in output.outputs for token in part.tokens]
             self._num_made += len(tokens)
@@ -99,7 +89,7 @@ class ModeRun:
         """The figures, against full depth's."""
         return ModePoint(
             self.mode.value,
-            len(self._ids),
+            self._batch_size,
             round(self.rate * 1000, 1),
             round(statistics.median(self.ms), 2),
             round(self.rate / full.rate, 3),
@@ -122,15 +112,6 @@ class ModeRun:
         for segment, ms in enumerate(exits.segment_ms):
             name = f"segment {segment}"
             self._parts[name] = self._parts.get(name, 0.0) + ms
-
-    def _step(self, work: list[Work], new: list[NewSequence]) -> Any:
-        self._number += 1
-        output = self.runner.run(Step(self._number, work, new))
-        if output.preempted:
-            raise MemoryError(
-                "the KV cache is too small for this batch: give --kv-cache-bytes a larger value"
-            )
-        return output
 
 
 def measure_times(runner: ModelRunner, batch_size: int, context: int) -> Times:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from shard.atomic_folder import make_once
+from shard.cli import add_cache_flag
 from shard.model_folder import ModelUnusable, is_complete
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -127,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="helios pull", description="Fetch the embedded model.")
     parser.add_argument("name", nargs="?", default=EMBEDDED_MODEL, choices=[EMBEDDED_MODEL])
-    cache = os.environ.get("HELIOS_CACHE") or "~/.cache/helios"
-    parser.add_argument("--cache-dir", type=Path, default=cache, help="where to keep it [%(default)s]")
+    add_cache_flag(parser)
     options = parser.parse_args(arguments)
     try:
         print(pull(options.cache_dir.expanduser()))

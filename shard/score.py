@@ -7,26 +7,24 @@ the answer's own noise, and the log-probability of the token that stands there.
 import argparse
 import json
 import math
-import os
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import torch
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
 from shard.agreement import Agreement, Report, Share
 from shard.answers import Answer, AnswersUnusable, Bounds, read_answers
-from shard.messages import NewSequence, Score, SequenceOutput, ShardConfig, Step, Work
+from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_revision_flag, positive
+from shard.messages import ShardConfig
 from shard.model_folder import ModelUnusable
+from shard.offline import OfflineEngine
 from shard.resolve import resolve
 from shard.runner import ModelRunner
 
-STEP_TOKENS = 512
 PROGRAM = "helios score"
 
 
@@ -41,60 +39,11 @@ class Result(msgspec.Struct, frozen=True):
     answers: Report
 
 
-class Scoring:
-    """Answers being read by a runner, some at a time; each is yielded with its scores when it is complete."""
-
-    def __init__(self, runner: ModelRunner, answers: Sequence[Answer], batch_size: int):
-        self._runner = runner
-        self._waiting = deque(answers)
-        self._batch_size = batch_size
-        self._reading: dict[int, Answer] = {}
-        self._scores: dict[int, list[Score]] = {}
-        self._attempts = dict.fromkeys((answer.number for answer in answers), 0)
-        self._num_steps = 0
-
-    def run(self) -> Iterator[tuple[Answer, list[Score]]]:
-        while self._waiting or self._reading:
-            new = [self._begin() for _ in range(min(len(self._waiting), self._num_places))]
-            share = max(1, STEP_TOKENS // len(self._reading))
-            work = [Work(number, self._attempts[number], share) for number in self._reading]
-            self._num_steps += 1
-            output = self._runner.run(Step(self._num_steps, work, new))
-            for made in output.outputs:
-                yield from self._take(made)
-            for number, _ in output.preempted:
-                self._waiting.appendleft(self._reading.pop(number))
-                self._attempts[number] += 1
-
-    @property
-    def _num_places(self) -> int:
-        return self._batch_size - len(self._reading)
-
-    def _begin(self) -> NewSequence:
-        answer = self._waiting.popleft()
-        self._reading[answer.number] = answer
-        self._scores[answer.number] = []
-        return NewSequence(
-            answer.number,
-            self._attempts[answer.number],
-            answer.prompt_token_ids + answer.token_ids,
-            len(answer.prompt_token_ids),
-            max_new_tokens=0,
-            sampling=answer.sampling,
-            scores=True,
-        )
-
-    def _take(self, made: SequenceOutput) -> Iterator[tuple[Answer, list[Score]]]:
-        self._scores[made.id] += made.scores
-        if made.finish is not None:
-            yield self._reading.pop(made.id), self._scores.pop(made.id)
-
-
-def score(runner: ModelRunner, answers: Sequence[Answer], batch_size: int) -> tuple[Report, float]:
+def score(engine: OfflineEngine, answers: Sequence[Answer]) -> tuple[Report, float]:
     """Agreement and perplexity of answers, and the bits that the full model needs for a byte of them."""
     books = Agreement()
     num_bits, num_bytes = 0.0, 0
-    for answer, scores in Scoring(runner, answers, batch_size).run():
+    for answer, scores in engine.score(answers):
         layers: Sequence[int | None] = answer.exit_layers or [None] * len(scores)
         agrees = [token == said.choice for token, said in zip(answer.token_ids, scores, strict=True)]
         logprobs = [said.logprob for said in scores]
@@ -133,7 +82,7 @@ def _run(options: argparse.Namespace) -> Result:
     ready = runner.ready()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     answers = read_answers(options.file, tokenizer, Bounds(ready.vocab_size, ready.max_total_tokens))
-    report, bits_per_byte = score(runner, answers, options.batch_size)
+    report, bits_per_byte = score(OfflineEngine(runner, options.batch_size), answers)
     return Result(str(options.file), options.model_id, ready.version, ready.dtype, bits_per_byte, report)
 
 
@@ -147,25 +96,12 @@ def _parser() -> argparse.ArgumentParser:
         help="one JSON object a line: prompt, answer, exit_layers, sampling",
     )
     add("--model-id", default="embedded", help="as for `helios serve` [the embedded model]")
-    add("--revision", help="branch, tag or commit of a hub id")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    add("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"], help="[%(default)s]")
-    add("--batch-size", type=_positive, default=8, help="answers read at once [%(default)s]")
-    add("--kv-cache-bytes", type=_positive, default=1 << 30, help="[%(default)s]")
-    add("--num-threads", type=_positive, help="CPU threads [all cores]")
-    add("--cache-dir", type=Path, default=_cache_dir(), help="where models are kept [%(default)s]")
+    add("--batch-size", type=positive, default=8, help="answers read at once [%(default)s]")
+    add_revision_flag(parser)
+    add_device_flags(parser)
+    add_kv_cache_flag(parser)
+    add_cache_flag(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
 
 
 def _table(result: Result) -> Table:

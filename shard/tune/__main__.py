@@ -5,14 +5,13 @@ cache folder; what is interrupted goes on with --resume, and ends in the same he
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
+from shard.cli import add_cache_flag, add_device_flags, add_revision_flag, positive
 from shard.exits import HeadKind
 from shard.model_folder import ModelUnusable
 from shard.resolve import resolve
@@ -88,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--recipe", default="exits", choices=["exits", "embedded", "layerskip"], help="[%(default)s]")
     add("--exit-layers", type=_layers, default=[15, 20, 25], metavar="L,L,...", help="[15,20,25]")
     add("--head", default="block", choices=list(HeadKind), help="[%(default)s]")
-    add("--head-rank", type=_positive, metavar="R", help="of a low-rank vocabulary [the model's LM head]")
-    add("--head-rerank", type=_positive, metavar="K", help="of so many likely tokens the LM head decides")
+    add("--head-rank", type=positive, metavar="R", help="of a low-rank vocabulary [the model's LM head]")
+    add("--head-rerank", type=positive, metavar="K", help="of so many likely tokens the LM head decides")
     add("--vocabulary", type=Path, metavar="FILE", help="where that goes [DIR/vocabulary.safetensors]")
     add("--vocabulary-steps", type=int, default=200, help="at full depth, before exits learn [%(default)s]")
     add("--init", type=Path, metavar="DIR", help="an exit folder to go on from")
@@ -97,19 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", default="self", metavar="FILE", help="text to learn on, or self: the model's own [self]")
     add("--prompts", nargs="+", default=["chat"], metavar="LIST", help="for self: chat, code, files [chat]")
     add("--compare", nargs="*", default=[], metavar="LIST", help="others, to be measured on alone")
-    add("--num-answers", type=_positive, default=2560, help="to each list of prompts [%(default)s]")
-    add("--max-new-tokens", type=_positive, default=256, help="of an answer [%(default)s]")
-    add("--steps", type=_positive, default=2000, help="[%(default)s]")
-    add("--batch-tokens", type=_positive, default=2048, help="learned from in a step, about [%(default)s]")
+    add("--num-answers", type=positive, default=2560, help="to each list of prompts [%(default)s]")
+    add("--max-new-tokens", type=positive, default=256, help="of an answer [%(default)s]")
+    add("--steps", type=positive, default=2000, help="[%(default)s]")
+    add("--batch-tokens", type=positive, default=2048, help="learned from in a step, about [%(default)s]")
     add("--rate", type=float, default=2e-3, help="learning rate at its height [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
     add("--resume", action="store_true", help="go on where the same command was stopped")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    add("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of products [%(default)s]")
-    add("--num-threads", type=_positive, help="CPU threads [all cores]")
-    add("--work", type=Path, metavar="DIR", help="for text and hidden states [CACHE/tune/MODEL]")
-    add("--cache-dir", type=Path, default=_cache_dir(), metavar="CACHE", help="[%(default)s]")
-    add("--revision", help="branch, tag or commit of a hub id")
+    add_device_flags(parser, ["float32", "bfloat16"])
+    add("--work", type=Path, metavar="DIR", help="for text and hidden states [CACHE_DIR/tune/MODEL]")
+    add_cache_flag(parser)
+    add_revision_flag(parser)
     return parser
 
 
@@ -118,17 +115,6 @@ def _layers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be layers such as 15,20,25, not {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
 
 
 if __name__ == "__main__":

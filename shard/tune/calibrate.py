@@ -8,18 +8,17 @@ tokens of each depth are full depth's.
 import argparse
 import datetime
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from shard.certificate import Basis, Certificate, heads_digest, read_certificate, write_certificate
+from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_revision_flag, positive
 from shard.exit_settings import Fill, Mode, Settings
 from shard.exits import Criterion, check_exits, read_exits
 from shard.messages import ShardConfig
@@ -194,21 +193,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--fill", default="recompute", choices=list(Fill), help="that will be served [%(default)s]")
     add("--criterion", default="softmax", choices=list(Criterion), help="that will be served [%(default)s]")
     add("--prompts", default="chat", help="chat, code, or a file with a prompt a line [%(default)s]")
-    add(
-        "--num-sequences", type=_positive, default=400, help="answers that the promise rests on [%(default)s]"
-    )
-    add("--num-survey", type=_positive, default=100, help="others that the path is drawn from [%(default)s]")
-    add("--max-new-tokens", type=_positive, default=64, help="of an answer [%(default)s]")
+    add("--num-sequences", type=positive, default=400, help="answers that the promise rests on [%(default)s]")
+    add("--num-survey", type=positive, default=100, help="others that the path is drawn from [%(default)s]")
+    add("--max-new-tokens", type=positive, default=64, help="of an answer [%(default)s]")
     add("--temperature", type=float, default=0.0, help="of the answers; 0: greedy [%(default)s]")
-    add("--batch-size", type=_positive, default=64, help="answers generated at once [%(default)s]")
+    add("--batch-size", type=positive, default=64, help="answers generated at once [%(default)s]")
     add("--seed", type=int, default=0, help="chooses the prompts, and the noise [%(default)s]")
     add("--plot", type=Path, metavar="FILE", help=f"agreement and coverage, a PNG [DIR/{PLOT}]")
-    add("--revision", help="branch, tag or commit of a hub id")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    add("--dtype", default="bfloat16", choices=["float32", "float16", "bfloat16"], help="[%(default)s]")
-    add("--kv-cache-bytes", type=_positive, default=1 << 30, help="[%(default)s]")
-    add("--num-threads", type=_positive, help="CPU threads [all cores]")
-    add("--cache-dir", type=Path, default=_cache_dir(), help="models, and what was measured [%(default)s]")
+    add_revision_flag(parser)
+    add_device_flags(parser)
+    add_kv_cache_flag(parser)
+    add_cache_flag(parser)
     return parser
 
 
@@ -217,17 +212,6 @@ def _share(text: str) -> float:
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
     return share
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _cache_dir() -> Path:
-    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from shard.certificate import Basis, DepthAgreement, Guarantee, Setting
 from shard.exit_settings import Settings
 from shard.tune.calibration_prompts import Sample
-from shard.tune.closed_loop import Outcome, Talk, Wanted, measure
+from shard.tune.closed_loop import Outcome, Wanted, answer, measure
 from shard.tune.costs import Costs, measure_costs
 from shard.tune.kept import Kept
 from shard.tune.ltt import Bound, upper_bound, walk
@@ -123,10 +123,10 @@ class Calibration:
         prompts = self.sample.for_survey
         advance = watch.begin("survey", 2 * len(prompts))
         answers = []
-        for answer in Talk(self._trials.full, prompts, self.asked.wanted).run():
-            answers.append(answer)
+        for made, _ in answer(self._trials.full, prompts, self.asked.wanted):
+            answers.append(made)
             advance()
-        answers.sort(key=lambda answer: answer.number)
+        answers.sort(key=lambda made: made.number)
         runner = self._trials.with_thresholds(dict.fromkeys(self.asked.layers, NEVER))
         return survey(runner, self.asked.settings.criterion, answers, advance)
 

@@ -4,18 +4,15 @@ The text before a token was generated with the same exits: what is measured is w
 is asked for every token; a server that asks less, since it does not pay, takes more tokens from full depth.
 """
 
-import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from shard.answers import Answer
-from shard.messages import NewSequence, Sampling, Step, TokenOutput, Work
+from shard.messages import NewSequence, Sampling, TokenOutput
+from shard.offline import OfflineEngine
 from shard.runner import ModelRunner
-from shard.score import Scoring
-
-PREFILL_TOKENS = 128  # of one prompt in one step
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -57,60 +54,18 @@ class Outcome(msgspec.Struct, frozen=True):
         return sum(layer * count for layer, count in self.tokens_by_layer.items()) / self.num_tokens
 
 
-class Talk:
-    """A runner that answers prompts, some at a time."""
-
-    def __init__(self, runner: ModelRunner, prompts: Sequence[list[int]], wanted: Wanted):
-        self._runner = runner
-        self._prompts = prompts
-        self._wanted = wanted
-        self._made: list[list[TokenOutput]] = [[] for _ in prompts]
-        self._attempts = [0] * len(prompts)
-
-    def run(self) -> Iterator[Answer]:
-        """Each answer when it is complete, in whatever order."""
-        waiting, running = deque(range(len(self._prompts))), set[int]()
-        for number in itertools.count(1):
-            new = []
-            while waiting and len(running) < self._wanted.batch_size:
-                new.append(self._sequence(waiting.popleft()))
-                running.add(new[-1].id)
-            if not running:
-                return
-            work = [Work(id, self._attempts[id], PREFILL_TOKENS) for id in running]
-            output = self._runner.run(Step(number, work, new))
-            for made in output.outputs:
-                self._made[made.id] += made.tokens
-                if made.finish is not None:
-                    running.remove(made.id)
-                    yield self._answer(made.id)
-            for id, _ in output.preempted:
-                running.remove(id)
-                waiting.appendleft(id)
-                self._attempts[id] += 1
-
-    @property
-    def confidences(self) -> list[float]:
-        """Of all tokens made so far that were asked for one."""
-        return [token.confidence for made in self._made for token in made if token.confidence is not None]
-
-    def _sequence(self, id: int) -> NewSequence:
-        prompt, made = self._prompts[id], [token.id for token in self._made[id]]
-        return NewSequence(
-            id,
-            self._attempts[id],
-            prompt + made,
-            len(prompt),
-            self._wanted.max_new_tokens,
-            sampling=self._wanted.sampling(id),
-        )
-
-    def _answer(self, id: int) -> Answer:
-        made = self._made[id]
-        layers = [token.exit_layer for token in made]
-        return Answer(
-            id, self._prompts[id], [token.id for token in made], 0, layers, self._wanted.sampling(id)
-        )
+def answer(
+    runner: ModelRunner, prompts: Sequence[list[int]], wanted: Wanted
+) -> Iterator[tuple[Answer, list[TokenOutput]]]:
+    """Each answer when it is complete, in whatever order, and its tokens as they were chosen."""
+    sequences = [
+        NewSequence(number, 0, prompt, len(prompt), wanted.max_new_tokens, sampling=wanted.sampling(number))
+        for number, prompt in enumerate(prompts)
+    ]
+    for finished in OfflineEngine(runner, wanted.batch_size).run(sequences):
+        asked, tokens = finished.sequence, finished.tokens
+        ids, layers = [token.id for token in tokens], [token.exit_layer for token in tokens]
+        yield Answer(asked.id, asked.token_ids, ids, 0, layers, asked.sampling), tokens
 
 
 def measure(
@@ -126,21 +81,22 @@ def measure(
     """
     counts: Counter[int] = Counter()
     answers = dict[int, Answer]()
-    talk = Talk(served, prompts, wanted)
-    for answer in talk.run():
-        counts.update(answer.exit_layers)
-        answers[answer.number] = answer
+    confidences: list[float] = []
+    for made, tokens in answer(served, prompts, wanted):
+        counts.update(made.exit_layers)
+        confidences += [token.confidence for token in tokens if token.confidence is not None]
+        answers[made.number] = made
         advance()
     risks = [0.0] * len(prompts)
-    doubtful = [early for answer in answers.values() if (early := _up_to_the_last_early(answer, full.depth))]
-    for answer, scores in Scoring(full, doubtful, wanted.batch_size).run():
+    doubtful = [early for made in answers.values() if (early := _up_to_the_last_early(made, full.depth))]
+    for made, scores in OfflineEngine(full, wanted.batch_size).score(doubtful):
         wrong = sum(
             layer < full.depth and token != said.choice
-            for layer, token, said in zip(answer.exit_layers, answer.token_ids, scores, strict=True)
+            for layer, token, said in zip(made.exit_layers, made.token_ids, scores, strict=True)
         )
-        risks[answer.number] = wrong / len(answers[answer.number].token_ids)
+        risks[made.number] = wrong / len(answers[made.number].token_ids)
         advance()
-    return Outcome(risks, dict(counts), talk.confidences)
+    return Outcome(risks, dict(counts), confidences)
 
 
 def _up_to_the_last_early(answer: Answer, num_layers: int) -> Answer | None:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from shard.batch import Chunk
+from shard.batch import Chunk, lay_out
 from shard.messages import NewSequence
 from shard.runner import ModelRunner
-from shard.sequence import Sequence
 from shard.stack import Row
 
 CONTEXT = 128  # tokens before the one that is timed
@@ -58,9 +57,8 @@ def measure_costs(runner: ModelRunner) -> Costs:
     """Each part alone, the median of a few; the runner has to be idle."""
     stack, block_size = runner.stack, runner.table.block_size
     length = min(CONTEXT, runner.kv_cache.num_blocks * block_size)
-    sequence = Sequence(NewSequence(0, 0, [1] * length, length, 1))
-    sequence.blocks = list(range(-(-length // block_size)))
-    front = stack.start([Row(Chunk(sequence, length - 1, 1), stack.num_segments)])
+    (whole,) = lay_out([NewSequence(0, 0, [1] * length, length, 1)], block_size)
+    front = stack.start([Row(Chunk(whole.sequence, length - 1, 1), stack.num_segments)])
 
     def ask(segment: int) -> None:
         stack.exits[segment].vocabulary(stack.features(segment, front, [0]))

@@ -5,19 +5,18 @@ goes on with the next wave and ends with the same text.
 """
 
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from shard.messages import NewSequence, Sampling, SequenceOutput, Step, Work
+from shard.messages import Sampling
+from shard.offline import OfflineEngine
 from shard.runner import ModelRunner
 from shard.tune.prompts import PromptsUnusable, encode_prompts, is_held_out, shuffled
 from shard.tune.text import Passage, load_passages, save_passages
 
 WAVE_PROMPTS = 512
-PREFILL_CHUNK = 128  # prompt tokens of one sequence in one step
 TEMPERATURES = (0.7, 1.0)
 
 
@@ -32,66 +31,13 @@ class Generation(msgspec.Struct, frozen=True):
     seed: int = 0
 
 
-class _Task(msgspec.Struct):
-    """One prompt on its way to an answer."""
+class _Task(msgspec.Struct, frozen=True):
+    """One prompt to be answered."""
 
     number: int
     prompt: list[int]
     held_out: bool
     sampling: Sampling
-    answer: list[int] = []
-    attempt: int = 0
-
-    def passage(self) -> Passage:
-        return Passage(
-            self.prompt + self.answer, len(self.prompt), self.held_out, self.sampling.temperature > 0
-        )
-
-
-class Talk:
-    """A runner at full depth that answers tasks, `batch_size` at a time."""
-
-    def __init__(self, runner: ModelRunner, batch_size: int, max_new_tokens: int):
-        self._runner = runner
-        self._batch_size = batch_size
-        self._max_new_tokens = max_new_tokens
-        self._num_steps = 0
-
-    def answer(self, tasks: list[_Task]) -> None:
-        """Run every task to its end."""
-        waiting, running = deque(tasks), dict[int, _Task]()
-        while waiting or running:
-            new = []
-            while waiting and len(running) < self._batch_size:
-                task = waiting.popleft()
-                running[task.number] = task
-                new.append(self._sequence(task))
-            self._num_steps += 1
-            work = [Work(task.number, task.attempt, PREFILL_CHUNK) for task in running.values()]
-            output = self._runner.run(Step(self._num_steps, work, new))
-            for made in output.outputs:
-                _take(running, made)
-            for number, _ in output.preempted:
-                task = running.pop(number)
-                task.attempt += 1
-                waiting.appendleft(task)
-
-    def _sequence(self, task: _Task) -> NewSequence:
-        ids = task.prompt + task.answer
-        return NewSequence(
-            task.number,
-            task.attempt,
-            ids,
-            len(task.prompt),
-            self._max_new_tokens,
-            sampling=task.sampling,
-        )
-
-
-def _take(running: dict[int, _Task], made: SequenceOutput) -> None:
-    running[made.id].answer += [token.id for token in made.tokens]
-    if made.finish is not None:
-        del running[made.id]
 
 
 def generate(
@@ -103,10 +49,24 @@ def generate(
     for wave, first in enumerate(range(0, len(tasks), WAVE_PROMPTS)):
         path = folder / f"{wave:05}.npz"
         if not path.exists():
-            part = tasks[first : first + WAVE_PROMPTS]
-            Talk(runner(), wanted.batch_size, wanted.max_new_tokens).answer(part)
-            save_passages(path, [task.passage() for task in part])
+            engine = OfflineEngine(runner(), wanted.batch_size)
+            save_passages(path, _answer(engine, tasks[first : first + WAVE_PROMPTS], wanted.max_new_tokens))
         yield load_passages(path)
+
+
+def _answer(engine: OfflineEngine, tasks: list[_Task], max_new_tokens: int) -> list[Passage]:
+    completions = engine.generate(
+        [task.prompt for task in tasks], max_new_tokens, [task.sampling for task in tasks]
+    )
+    return [
+        Passage(
+            task.prompt + [token.id for token in completion.tokens],
+            len(task.prompt),
+            task.held_out,
+            task.sampling.temperature > 0,
+        )
+        for task, completion in zip(tasks, completions, strict=True)
+    ]
 
 
 def _tasks(model: Path, wanted: Generation) -> list[_Task]:

@@ -12,12 +12,11 @@ import msgspec
 import numpy as np
 import torch
 
-from shard.batch import Chunk
+from shard.batch import lay_out
 from shard.batch_tensors import BatchMaker
 from shard.messages import NewSequence
 from shard.models.load import Decoder
 from shard.runner import ModelRunner
-from shard.sequence import Sequence as Running
 from shard.tune.text import Passage
 
 TOP_TOKENS = 16  # of full depth's distribution kept at each position; the rest is one mass
@@ -148,7 +147,7 @@ def _fill(
 
 def _run(cache: StateCache, group: list[int], passages: Sequence[Passage], teacher: ModelRunner) -> None:
     """Several passages in one pass through the layers."""
-    chunks = _chunks([passages[i] for i in group], teacher.table.block_size)
+    chunks = lay_out((_but_the_last(i, passages[i]) for i in group), teacher.table.block_size)
     decoder, pools = teacher.decoder, teacher.kv_cache.layers
     batch = BatchMaker(teacher.table.block_size, decoder.embedding.device)(chunks)
     hidden = decoder.embed(batch)
@@ -166,17 +165,10 @@ def _run(cache: StateCache, group: list[int], passages: Sequence[Passage], teach
         start += chunk.num_tokens
 
 
-def _chunks(passages: list[Passage], block_size: int) -> list[Chunk]:
-    """Each passage but its last token, in blocks of its own."""
-    chunks, taken = [], 0
-    for number, passage in enumerate(passages):
-        ids = passage.token_ids[:-1]
-        running = Running(NewSequence(number, 0, ids, len(ids), 0))
-        num_blocks = -(-len(ids) // block_size)
-        running.blocks = list(range(taken, taken + num_blocks))
-        taken += num_blocks
-        chunks.append(Chunk(running, 0, len(ids)))
-    return chunks
+def _but_the_last(number: int, passage: Passage) -> NewSequence:
+    """All tokens but the last, which predicts nothing."""
+    ids = passage.token_ids[:-1]
+    return NewSequence(number, 0, ids, len(ids), 0)
 
 
 def _top(decoder: Decoder, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

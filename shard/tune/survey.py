@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from shard.answers import Answer
-from shard.batch import Chunk
+from shard.batch import lay_out
 from shard.confidence import Gauge
 from shard.exits import Criterion, Exit, Vocabulary
 from shard.messages import NewSequence
 from shard.runner import ModelRunner
 from shard.sampler import Draw, Sampler
-from shard.sequence import Sequence as Running
 from shard.stack import Front, Row
 from shard.tune.path import Survey, Votes
 
@@ -71,7 +70,8 @@ class Reader:
         The first comes out of the prompt's pass, which nobody leaves.
         """
         stack = self._stack
-        front = stack.start([Row(chunk, stack.num_segments) for chunk in self._chunks(answers)])
+        chunks = lay_out(map(_but_the_last, answers), self._block_size)
+        front = stack.start([Row(chunk, stack.num_segments) for chunk in chunks])
         draws, asked = _draws(front, stack.decoder.depth)
         said = []
         for segment, exit in enumerate(stack.exits):
@@ -115,22 +115,14 @@ class Reader:
             ]
         return np.array(ids), torch.cat(sure)
 
-    def _chunks(self, answers: Sequence[Answer]) -> list[Chunk]:
-        """Each prompt and answer but the last token, which predicts nothing, in blocks of its own."""
-        chunks, taken = [], 0
-        for answer in answers:
-            ids = (answer.prompt_token_ids + answer.token_ids)[:-1]
-            new = NewSequence(
-                answer.number, 0, ids, len(answer.prompt_token_ids), 0, sampling=answer.sampling
-            )
-            sequence = Running(new)
-            sequence.blocks = list(range(taken, taken + self._blocks_of(answer)))
-            taken += len(sequence.blocks)
-            chunks.append(Chunk(sequence, 0, len(ids)))
-        return chunks
-
     def _blocks_of(self, answer: Answer) -> int:
         return -(-(len(answer.prompt_token_ids) + len(answer.token_ids)) // self._block_size)
+
+
+def _but_the_last(answer: Answer) -> NewSequence:
+    """Prompt and answer but the last token, which predicts nothing."""
+    ids = (answer.prompt_token_ids + answer.token_ids)[:-1]
+    return NewSequence(answer.number, 0, ids, len(answer.prompt_token_ids), 0, sampling=answer.sampling)
 
 
 def _draws(front: Front, depth: int) -> tuple[list[Draw], torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shard import score
+from shard import OfflineEngine, score
 from shard.answers import Answer
 from shard.messages import Sampling
 from tests.shard.engine import generate, make_runner
@@ -79,10 +79,10 @@ def test_neither_batch_nor_preemption_changes_a_score(model):
         for i, line in enumerate(lines, 1)
     ]
     roomy = make_runner(model)
-    alone, bits = score.score(roomy, answers, 1)
+    alone, bits = score.score(OfflineEngine(roomy, 1), answers)
     tight = make_runner(model, kv_cache_bytes=3 * roomy.block_bytes, max_total_tokens=32)
     assert tight.kv_cache.num_blocks == 3
-    together, other_bits = score.score(tight, answers, 3)
+    together, other_bits = score.score(OfflineEngine(tight, 3), answers)
     assert alone.overall == together.overall
     assert other_bits == pytest.approx(bits, abs=1e-4)
 

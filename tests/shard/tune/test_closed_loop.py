@@ -9,7 +9,7 @@ from shard.answers import Answer
 from shard.exits import Criterion
 from shard.messages import NewSequence, Sampling, ShardConfig, Step, Work
 from shard.runner import ModelRunner
-from shard.tune.closed_loop import Talk, Wanted, measure
+from shard.tune.closed_loop import Wanted, answer, measure
 from shard.tune.survey import survey
 from shard.tune.trials import Trials
 from tests.shard.engine import generate, make_runner
@@ -93,7 +93,9 @@ def test_a_survey_is_what_each_exit_says_when_it_is_asked(tiny_model, tmp_path: 
     model = tiny_model("llama")
     folder = write_exits(tmp_path / "exits", model, [2], head)
     tried = trials(model, folder, exit_criterion=criterion)
-    answers = sorted(Talk(tried.full, PROMPTS, Wanted(12, 4)).run(), key=lambda answer: answer.number)
+    answers = sorted(
+        (made for made, _ in answer(tried.full, PROMPTS, Wanted(12, 4))), key=lambda made: made.number
+    )
     found = survey(tried.with_thresholds({2: 1.0}), criterion, answers, lambda: None)
     hasty = make_runner(
         model,
@@ -103,8 +105,8 @@ def test_a_survey_is_what_each_exit_says_when_it_is_asked(tiny_model, tmp_path: 
         exit_criterion=criterion,
         exit_fallback=False,
     )
-    told = [says(hasty, answer, at) for answer in answers for at in range(1, len(answer.token_ids))]
-    right = [token for answer in answers for token in answer.token_ids[1:]]
+    told = [says(hasty, made, at) for made in answers for at in range(1, len(made.token_ids))]
+    right = [token for made in answers for token in made.token_ids[1:]]
     (votes,) = found.votes
     assert found.num_layers == 4
     np.testing.assert_allclose(votes.confidences, [sure for _, sure in told], atol=2e-5)

@@ -1,0 +1,263 @@
+"""The engine without a router: prompts in, answers out, in one process and on the caller's thread.
+
+`helios tune`, `calibrate`, `score` and the engine's benchmarks run on it, and so may anybody's Python.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from tokenizers import Tokenizer
+
+from shard.answers import Answer
+from shard.cli import default_cache_dir
+from shard.messages import (
+    FinishReason,
+    NewSequence,
+    Sampling,
+    Score,
+    SequenceOutput,
+    ShardConfig,
+    Step,
+    StepOutput,
+    TokenOutput,
+    Work,
+)
+from shard.resolve import resolve
+from shard.runner import ModelRunner
+
+STEP_TOKENS = 512  # prompt tokens computed in one step, besides one token of every sequence that decodes
+BATCH_SIZE = 64
+GREEDY = Sampling()
+
+
+class Completion(msgspec.Struct, frozen=True):
+    """The answer to one prompt."""
+
+    text: str
+    tokens: list[TokenOutput]  # id, log-probability, exit layer and confidence of each
+    finish_reason: FinishReason
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A sequence that is over, as it was added, with the tokens or the scores that it was added for."""
+
+    sequence: NewSequence
+    tokens: list[TokenOutput]
+    scores: list[Score]
+    reason: FinishReason
+
+
+class _Progress(msgspec.Struct):
+    """How far a sequence has come."""
+
+    sequence: NewSequence
+    attempt: int = 0
+    num_computed_tokens: int = 0
+    tokens: list[TokenOutput] = []
+    scores: list[Score] = []
+
+    @property
+    def num_pending_tokens(self) -> int:
+        return len(self.sequence.token_ids) + len(self.tokens) - self.num_computed_tokens
+
+    def begin(self) -> NewSequence:
+        """What the runner is told: after a preemption with the tokens that were generated before."""
+        self.num_computed_tokens = 0
+        ids = self.sequence.token_ids + [token.id for token in self.tokens]
+        return msgspec.structs.replace(self.sequence, attempt=self.attempt, token_ids=ids)
+
+    def take(self, output: SequenceOutput) -> None:
+        self.num_computed_tokens = output.num_computed_tokens
+        self.tokens += output.tokens
+        self.scores += output.scores
+
+    def restart(self) -> None:
+        self.attempt += 1
+        self.scores = []
+
+
+class OfflineEngine:
+    """Iteration-level batching over one model, of `batch_size` sequences at most.
+
+    `generate` answers prompts and `score` reads answers; both are loops over `add` and `step`, which are
+    there for who forms batches of their own.
+    """
+
+    def __init__(self, runner: ModelRunner, batch_size: int = BATCH_SIZE, tokenizer: Tokenizer | None = None):
+        self.runner = runner
+        self.num_preemptions = 0
+        self._batch_size = batch_size
+        self._tokenizer = tokenizer
+        self._waiting: deque[_Progress] = deque()
+        self._running: dict[int, _Progress] = {}
+        self._finished: list[Finished] = []
+        self._num_steps = 0
+
+    @classmethod
+    def load(
+        cls,
+        model_id: str = "embedded",
+        *,
+        revision: str | None = None,
+        cache_dir: Path | None = None,
+        **settings: Any,
+    ) -> Self:
+        """A model by folder, .gguf file or hub id; `settings` are fields of `shard.messages.ShardConfig`.
+
+        Raises `ModelUnusable`, `ValueError`, `OSError` or `MemoryError` with one sentence.
+        """
+        cache = cache_dir or default_cache_dir()
+        folder = resolve(model_id, revision, cache)
+        defaults = {"cache_dir": str(cache), "max_batch_size": BATCH_SIZE, "kv_cache_bytes": 1 << 30}
+        config = msgspec.convert({"model": str(folder), **defaults, **settings}, ShardConfig)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return cls(ModelRunner(config), config.max_batch_size, tokenizer)
+
+    def generate(
+        self,
+        prompts: Sequence[str | list[int]],
+        max_new_tokens: int = 128,
+        sampling: Sampling | Sequence[Sampling] = GREEDY,
+        *,
+        exact: bool = False,
+        exit_threshold: float | None = None,
+    ) -> list[Completion]:
+        """An answer to each prompt, in their order.
+
+        Prompts are texts or token ids; `sampling` is one for all or one for each. Raises `ValueError` for a
+        prompt that leaves no room for an answer.
+        """
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        sequences = []
+        for number, (prompt, own) in enumerate(zip(prompts, samplings, strict=True)):
+            ids = self._encode(prompt)
+            sequences.append(
+                NewSequence(
+                    number,
+                    0,
+                    ids,
+                    len(ids),
+                    max_new_tokens,
+                    sampling=own,
+                    exact=exact,
+                    exit_threshold=exit_threshold,
+                )
+            )
+        done = {finished.sequence.id: finished for finished in self.run(sequences)}
+        return [
+            Completion(self._decode(done[number].tokens), done[number].tokens, done[number].reason)
+            for number in range(len(prompts))
+        ]
+
+    def score(self, answers: Iterable[Answer]) -> Iterator[tuple[Answer, list[Score]]]:
+        """Full depth's word on every token of given answers; each when it is complete."""
+        by_number = {answer.number: answer for answer in answers}
+        for finished in self.run(_to_be_scored(answer) for answer in by_number.values()):
+            yield by_number[finished.sequence.id], finished.scores
+
+    def run(self, sequences: Iterable[NewSequence]) -> Iterator[Finished]:
+        """Add sequences and step until all are over; each when it is, in whatever order."""
+        for sequence in sequences:
+            self.add(sequence)
+        while self.has_unfinished:
+            self.step()
+            yield from self.take_finished()
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def add(self, sequence: NewSequence) -> None:
+        """Queue a sequence. Its id must not be in use; of two, the higher one is preempted first.
+
+        Raises `ValueError` when it is longer than the model and its KV cache can take.
+        """
+        longest = self.runner.table.max_total_tokens
+        if not sequence.token_ids or len(sequence.token_ids) + (sequence.max_new_tokens > 0) > longest:
+            raise ValueError(
+                f"Sequence {sequence.id} has {len(sequence.token_ids)} tokens; "
+                f"between 1 and {longest}, with its answer, can be taken."
+            )
+        self._waiting.append(_Progress(sequence))
+
+    def step(self, only: Collection[int] | None = None) -> StepOutput:
+        """One iteration: those that wait are let in, and every sequence, or those of `only`, goes on."""
+        new = []
+        while self._waiting and len(self._running) < self._batch_size:
+            progress = self._waiting.popleft()
+            self._running[progress.sequence.id] = progress
+            new.append(progress.begin())
+        self._num_steps += 1
+        output = self.runner.run(Step(self._num_steps, self._work(only), new))
+        for made in output.outputs:
+            self._take(made)
+        for id, _ in output.preempted:
+            progress = self._running.pop(id)
+            progress.restart()
+            self._waiting.appendleft(progress)
+        self.num_preemptions += len(output.preempted)
+        return output
+
+    def take_finished(self) -> list[Finished]:
+        """Those that have ended since this was last asked."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def abort_all(self) -> None:
+        """Forget every sequence, and free its blocks."""
+        self._num_steps += 1
+        drop = [(id, progress.attempt) for id, progress in self._running.items()]
+        self.runner.run(Step(self._num_steps, [], drop=drop))
+        self._running.clear()
+        self._waiting.clear()
+
+    def _work(self, only: Collection[int] | None) -> list[Work]:
+        """One token for those that decode; what is left of prompts, first come first served."""
+        work, num_left = [], STEP_TOKENS
+        for id, progress in self._running.items():
+            if only is not None and id not in only:
+                continue
+            num_tokens = progress.num_pending_tokens
+            if num_tokens > 1:
+                num_tokens = min(num_tokens, num_left)
+                num_left -= num_tokens
+                if num_tokens == 0:
+                    continue
+            work.append(Work(id, progress.attempt, max(1, num_tokens)))
+        return work
+
+    def _take(self, made: SequenceOutput) -> None:
+        progress = self._running[made.id]
+        progress.take(made)
+        if made.finish is not None:
+            del self._running[made.id]
+            self._finished.append(Finished(progress.sequence, progress.tokens, progress.scores, made.finish))
+
+    def _encode(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self._text_tokenizer.encode(prompt).ids)
+        return prompt
+
+    def _decode(self, tokens: list[TokenOutput]) -> str:
+        return str(self._tokenizer.decode([token.id for token in tokens])) if self._tokenizer else ""
+
+    @property
+    def _text_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError("Text needs a tokenizer: give token ids, or give the engine a tokenizer.")
+        return self._tokenizer
+
+
+def _to_be_scored(answer: Answer) -> NewSequence:
+    return NewSequence(
+        answer.number,
+        0,
+        answer.prompt_token_ids + answer.token_ids,
+        len(answer.prompt_token_ids),
+        max_new_tokens=0,
+        sampling=answer.sampling,
+        scores=True,
+    )
