@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _exit_on_signal)  # until the event loop takes signals over
     try:
         config = read_config(sys.argv[1:] if argv is None else argv, os.environ)
+        machine.raise_file_limit()
         repository = repository_of(config)
         config = begun_with(config, repository).settle(machine.inspect(os.environ))
         logs.set_up(config.log_level, config.json_output)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from router.api.commands import CommandsApi
+from router.api.connections import Bounds, Patience, Runner
 from router.api.docs import DocsApi
 from router.api.gate import Gate
 from router.api.native import NativeApi
@@ -66,7 +67,7 @@ async def serve(
     wish = Wish(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
     loop = Loop(menu.repository, facts, conductor, store, wish, config.watts)
     dispatcher.add_observer(loop.listener)
-    async with _listening(build_app(service, conductor, metrics, store), config) as address:
+    async with listening(build_app(service, conductor, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):
                 gc.freeze()  # what start-up made stays: no need to look through it again
@@ -108,22 +109,27 @@ def _definition(route: Route) -> web.RouteDef:
 
 
 @contextlib.asynccontextmanager
-async def _listening(app: web.Application, config: Config) -> AsyncIterator[str]:
+async def listening(app: web.Application, config: Config) -> AsyncIterator[str]:
     """Accept connections; yields the address. A client that goes away cancels its handler."""
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=_LAST_WRITES_S,
-        auto_decompress=False,  # it would be done on the event loop, and before a key is asked for
-    )
+    runner = Runner(app, _bounds(config), _patience(config), _LAST_WRITES_S)
     await runner.setup()
+    watching = asyncio.create_task(runner.connections.watch())
     try:
         await web.TCPSite(runner, config.hostname, config.port, backlog=_BACKLOG).start()
         host, port = runner.addresses[0][:2]
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
+        watching.cancel()
         await runner.cleanup()
+
+
+def _bounds(config: Config) -> Bounds:
+    total = config.max_connections or Bounds().total
+    return Bounds(total, config.max_connections_per_address or total)
+
+
+def _patience(config: Config) -> Patience:
+    return Patience(config.client_timeout_ms / 1000, config.keep_alive_ms / 1000)
 
 
 async def _starts(dispatcher: Dispatcher, stop: asyncio.Event) -> bool:

@@ -18,6 +18,10 @@ from shard.messages import ShardConfig
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
+_FILES_IN_RESERVE = 80  # of a router: its own, Redis', the embedded one's start
+_FILES_PER_SHARD = 8  # a socket, and what a restart takes
+_LEAST_CONNECTIONS = 8
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A server's settings, in TGI's names and with its defaults where TGI has the flag. None: decided later.
@@ -185,6 +189,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     # HTTP
     hostname: Annotated[str, Flag("HTTP", "Address to listen on.")] = "0.0.0.0"
     port: Annotated[int, Flag("HTTP", "Port to listen on; 0 takes a free one.", 0, 65_535)] = 3000
+    max_connections: Annotated[
+        int | None,
+        Flag("HTTP", "Connections that may be open at once. Default: from the limit of open files.", 1),
+    ] = None
+    max_connections_per_address: Annotated[
+        int | None,
+        Flag("HTTP", "Of these, from one address. A proxy is one address. Default: half.", 1),
+    ] = None
+    client_timeout_ms: Annotated[
+        int,
+        Flag("HTTP", "A client that leaves a call unfinished, or an answer unread, for so long is cut.", 100),
+    ] = 60_000
+    keep_alive_ms: Annotated[
+        int,
+        Flag("HTTP", "A connection without a call is closed after so long. Longer than a proxy's.", 100),
+    ] = 75_000
     cors_allow_origin: Annotated[
         tuple[str, ...], Flag("HTTP", "Origins that browsers may call from. Default: every one.")
     ] = ()
@@ -265,6 +285,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         num_shards = self._num_shards(device, machine)
         max_batch_size = self.max_batch_size or (256 if on_gpu else 64)
         budget = self.max_batch_prefill_tokens or max(2048 if on_gpu else 512, max_batch_size)
+        max_connections = self._max_connections(num_shards, machine)
         return msgspec.structs.replace(
             self,
             device=device,
@@ -275,7 +296,26 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             max_batch_size=max_batch_size,
             max_batch_prefill_tokens=budget,
             kv_cache_bytes=self.kv_cache_bytes or (None if on_gpu else GIB),
+            max_connections=max_connections,
+            max_connections_per_address=self.max_connections_per_address or -(-max_connections // 2),
         )
+
+    def _max_connections(self, num_shards: int, machine: Machine) -> int:
+        """What open files there may be, less those that shards and Redis will need."""
+        most = machine.max_files - _FILES_IN_RESERVE - num_shards * _FILES_PER_SHARD
+        if most < _LEAST_CONNECTIONS:
+            raise ConfigError(
+                "max_connections",
+                f"Only {machine.max_files} files may be open at once, which leaves none for connections: "
+                f"raise the limit (ulimit -n) to {machine.max_files - most + _LEAST_CONNECTIONS} or more.",
+            )
+        if self.max_connections is not None and self.max_connections > most:
+            raise ConfigError(
+                "max_connections",
+                f"max_connections must be at most {most}, as only {machine.max_files} files may be open "
+                f"at once (ulimit -n), not {self.max_connections}.",
+            )
+        return self.max_connections or most
 
     def _device(self, machine: Machine) -> Literal["cpu", "cuda", "sim"]:
         if self.device != "auto":

@@ -1,23 +1,38 @@
-"""What this machine offers, told without torch: GPUs, cores, memory."""
+"""What this machine offers, told without torch: GPUs, cores, memory, open files."""
 
 import importlib.util
 import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 NO_LIMIT = 2**63
+_ENOUGH_FILES = 2**17
 
 
 class Machine(msgspec.Struct, frozen=True):
     num_gpus: int
     num_cores: int
     available_bytes: int  # memory that new processes can have without swapping
+    max_files: int = 1024  # that one process may have open, connections among them
 
 
 def inspect(environment: Mapping[str, str]) -> Machine:
-    return Machine(_num_gpus(environment), len(os.sched_getaffinity(0)), _available_bytes())
+    max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Machine(_num_gpus(environment), len(os.sched_getaffinity(0)), _available_bytes(), max_files)
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files as it may allow itself.
+
+    The limit that processes begin with is often 1024, for the sake of programs that use select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _num_gpus(environment: Mapping[str, str]) -> int:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,8 +50,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     """
     started: list[Server] = []
 
-    def start(**settings: object) -> Server:
-        server = serving(tmp_path_factory.mktemp("server"), settings)
+    def start(within: Sequence[str] = (), **settings: object) -> Server:
+        server = serving(tmp_path_factory.mktemp("server"), settings, within)
         started.append(server)
         server.wait_until_ready()
         return server

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -90,13 +91,16 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def serving(folder: Path, settings: dict[str, object]) -> Server:
-    """Start it, on this machine only and on a free port unless the settings say otherwise; do not wait."""
+def serving(folder: Path, settings: dict[str, object], within: Sequence[str] = ()) -> Server:
+    """Start it, on this machine only and on a free port unless the settings say otherwise; do not wait.
+
+    `within` are words to put before the command, such as those of `prlimit`.
+    """
     settings = {"hostname": "127.0.0.1", "port": 0} | settings
     log = folder / "stderr.log"
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            command(settings),
+            [*within, *command(settings)],
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.DEVNULL,

@@ -34,7 +34,7 @@ async def read_body(http: web.Request) -> bytes:
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
     except web.RequestPayloadError as error:
-        raise Refused(f"The body cannot be read: {_one_line(error)}", 400, "malformed") from None
+        raise Refused(f"The body cannot be read: {_one_line(error)}.", 400, "malformed") from None
 
 
 def decode(body: bytes, type: type[T]) -> T:

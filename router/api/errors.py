@@ -97,6 +97,8 @@ def from_http_exception(error: web.HTTPException, method: str, path: str) -> Gen
         case 405:
             allowed = error.headers.get("Allow", "")
             return Refused(f"{path} takes {allowed}, not {method}.", 405, "method_not_allowed")
+        case 417:
+            return Refused("Of `Expect`, only 100-continue is known.", 417, "expectation_failed")
         case 413:
             return Refused("The request body is too large.", 413, "payload_too_large")
         case status:

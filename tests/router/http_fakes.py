@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 import tokenizers
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from tokenizers import decoders, models, pre_tokenizers
 
 from router.api.service import Service
-from router.app import build_app
+from router.app import build_app, listening
 from router.chat_template import ChatTemplate
 from router.conductor import Conductor
 from router.config import Config
@@ -260,21 +260,14 @@ class Client:
 async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIterator[Client]:
     """The whole HTTP side, on a free port of this machine."""
     tokenizer = byte_tokenizer(template)
-    config = Config(**settings)
+    config = Config(**{"hostname": "127.0.0.1", "port": 0, **settings})
     dispatcher = FakeDispatcher(tokenizer, config.model_name)
     store, menu = Store(None, "poems", "one"), menu_of(config, tokenizer)
     service = Service(config, dispatcher, dispatcher.target, menu.names)  # type: ignore[arg-type]
     conductor = Conductor(dispatcher, menu, store.audit)  # type: ignore[arg-type]
     app = build_app(service, conductor, Metrics(), store)
-    runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=1, auto_decompress=False
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0]
-    async with ClientSession() as session:
-        yield Client(session, f"http://{host}:{port}", service, dispatcher, conductor)
-    await runner.cleanup()
+    async with listening(app, config) as url, ClientSession() as session:
+        yield Client(session, url, service, dispatcher, conductor)
 
 
 def _now() -> float:
