@@ -36,6 +36,7 @@ from router.observe import MetricsObserver, watch_store
 from router.reassess import Loop
 from router.recorder import Recorder
 from router.swap import Inflight, Wish
+from telemetry import tasks
 from telemetry.prometheus import Metrics
 from telemetry.store import Store
 
@@ -142,6 +143,4 @@ async def _starts(dispatcher: Dispatcher, stop: asyncio.Event) -> bool:
             await starting
         return starting.done()
     finally:
-        for task in (starting, stopping):
-            task.cancel()
-        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await tasks.cancel(starting, stopping)

@@ -14,6 +14,7 @@ from router.menu import Menu
 from router.repository import Choice
 from router.rollout import roll_out
 from router.swap import Done, SwapError, SwapRefused, Wish
+from telemetry import tasks
 from telemetry.audit import AuditLog, Decision, Outcome, new_id
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Conductor:
         """
         shards = self._claim(order)
         decision = self._write_down(order)
-        task = asyncio.create_task(self._perform(decision, order, shards))
+        task = tasks.begin(self._perform(decision, order, shards), f"Decision {decision.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return decision.id
@@ -103,7 +104,8 @@ class Conductor:
 
     async def stop(self) -> None:
         """Wait for what is under way, which ends soon once the dispatcher stops."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not await tasks.ended(self._tasks, tasks.END_TIMEOUT_S):
+            await tasks.cancel(*self._tasks)
 
     def _claim(self, order: Order) -> frozenset[int]:
         """The shards to be changed."""

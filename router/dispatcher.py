@@ -6,6 +6,7 @@ and no text; a request that is refused or fails carries its HTTP status in `Gene
 
 import asyncio
 import contextlib
+import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from router.backoff import Backoff
 from router.config import Config
 from router.engine import Engine
 from router.generation import Generation, Target
@@ -22,9 +24,13 @@ from router.observer import Observer
 from router.pool import Pool
 from router.repository import Choice
 from router.request import GenerationFailed, Request, Spec, Status
+from router.shard_client import ShardDied
 from router.swap import Done, SwapError, SwapRefused, Wish
 from shard.agreement import Report
 from shard.messages import Ready, ShardConfig
+from telemetry import tasks
+
+log = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 60
 
@@ -97,25 +103,28 @@ class Dispatcher:
             target = msgspec.structs.replace(self._target, config=self._shard_config(shard))
             self._engines.append(Engine(shard, target, self._launch(self._config, shard), self._pool))
         self._pool.members += self._engines
-        self._tasks = [asyncio.create_task(engine.run()) for engine in self._engines]
+        self._tasks = [tasks.begin(self._keep(engine), f"Shard {engine.shard}") for engine in self._engines]
         serving = asyncio.create_task(self._pool.serving.wait())
         try:
             done, _ = await asyncio.wait([serving, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {serving}:
-                task.result()
+            for engine, task in zip(self._engines, self._tasks, strict=True):
+                if task in done and engine.last_death is not None:
+                    raise engine.last_death
         finally:
             serving.cancel()
 
     async def stop(self, drain: bool) -> None:
         """Accept nothing more; with `drain`, give live requests the configured time to end; end the shards.
 
-        What has not ended by then fails with a sentence that says so. Idempotent.
+        What has not ended by then fails with a sentence that says so. A shard that dies meanwhile is not
+        started again. Idempotent.
         """
         self._is_closed = True
         self._pool.backlog.close()
         for engine in self._engines:
+            engine.retire()
             engine.end_swap(SwapError("The server is shutting down."))
-        if drain and any(engine.scheduler is not None for engine in self._engines):
+        if drain and not self._pool.is_hopeless:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.shutdown_timeout_ms / 1000):
                     await self._ledger.is_empty.wait()
@@ -123,9 +132,7 @@ class Dispatcher:
         for request in list(self._ledger.live.values()):
             error = "The server was shut down before the answer was complete."
             self._ledger.fail(request, GenerationFailed(error, "incomplete_generation", 500), now)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.cancel(*self._tasks)
 
     def try_admit(self, num_tokens: int, num_requests: int = 1) -> None:
         """Called on arrival, before tokenising, with an estimate of the prompt tokens of all `num_requests`.
@@ -274,6 +281,22 @@ class Dispatcher:
             return self._config.max_queued_tokens
         block_size = self._target.config.block_size
         return sum(engine.num_blocks * block_size for engine in self._engines) or sys.maxsize
+
+    async def _keep(self, engine: Engine) -> None:
+        """Run an engine for as long as the server lives: one that fails is begun again."""
+        backoff = Backoff()
+        while True:
+            began = asyncio.get_running_loop().time()
+            try:
+                await engine.run()
+                return
+            except ShardDied as death:
+                log.error("Shard %d is not started again: %s", engine.shard, death)
+                return
+            except Exception as error:
+                log.exception("The engine of shard %d failed; it is begun again.", engine.shard)
+                engine.reset(str(error) or type(error).__name__)
+            await asyncio.sleep(backoff.pause_s(asyncio.get_running_loop().time() - began))
 
     def _overloaded(self, message: str) -> GenerationFailed:
         """A refusal that says when a place may be free: when as many have ended as wait, and one more."""

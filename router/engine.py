@@ -1,6 +1,7 @@
 """One shard's loop: schedule, step, update. It outlives the shard, which has many lives."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import NoReturn
@@ -41,25 +42,42 @@ class Engine:
         self._num_blocks_at_start = 0
         self._offered: dict[int, Target] = {}  # to this life of the shard, by ticket
         self._woken = asyncio.Event()
+        self._retired = asyncio.Event()
+        self._is_loading = False
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
-        """Serve through one life of the shard after the other, until cancelled.
+        """Serve through one life of the shard after the other, until cancelled; the last one once retired.
 
         Raises `ShardDied` if the shard says at its first start that it never will serve.
         """
         backoff = Backoff()
         try:
-            while True:
+            while not self._retired.is_set():
                 began = self._loop.time()
                 death = await self._live()
                 self._bury(death, self._loop.time())
                 await self._launcher.end()
                 if death.permanent and self.generation is None:
                     raise death
-                await asyncio.sleep(backoff.pause_s(self._loop.time() - began))
+                await self._pause(backoff.pause_s(self._loop.time() - began))
         finally:
             await self._launcher.end()
+
+    def retire(self) -> None:
+        """Start the shard no more: what it is doing is its last."""
+        self._retired.set()
+
+    def reset(self, reason: str) -> None:
+        """After a failure of the engine itself: nothing runs here, and nobody waits for what did."""
+        self.scheduler = self._client = None
+        self.last_death = ShardDied(f"The router failed to work with it: {reason}.")
+        self._pool.routes.serve(self.shard, None)
+        self.end_swap(SwapError(self.last_death.reason))
+        lost = [request for request in self._pool.ledger.live.values() if request.shard == self.shard]
+        for request in lost:
+            self._pool.ledger.fail(request, GenerationFailed(self.last_death.reason), self._loop.time())
+        self._pool.nudge()
 
     @property
     def last_heard(self) -> float | None:
@@ -90,7 +108,11 @@ class Engine:
 
     @property
     def is_hopeless(self) -> bool:
-        return self.scheduler is None and self.last_death is not None and self.last_death.permanent
+        if self.scheduler is not None:
+            return False
+        if self._retired.is_set() and not self._is_loading:
+            return True
+        return self.last_death is not None and self.last_death.permanent
 
     def has_home(self, identity: Identity) -> bool:
         """It has the model that a request was begun on, or will have it when it is back."""
@@ -158,13 +180,26 @@ class Engine:
     async def _live(self) -> ShardDied:
         """Start the shard and serve until it dies, of which the reason is returned."""
         try:
-            self._client, ready = await self._launcher.start(self.target.config, self.wake)
+            self._client, ready = await self._start()
             await self._serve(self._client, self._open(ready))
         except ShardDied as death:
             return death
         except Exception as error:
             log.exception("The loop of shard %d failed.", self.shard)
             return ShardDied(f"The router failed to work with it: {error}.")
+
+    async def _start(self) -> tuple[ShardClient, Ready]:
+        self._is_loading = True
+        try:
+            return await self._launcher.start(self.target.config, self.wake)
+        finally:
+            self._is_loading = False
+
+    async def _pause(self, pause_s: float) -> None:
+        """Before the next life, unless there is none."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._retired.wait()
 
     async def _serve(self, client: ShardClient, scheduler: Scheduler) -> NoReturn:
         """Schedule, step, update: the next step is on the shard before the one that runs is done."""
@@ -285,7 +320,7 @@ class Engine:
             self._fall_back(death)
         self.end_swap(SwapError(f"The shard died meanwhile: {death.reason}"))
         if self._pool.is_hopeless:
-            self._pool.fail_waiting(GenerationFailed(f"No shard can serve: {death}"), now)
+            self._pool.fail_waiting(self._why_none_serves(death), now)
         self._pool.nudge()
 
     def _take_back(self, scheduler: Scheduler, now: float) -> None:
@@ -297,6 +332,12 @@ class Engine:
             scheduler.release()
         for request in scheduler.lose():
             self._pool.ledger.fail(request, _condemnation(request), now)
+
+    def _why_none_serves(self, death: ShardDied) -> GenerationFailed:
+        if not self._retired.is_set():
+            return GenerationFailed(f"No shard can serve: {death}")
+        error = f"The server is shutting down, and its last shard is gone: {death}"
+        return GenerationFailed(error, "incomplete_generation", 500)
 
     def _fall_back(self, death: ShardDied) -> None:
         """What was committed last cannot be started any more: go back to what that has replaced."""

@@ -6,6 +6,7 @@ answer is killed. Children hold one end of a socket whose other end dies with th
 
 import asyncio
 import contextlib
+import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -17,9 +18,12 @@ from router.config import Config
 from router.shard_client import Patience, ShardClient, ShardDied
 from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
 
+log = logging.getLogger(__name__)
+
 _PACKAGE_ROOT = Path(shard.messages.__file__).parents[1]
 _MAX_FAILED_STARTS = 3  # in a row, before a start counts as of no use
 _END_TIMEOUT_S = 0.5
+_KILL_TIMEOUT_S = 10.0  # a process may be held by its device's driver for a while
 _CONNECT_TIMEOUT_S = 10.0
 
 
@@ -119,16 +123,29 @@ class RemoteLauncher:
 
 async def _adopt(sock: socket.socket, patience: Patience, wake: Callable[[], None]) -> ShardClient:
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_unix_connection(lambda: ShardClient(patience, wake), sock=sock)
+    try:
+        _, client = await loop.create_unix_connection(lambda: ShardClient(patience, wake), sock=sock)
+    except BaseException:
+        sock.close()
+        raise
     return client
 
 
 async def _reap(process: asyncio.subprocess.Process) -> None:
     """See a child to its end. It ends itself when its connection is gone; one that hangs is killed."""
+    if await _has_ended(process, _END_TIMEOUT_S):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    if not await _has_ended(process, _KILL_TIMEOUT_S):
+        log.error("Process %d was killed, but has not ended: it is left behind.", process.pid)
+
+
+async def _has_ended(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
+    """Wait for the end of a process; False if it does not come in time."""
     try:
-        async with asyncio.timeout(_END_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await process.wait()
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        return False
+    return True

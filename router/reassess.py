@@ -22,6 +22,7 @@ from router.policy.seen import Device, Facts
 from router.policy.worth import UNITS
 from router.repository import Choice, Repository
 from router.swap import SwapRefused, Wish
+from telemetry import tasks
 from telemetry.audit import Outcome
 from telemetry.sample import Record, Window
 from telemetry.store import Store
@@ -80,12 +81,11 @@ class Loop:
         """Nothing to do where there is nothing to choose."""
         num_choices = sum(len(facts.choices) for facts in self._facts.values())
         if self._repository.loop.enabled and num_choices > 1:
-            self._task = asyncio.create_task(self._run())
+            self._task = tasks.begin(self._run(), "Reassessment")
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await tasks.cancel(self._task)
 
     @property
     def state(self) -> LoopState:

@@ -5,7 +5,6 @@ that a stall of the router's own loop is not taken for the shard's.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import cast
 
@@ -30,6 +29,7 @@ from shard.messages import (
     ToShard,
     frame,
 )
+from telemetry import tasks
 
 Asked = Step | Prepare | Commit | Discard
 Answered = StepOutput | Prepared | Committed | SwapFailed
@@ -81,7 +81,7 @@ class ShardClient(asyncio.Protocol):
     async def open(self, hello: Hello) -> Ready:
         """Say hello; return when the model is loaded. Raises `ShardDied`."""
         self._write(hello)
-        self._heart = self._loop.create_task(self._beat())
+        self._heart = tasks.begin(self._beat(), "The heartbeat of a shard")
         return await self._ready
 
     def send(self, message: Asked) -> None:
@@ -106,9 +106,7 @@ class ShardClient(asyncio.Protocol):
         """Cut the connection, at which a shard ends itself."""
         self._die(ShardDied("The connection was closed."))
         if self._heart is not None:
-            self._heart.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._heart
+            await tasks.cancel(self._heart)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it

@@ -23,11 +23,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from telemetry import tasks
+
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 10.0
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 30.0
+_KILL_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _FOLDER = re.compile(r"helios-redis-(\d{1,9})-\w+")  # with its owner's process id
 _STALE_AFTER_S = 60.0  # who made it in another container may be just starting
@@ -75,13 +78,12 @@ class EmbeddedRedis:
         except (OSError, TimeoutError) as error:
             await self.stop()
             raise OSError(f"{self._binary} did not start ({str(error) or 'no answer in 10 s'}).") from None
-        self._watch = asyncio.create_task(self._keep_running())
+        self._watch = tasks.begin(self._keep_running(), "The watch over the embedded Redis")
 
     async def stop(self) -> None:
         """End the process and remove its folder. Idempotent."""
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+            await tasks.cancel(self._watch)
             self._watch = None
         await self._end_process()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -136,7 +138,9 @@ class EmbeddedRedis:
             return
         with contextlib.suppress(ProcessLookupError):
             process.kill()  # it keeps nothing on disk, so nothing is lost
-        await process.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_TIMEOUT_S):
+                await process.wait()
 
 
 def remove_stale(parent: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from telemetry import audit, keys
+from telemetry import audit, keys, tasks
 from telemetry.audit import AuditLog, Decision, Outcome
 from telemetry.history import History
 from telemetry.link import Link, Pipeline
@@ -67,13 +67,12 @@ class Store:
     async def start(self) -> None:
         """Return after the first answer of Redis, or the lack of one; the history there is known by then."""
         await self.flush()
-        self._task = asyncio.create_task(self._keep_flushing())
+        self._task = tasks.begin(self._keep_flushing(), "Telemetry")
 
     async def stop(self) -> None:
         """Write what waits, if Redis answers. Idempotent."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await tasks.cancel(self._task)
             self._task = None
             await self.flush()
         await self._link.close()

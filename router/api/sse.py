@@ -11,6 +11,7 @@ from aiohttp import web
 from router.api.arrival import FAILURE
 from router.request import Finished, GenerationFailed, Request
 from router.tokenizer import Token
+from telemetry import tasks
 
 log = logging.getLogger(__name__)
 
@@ -79,25 +80,23 @@ async def _one(request: Request) -> AsyncGenerator[Batch]:
 
 async def _many(requests: list[Request]) -> AsyncGenerator[Batch]:
     """News of all requests as they come, until all have finished. Raises the first `GenerationFailed`."""
-    queue: asyncio.Queue[Batch | GenerationFailed] = asyncio.Queue()
+    queue: asyncio.Queue[Batch | Exception] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(index, request, queue)) for index, request in enumerate(requests)]
     try:
         num_running = len(requests)
         while num_running:
             batch = await queue.get()
-            if isinstance(batch, GenerationFailed):
+            if isinstance(batch, Exception):
                 raise batch
             num_running -= isinstance(batch[1][-1], Finished)
             yield batch
     finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await tasks.cancel(*pumps)
 
 
-async def _pump(index: int, request: Request, queue: asyncio.Queue[Batch | GenerationFailed]) -> None:
+async def _pump(index: int, request: Request, queue: asyncio.Queue[Batch | Exception]) -> None:
     try:
         async for _, news in _one(request):
             queue.put_nowait((index, news))
-    except GenerationFailed as error:
+    except Exception as error:
         queue.put_nowait(error)

@@ -12,6 +12,7 @@ import psutil
 from router.config import Config
 from router.dispatcher import Dispatcher, ShardState
 from router.generation import Generation, Target
+from router.launcher import Launcher, launcher_of
 from router.request import Finished, Request, Spec
 from shard.messages import Score, StepOutput
 from shard.sim import CostModel
@@ -80,13 +81,18 @@ class Sim:
 
 
 @contextlib.asynccontextmanager
-async def simulated(folder: Path, costs: CostModel = FAST, **settings: Any) -> AsyncIterator[Sim]:
+async def simulated(
+    folder: Path,
+    costs: CostModel = FAST,
+    launch: Callable[[Config, int], Launcher] = launcher_of,
+    **settings: Any,
+) -> AsyncIterator[Sim]:
     """Started on entry, stopped without a drain at the end."""
     path = folder / "costs.json"
     path.write_bytes(msgspec.json.encode(costs))
     config = Config(**{"device": "sim", "cost_model": str(path), "score_rate": 0.0, **settings})
     target = Target("sim", config.shard_config(folder, 0), TOKENIZER)
-    dispatcher, record = Dispatcher(config, target), Record()
+    dispatcher, record = Dispatcher(config, target, launch=launch), Record()
     dispatcher.add_observer(record)
     try:
         async with asyncio.timeout(TIMEOUT_S):

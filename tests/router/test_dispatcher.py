@@ -11,8 +11,9 @@ import pytest
 from router.config import Config
 from router.dispatcher import Dispatcher
 from router.generation import Target
+from router.launcher import ChildLauncher
 from router.request import GenerationFailed, Spec, Status
-from router.shard_client import ShardDied
+from router.shard_client import Patience, ShardDied
 from tests.router.fakes import TOKENIZER, expected_answer, make_spec
 from tests.router.sim_serving import FAST, Sim, outcomes, shard_processes, simulated, text_of, until
 
@@ -267,6 +268,61 @@ async def test_what_has_not_ended_in_time_fails_and_says_why(tmp_path: Path) -> 
         _, ended = await asyncio.gather(sim.dispatcher.stop(drain=True), outcomes(requests))
         assert [end.kind for end in ended] == ["incomplete_generation"] * 4
         assert all("shut down" in str(end) for end in ended)
+
+
+@pytest.mark.parametrize("num_shards", [1, 8])
+async def test_shards_that_die_in_the_moment_of_a_stop_neither_hold_it_up_nor_come_back(
+    tmp_path: Path, num_shards: int
+) -> None:
+    random = Random(num_shards)
+    for _ in range(12):
+        async with simulated(tmp_path, num_shards=num_shards) as sim:
+            killed = random.sample(shard_processes(), random.randint(1, num_shards))
+            requests = sim.submit(*specs(num_shards))
+            for process in killed:
+                process.kill()
+            async with asyncio.timeout(20):
+                num_dead = random.randint(0, len(killed))
+                while sum(shard.state == "dead" for shard in sim.shards()) < num_dead:  # noqa: ASYNC110 (in that very moment)
+                    await asyncio.sleep(0)
+                await sim.dispatcher.stop(drain=random.random() < 0.5)
+            assert all(request.status is Status.FINISHED for request in requests)
+        assert shard_processes() == []
+
+
+async def test_a_shard_that_waits_to_be_started_again_is_not_started_in_a_stop(tmp_path: Path) -> None:
+    async with simulated(tmp_path) as sim:
+        (tmp_path / "costs.json").write_text("no json")
+        shard_processes()[0].kill()
+        await until(lambda: "cannot be read" in sim.shards()[0].reason)
+        (tmp_path / "costs.json").write_text("{}")
+        async with asyncio.timeout(20):
+            await sim.dispatcher.stop(drain=True)
+        assert sim.shards()[0].state == "dead"
+
+
+async def test_a_keeper_that_fails_is_heard_of_and_begins_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(ChildLauncher):
+        has_failed = False
+
+        async def end(self) -> None:
+            await super().end()
+            if not Faulty.has_failed:
+                Faulty.has_failed = True
+                raise OSError("Too many open files")
+
+    async with simulated(tmp_path, launch=lambda _, shard: Faulty(shard, Patience())) as sim:
+        [request] = sim.submit(make_spec(20, 1000))
+        await streams_have(sim, 5)
+        shard_processes()[0].kill()
+        await until(lambda: Faulty.has_failed)
+        assert "Too many open files" in sim.shards()[0].reason
+        asked = specs(1)
+        assert await outcomes(sim.submit(*asked)) == expected(asked)
+        assert isinstance((await outcomes([request]))[0], str)
+    assert "The engine of shard 0 failed" in caplog.text
 
 
 async def test_a_shard_that_never_can_serve_says_why_at_the_start(tmp_path: Path) -> None:

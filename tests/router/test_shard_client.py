@@ -142,6 +142,15 @@ async def test_nonsense_is_a_death(wire: Wire) -> None:
     assert "no message" in await wire.death()
 
 
+async def test_who_is_cancelled_while_closing_a_connection_is_cancelled(wire: Wire) -> None:
+    await wire.client.open(HELLO)
+    closing = asyncio.create_task(wire.client.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+
 async def test_a_closed_connection_is_a_death(wire: Wire) -> None:
     await wire.client.open(HELLO)
     wire.peer.writer.close()
