@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from shard.cpu import imitate
+
 COMMANDS = {
     "serve": ("router.__main__", "serve a model over HTTP"),
     "pull": ("shard.pull", "fetch the embedded model"),
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    imitate(os.environ)
     module = importlib.import_module(COMMANDS[name][0])
     return int(module.main(arguments[len(name.split()) :]) or 0)
 

@@ -35,9 +35,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = "smollm2-135m-instruct"
     revision: Annotated[str | None, Flag("Model", "Branch, tag or commit of a hub id.")] = None
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        Flag("Model", "Type of weights and KV cache. Default: bfloat16."),
-    ] = None
+        Literal["auto", "float32", "float16", "bfloat16"],
+        Flag("Model", "Type of weights and KV cache. auto: what suits the device."),
+    ] = "auto"
     num_layers: Annotated[int | None, Flag("Model", "Load only the first this many layers.", 1)] = None
     repository: Annotated[
         str | None,
@@ -289,7 +289,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             self,
             device=device,
-            dtype=self.dtype or "bfloat16",
             num_layers=self.exit_choice.depth,
             num_shards=num_shards,
             num_threads=self.num_threads or (None if on_gpu else max(1, machine.num_cores // num_shards)),
@@ -344,6 +343,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_shards or machine.num_gpus
 
     @property
+    def storage_dtype(self) -> str:
+        """What weights and KV are stored in, as far as one knows before a shard says it in `Ready`."""
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
+    @property
     def num_replicas(self) -> int:
         """Shards to run, once settled; one before."""
         return self.num_shards or len(self.shard_addresses) or 1
@@ -383,7 +387,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return ShardConfig(
             model=str(model_path),
             device=f"cuda:{shard}" if several_gpus else self.device.replace("auto", "cpu"),
-            dtype=self.dtype or "bfloat16",
+            dtype=self.dtype,
             num_layers=self.exit_choice.depth,
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes or (None if self.device == "cuda" else GIB),

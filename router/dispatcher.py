@@ -53,6 +53,10 @@ class ShardState(msgspec.Struct, frozen=True):
     num_deaths: int
     reason: str  # of the last death; "" when there was none
     warnings: list[str] = []  # where it serves beyond what was certified of its exits
+    dtype: str = ""  # of weights and KV
+    compute_dtype: str = ""  # of activations and products
+    kernels: str = ""
+    dtype_reason: str = ""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -349,4 +353,8 @@ def _state_of(engine: Engine) -> ShardState:
         num_deaths=engine.num_deaths,
         reason=engine.last_death.reason if engine.last_death else "",
         warnings=ready.warnings if ready else [],
+        dtype=ready.dtype if ready else "",
+        compute_dtype=ready.compute_dtype if ready else "",
+        kernels=ready.kernels if ready else "",
+        dtype_reason=ready.dtype_reason if ready else "",
     )

@@ -233,6 +233,9 @@ class Engine:
         self._pool.serving.set()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
         log.info("Shard %d is ready: %s on %s.", self.shard, ready.model, ready.device)
+        if ready.dtype_reason:
+            kinds = ready.dtype, ready.compute_dtype, ready.kernels
+            log.info("Shard %d stores %s and computes in %s (%s). %s", self.shard, *kinds, ready.dtype_reason)
         self._warn(ready)
         self._pool.fail_hopeless(self._loop.time())
         return self.scheduler

@@ -33,7 +33,7 @@ def _real(config: Config, dish: Dish) -> Facts:
     if dish.trouble:
         return _unknown(dish, dish.trouble)
     shape = json.loads((dish.folder / "config.json").read_text(encoding="utf-8"))
-    dtype = config.dtype or "bfloat16"
+    dtype = config.storage_dtype
     total = weight_bytes(dish.folder, dtype, None)
     other = min(total // 2, _table_bytes(shape, dtype))
     return Facts(
@@ -70,7 +70,7 @@ def _proven(config: Config, dish: Dish) -> dict[int, float]:
     proven = {dish.num_layers: 1.0} if candidate.mode in _LOSSLESS else {}
     if certificate is None:
         return proven
-    dtype = config.dtype or "bfloat16"
+    dtype = config.storage_dtype
     proven |= {it.depth: it.lower_bound for it in certificate.depths if it.basis.dtype == dtype}
     guarantee = _guarantee(certificate, config, candidate.mode)
     if guarantee is not None:
@@ -79,7 +79,7 @@ def _proven(config: Config, dish: Dish) -> dict[int, float]:
 
 
 def _guarantee(certificate: Certificate, config: Config, mode: str) -> Guarantee | None:
-    kind = (mode, config.kv_fill, config.exit_criterion, config.dtype or "bfloat16")
+    kind = (mode, config.kv_fill, config.exit_criterion, config.storage_dtype)
     found = (it for it in certificate.guarantees if (it.mode, it.fill, it.criterion, it.basis.dtype) == kind)
     return next(found, None)
 

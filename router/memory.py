@@ -18,7 +18,7 @@ def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
     """
     if config.device != "cpu" or config.shard_addresses:
         return None
-    weights = weight_bytes(model_path, config.dtype or "bfloat16", config.num_layers)
+    weights = weight_bytes(model_path, config.storage_dtype, config.num_layers)
     cache = config.kv_cache_bytes or 0
     needed = config.num_replicas * (weights + cache + PROCESS_BYTES)
     if needed <= machine.available_bytes:

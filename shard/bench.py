@@ -80,7 +80,9 @@ class _Decoding:
         decoder = runner.decoder
         like = decoder.embedding
         widths = {product.shape[1] for product in decoder.products}
-        self._inputs = {width: torch.randn(batch_size, width).to(like) for width in widths}
+        self._inputs = {
+            width: runner.ops.widened(torch.randn(batch_size, width).to(like)) for width in widths
+        }
         self._synchronize: Callable[[], None] = torch.cuda.synchronize if like.is_cuda else nothing
 
     def prefill(self) -> float:
@@ -152,6 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = {
         "model": Path(ready.model).name,
         "dtype": ready.dtype,
+        "compute_dtype": ready.compute_dtype,
         "device": ready.device,
         "ops": runner.ops.name,
     }

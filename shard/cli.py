@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-DTYPES = ["float32", "float16", "bfloat16"]
+DTYPES = ["auto", "float32", "float16", "bfloat16"]
 
 
 def add_device_flags(parser: argparse.ArgumentParser, dtypes: list[str] = DTYPES) -> None:
@@ -13,7 +13,8 @@ def add_device_flags(parser: argparse.ArgumentParser, dtypes: list[str] = DTYPES
 
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    add("--dtype", default="bfloat16", choices=dtypes, help="[%(default)s]")
+    help = "of weights and KV; auto: what suits the device [%(default)s]"
+    add("--dtype", default="auto", choices=dtypes, help=help)
     add("--num-threads", type=positive, help="CPU threads [all cores]")
 
 

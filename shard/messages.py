@@ -76,7 +76,7 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 
     model: str  # local folder with config.json and safetensors; for `sim` any name
     device: str = "cpu"  # cpu | cuda | cuda:N | sim
-    dtype: str = "bfloat16"  # float32 | float16 | bfloat16
+    dtype: str = "auto"  # of weights and KV: float32 | float16 | bfloat16 | auto: what suits the device
     num_layers: int | None = None  # load only the first this many; None: all
     block_size: int = 16  # tokens
     kv_cache_bytes: int | None = None  # of the first model; None: sized from free memory. See `Prepare`
@@ -167,9 +167,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The shard has loaded its model; what was learned while doing so."""
 
     model: str
-    version: str  # of weights, dtype, depth, and exits where these decide: equal ones answer alike
+    version: str  # of weights, types, depth, and exits where these decide: equal ones answer alike
     device: str
-    dtype: str
+    dtype: str  # of weights and KV
     num_layers: int  # the whole model's
     depth: int  # layers loaded
     vocab_size: int
@@ -182,6 +182,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     load_ms: float
     energy: str | None = None  # where joules come from, for a person, told at the start; None: nowhere
     can_score: bool = True  # says what full depth chooses, if all layers are loaded or read as needed
+    compute_dtype: str = ""  # of activations and products
+    kernels: str = ""  # native | plain | cuda | sim
+    dtype_reason: str = ""  # why these types, and what they cost: one sentence
     warnings: list[str] = []  # sentences: where what is served goes beyond what was certified
 
 

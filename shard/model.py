@@ -18,8 +18,8 @@ from shard.models.shape import eos_token_ids, read_config
 from shard.models.shelf import Reader
 from shard.ops.choose import choose_ops
 from shard.ops.plain import PlainOps
+from shard.precision import Precision, precision_of
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CACHE = Path.home() / ".cache" / "helios"
 
 
@@ -33,6 +33,7 @@ class Model:
         self.config = config
         self.reader = reader
         self.settings = settings_of(config)
+        self.precision = precision_in(config)
         folder = Path(config.model)
         described = read_config(folder)
         max_positions: int = described.max_position_embeddings
@@ -50,7 +51,7 @@ class Model:
 
     @property
     def like(self) -> torch.Tensor:
-        """An empty tensor of its device and dtype."""
+        """An empty tensor of its device, of the type that weights and KV are stored in."""
         return self.decoder.embedding.new_empty(0)
 
     @property
@@ -61,12 +62,13 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        return self.decoder.num_parameters * self.like.element_size()
+        """What is held, with whatever was padded, widened or kept twice."""
+        return sum(self.reader.num_bytes.values())
 
     def _version(self, heads: str) -> str:
         """What answers depend on; exits only where they are not verified."""
         config, mode = self.config, self.settings.mode
-        parts = [digest(Path(config.model)), config.dtype, str(self.decoder.depth)]
+        parts = [digest(Path(config.model)), self.precision.label, str(self.decoder.depth)]
         if mode not in (Mode.FULL, Mode.SPECULATIVE):
             parts += [mode.value, *filter(None, [heads])]
         return "-".join(parts)
@@ -91,7 +93,7 @@ class Model:
             mode=settings.mode,
             fill=settings.fill,
             criterion=settings.criterion,
-            dtype=config.dtype,
+            dtype=self.precision.dtype,
             model=digest(Path(config.model)),
             depth=self.decoder.depth,
             thresholds=thresholds,
@@ -116,11 +118,15 @@ def ops_of(config: ShardConfig) -> PlainOps:
     num_threads = config.num_threads or os.cpu_count() or 1
     torch.set_num_threads(num_threads)
     cache = Path(config.cache_dir) if config.cache_dir else CACHE
-    return choose_ops(
-        torch.device(config.device), DTYPES[config.dtype], config.block_size, num_threads, cache
-    )
+    device = torch.device(config.device)
+    return choose_ops(device, precision_in(config), config.block_size, num_threads, cache)
 
 
 def empty_of(config: ShardConfig) -> torch.Tensor:
-    """An empty tensor of a configuration's device and dtype."""
-    return torch.empty(0, dtype=DTYPES[config.dtype], device=config.device)
+    """An empty tensor of a configuration's device, of the type that weights and KV are stored in."""
+    return torch.empty(0, dtype=precision_in(config).storage, device=config.device)
+
+
+def precision_in(config: ShardConfig) -> Precision:
+    """What a configuration's device stores and computes in."""
+    return precision_of(config.device, config.dtype)

@@ -137,7 +137,7 @@ class SimRunner:
             model=self._config.model,
             version=self._version,
             device="sim",
-            dtype=self._config.dtype,
+            dtype=self._config.dtype.replace("auto", "bfloat16"),
             num_layers=self._costs.num_layers,
             depth=self.depth,
             vocab_size=self._costs.vocab_size,

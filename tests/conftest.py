@@ -1,5 +1,6 @@
 """Fixtures for every folder: small models of every family, the embedded model, a real running server."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from shard.cpu import imitate
 from tests.running import ROOT, Server, serving
 from tests.tiny_models import SHAPES, write_tiny_model
+
+imitate(os.environ)  # before any test loads torch
 
 
 @pytest.fixture(scope="session")

@@ -200,7 +200,10 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     model_version: str | None
     num_layers: int | None
     depth: int | None
-    weight_bytes: int | None  # of the layers loaded
+    weight_bytes: int | None  # held: layers loaded and exits, padding and all
+    compute_dtype: str | None  # of activations and products; model_dtype is of weights and KV
+    kernels: str | None  # native | plain | cuda
+    dtype_reason: str | None  # why these types, and what they cost
     supports_exact: bool
     num_shards: int
     is_ready: bool

@@ -25,6 +25,10 @@ class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
     num_deaths: int
     reason: str  # of the last death
     warnings: list[str]  # where it serves beyond what was certified of its exits
+    dtype: str  # of weights and KV
+    compute_dtype: str  # of activations and products
+    kernels: str  # native | plain | cuda
+    dtype_reason: str  # why these types, and what they cost
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):

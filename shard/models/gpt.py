@@ -79,7 +79,8 @@ class GptDecoder(FlatDecoder[Layer]):
 
     def embed(self, batch: Batch) -> torch.Tensor:
         tokens = functional.embedding(batch.token_ids, self.embedding)
-        return tokens + functional.embedding(batch.positions + self._first_position, self._positions)
+        places = functional.embedding(batch.positions + self._first_position, self._positions)
+        return self._ops.widened(tokens) + self._ops.widened(places)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._norm(hidden)

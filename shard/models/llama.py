@@ -45,7 +45,7 @@ class LlamaDecoder(FlatDecoder[Layer]):
         self.num_parameters = weights.num_parameters
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        return torch.nn.functional.embedding(batch.token_ids, self.embedding)
+        return self._ops.widened(torch.nn.functional.embedding(batch.token_ids, self.embedding))
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._ops.rms_norm(hidden, self._norm, self.shape.norm_eps)

@@ -45,7 +45,7 @@ class Reader:
     def __init__(self, ops: PlainOps, to: torch.Tensor, shelf: Shelf | None = None, note: Note = unnoted):
         self.ops = ops
         self.phases_ms = {"read": 0.0, "pack": 0.0}
-        self._to = to  # an empty tensor of the device and dtype wanted
+        self._to = to  # an empty tensor of the device and of the type that is stored
         self._shelf = shelf or Shelf()
         self._note = note
         self._parts: dict[int, torch.Tensor] = {}  # held, so that an id stays one tensor's
@@ -60,9 +60,11 @@ class Reader:
         return {id: part.numel() * part.element_size() for id, part in self._parts.items()}
 
     def convert(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor from a file, on the device and of the dtype wanted."""
+        """A tensor from a file, on the device: matrices as stored, vectors as computed with."""
         started = time.perf_counter()
         converted = tensor.to(self._to)
+        if tensor.ndim == 1:
+            converted = self.ops.widened(converted)
         self.phases_ms["read"] += (time.perf_counter() - started) * 1000
         return converted
 
@@ -75,7 +77,7 @@ class Reader:
 
     def once(self, key: tuple[Hashable, ...], make: Callable[[], _Thing], sizes: dict[str, int]) -> _Thing:
         """What `make` makes of tensors, whose sizes it enters by name, or what another model has of it."""
-        key = (self.ops.name, self._to.dtype, self._to.device, *key)
+        key = (self.ops.name, self.ops.compute, self._to.dtype, self._to.device, *key)
         found = self._shelf.find(key)
         if found is None:
             before = set(sizes)
@@ -116,6 +118,8 @@ class StagingReader(Reader):
     def convert(self, tensor: torch.Tensor) -> torch.Tensor:
         started = time.perf_counter()
         converted = tensor.to(self._to.dtype)
+        if tensor.ndim == 1:
+            converted = self.ops.widened(converted)
         self.phases_ms["read"] += (time.perf_counter() - started) * 1000
         return converted
 

@@ -17,8 +17,8 @@ class CudaOps(PlainOps):
 
     name = "cuda"
 
-    def __init__(self, block_size: int):
-        super().__init__(block_size)
+    def __init__(self, block_size: int, compute: torch.dtype | None = None):
+        super().__init__(block_size, compute)
         self._block_size = block_size
 
     def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:

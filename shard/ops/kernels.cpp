@@ -1,9 +1,10 @@
 // What torch has no fast CPU operator for, fused: paged attention, rotary embedding with the write into the
-// KV cache, RMSNorm, SiLU gating, and choosing tokens from logits. Matrix products stay with torch.
+// KV cache, RMSNorm, SiLU gating, choosing tokens from logits, and products with weights narrower than the
+// arithmetic. Products that oneDNN does well stay with it.
 //
 // Plain C functions over raw pointers, so that this builds in seconds without torch's headers. Storage is
 // bfloat16, float16 or float32; arithmetic is float32. Vectors are 16 lanes wide by GCC's vector extensions:
-// one AVX-512 register, or as many narrower ones as the machine has.
+// one AVX-512 register, or as many narrower ones as the machine has. Nothing here is of one architecture.
 //
 // KV layout, per layer: keys   [block][kv head][group][dim / 2][16 tokens][2]  (a lane is a token: no reduction)
 //                       values [block][kv head][group][16 tokens][dim]         (a lane is a dim:   no reduction)
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -24,33 +26,72 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kPair = 2 * kLanes;
 constexpr int64_t kAhead = 4;  // groups between what is read and what is fetched
-typedef float Vec __attribute__((vector_size(64)));
-typedef uint32_t Bits __attribute__((vector_size(64)));
+
+// What the machine's registers hold, and how many sums of 16 lanes they keep beside what is being read.
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64, kMaxSums = 24;
+#elif defined(__AVX__)
+constexpr int kRegisterBytes = 32, kMaxSums = 6;
+#elif defined(__aarch64__)
+constexpr int kRegisterBytes = 16, kMaxSums = 6;
+#else
+constexpr int kRegisterBytes = 16, kMaxSums = 3;
+#endif
+constexpr int kParts = kLanes * 4 / kRegisterBytes, kRegisterLanes = kLanes / kParts;
+typedef float Floats __attribute__((vector_size(kRegisterBytes)));
+typedef uint32_t Words __attribute__((vector_size(kRegisterBytes)));
+
+// 16 lanes. GCC keeps a vector that is wider than the registers in memory, but not an array of such that fit.
+struct Vec {
+    Floats part[kParts];
+};
+
+inline Vec operator+(const Vec& a, const Vec& b) {
+    Vec sum;
+    for (int i = 0; i < kParts; i++) sum.part[i] = a.part[i] + b.part[i];
+    return sum;
+}
+inline void add_product(Vec& sum, const Vec& vector, float factor) {
+    for (int i = 0; i < kParts; i++) sum.part[i] += vector.part[i] * factor;
+}
 
 struct bfloat16 {
     uint16_t bits;
 };
+struct float16 {  // as bits: compilers differ in what they make of _Float16 where there are no instructions for it
+    uint16_t bits;
+};
 
-float widen(float value) { return value; }
-float widen(_Float16 value) { return static_cast<float>(value); }
-float widen(bfloat16 value) {
-    uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
+template <typename To, typename From> To bits_as(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
 }
 
-template <typename T> T narrow(float value) { return static_cast<T>(value); }
-template <> bfloat16 narrow<bfloat16>(float value) {  // round to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
+inline float widen(float value) { return value; }
+inline float widen(bfloat16 value) { return bits_as<float>(static_cast<uint32_t>(value.bits) << 16); }
+inline float widen(float16 value) {
+    uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
+    uint32_t wide = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f);  // subnormals become normal
+    wide |= magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity, not a number
+    return bits_as<float>(wide | static_cast<uint32_t>(value.bits & 0x8000u) << 16);
+}
+
+// Round to nearest, ties to even.
+template <typename T> T narrow(float value);
+template <> inline float narrow<float>(float value) { return value; }
+template <> inline bfloat16 narrow<bfloat16>(float value) {
+    uint32_t bits = bits_as<uint32_t>(value);
     return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
-
-Vec load(const float* from) {
-    Vec wide;
-    std::memcpy(&wide, from, sizeof wide);
-    return wide;
+template <> inline float16 narrow<float16>(float value) {
+    uint32_t bits = bits_as<uint32_t>(value), sign = bits & 0x80000000u, magnitude = bits ^ sign;
+    uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    uint32_t small = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;  // subnormal
+    uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    uint32_t half = magnitude < 0x38800000u ? small : magnitude >= 0x477ff000u ? large : normal;
+    return {static_cast<uint16_t>(half | sign >> 16)};
 }
 
 // 32 neighbouring numbers as their even and their odd ones.
@@ -58,20 +99,38 @@ struct Pairs {
     Vec even, odd;
 };
 
-Pairs load_pairs(const float* from) {
-    const Bits evens = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-    Vec low = load(from), high = load(from + kLanes);
-    return {__builtin_shuffle(low, high, evens), __builtin_shuffle(low, high, evens + 1)};
+inline Pairs load_pairs(const float* from) {
+    Words evens;
+    for (int i = 0; i < kRegisterLanes; i++) evens[i] = 2 * i;
+    Pairs pairs;
+    for (int i = 0; i < kParts; i++) {
+        Floats low, high;
+        std::memcpy(&low, from + 2 * i * kRegisterLanes, sizeof low);
+        std::memcpy(&high, from + (2 * i + 1) * kRegisterLanes, sizeof high);
+        pairs.even.part[i] = __builtin_shuffle(low, high, evens);
+        pairs.odd.part[i] = __builtin_shuffle(low, high, evens + 1);
+    }
+    return pairs;
 }
-Pairs load_pairs(const _Float16* from) {
-    float wide[2 * kLanes];
-    for (int i = 0; i < 2 * kLanes; i++) wide[i] = static_cast<float>(from[i]);
-    return load_pairs(wide);
+
+inline Floats widen_low(Words words, const bfloat16*) { return reinterpret_cast<Floats>(words << 16); }
+inline Floats widen_high(Words words, const bfloat16*) { return reinterpret_cast<Floats>(words & 0xffff0000u); }
+inline Floats widen_low(Words words, const float16*) {
+    Words magnitude = (words & 0x7fffu) << 13;
+    Words wide = reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude) * 0x1p112f);
+    return reinterpret_cast<Floats>(wide | ((words & 0x8000u) << 16));  // weights and KV are finite
 }
-Pairs load_pairs(const bfloat16* from) {
-    Bits words;
-    std::memcpy(&words, from, sizeof words);
-    return {reinterpret_cast<Vec>(words << 16), reinterpret_cast<Vec>(words & 0xffff0000u)};
+inline Floats widen_high(Words words, const float16* type) { return widen_low(words >> 16, type); }
+
+template <typename T> inline Pairs load_pairs(const T* from) {
+    Pairs pairs;
+    for (int i = 0; i < kParts; i++) {
+        Words words;
+        std::memcpy(&words, from + 2 * i * kRegisterLanes, sizeof words);
+        pairs.even.part[i] = widen_low(words, from);
+        pairs.odd.part[i] = widen_high(words, from);
+    }
+    return pairs;
 }
 
 // exp(x) to float32 precision in a dozen operations (Cephes' polynomial), so that loops over it vectorize
@@ -127,6 +186,11 @@ void silu_mul(T* out, const T* gate_up, int64_t rows, int64_t dim) {
 
 // ------------------------------------------------------------------------------------------------- KV cache
 
+template <typename S, typename T> S convert(T value) {
+    if constexpr (std::is_same_v<S, T>) return value;
+    else return narrow<S>(widen(value));
+}
+
 struct Heads {
     int64_t query, kv, dim;
     int64_t padded() const { return (dim + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes); }  // in the pool
@@ -143,9 +207,9 @@ void rotate(T* head, const float* cos, const float* sin, int64_t rotary) {
     }
 }
 
-template <typename T>
+template <typename T, typename S>
 void rope_write(T* qkv, const float* cos, const float* sin, const T* q_norm, const T* k_norm, float eps,
-                const int64_t* positions, const int64_t* slots, T* keys, T* values, int64_t num_tokens,
+                const int64_t* positions, const int64_t* slots, S* keys, S* values, int64_t num_tokens,
                 Heads heads, int64_t groups_per_block, int64_t rotary) {
     int64_t width = (heads.query + 2 * heads.kv) * heads.dim;
 #pragma omp parallel for num_threads(num_threads) if (num_tokens > 4)
@@ -165,8 +229,11 @@ void rope_write(T* qkv, const float* cos, const float* sin, const T* q_norm, con
             const T* k = row + (heads.query + h) * heads.dim;
             const T* v = k + heads.kv * heads.dim;
             int64_t base = ((block * heads.kv + h) * groups_per_block + in_block) * heads.padded() * kLanes;
-            for (int64_t d = 0; d < heads.dim; d++) keys[base + (d / 2 * kLanes + lane) * 2 + d % 2] = k[d];
-            std::memcpy(values + base + lane * heads.padded(), v, heads.dim * sizeof(T));
+            S* to = values + base + lane * heads.padded();
+            for (int64_t d = 0; d < heads.dim; d++) {
+                keys[base + (d / 2 * kLanes + lane) * 2 + d % 2] = convert<S>(k[d]);
+                to[d] = convert<S>(v[d]);
+            }
         }
     }
 }
@@ -189,12 +256,80 @@ struct Scratch {
     std::vector<float> numbers;
 };
 
-template <typename T>
+// What costs time, and does not depend on the activations' type.
+template <typename S>
+struct Pools {
+    const S *keys, *values;
+
+    // scores[r][key] = queries[r] . keys[key], G groups of 16 keys at a time: enough sums in flight to hide
+    // the latency of each. What comes kAhead groups later is fetched into L2, whose misses are not 16 at most.
+    template <int R, int G>
+    void score(float* scores, const float* queries, const std::vector<int64_t>& offsets, int64_t dim, int64_t g) const {
+        int64_t num_groups = static_cast<int64_t>(offsets.size());
+        for (; g + G <= num_groups; g += G) {
+            const S *k[G], *next[G];
+            for (int i = 0; i < G; i++) {
+                k[i] = keys + offsets[g + i];
+                next[i] = keys + offsets[std::min(g + i + kAhead, num_groups - 1)];
+            }
+            Vec even[G][R] = {}, odd[G][R] = {};
+            for (int64_t d = 0; d < dim; d += 2)
+                for (int i = 0; i < G; i++) {
+                    __builtin_prefetch(next[i] + d * kLanes, 0, 2);
+                    Pairs key = load_pairs(k[i] + d * kLanes);
+                    for (int r = 0; r < R; r++) {
+                        add_product(even[i][r], key.even, queries[d * R + r]);
+                        add_product(odd[i][r], key.odd, queries[(d + 1) * R + r]);
+                    }
+                }
+            for (int i = 0; i < G; i++)
+                for (int r = 0; r < R; r++) {
+                    Vec both = even[i][r] + odd[i][r];
+                    std::memcpy(scores + (r * num_groups + g + i) * kLanes, &both, sizeof both);
+                }
+        }
+        if constexpr (G > 1) score<R, 1>(scores, queries, offsets, dim, g);
+    }
+
+    // sums[r] = weights[r] . values, C times 32 dims at a time. Lanes past the last key hold whatever the block
+    // held before, and 0 * NaN is NaN, so they are not read.
+    template <int R, int C>
+    void weigh(float* sums, const float* weights, const std::vector<int64_t>& offsets, int64_t dim,
+               int64_t num_keys, int64_t d) const {
+        int64_t num_groups = static_cast<int64_t>(offsets.size()), span = num_groups * kLanes;
+        for (; d + C * kPair <= dim; d += C * kPair) {
+            Vec even[C][R] = {}, odd[C][R] = {};
+            for (int64_t g = 0; g < num_groups; g++) {
+                const S* v = values + offsets[g] + d;
+                const S* next = values + offsets[std::min(g + kAhead, num_groups - 1)] + d;
+                int64_t num_lanes = std::min<int64_t>(kLanes, num_keys - g * kLanes);
+                for (int64_t t = 0; t < num_lanes; t++)
+                    for (int c = 0; c < C; c++) {
+                        __builtin_prefetch(next + t * dim + c * kPair, 0, 2);
+                        Pairs value = load_pairs(v + t * dim + c * kPair);
+                        for (int r = 0; r < R; r++) {
+                            add_product(even[c][r], value.even, weights[r * span + g * kLanes + t]);
+                            add_product(odd[c][r], value.odd, weights[r * span + g * kLanes + t]);
+                        }
+                    }
+            }
+            for (int c = 0; c < C; c++)
+                for (int r = 0; r < R; r++) {
+                    float* to = sums + r * dim + d + c * kPair;
+                    std::memcpy(to, &even[c][r], sizeof(Vec));
+                    std::memcpy(to + kLanes, &odd[c][r], sizeof(Vec));
+                }
+        }
+        if constexpr (C > 1) weigh<R, 1>(sums, weights, offsets, dim, num_keys, d);
+    }
+};
+
+template <typename T, typename S>
 struct Attention {
     T* out;
     const T* q;
     int64_t q_stride;  // elements between two tokens' queries
-    const T *keys, *values;
+    Pools<S> pools;
     Heads heads;
     int64_t groups_per_block, window;
     float scale;
@@ -232,11 +367,11 @@ struct Attention {
             for (int64_t d = 0; d < heads.dim; d++) queries[d * R + r] = widen(row[d]) * scale;
         }
         constexpr int kWide = R <= 4 ? 2 : 1;
-        score<R, kWide>(scores, queries, scratch.offsets, dim, 0);
+        pools.template score<R, kWide>(scores, queries, scratch.offsets, dim, 0);
         float total[R];
         for (int r = 0; r < R; r++)
             total[r] = softmax(scores + r * span, span, from[r] - first * kLanes, until[r] - first * kLanes);
-        weigh<R, kWide>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes, 0);
+        pools.template weigh<R, kWide>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes, 0);
         for (int r = 0; r < R; r++) {
             int64_t row = s.first_query + (tile.first_row + r) / ratio;
             T* to = out + (row * heads.query + tile.kv_head * ratio + (tile.first_row + r) % ratio) * heads.dim;
@@ -245,68 +380,6 @@ struct Attention {
                 to[d] = narrow<T>(sums[r * dim + at] / total[r]);
             }
         }
-    }
-
-    // scores[r][key] = queries[r] . keys[key], G groups of 16 keys at a time: enough sums in flight to hide
-    // the latency of each. What comes kAhead groups later is fetched into L2, whose misses are not 16 at most.
-    template <int R, int G>
-    void score(float* scores, const float* queries, const std::vector<int64_t>& offsets, int64_t dim, int64_t g) const {
-        int64_t num_groups = static_cast<int64_t>(offsets.size());
-        for (; g + G <= num_groups; g += G) {
-            const T *k[G], *next[G];
-            for (int i = 0; i < G; i++) {
-                k[i] = keys + offsets[g + i];
-                next[i] = keys + offsets[std::min(g + i + kAhead, num_groups - 1)];
-            }
-            Vec even[G][R] = {}, odd[G][R] = {};
-            for (int64_t d = 0; d < dim; d += 2)
-                for (int i = 0; i < G; i++) {
-                    __builtin_prefetch(next[i] + d * kLanes, 0, 2);
-                    Pairs key = load_pairs(k[i] + d * kLanes);
-                    for (int r = 0; r < R; r++) {
-                        even[i][r] += key.even * queries[d * R + r];
-                        odd[i][r] += key.odd * queries[(d + 1) * R + r];
-                    }
-                }
-            for (int i = 0; i < G; i++)
-                for (int r = 0; r < R; r++) {
-                    Vec both = even[i][r] + odd[i][r];
-                    std::memcpy(scores + (r * num_groups + g + i) * kLanes, &both, sizeof both);
-                }
-        }
-        if constexpr (G > 1) score<R, 1>(scores, queries, offsets, dim, g);
-    }
-
-    // sums[r] = weights[r] . values, C times 32 dims at a time. Lanes past the last key hold whatever the block
-    // held before, and 0 * NaN is NaN, so they are not read.
-    template <int R, int C>
-    void weigh(float* sums, const float* weights, const std::vector<int64_t>& offsets, int64_t dim,
-               int64_t num_keys, int64_t d) const {
-        int64_t num_groups = static_cast<int64_t>(offsets.size()), span = num_groups * kLanes;
-        for (; d + C * kPair <= dim; d += C * kPair) {
-            Vec even[C][R] = {}, odd[C][R] = {};
-            for (int64_t g = 0; g < num_groups; g++) {
-                const T* v = values + offsets[g] + d;
-                const T* next = values + offsets[std::min(g + kAhead, num_groups - 1)] + d;
-                int64_t num_lanes = std::min<int64_t>(kLanes, num_keys - g * kLanes);
-                for (int64_t t = 0; t < num_lanes; t++)
-                    for (int c = 0; c < C; c++) {
-                        __builtin_prefetch(next + t * dim + c * kPair, 0, 2);
-                        Pairs value = load_pairs(v + t * dim + c * kPair);
-                        for (int r = 0; r < R; r++) {
-                            even[c][r] += value.even * weights[r * span + g * kLanes + t];
-                            odd[c][r] += value.odd * weights[r * span + g * kLanes + t];
-                        }
-                    }
-            }
-            for (int c = 0; c < C; c++)
-                for (int r = 0; r < R; r++) {
-                    float* to = sums + r * dim + d + c * kPair;
-                    std::memcpy(to, &even[c][r], sizeof(Vec));
-                    std::memcpy(to + kLanes, &odd[c][r], sizeof(Vec));
-                }
-        }
-        if constexpr (C > 1) weigh<R, 1>(sums, weights, offsets, dim, num_keys, d);
     }
 
     const T* query_row(const Sequence& s, const Tile& tile, int r, int64_t ratio) const {
@@ -331,8 +404,8 @@ struct Attention {
 
 constexpr int kMaxRows = 8;
 
-template <typename T>
-void run_tile(const Attention<T>& attention, const Sequence& s, const Tile& tile, Scratch& scratch) {
+template <typename T, typename S>
+void run_tile(const Attention<T, S>& attention, const Sequence& s, const Tile& tile, Scratch& scratch) {
     switch (tile.num_rows) {
         case 1: return attention.template run<1>(s, tile, scratch);
         case 2: return attention.template run<2>(s, tile, scratch);
@@ -345,8 +418,8 @@ void run_tile(const Attention<T>& attention, const Sequence& s, const Tile& tile
     }
 }
 
-template <typename T>
-void attend(const Attention<T>& attention, const int32_t* tables, int64_t table_stride, const int64_t* query_starts,
+template <typename T, typename S>
+void attend(const Attention<T, S>& attention, const int32_t* tables, int64_t table_stride, const int64_t* query_starts,
             const int64_t* num_keys, int64_t num_sequences, int64_t max_queries) {
     std::vector<Sequence> sequences;
     std::vector<Tile> tiles;
@@ -368,6 +441,80 @@ void attend(const Attention<T>& attention, const int32_t* tables, int64_t table_
         for (size_t i = 0; i < tiles.size(); i++)
             run_tile(attention, sequences[tiles[i].sequence], tiles[i], scratch);
     }
+}
+
+// ------------------------------------------------------------------------------------------------- products
+
+// out[row] = bias + summand[row] + weight x[row], where weights are panels of 16 outputs, [N / 16][K / 2][16][2]:
+// a lane is an output, and a panel stays in the nearest cache while all rows go through it.
+template <typename S>
+struct Product {
+    float* out;
+    const float *x, *bias, *summand;  // bias and summand may be missing
+    const S* panels;
+    int64_t num_rows, num_outputs, num_inputs;
+
+    int64_t num_panels() const { return (num_outputs + kLanes - 1) / kLanes; }
+
+    // P panels for R rows at once: enough sums in flight to hide the latency of each, no more than stay in registers.
+    template <int R, int P>
+    void run(int64_t row, int64_t panel) const {
+        int64_t num_pairs = (num_inputs + 1) / 2;
+        const S* weights[P];
+        for (int p = 0; p < P; p++) weights[p] = panels + std::min(panel + p, num_panels() - 1) * num_pairs * kPair;
+        const float* from = x + row * num_inputs;
+        Vec sums[P][R] = {};
+        for (int64_t k = 0; k + 1 < num_inputs; k += 2)
+            for (int p = 0; p < P; p++) {
+                Pairs pairs = load_pairs(weights[p] + k * kLanes);
+                for (int r = 0; r < R; r++) add_product(sums[p][r], pairs.even, from[r * num_inputs + k]);
+                for (int r = 0; r < R; r++) add_product(sums[p][r], pairs.odd, from[r * num_inputs + k + 1]);
+            }
+        if (num_inputs % 2)
+            for (int p = 0; p < P; p++) {
+                Pairs pairs = load_pairs(weights[p] + (num_inputs - 1) * kLanes);
+                for (int r = 0; r < R; r++) add_product(sums[p][r], pairs.even, from[(r + 1) * num_inputs - 1]);
+            }
+        for (int p = 0; p < P && panel + p < num_panels(); p++)
+            for (int r = 0; r < R; r++) finish(sums[p][r], row + r, (panel + p) * kLanes);
+    }
+
+    void finish(const Vec& sum, int64_t row, int64_t first) const {
+        float lanes[kLanes];
+        std::memcpy(lanes, &sum, sizeof lanes);
+        int64_t count = std::min<int64_t>(kLanes, num_outputs - first), at = row * num_outputs + first;
+        if (bias) for (int64_t i = 0; i < count; i++) lanes[i] += bias[first + i];
+        if (summand) for (int64_t i = 0; i < count; i++) lanes[i] += summand[at + i];
+        std::memcpy(out + at, lanes, count * sizeof(float));
+    }
+
+    static constexpr int panels_at_once(int rows) { return std::max(1, std::min(4, kMaxSums / rows)); }
+
+    // Rows [row, end) of panels [panel, until), R rows at once or fewer: as even a split as there is.
+    template <int R>
+    void run_rows(int64_t row, int64_t end, int64_t panel, int64_t until, int64_t num_tiles) const {
+        constexpr int P = panels_at_once(R);
+        for (; num_tiles > 0 && (end - row) > (R - 1) * num_tiles; row += R, num_tiles--)
+            for (int64_t p = panel; p < until; p += P) run<R, P>(row, p);
+        if constexpr (R > 1) if (row < end) run_rows<R - 1>(row, end, panel, until, num_tiles);
+    }
+};
+
+constexpr int64_t kItemPanels = 4, kItemRows = 96;  // of what one thread takes at a time
+constexpr int kRowsAtOnce = std::min(12, kMaxSums);
+
+template <typename S>
+void multiply(const Product<S>& product) {
+    int64_t panel_items = (product.num_panels() + kItemPanels - 1) / kItemPanels;
+    int64_t row_items = (product.num_rows + kItemRows - 1) / kItemRows;
+#pragma omp parallel for num_threads(num_threads) schedule(static) collapse(2)
+    for (int64_t i = 0; i < row_items; i++)
+        for (int64_t j = 0; j < panel_items; j++) {
+            int64_t row = i * kItemRows, end = std::min(product.num_rows, row + kItemRows);
+            int64_t panel = j * kItemPanels, until = std::min(product.num_panels(), panel + kItemPanels);
+            int64_t num_tiles = (end - row + kRowsAtOnce - 1) / kRowsAtOnce;
+            product.template run_rows<kRowsAtOnce>(row, end, panel, until, num_tiles);
+        }
 }
 
 // --------------------------------------------------------------------------------------------------- logits
@@ -556,30 +703,12 @@ void keep_top_rows(float* scores, const int64_t* counts, const float* masses, in
 
 }  // namespace
 
-#define HELIOS_KERNELS(NAME, T)                                                                                  \
+#define HELIOS_ACTIVATIONS(NAME, T)                                                                              \
     extern "C" void rms_norm_##NAME(T* out, const T* x, const T* weight, int64_t rows, int64_t dim, float eps) { \
         rms_norm<T>(out, x, weight, rows, dim, eps);                                                             \
     }                                                                                                            \
     extern "C" void silu_mul_##NAME(T* out, const T* gate_up, int64_t rows, int64_t dim) {                       \
         silu_mul<T>(out, gate_up, rows, dim);                                                                    \
-    }                                                                                                            \
-    extern "C" void rope_write_##NAME(T* qkv, const float* cos, const float* sin, const T* q_norm,               \
-                                      const T* k_norm, float eps, const int64_t* positions,                      \
-                                      const int64_t* slots, T* keys, T* values, int64_t num_tokens,              \
-                                      int64_t query_heads, int64_t kv_heads, int64_t dim,                        \
-                                      int64_t groups_per_block, int64_t rotary) {                                \
-        rope_write<T>(qkv, cos, sin, q_norm, k_norm, eps, positions, slots, keys, values, num_tokens,            \
-                      {query_heads, kv_heads, dim}, groups_per_block, rotary);                                   \
-    }                                                                                                            \
-    extern "C" void attend_##NAME(T* out, const T* q, int64_t q_stride, const T* keys, const T* values,          \
-                                  const int32_t* tables, int64_t table_stride, const int64_t* query_starts,      \
-                                  const int64_t* num_keys, int64_t num_sequences, int64_t max_queries,           \
-                                  int64_t query_heads,                                                           \
-                                  int64_t kv_heads, int64_t dim, int64_t groups_per_block, int64_t window,       \
-                                  float scale) {                                                                 \
-        attend<T>({out, q, q_stride, keys, values, {query_heads, kv_heads, dim}, groups_per_block, window,       \
-                   scale},                                                                                       \
-                  tables, table_stride, query_starts, num_keys, num_sequences, max_queries);                                 \
     }                                                                                                            \
     extern "C" void log_sum_exp_##NAME(const T* logits, float* out, int64_t rows, int64_t vocab) {               \
         log_sum_exp<T>(logits, out, rows, vocab);                                                                \
@@ -596,9 +725,42 @@ void keep_top_rows(float* scores, const int64_t* counts, const float* masses, in
         choose<T>(logits, inverse_temperatures, keys, out, rows, vocab);                                         \
     }
 
-HELIOS_KERNELS(f32, float)
-HELIOS_KERNELS(f16, _Float16)
-HELIOS_KERNELS(bf16, bfloat16)
+#define HELIOS_CACHE(NAME, T, S)                                                                                 \
+    extern "C" void rope_write_##NAME(T* qkv, const float* cos, const float* sin, const T* q_norm,               \
+                                      const T* k_norm, float eps, const int64_t* positions,                      \
+                                      const int64_t* slots, S* keys, S* values, int64_t num_tokens,              \
+                                      int64_t query_heads, int64_t kv_heads, int64_t dim,                        \
+                                      int64_t groups_per_block, int64_t rotary) {                                \
+        rope_write<T, S>(qkv, cos, sin, q_norm, k_norm, eps, positions, slots, keys, values, num_tokens,         \
+                         {query_heads, kv_heads, dim}, groups_per_block, rotary);                                \
+    }                                                                                                            \
+    extern "C" void attend_##NAME(T* out, const T* q, int64_t q_stride, const S* keys, const S* values,          \
+                                  const int32_t* tables, int64_t table_stride, const int64_t* query_starts,      \
+                                  const int64_t* num_keys, int64_t num_sequences, int64_t max_queries,           \
+                                  int64_t query_heads, int64_t kv_heads, int64_t dim, int64_t groups_per_block,  \
+                                  int64_t window, float scale) {                                                 \
+        attend<T, S>({out, q, q_stride, {keys, values}, {query_heads, kv_heads, dim}, groups_per_block, window,    \
+                      scale},                                                                                    \
+                     tables, table_stride, query_starts, num_keys, num_sequences, max_queries);                  \
+    }
+
+#define HELIOS_PRODUCT(NAME, S)                                                                                  \
+    extern "C" void multiply_##NAME(float* out, const float* x, const float* bias, const float* summand,         \
+                                    const S* panels, int64_t num_rows, int64_t num_outputs,                      \
+                                    int64_t num_inputs) {                                                        \
+        multiply<S>({out, x, bias, summand, panels, num_rows, num_outputs, num_inputs});                         \
+    }
+
+HELIOS_ACTIVATIONS(f32, float)
+HELIOS_ACTIVATIONS(f16, float16)
+HELIOS_ACTIVATIONS(bf16, bfloat16)
+HELIOS_CACHE(f32_f32, float, float)
+HELIOS_CACHE(f32_f16, float, float16)
+HELIOS_CACHE(f32_bf16, float, bfloat16)
+HELIOS_CACHE(f16_f16, float16, float16)
+HELIOS_CACHE(bf16_bf16, bfloat16, bfloat16)
+HELIOS_PRODUCT(f16, float16)
+HELIOS_PRODUCT(bf16, bfloat16)
 
 extern "C" void keep_top(float* scores, const int64_t* counts, const float* masses, int64_t rows, int64_t vocab) {
     keep_top_rows(scores, counts, masses, rows, vocab);

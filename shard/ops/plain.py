@@ -36,14 +36,20 @@ class PlainOps:
 
     name = "plain"
 
-    def __init__(self, block_size: int):
+    def __init__(self, block_size: int, compute: torch.dtype | None = None):
+        """Activations and products are of `compute`; None: of whatever type weights have."""
         if block_size % LANES:
             raise ValueError(f"block_size must be a multiple of {LANES}, not {block_size}")
         self.groups_per_block = block_size // LANES
+        self.compute = compute
+
+    def widened(self, x: torch.Tensor) -> torch.Tensor:
+        """What was stored, in the type that is computed in."""
+        return x if self.compute is None else x.to(self.compute)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         """A product with constant weights, prepared once. The weight may be consumed."""
-        return Linear(weight, bias)
+        return Linear(self.widened(weight), None if bias is None else self.widened(bias))
 
     def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of one layer's keys and values; blocks come first."""
@@ -84,8 +90,8 @@ class PlainOps:
         """Put keys and values, each (T, Hkv, D), into their slots (T,)."""
         group, lane, dim = slots // LANES, slots % LANES, k.shape[-1]
         block, group = group // self.groups_per_block, group % self.groups_per_block
-        kv.keys[block, :, group, : dim // 2, lane] = k.unflatten(-1, (-1, 2))
-        kv.values[block, :, group, lane, :dim] = v
+        kv.keys[block, :, group, : dim // 2, lane] = k.unflatten(-1, (-1, 2)).to(kv.keys.dtype)
+        kv.values[block, :, group, lane, :dim] = v.to(kv.values.dtype)
 
     def read(
         self, kv: KV, blocks: torch.Tensor, num_keys: int, dim: int

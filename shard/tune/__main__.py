@@ -14,6 +14,7 @@ from rich.console import Console
 from shard.cli import add_cache_flag, add_device_flags, add_revision_flag, positive
 from shard.exits import HeadKind
 from shard.model_folder import ModelUnusable
+from shard.precision import precision_of
 from shard.resolve import resolve
 from shard.tune.ask import Ask, Machine, Text
 from shard.tune.embedded import tune_embedded
@@ -71,8 +72,9 @@ def _ask(given: argparse.Namespace) -> Ask:
         given.freeze_vocabulary,
         given.resume,
     )
+    dtype = precision_of(given.device, given.dtype).dtype
     machine = Machine(
-        given.device, given.dtype, given.num_threads, given.work or given.cache_dir / "tune" / model.name
+        given.device, dtype, given.num_threads, given.work or given.cache_dir / "tune" / model.name
     )
     file = None if given.data == "self" else Path(given.data)
     text = Text(file, given.prompts, given.compare, given.num_answers, given.max_new_tokens, given.seed)
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=2e-3, help="learning rate at its height [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
     add("--resume", action="store_true", help="go on where the same command was stopped")
-    add_device_flags(parser, ["float32", "bfloat16"])
+    add_device_flags(parser, ["auto", "float32", "bfloat16"])
     add("--work", type=Path, metavar="DIR", help="for text and hidden states [CACHE_DIR/tune/MODEL]")
     add_cache_flag(parser)
     add_revision_flag(parser)

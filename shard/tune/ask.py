@@ -11,7 +11,7 @@ class Machine(msgspec.Struct, frozen=True):
     """What it runs on, and where it keeps things."""
 
     device: str
-    dtype: str
+    dtype: str  # of weights and KV, settled
     num_threads: int | None
     work: Path  # text, hidden states
 

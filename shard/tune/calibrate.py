@@ -25,6 +25,7 @@ from shard.messages import ShardConfig
 from shard.model_folder import ModelUnusable
 from shard.models.checkpoint import digest
 from shard.models.shape import Shape, read_config, shape_of
+from shard.precision import Precision, precision_of
 from shard.resolve import resolve
 from shard.tune.calibration import Asked, Calibration, Watch, speedup_bound
 from shard.tune.calibration_plot import plot
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace, console: Console, watch: Watch) -> dict[st
         layers,
     )
     trials = Trials(_config(options, folder, _longest(sample, options, shape)))
-    kept = Kept(options.cache_dir / "calibration", _key(asked, basis))
+    kept = Kept(options.cache_dir / "calibration", _key(asked, basis, _precision(options).label))
     calibration = Calibration(asked, trials, sample, kept)
     calibrate = _calibrate_depths if asked.settings.mode is Mode.CAPPED else _calibrate_thresholds
     return calibrate(calibration, basis, options, console, watch)
@@ -148,7 +149,7 @@ def _basis(options: argparse.Namespace, folder: Path, sample: Sample) -> Basis:
     return Basis(
         model=digest(folder),
         heads=heads_digest(options.exits),
-        dtype=options.dtype,
+        dtype=_precision(options).dtype,
         prompts=sample.name,
         prompts_digest=sample.digest,
         num_sequences=len(sample.for_test),
@@ -159,9 +160,13 @@ def _basis(options: argparse.Namespace, folder: Path, sample: Sample) -> Basis:
     )
 
 
-def _key(asked: Asked, basis: Basis) -> list[object]:
+def _precision(options: argparse.Namespace) -> Precision:
+    return precision_of(options.device, options.dtype)
+
+
+def _key(asked: Asked, basis: Basis, precision: str) -> list[object]:
     """All that a measurement depends on beside its thresholds or depth."""
-    return [asked.settings, asked.wanted, msgspec.structs.replace(basis, date="")]
+    return [asked.settings, asked.wanted, msgspec.structs.replace(basis, date=""), precision]
 
 
 def _check_provable(options: argparse.Namespace) -> None:

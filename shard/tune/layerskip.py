@@ -17,8 +17,8 @@ import msgspec
 import torch
 from torch.nn import functional
 
-from shard.model import DTYPES
 from shard.models.shape import read_config, shape_of
+from shard.precision import Precision, precision_of
 from shard.tune.ask import Ask
 from shard.tune.limits import check, free_memory
 from shard.tune.progress import Progress
@@ -47,7 +47,8 @@ def tune_layerskip(ask: Ask, progress: Progress) -> None:
         )
     texts = make_texts(ask, shape, progress).values()
     passages = [passage for text in texts for passage in text if not passage.held_out]
-    training = LayerSkip(ask.model, ask.wanted.plan, ask.machine.device, DTYPES[ask.machine.dtype])
+    precision = precision_of(ask.machine.device, ask.machine.dtype)
+    training = LayerSkip(ask.model, ask.wanted.plan, ask.machine.device, precision)
     ask.out.mkdir(parents=True, exist_ok=True)
     checkpoint = ask.out / CHECKPOINT
     if ask.wanted.resume and checkpoint.exists():
@@ -63,11 +64,11 @@ def tune_layerskip(ask: Ask, progress: Progress) -> None:
 class LayerSkip:
     """A whole model in training. What happens at a step follows from the seed and the step's number."""
 
-    def __init__(self, folder: Path, plan: Plan, device: str, dtype: torch.dtype):
+    def __init__(self, folder: Path, plan: Plan, device: str, precision: Precision):
         from transformers import AutoModelForCausalLM  # seconds to import
 
         self._plan = plan
-        self._dtype = dtype
+        self._precision = precision
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         self._layers: list[Any] = next(
             list(part)
@@ -114,8 +115,8 @@ class LayerSkip:
         self.step = state["step"]
 
     def write(self, source: Path, folder: Path) -> None:
-        """The checkpoint, in the dtype of products, with the source's tokenizer."""
-        self._model.to(self._dtype).eval().save_pretrained(folder)
+        """The checkpoint, in the type that it is stored in, with the source's tokenizer."""
+        self._model.to(self._precision.storage).eval().save_pretrained(folder)
         for path in source.iterdir():
             if path.suffix in (".json", ".jinja", ".model", ".txt") and not (folder / path.name).exists():
                 shutil.copy(path, folder)
@@ -128,7 +129,8 @@ class LayerSkip:
         learned = torch.zeros(ids.shape, dtype=torch.bool, device=device)
         for row, passage in enumerate(batch):
             learned[row, passage.num_prompt_tokens - 1 : len(passage.token_ids) - 1] = True
-        with torch.autocast(device.type, dtype=self._dtype, enabled=self._dtype is not torch.float32):
+        compute = self._precision.compute
+        with torch.autocast(device.type, dtype=compute, enabled=compute is not torch.float32):
             states = self._model.base_model(input_ids=ids, output_hidden_states=True).hidden_states
             loss = self._loss(states, ids.roll(-1, 1)[learned], learned, number)
         self._optimizer.zero_grad()

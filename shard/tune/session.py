@@ -7,8 +7,8 @@ import msgspec
 import torch
 
 from shard.messages import ShardConfig
-from shard.model import DTYPES
 from shard.models.shape import read_config, shape_of
+from shard.precision import precision_of
 from shard.runner import ModelRunner
 from shard.tune.ask import Ask
 from shard.tune.costs import Costs, measure_costs
@@ -33,8 +33,9 @@ def tune_exits(ask: Ask, progress: Progress) -> Made:
     check(ask, shape)
     torch.set_num_threads(ask.machine.num_threads or os.cpu_count() or 1)
     sources = make_sources(ask, shape, progress)
-    back = read_backbone(ask.model, shape.max_positions, torch.device(ask.machine.device))
-    to = torch.empty(0, dtype=DTYPES[ask.machine.dtype], device=ask.machine.device)
+    device = torch.device(ask.machine.device)
+    back = read_backbone(ask.model, shape.max_positions, device)
+    to = torch.empty(0, dtype=precision_of(ask.machine.device, ask.machine.dtype).compute, device=device)
     result = Tuning(back, sources, ask.wanted, ask.out, to).run(_teller(progress))
     (ask.out / "tuning.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     return Made(ask, result)

@@ -116,7 +116,7 @@ def test_bytes_have_units(text, count, toml):
         ),
         (["--kv-cache-bytes", "nan"], "kv_cache_bytes must be a number of bytes such as 512MiB, not 'nan'."),
         (["--kv-cache-bytes", "1kiB"], f"kv_cache_bytes must be at least {MIB}, not 1024."),
-        (["--dtype", "int8"], "dtype must be float32, float16 or bfloat16, not 'int8'."),
+        (["--dtype", "int8"], "dtype must be auto, float32, float16 or bfloat16, not 'int8'."),
         (
             ["--max-input-tokens", "200", "--max-total-tokens", "100"],
             "max_input_tokens (200) must be smaller than max_total_tokens (100), "
@@ -183,7 +183,7 @@ def test_help_shows_every_flag_in_its_group(capsys):
 def test_on_a_cpu_one_shard_has_all_cores_and_a_gib_of_cache():
     config = Config().settle(CPU_BOX)
     assert (config.device, config.num_shards, config.num_threads) == ("cpu", 1, 8)
-    assert (config.kv_cache_bytes, config.max_batch_size, config.dtype) == (GIB, 64, "bfloat16")
+    assert (config.kv_cache_bytes, config.max_batch_size, config.dtype) == (GIB, 64, "auto")
 
 
 def test_cores_are_shared_out_and_never_none():

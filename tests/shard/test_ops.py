@@ -1,16 +1,20 @@
 """Compiled operations equal the plain ones, on any shape a model may have, over the same KV pool."""
 
 import ctypes
-from pathlib import Path
 
 import pytest
 import torch
 
 from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
-from shard.ops.native import LONG_CHUNK, NativeOps, build
+from shard.ops.build import build
+from shard.ops.native import LONG_CHUNK, NativeOps
 from shard.ops.plain import PlainOps
+from shard.precision import Precision, precision_of, usable_cpu
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+WIDENED = [Precision(storage, torch.float32, "") for storage in (torch.float16, torch.bfloat16)]
+PRECISIONS = [*(Precision(dtype, dtype, "") for dtype in DTYPES), *WIDENED]
+FLOAT32 = PRECISIONS[0]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SHAPES = [  # heads, block size: grouped, windowed, one KV head, narrow, a dim that must be padded
     (Heads(9, 3, 64, 64**-0.5), 16),
@@ -31,7 +35,7 @@ LENGTHS = [
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    built = build(tmp_path_factory.mktemp("kernels"))
+    built = build(tmp_path_factory.mktemp("kernels"), usable_cpu())
     if built is None:
         pytest.skip("no C++ compiler on this machine")
     return built
@@ -54,14 +58,19 @@ def make_batch(lengths: list[tuple[int, int]], block_size: int) -> Batch:
     return Batch(at, at, slot, starts, contexts, tables, max(q for q, _ in lengths), int(contexts.max()))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def label(value: object) -> str | None:
+    return value.label if isinstance(value, Precision) else None
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=label)
 @pytest.mark.parametrize(("heads", "block_size"), SHAPES)
-def test_rope_write_and_attention_equal_plain(library, dtype, heads, block_size):
+def test_rope_write_and_attention_equal_plain(library, precision, heads, block_size):
     torch.manual_seed(0)
-    plain, native = PlainOps(block_size), NativeOps(block_size, dtype, 2, library)
+    dtype = precision.compute
+    plain, native = PlainOps(block_size), NativeOps(block_size, precision, 2, library)
     batch = make_batch(LENGTHS, block_size)
     num_blocks = int(batch.block_tables.max()) + 1
-    pool = plain.allocate(num_blocks, heads, torch.empty(0, dtype=dtype))
+    pool = plain.allocate(num_blocks, heads, torch.empty(0, dtype=precision.storage))
     pool.keys.normal_()
     pool.values.normal_()
     twin = KV(pool.keys.clone(), pool.values.clone())
@@ -74,17 +83,17 @@ def test_rope_write_and_attention_equal_plain(library, dtype, heads, block_size)
     native_q = native.rope_write(qkv.clone(), heads, rope, norms, batch, twin)
 
     def close(a, b):
-        torch.testing.assert_close(a, b, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        torch.testing.assert_close(a, b, atol=TOLERANCE[a.dtype], rtol=TOLERANCE[a.dtype])
 
     close(native_q, plain_q)
     close(twin.keys, pool.keys)
     close(twin.values, pool.values)
-    close(native.attend(native_q, heads, batch, twin), plain.attend(plain_q, heads, batch, pool))
+    close(native.attend(plain_q, heads, batch, pool), plain.attend(plain_q, heads, batch, pool))
 
 
 def test_attention_does_not_read_past_the_context(library):
     heads, block_size = Heads(2, 1, 32, 1.0), 16
-    native = NativeOps(block_size, torch.float32, 1, library)
+    native = NativeOps(block_size, FLOAT32, 1, library)
     batch = make_batch([(1, 5)], block_size)
     pool = native.allocate(1, heads, torch.empty(0))
     pool.keys.fill_(torch.nan)
@@ -96,7 +105,7 @@ def test_attention_does_not_read_past_the_context(library):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_elementwise_operations_equal_plain(library, dtype):
     torch.manual_seed(0)
-    plain, native = PlainOps(16), NativeOps(16, dtype, 2, library)
+    plain, native = PlainOps(16), NativeOps(16, Precision(dtype, dtype, ""), 2, library)
     x, weight, gate_up = (torch.randn(n).to(dtype) for n in (576 * 21, 576, 21 * 2 * 100))
     x, gate_up = x.view(21, 576), gate_up.view(21, 200)
     close = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
@@ -104,20 +113,25 @@ def test_elementwise_operations_equal_plain(library, dtype):
     torch.testing.assert_close(native.silu_mul(gate_up), plain.silu_mul(gate_up), **close)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_packed_products_equal_plain(library, dtype):
+@pytest.mark.parametrize("dtype", ["auto", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("num_rows", [1, 5, 14, 100])
+@pytest.mark.parametrize("shape", [(48, 64), (100, 71), (7, 30)])
+def test_products_equal_plain(library, dtype, num_rows: int, shape: tuple[int, int]):
     torch.manual_seed(0)
-    weight, bias, x, summand = (torch.randn(*s).to(dtype) for s in ((48, 64), (48,), (5, 64), (5, 48)))
-    fast = NativeOps(16, dtype, 2, library).linear(weight, bias)
-    plain = PlainOps(16).linear(weight, bias)
-    close = {"atol": 10 * TOLERANCE[dtype], "rtol": 10 * TOLERANCE[dtype]}
+    precision = precision_of("cpu", dtype)
+    weight, bias = torch.randn(shape).to(precision.storage), torch.randn(shape[0])
+    x, summand = (torch.randn(num_rows, n).to(precision.compute) for n in (shape[1], shape[0]))
+    fast = NativeOps(16, precision, 2, library).linear(weight, bias.to(precision.compute))
+    plain = PlainOps(16, precision.compute).linear(weight, bias)
+    tolerance = 10 * TOLERANCE[precision.compute]
+    close = {"atol": tolerance, "rtol": tolerance}
     torch.testing.assert_close(fast(x), plain(x), **close)
     torch.testing.assert_close(fast.add(x, summand), plain.add(x, summand), **close)
 
 
 def test_choice_of_tokens_equals_plain_bit_for_bit(library):
     torch.manual_seed(0)
-    plain, native = PlainOps(16), NativeOps(16, torch.float32, 2, library)
+    plain, native = PlainOps(16), NativeOps(16, FLOAT32, 2, library)
     scores = torch.randn(9, 5000) * 3
     keys = torch.randint(0, 2**32, (9, 2))
     temperatures = torch.tensor([0.0, 0.1, 0.5, 0.7, 1.0, 1.3, 2.0, 5.0, 0.0])
@@ -132,7 +146,7 @@ def test_the_likeliest_are_those_of_a_sort(library, dtype, size: int, count: int
     logits = torch.randn(6, size, generator=generator).to(dtype)
     logits[1] = logits[1].sort().values  # each better than all before it
     logits[2] = 0.5
-    found = NativeOps(16, dtype, 2, library).likeliest(logits, count)
+    found = NativeOps(16, Precision(dtype, dtype, ""), 2, library).likeliest(logits, count)
     assert all(len(set(ids)) == count for ids in found.tolist())
     best = logits.topk(count).values
     assert torch.equal(logits.gather(1, found).sort(descending=True).values, best)
@@ -149,16 +163,22 @@ def test_top_k_and_top_p_keep_what_a_sort_keeps(library):
     counts[:3], masses[3:6] = 0, 1.0
     by_sort, by_bisection = scores.clone(), scores.clone()
     PlainOps(16).keep_top(by_sort, counts, masses)
-    NativeOps(16, torch.float32, 2, library).keep_top(by_bisection, counts, masses)
+    NativeOps(16, FLOAT32, 2, library).keep_top(by_bisection, counts, masses)
     assert by_bisection.equal(by_sort)
 
 
-def test_a_second_build_is_read_from_the_cache(library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert build(tmp_path) is not None
-    monkeypatch.setattr("shard.ops.native._compile", lambda *_: pytest.fail("compiled again"))
-    assert build(tmp_path) is not None
-
-
-def test_without_a_compiler_there_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("shard.ops.native.shutil.which", lambda _: None)
-    assert build(tmp_path) is None
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_finite_number_of_16_bits_widens_and_narrows_as_torch_does(library, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    every = every[every.isfinite()].sort().values
+    inputs = torch.eye(2)[:1].contiguous()
+    weights = torch.stack([every, torch.zeros_like(every)], 1)
+    ops = NativeOps(16, Precision(dtype, torch.float32, ""), 1, library)
+    assert ops.linear(weights)(inputs)[0].equal(every.float())
+    between = torch.cat([every.float(), (every[1:].float() + every[:-1].float()) / 2, torch.randn(1000)])
+    heads, batch = Heads(1, 1, 32, 1.0), make_batch([(1, 1)], 16)
+    for values in between[: len(between) // 32 * 32].view(-1, 32)[:: 1 if dtype is torch.float16 else 7]:
+        pool = ops.allocate(1, heads, torch.empty(0, dtype=dtype))
+        qkv = values.repeat(1, 3).contiguous()
+        ops.rope_write(qkv, heads, Rope(torch.empty(0), torch.empty(0), 0), None, batch, pool)
+        assert pool.values.flatten()[:32].equal(values.to(dtype))

@@ -1,0 +1,128 @@
+"""Compiles kernels.cpp for the instructions this CPU has, and keeps the library in the cache folder.
+
+The folder may move between machines (a home on NFS, an image, a snapshot): a library's name tells what it was
+made for, so that none is loaded that has instructions this CPU has not.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from shard.cpu import Cpu
+
+log = logging.getLogger("helios.shard")
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILE_FLAGS = ["-O3", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17"]
+# When to use which instruction, not which there are: a compiler may look at the machine for that.
+TUNE_FLAGS = ["-mtune=native"]
+COMPILERS = ("g++", "c++")
+COMPILE_TIMEOUT_S = 120  # it takes ten seconds on an idle core
+_ASK_TIMEOUT_S = 20
+
+
+class BuildFailed(Exception):
+    """Why there is no library, in the words that follow 'plain torch operations run, since'."""
+
+
+def build(cache: Path, cpu: Cpu) -> ctypes.CDLL | None:
+    """The compiled kernels, from the cache folder if built before; else None, with one warning."""
+    try:
+        return _find_or_make(cache, cpu)
+    except BuildFailed as error:
+        log.warning("Plain torch operations run, several times slower, since %s.", error)
+        return None
+
+
+def _find_or_make(cache: Path, cpu: Cpu) -> ctypes.CDLL:
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise BuildFailed(f"no C++ compiler ({' or '.join(COMPILERS)}) is there")
+    flags = [*COMPILE_FLAGS, *TUNE_FLAGS, *cpu.compiler_options]
+    library = cache / f"kernels-{_digest(compiler, flags, cpu)}.so"
+    if library.exists():
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:  # cut short, or made where the C library was another
+            log.info("%s cannot be loaded and is made again.", library)
+    _compile(compiler, flags, library)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise BuildFailed(f"what {compiler} made cannot be loaded ({error})") from None
+
+
+def _compile(compiler: str, flags: list[str], library: Path) -> None:
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            object_file, shared = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+            _run([compiler, *flags, "-c", str(SOURCE), "-o", str(object_file)], Path(folder))
+            # Linked without -ffast-math, which would make the whole process flush denormals, and against
+            # torch's own OpenMP, so that both share one pool of threads.
+            _run([compiler, "-shared", str(object_file), *_openmp(), "-lm", "-o", str(shared)], Path(folder))
+            os.replace(shared, library)
+    except OSError as error:
+        raise BuildFailed(f"the kernels cannot be compiled in {library.parent} ({error})") from None
+
+
+def _run(command: list[str], folder: Path) -> None:
+    """Run a compiler and all that it starts, for as long as it may take. Raises `BuildFailed`."""
+    said = folder / "said"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            status = process.wait(COMPILE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise BuildFailed(f"{command[0]} was not done in {COMPILE_TIMEOUT_S} s") from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if status != 0:
+        lines = said.read_text(errors="replace").splitlines() or [f"exit status {status}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise BuildFailed(f"{command[0]} failed ({first.strip()})")
+
+
+def _openmp() -> list[str]:
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return [str(bundled[0])] if bundled else ["-lgomp"]
+
+
+def _digest(compiler: str, flags: list[str], cpu: Cpu) -> str:
+    """Names a build: source, flags, compiler, torch and the processor's instructions."""
+    parts = [
+        SOURCE.read_text(),
+        *flags,
+        _version(compiler),
+        torch.__version__,
+        cpu.machine,
+        *sorted(cpu.features),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _version(compiler: str) -> str:
+    """A compiler's name and version, as far as it says them."""
+    try:
+        asked = subprocess.run(
+            [compiler, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASK_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        raise BuildFailed(f"{compiler} does not tell its version") from None
+    return asked.stdout

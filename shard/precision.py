@@ -1,0 +1,93 @@
+"""In which types a device stores and computes, and why: the one place that asks what the device can do.
+
+*Storage* is the type of weights and KV, and what `--dtype` names; *compute* that of activations and products.
+Storing in 16 bits halves the bytes that every token reads, on every CPU. Where a CPU has no products of that
+type, they are computed in float32 from weights that are widened on their way into the registers.
+"""
+
+import msgspec
+import torch
+
+from shard.cpu import Cpu, this_cpu
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AUTO = "auto"
+_AMPERE = (8, 0)  # the first compute capability with products in bfloat16
+
+
+class Precision(msgspec.Struct, frozen=True):
+    """What a device stores and computes in, with the reason in one sentence."""
+
+    storage: torch.dtype
+    compute: torch.dtype
+    reason: str
+
+    @property
+    def dtype(self) -> str:
+        """The storage type by its name."""
+        return _name(self.storage)
+
+    @property
+    def compute_dtype(self) -> str:
+        return _name(self.compute)
+
+    @property
+    def label(self) -> str:
+        """Names both: models of one label answer alike."""
+        return self.dtype if self.storage is self.compute else f"{self.dtype}_{self.compute_dtype}"
+
+
+def precision_of(device: str, dtype: str) -> Precision:
+    """What a device does with a dtype asked for, `auto` for what suits it best. Every dtype works."""
+    if torch.device(device).type == "cuda":
+        return _of_cuda(torch.cuda.get_device_capability(torch.device(device)), dtype)
+    return _of_cpu(usable_cpu(), dtype)
+
+
+def usable_cpu() -> Cpu:
+    """This CPU, with no more than torch was told to use of it."""
+    cpu, capability = this_cpu(), torch.backends.cpu.get_cpu_capability().lower()
+    at_most = [level.name for level in cpu.levels if level.torch == capability]
+    return cpu.limited(at_most[-1]) if at_most else cpu
+
+
+def _of_cpu(cpu: Cpu, dtype: str) -> Precision:
+    storage = DTYPES["bfloat16" if dtype == AUTO else dtype]
+    if storage is torch.float32:
+        return Precision(
+            storage, storage, "float32 was asked for: weights and KV take twice the bytes of bfloat16."
+        )
+    if _has_products(cpu, storage):
+        return Precision(storage, storage, f"This CPU ({cpu.name}) has products in {_name(storage)}.")
+    reason = (
+        f"This CPU ({cpu.name}) has no products in {_name(storage)}: what is stored so is computed in float32"
+    )
+    if storage is torch.float16 and _has_products(cpu, torch.bfloat16):
+        return Precision(storage, torch.float32, f"{reason}, slower than bfloat16, which it has products in.")
+    return Precision(storage, torch.float32, f"{reason}.")
+
+
+def _has_products(cpu: Cpu, dtype: torch.dtype) -> bool:
+    """True where oneDNN multiplies in it by instructions made for it, rather than by emulating them."""
+    if dtype is torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return cpu.machine != "x86_64" or bool(cpu.features & {"avx512_bf16", "amx_bf16", "avx_ne_convert"})
+
+
+def _of_cuda(capability: tuple[int, int], dtype: str) -> Precision:
+    has_bfloat16 = capability >= _AMPERE
+    storage = DTYPES[("bfloat16" if has_bfloat16 else "float16") if dtype == AUTO else dtype]
+    of = f"This GPU (compute capability {capability[0]}.{capability[1]})"
+    if storage is torch.float32:
+        reason = "float32 was asked for: twice the bytes of bfloat16, and attention without FlashAttention."
+    elif storage is torch.bfloat16 and not has_bfloat16:
+        reason = f"{of} emulates bfloat16, several times slower than float16."
+    else:
+        reason = f"{of} has products in {_name(storage)}."
+    return Precision(storage, storage, reason)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
