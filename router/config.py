@@ -165,7 +165,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             is_bytes=True,
         ),
     ] = None
-    block_size: Annotated[int, Flag("Batching and memory", "Tokens in a block of KV cache.", 1, 1024)] = 16
+    block_size: Annotated[
+        int | None,
+        Flag("Batching and memory", "Tokens in a KV block. Default: 16 on CPU, 256 on GPU.", 1, 1024),
+    ] = None
 
     # Limits
     max_concurrent_requests: Annotated[

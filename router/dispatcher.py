@@ -283,7 +283,7 @@ class Dispatcher:
         """Unless configured, as many tokens as the KV caches hold: about one turn-over of what runs."""
         if self._config.max_queued_tokens is not None:
             return self._config.max_queued_tokens
-        block_size = self._target.config.block_size
+        block_size = self._target.config.block_tokens
         return sum(engine.num_blocks * block_size for engine in self._engines) or sys.maxsize
 
     async def _keep(self, engine: Engine) -> None:

@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--contexts", type=positives, default="256", help="tokens of context [%(default)s]")
     add("--steps", type=int, default=30, help="timed steps for each point [%(default)s]")
     add("--num-layers", type=int, help="load only the first this many")
-    add("--block-size", type=int, default=16, help="tokens in a KV block [%(default)s]")
+    add("--block-size", type=int, help="tokens in a KV block [16, on a GPU 256]")
     add("--exit-modes", type=_modes, help="compare these modes of early exit with full depth, by commas")
     add("--replay-exits", type=Path, help="file with the distribution of exit layers, for --exit-modes")
     add("--kv-fill", default="recompute", choices=["recompute", "project"], help="[%(default)s]")

@@ -60,7 +60,7 @@ class ModelLoader:
         return kind(self._ops_of(config), to, self._shelf, note)
 
     def _ops_of(self, config: ShardConfig) -> PlainOps:
-        key = (config.dtype, config.block_size)
+        key = (config.dtype, config.block_tokens)
         if key not in self._ops:
             self._ops[key] = ops_of(config)
         return self._ops[key]

@@ -78,7 +78,7 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     device: str = "cpu"  # cpu | cuda | cuda:N | sim
     dtype: str = "auto"  # of weights and KV: float32 | float16 | bfloat16 | auto: what suits the device
     num_layers: int | None = None  # load only the first this many; None: all
-    block_size: int = 16  # tokens
+    block_size: int | None = None  # tokens; None: see `block_tokens`
     kv_cache_bytes: int | None = None  # of the first model; None: sized from free memory. See `Prepare`
     swap_reserve_bytes: int | None = None  # for a model being prepared; None: what the host has free
     max_total_tokens: int | None = None  # longest sequence; None: the model's own limit
@@ -99,6 +99,11 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     cost_model: str | None = None  # `sim`: path of a JSON cost model; None: the built-in one
     watts: float | None = None  # of the device at work, where that cannot be measured
     needs_energy: bool = False  # be refused where joules come from nowhere
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in a KV block. A GPU reads each block as one piece, a CPU can share memory out finely."""
+        return self.block_size or (256 if self.device.startswith("cuda") else 16)
 
 
 # Router to shard

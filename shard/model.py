@@ -119,7 +119,7 @@ def ops_of(config: ShardConfig) -> PlainOps:
     torch.set_num_threads(num_threads)
     cache = Path(config.cache_dir) if config.cache_dir else CACHE
     device = torch.device(config.device)
-    return choose_ops(device, precision_in(config), config.block_size, num_threads, cache)
+    return choose_ops(device, precision_in(config), config.block_tokens, num_threads, cache)
 
 
 def empty_of(config: ShardConfig) -> torch.Tensor:

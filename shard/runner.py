@@ -58,12 +58,12 @@ class ModelRunner:
         self.max_blocks = self._num_useful_blocks()
         is_later = kv_bytes is not None and not self.resizes_freely
         self.kv_cache = self._allocate(0 if is_later else self.max_blocks)
-        self._max_tokens = min(self.model.max_tokens, self.max_blocks * config.block_size)
+        self._max_tokens = min(self.model.max_tokens, self.max_blocks * config.block_tokens)
         self.table = SequenceTable(
-            self.max_blocks, config.block_size, self.model.eos_token_ids, self._max_tokens
+            self.max_blocks, config.block_tokens, self.model.eos_token_ids, self._max_tokens
         )
         self._sampler = Sampler(self.ops, self._device)
-        self._make_batch = BatchMaker(config.block_size, self._device)
+        self._make_batch = BatchMaker(config.block_tokens, self._device)
         self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self._make_batch, self._sampler)
         settings, exits = self.model.settings, self.model.exits
         self.stack = Stack(self.decoder, exits, self.kv_cache.layers, self._make_batch, settings.fill)
@@ -108,7 +108,7 @@ class ModelRunner:
             depth=self.depth,
             vocab_size=shape.vocab_size,
             max_total_tokens=self._max_tokens,
-            block_size=config.block_size,
+            block_size=config.block_tokens,
             num_blocks=self.table.pool.num_blocks,
             eos_token_ids=self.model.eos_token_ids,
             num_parameters=self.decoder.num_parameters,
@@ -233,7 +233,7 @@ class ModelRunner:
             raise MemoryError(
                 f"a KV cache of {self.kv_bytes} bytes holds no block of {self.block_bytes} bytes"
             )
-        longest = -(-self.model.max_tokens // self._config.block_size)
+        longest = -(-self.model.max_tokens // self._config.block_tokens)
         return min(num_blocks, self._config.max_batch_size * longest)
 
     def _allocate(self, num_blocks: int) -> KVCache:

@@ -90,7 +90,7 @@ class SimRunner:
         self.depth = min(config.num_layers or costs.num_layers, costs.num_layers)
         layers: dict[Hashable, int] = {(config.model, i): costs.layer_bytes for i in range(self.depth)}
         self.weights = layers | {config.model: costs.base_bytes}
-        self.block_bytes = -(-config.block_size * costs.kv_bytes_per_token * self.depth // costs.num_layers)
+        self.block_bytes = -(-config.block_tokens * costs.kv_bytes_per_token * self.depth // costs.num_layers)
         num_bytes = config.kv_cache_bytes or _DEFAULT_KV_CACHE_BYTES
         if total_bytes is not None:
             num_bytes = total_bytes - weight_bytes([self.weights])
@@ -98,8 +98,10 @@ class SimRunner:
         if self.max_blocks < 1:
             raise MemoryError(f"{num_bytes} bytes hold no block of {self.block_bytes} bytes.")
         wanted_tokens = config.max_total_tokens or costs.max_total_tokens
-        max_total_tokens = min(wanted_tokens, self.max_blocks * config.block_size)
-        self.table = SequenceTable(self.max_blocks, config.block_size, [costs.eos_token_id], max_total_tokens)
+        max_total_tokens = min(wanted_tokens, self.max_blocks * config.block_tokens)
+        self.table = SequenceTable(
+            self.max_blocks, config.block_tokens, [costs.eos_token_id], max_total_tokens
+        )
         self.resizes_freely = True
         self.phases_ms: dict[str, float] = {}
         self._exits = SimExits(config, costs.classes, costs.num_layers, costs.vocab_size)

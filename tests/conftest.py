@@ -15,6 +15,18 @@ from tests.tiny_models import SHAPES, write_tiny_model
 imitate(os.environ)  # before any test loads torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        default=os.environ.get("DEVICE", "cpu"),
+        help="where the shard's tests compute: cpu or cuda",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["DEVICE"] = config.getoption("--device")  # read by tests/shard/engine.py
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`tiny_model("qwen3")` is the folder of a small random model; tests/tiny_models.py names them."""

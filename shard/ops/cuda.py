@@ -1,25 +1,27 @@
-"""The operations on CUDA: pages laid out for torch's paged variable-length FlashAttention."""
+"""The operations on CUDA: pools laid out for torch's FlashAttention."""
 
 import torch
 from torch.nn import functional
 
+from shard.ops import flash
 from shard.ops.batch import KV, Batch, Heads
 from shard.ops.plain import PlainOps
-
-FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 
 class CudaOps(PlainOps):
     """Plain torch but for the pool's layout, (num_blocks, block_size, Hkv, D), and attention over it.
 
-    float32 has no FlashAttention: it runs the reference attention over the same pool, for checks.
+    What FlashAttention does not do (float32, odd head sizes, GPUs before Ampere) runs the reference attention
+    over the same pool.
     """
 
     name = "cuda"
 
-    def __init__(self, block_size: int, compute: torch.dtype | None = None):
+    def __init__(self, block_size: int, compute: torch.dtype | None = None, has_flash: bool = True):
         super().__init__(block_size, compute)
         self._block_size = block_size
+        self._has_flash = has_flash
+        self._planned: tuple[Batch, int, flash.Plan] | None = None  # of the last batch: one for all layers
 
     def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
         shape = (num_blocks, self._block_size, heads.kv, heads.dim)
@@ -43,23 +45,12 @@ class CudaOps(PlainOps):
         return functional.silu(gate).mul_(up)
 
     def attend(self, q: torch.Tensor, heads: Heads, batch: Batch, kv: KV) -> torch.Tensor:
-        if q.dtype not in FLASH_DTYPES:
+        suits = q.dtype in flash.DTYPES and heads.dim % 8 == 0 and heads.dim <= flash.MAX_HEAD_DIM
+        if not self._has_flash or not suits:
             return super().attend(q, heads, batch, kv)
-        from torch.nn.attention.varlen import varlen_attn  # only there in CUDA builds that can run it
+        return flash.attend(q, heads, self._plan(batch, heads.window), kv).flatten(1)
 
-        out = varlen_attn(
-            q,
-            kv.keys,
-            kv.values,
-            batch.query_starts.int(),
-            None,
-            batch.max_queries,
-            batch.max_keys,
-            scale=heads.scale,
-            window_size=(heads.window - 1 if heads.window else -1, 0),
-            enable_gqa=heads.query != heads.kv,
-            seqused_k=batch.num_keys.int(),
-            block_table=batch.block_tables,
-        )
-        assert isinstance(out, torch.Tensor)
-        return out.flatten(1)
+    def _plan(self, batch: Batch, window: int) -> flash.Plan:
+        if self._planned is None or self._planned[0] is not batch or self._planned[1] != window:
+            self._planned = batch, window, flash.plan_of(batch, self._block_size, window)
+        return self._planned[2]

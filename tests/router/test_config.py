@@ -197,6 +197,12 @@ def test_with_gpus_each_has_a_shard_and_the_cache_takes_what_is_free(tmp_path):
     assert [config.shard_config(tmp_path, shard).device for shard in range(2)] == ["cuda:0", "cuda:1"]
 
 
+def test_blocks_are_of_the_devices_size_unless_it_was_given(tmp_path):
+    for given, machine, block_size in ((None, CPU_BOX, 16), (None, GPU_BOX, 256), (64, GPU_BOX, 64)):
+        asked = Config(block_size=given).settle(machine).shard_config(tmp_path, 0)
+        assert asked.block_tokens == block_size
+
+
 def test_what_was_given_is_kept_when_settled():
     given = Config(device="cpu", num_shards=2, num_threads=3, max_batch_size=700, kv_cache_bytes=GIB // 2)
     config = given.settle(GPU_BOX)

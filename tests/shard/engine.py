@@ -1,5 +1,6 @@
 """Driving a runner by hand, the way a router would: prompts in, tokens out."""
 
+import os
 from collections.abc import Sequence as Items
 from pathlib import Path
 
@@ -8,10 +9,24 @@ import msgspec
 from shard.messages import NewSequence, Sampling, SequenceOutput, ShardConfig, Step, TokenOutput, Work
 from shard.runner import ModelRunner
 
+DEVICE = os.environ.get("DEVICE", "cpu")
+SETTINGS = {
+    "device": DEVICE,
+    "dtype": "float32",
+    "kv_cache_bytes": 1 << 24,
+    "block_size": 16,
+    "num_threads": 1,
+}
+
 
 def make_runner(folder: Path, **config) -> ModelRunner:
-    settings = {"dtype": "float32", "kv_cache_bytes": 1 << 24, "block_size": 16, "num_threads": 1} | config
+    settings = SETTINGS | config
     return ModelRunner(ShardConfig(model=str(folder), **settings))
+
+
+def kv_bytes(num_blocks: int, folder: Path, **config) -> int:
+    """What a KV cache of so many blocks takes, however the device lays them out."""
+    return num_blocks * make_runner(folder, **config).block_bytes
 
 
 class Generation(msgspec.Struct):

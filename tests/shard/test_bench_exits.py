@@ -9,6 +9,7 @@ from shard.bench_exits import run_modes, table_of
 from shard.exit_settings import Mode
 from shard.messages import ShardConfig
 from shard.replay import read_replay
+from tests.shard.engine import SETTINGS
 
 
 @pytest.mark.parametrize("fill", ["project", "recompute"])
@@ -26,7 +27,7 @@ def test_every_mode_is_measured_against_full_depth(tiny_model, tmp_path: Path, f
     )
 
     def make(**changes: object) -> ShardConfig:
-        fields = {"model": str(tiny_model("llama")), "dtype": "float32", "num_threads": 1} | changes
+        fields = SETTINGS | {"model": str(tiny_model("llama"))} | changes
         return ShardConfig(**fields)  # type: ignore[arg-type]
 
     points = run_modes(options, make, read_replay(file))

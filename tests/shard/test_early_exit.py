@@ -9,7 +9,7 @@ import torch
 
 from shard.messages import NewSequence, Sampling, Step, Work
 from shard.runner import ModelRunner
-from tests.shard.engine import generate, make_runner
+from tests.shard.engine import generate, kv_bytes, make_runner
 from tests.shard.exit_files import write_exits
 from tests.shard.test_runner import prompts_of
 
@@ -202,12 +202,12 @@ def test_synchronized_takes_every_token_where_the_batch_leaves(exiting):
 
 
 @pytest.mark.parametrize("fill", ["project", "recompute"])
-def test_preemption_and_abort_in_mid_flight(exiting, fill):
+def test_preemption_and_abort_in_mid_flight(exiting, tiny_model, fill):
     """Under `recompute` a preempted sequence ends with the same text; under `project` it ends."""
     threshold = splitting_threshold(exiting, "per_row")
     config = {"exit_threshold": threshold, "kv_fill": fill, "max_total_tokens": 160}
     prompts = prompts_of(259, [30, 40, 50, 60])
-    tight = exiting("per_row", kv_cache_bytes=4 * 2 * 2 * 32 * 4 * 16 * 12, **config)
+    tight = exiting("per_row", kv_cache_bytes=kv_bytes(12, tiny_model("llama")), **config)
     made = generate(tight, prompts, 40)
     assert sum(generation.num_preemptions for generation in made) > 0
     assert all(len(generation.ids) == 40 for generation in made)

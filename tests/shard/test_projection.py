@@ -143,9 +143,8 @@ def test_lazy_projection_is_eager_projection(projecting, shape: str, head: str, 
 
 @pytest.mark.parametrize("head", ["norm", "block"])
 def test_it_stays_so_when_rows_wait_are_preempted_and_are_dropped(projecting, head: str):
-    runner = projecting(
-        "llama", head, "per_row", kv_cache_bytes=(7 if head == "block" else 4) * 2 * 2 * 32 * 4 * 16 * 14
-    )
+    block_bytes = projecting("llama", head, "per_row").block_bytes
+    runner = projecting("llama", head, "per_row", kv_cache_bytes=14 * block_bytes)
     runner._exiting._deferral.wanted = lambda num_rows: 3.0
     watched, reference = Watched(runner), projecting("llama", head, "per_row")
     draw, num_waited, num_left = random.Random(1), 0, 0

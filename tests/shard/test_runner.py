@@ -10,7 +10,7 @@ import torch
 from shard.messages import NewSequence, Sampling, Step, Work
 from shard.models.checkpoint import CheckpointError
 from shard.models.shape import UnsupportedModelError
-from tests.shard.engine import generate, make_runner
+from tests.shard.engine import generate, kv_bytes, make_runner
 
 GREEDY = Sampling()
 TIE = 1e-4  # where the reference's two best logits are closer than this, either token is right
@@ -74,7 +74,7 @@ def test_preempted_sequences_end_with_the_same_text(tiny_model):
     roomy = make_runner(folder)
     prompts = prompts_of(roomy.decoder.shape.vocab_size, [30, 40, 50, 60])
     sampling = [Sampling(temperature=0.8 * (i % 2), seed=i) for i in range(4)]
-    tight = make_runner(folder, kv_cache_bytes=4 * 2 * 2 * 32 * 4 * 16 * 12, max_total_tokens=160)
+    tight = make_runner(folder, kv_cache_bytes=kv_bytes(12, folder), max_total_tokens=160)
     assert tight.kv_cache.num_blocks < 16
     expected = generate(roomy, prompts, 40, sampling)
     made = generate(tight, prompts, 40, sampling)

@@ -7,7 +7,7 @@ import torch
 
 from shard.drafting import Acceptance, Costs, Plan, plan_round
 from shard.messages import NewSequence, Sampling, Step, Work
-from tests.shard.engine import generate, make_runner
+from tests.shard.engine import generate, kv_bytes, make_runner
 from tests.shard.exit_files import write_exits
 from tests.shard.test_runner import prompts_of
 
@@ -105,7 +105,7 @@ def test_an_answer_ends_where_fulls_ends(agreeing_model: Path):
 def test_preemption_in_mid_flight_changes_nothing(agreeing_model: Path):
     prompts = prompts_of(259, [30, 40, 50, 60])
     config = {"exit_layers": [2], "max_total_tokens": 160}
-    tight = drafting(agreeing_model, kv_cache_bytes=4 * 2 * 2 * 32 * 4 * 16 * 12, **config)
+    tight = drafting(agreeing_model, kv_cache_bytes=kv_bytes(12, agreeing_model), **config)
     made = generate(tight, prompts, 40)
     assert sum(generation.num_preemptions for generation in made) > 0
     assert [g.ids for g in made] == [g.ids for g in generate(make_runner(agreeing_model), prompts, 40)]
