@@ -7,6 +7,8 @@ SHELL := bash
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SUITE_TIMEOUT ?= 900
+AT_MOST := $(if $(shell command -v timeout),timeout --foreground -k 10 $$(( $(SUITE_TIMEOUT) + 60 )))
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -14,9 +16,11 @@ help:
 serve: $(INSTALLED)
 	@$(BIN)/helios serve $(if $(PORT),--port $(PORT)) $(ARGS)
 
+# The suite ends by itself after SUITE_TIMEOUT seconds (tests/hang_guard.py); timeout is for a guard that fails.
 test: $(INSTALLED)
 	@$(BIN)/helios pull
-	@OMP_NUM_THREADS=1 GOMP_SPINCOUNT=5000 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 GOMP_SPINCOUNT=5000 $(AT_MOST) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+	  -o suite_timeout=$(SUITE_TIMEOUT) $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from tests.running import ROOT, Server, serving
 from tests.tiny_models import SHAPES, write_tiny_model
 
 imitate(os.environ)  # before any test loads torch
+pytest_plugins = ["tests.hang_guard"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
