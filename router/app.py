@@ -86,6 +86,7 @@ def build_app(service: Service, conductor: Conductor, metrics: Metrics, store: S
     app = web.Application(client_max_size=service.config.payload_limit)
     routes = _routes(service, conductor, metrics, store)
     Gate(service, routes, metrics.tgi).install(app)
+    app.on_cleanup.append(service.end)
     app.add_routes([_definition(route) for route in routes])
     return app
 

@@ -4,7 +4,9 @@ It has the helpers that templates written for transformers expect.
 """
 
 import datetime
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +16,8 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 import msgspec
+
+MAX_RENDERED_CHARACTERS = 4_000_000
 
 
 class ChatTemplateError(ValueError):
@@ -31,15 +35,11 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """A compiled template and the special tokens that it names."""
+    """A template and the special tokens that it names."""
 
     def __init__(self, source: str, special_tokens: dict[str, str]):
         self.source = source
-        self._special_tokens = special_tokens
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise ChatTemplateError(f"the model's chat template cannot be read: {error}") from error
+        self.special_tokens = special_tokens
 
     @classmethod
     def load(cls, folder: Path, config_path: Path | None = None) -> Self | None:
@@ -56,18 +56,51 @@ class ChatTemplate:
         return None if source is None else cls(source, _special_tokens(config))
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The prompt text. Raises ChatTemplateError if the template refuses the conversation."""
+        """The prompt text, however long that takes: what serves clients asks a `Renderer`.
+
+        Raises ChatTemplateError if the template refuses the conversation, or writes without an end.
+        """
+        template = self._template
+        pieces = template.generate(
+            messages=messages, add_generation_prompt=add_generation_prompt, **self.special_tokens
+        )
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
-            )
+            return _joined(pieces)
+        except MemoryError:
+            raise ChatTemplateError("the model's chat template needs too much memory") from None
         except Exception as error:  # whatever foreign code raises on a client's messages is a refusal of them
             raise ChatTemplateError(f"the model's chat template says: {error}") from error
+
+    def check(self) -> None:
+        """Raises ChatTemplateError if it is no template. That runs what it makes of constants."""
+        _ = self._template
+
+    @functools.cached_property
+    def _template(self) -> jinja2.Template:
+        try:
+            return _environment().from_string(self.source)
+        except MemoryError:
+            raise ChatTemplateError("the model's chat template needs too much memory") from None
+        except Exception as error:  # as of rendering
+            raise ChatTemplateError(f"the model's chat template cannot be read: {error}") from error
+
+
+def _joined(pieces: Iterator[str]) -> str:
+    """The text. Raises ValueError when it is longer than any prompt."""
+    kept, num_characters = [], 0
+    for piece in pieces:
+        kept.append(piece)
+        num_characters += len(piece)
+        if num_characters > MAX_RENDERED_CHARACTERS:
+            raise ValueError(f"more than {MAX_RENDERED_CHARACTERS} characters")
+    return "".join(kept)
 
 
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationTag, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception

@@ -29,8 +29,7 @@ class Prompt(msgspec.Struct, frozen=True):
     @property
     def num_characters(self) -> int:
         """About as many are to be encoded."""
-        contents = [message.get("content") or "" for message in self.messages or []]
-        return len(self.text) + sum(map(len, contents))
+        return len(self.text) + len(msgspec.json.encode(self.messages or []))
 
     def written(self, tokenizer: Tokenizer) -> str:
         """The text that is encoded. Raises ChatTemplateError when the template refuses the conversation."""

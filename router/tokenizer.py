@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ import msgspec
 import tokenizers
 
 from router.chat_template import ChatTemplate, ChatTemplateError
+from router.rendering import renderer
 from shard.messages import TokenOutput
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -85,7 +87,10 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
         backend.no_truncation()
         backend.no_padding()
-        return cls(backend, ChatTemplate.load(Path(folder), Path(config_path) if config_path else None))
+        template = ChatTemplate.load(Path(folder), Path(config_path) if config_path else None)
+        if template is not None:
+            renderer().check(template)
+        return cls(backend, template)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -105,13 +110,15 @@ class Tokenizer:
         # encode() would hold the interpreter lock for the whole text; the batch form lets it go
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
-    def encode_spans(self, text: str, add_special_tokens: bool = True) -> list[Span]:
-        """Like `encode`, with the part of the text each token stands for. Added tokens have an empty one."""
+    def encode_spans(self, text: str, add_special_tokens: bool = True) -> Iterator[Span]:
+        """Like `encode`, with the part of the text each token stands for. Added tokens have an empty one.
+
+        One after the other: all of a long text's would take a hundred times its memory.
+        """
         encoding = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
-        return [
-            Span(id, text[start:stop] or self.piece(id).text, start, stop)
-            for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+        for index, id in enumerate(encoding.ids):
+            start, stop = encoding.token_to_chars(index) or (0, 0)
+            yield Span(id, text[start:stop] or self.piece(id).text, start, stop)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -120,7 +127,9 @@ class Tokenizer:
         """The prompt text of a conversation. Raises ChatTemplateError."""
         if self.chat_template is None:
             raise ChatTemplateError("this model has no chat template; use /generate or /v1/completions")
-        return self.chat_template.render(messages, add_generation_prompt)
+        return renderer().render(
+            self.chat_template, messages=messages, add_generation_prompt=add_generation_prompt
+        )
 
     def detokenizer(self, prompt_token_ids: list[int]) -> "Detokenizer":
         """A stream of text that continues the prompt, also in the middle of a character."""

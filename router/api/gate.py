@@ -41,6 +41,8 @@ class Gate:
             failure = error
         except web.HTTPException as error:
             failure = from_http_exception(error, request.method, request.path)
+        except ConnectionError:
+            raise  # the client has gone, and nobody is left to tell
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             failure = Refused("The server failed; its log says more.", 500, "incomplete_generation")

@@ -72,5 +72,5 @@ class NativeApi:
         limits = self._service.limits()
         bounds.check(asked, limits)
         self._service.admit([inputs], asked.best_of or 1)
-        encoded = await self._service.encode(Prompt(inputs, truncate=asked.truncate))
+        [encoded] = await self._service.encode([Prompt(inputs, truncate=asked.truncate)])
         return bounds.spec_of(asked, encoded, limits, http[ARRIVED], label_of(http))

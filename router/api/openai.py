@@ -97,17 +97,20 @@ class OpenAIApi:
         """All generations of the call, those for one prompt after each other. Raises `Invalid`."""
         limits = self._service.limits()
         specs = []
-        for prompt in prompts:
-            encoded = await self._encoded(prompt, limits)
+        for encoded in await self._encoded(prompts, limits):
             spec = bounds.spec_of(call.parameters, encoded, limits, http[ARRIVED], label_of(http))
             specs += [bounds.with_seed(spec, call.parameters, index) for index in range(call.per_prompt)]
         return specs
 
-    async def _encoded(self, prompt: Prompt | list[int], limits: bounds.Limits) -> Encoded:
-        if isinstance(prompt, Prompt):
-            return await self._service.encode(prompt)
-        bounds.check_token_ids("inputs", prompt, limits.vocab_size)
-        return Encoded(prompt, self._service.tokenizer)
+    async def _encoded(self, prompts: Sequence[Prompt | list[int]], limits: bounds.Limits) -> list[Encoded]:
+        texts = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+        if texts:
+            return await self._service.encode(texts)
+        tokenizer = self._service.tokenizer
+        given = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
+        for ids in given:
+            bounds.check_token_ids("inputs", ids, limits.vocab_size)
+        return [Encoded(ids, tokenizer) for ids in given]
 
     async def _run(
         self, http: web.Request, call: Call, shape: Shape, specs: list[Spec]

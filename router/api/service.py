@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -16,6 +15,7 @@ from router.api.errors import Invalid, Refused
 from router.chat_template import ChatTemplateError
 from router.config import Config
 from router.dispatcher import Dispatcher
+from router.encoding import SHORT_CHARACTERS, EncodingPool
 from router.generation import Target
 from router.prompt import Encoded, Prompt
 from router.request import Finished, GenerationFailed, Request, Spec
@@ -24,7 +24,7 @@ from router.tokenizer import Token, Tokenizer
 _ALIASES = ("", "tgi", "dummy", "default")  # what clients send that know no name
 _ADDRESSES = ("http://", "https://")  # Hugging Face's clients repeat the one they call
 _CHARACTERS_PER_TOKEN = 4  # of English; good enough to refuse by
-_MAX_INLINE_CHARACTERS = 2000  # encoded at once, in about half a millisecond; longer texts on a thread
+_BODIES_ENCODED = 2  # of the largest size, at a time
 _LOADING_RETRY_S = 5
 _MAX_LABEL_CHARACTERS = 128
 
@@ -51,8 +51,13 @@ class Service:
         self.config = config
         self.dispatcher = dispatcher
         self.candidates = candidates
+        self.encoding = EncodingPool(_BODIES_ENCODED * config.payload_limit)
         self.started_at = int(time.time())
         self._first = target
+
+    async def end(self, app: web.Application) -> None:
+        """Let its threads go."""
+        self.encoding.close()
 
     @property
     def model(self) -> str:
@@ -102,25 +107,21 @@ class Service:
         num_tokens = sum(map(_estimate_tokens, prompts))
         self.dispatcher.try_admit(num_tokens * per_prompt, len(prompts) * per_prompt)
 
-    async def encode(self, prompt: Prompt) -> Encoded:
-        """Token ids; a long text is encoded on a thread, so that streams go on meanwhile.
+    async def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
+        """Token ids; what takes long is done on a thread, so that streams go on meanwhile.
 
-        Raises `Invalid` when the model's template refuses a conversation, or there is none.
+        Raises `Invalid` when the model's template refuses a conversation, or there is none, and
+        `GenerationFailed` 429 when there is too much to encode already.
         """
-        tokenizer = self.tokenizer
-        with _template_errors():
-            if prompt.num_characters <= _MAX_INLINE_CHARACTERS:
-                ids, _ = prompt.encoded(tokenizer)
-            else:
-                ids, _ = await asyncio.to_thread(prompt.encoded, tokenizer)
-        return Encoded(ids, tokenizer, prompt)
+        tokenizer, num_characters = self.tokenizer, sum(prompt.num_characters for prompt in prompts)
 
-    def chat_text(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        """A conversation as the model would get it. Raises `Invalid`."""
-        with _template_errors():
-            return Prompt(messages=messages, add_generation_prompt=add_generation_prompt).written(
-                self.tokenizer
-            )
+        def work() -> list[Encoded]:
+            return [Encoded(prompt.encoded(tokenizer)[0], tokenizer, prompt) for prompt in prompts]
+
+        with template_errors():
+            if num_characters <= SHORT_CHARACTERS and not any(prompt.messages for prompt in prompts):
+                return work()
+            return await self.encoding.run(num_characters, work)
 
     @contextmanager
     def running(self, http: web.Request, specs: list[Spec]) -> Iterator[list[Request]]:
@@ -140,7 +141,8 @@ class Service:
 
 
 @contextmanager
-def _template_errors() -> Iterator[None]:
+def template_errors() -> Iterator[None]:
+    """A conversation that the model's template refuses is the client's error."""
     try:
         yield
     except ChatTemplateError as error:

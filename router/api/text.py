@@ -1,25 +1,25 @@
 """Tokens of a text and text of tokens, in TGI's and vLLM's shapes."""
 
-import asyncio
+import itertools
+from collections.abc import Callable, Iterable
 
+import msgspec
 from aiohttp import web
 
 from router.api import bounds
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid
-from router.api.native_structs import (
-    ChatTokenized,
-    DetokenizedText,
-    DetokenizeRequest,
-    TokenizedText,
-    TokenizeRequest,
-)
+from router.api.native_structs import DetokenizedText, DetokenizeRequest, TokenizedText, TokenizeRequest
 from router.api.openai_asked import messages_of
 from router.api.openai_structs import ChatRequest
-from router.api.respond import json_response
-from router.api.service import Service
+from router.api.service import Service, template_errors
 from router.prompt import Prompt
 from router.tokenizer import Span
+
+_SPANS_AT_ONCE = 10_000  # made into JSON
+_CHARACTERS_PER_TOKEN = 4
+
+_json = msgspec.json.Encoder().encode
 
 
 class TextApi:
@@ -28,30 +28,65 @@ class TextApi:
     def __init__(self, service: Service):
         self._service = service
 
-    async def tokenize(self, http: web.Request) -> web.Response:
+    async def tokenize(self, http: web.Request) -> web.StreamResponse:
         """TGI's list of tokens for `inputs`, vLLM's ids for `prompt`."""
-        asked = decode(await read_body(http), TokenizeRequest)
-        add_special_tokens = asked.add_special_tokens is not False
-        if asked.inputs is not None:
-            return json_response(await self._spans(asked.inputs, add_special_tokens))
+        asked, tokenizer = decode(await read_body(http), TokenizeRequest), self._service.tokenizer
+        adds, text = asked.add_special_tokens is not False, asked.inputs
+        if text is not None:
+            return await self._answer(
+                http, len(text), lambda: _json_of_spans(tokenizer.encode_spans(text, adds))
+            )
         if asked.prompt is None:
             raise Invalid("inputs", "is missing (or `prompt`, in vLLM's shape)")
         self._service.check_model(asked.model)
-        encoded = await self._service.encode(Prompt(asked.prompt, add_special_tokens=add_special_tokens))
-        ids, longest = encoded.token_ids, self._service.limits().max_total_tokens
-        return json_response(TokenizedText(len(ids), longest, ids))
+        prompt, longest = (
+            Prompt(asked.prompt, add_special_tokens=adds),
+            self._service.limits().max_total_tokens,
+        )
 
-    async def detokenize(self, http: web.Request) -> web.Response:
-        asked = decode(await read_body(http), DetokenizeRequest)
+        def work() -> bytes:
+            ids, _ = prompt.encoded(tokenizer)
+            return _json(TokenizedText(len(ids), longest, ids))
+
+        return await self._answer(http, prompt.num_characters, work)
+
+    async def detokenize(self, http: web.Request) -> web.StreamResponse:
+        asked, tokenizer = decode(await read_body(http), DetokenizeRequest), self._service.tokenizer
         self._service.check_model(asked.model)
-        bounds.check_token_ids("tokens", asked.tokens, self._service.tokenizer.vocab_size)
-        return json_response(DetokenizedText(self._service.tokenizer.decode(asked.tokens)))
 
-    async def chat_tokenize(self, http: web.Request) -> web.Response:
+        def work() -> bytes:
+            bounds.check_token_ids("tokens", asked.tokens, tokenizer.vocab_size)
+            return _json(DetokenizedText(tokenizer.decode(asked.tokens)))
+
+        return await self._answer(http, _CHARACTERS_PER_TOKEN * len(asked.tokens), work)
+
+    async def chat_tokenize(self, http: web.Request) -> web.StreamResponse:
         """A conversation as the model would get it."""
-        asked = decode(await read_body(http), ChatRequest)
-        text = self._service.chat_text(messages_of(asked), asked.add_generation_prompt is not False)
-        return json_response(ChatTokenized(await self._spans(text, add_special_tokens=False), text))
+        asked, tokenizer = decode(await read_body(http), ChatRequest), self._service.tokenizer
+        adds_prompt = asked.add_generation_prompt is not False
+        prompt = Prompt(messages=messages_of(asked), add_generation_prompt=adds_prompt)
 
-    async def _spans(self, text: str, add_special_tokens: bool) -> list[Span]:
-        return await asyncio.to_thread(self._service.tokenizer.encode_spans, text, add_special_tokens)
+        def work() -> bytes:
+            text = prompt.written(tokenizer)
+            spans = _json_of_spans(tokenizer.encode_spans(text, add_special_tokens=False))
+            return _json({"tokenize_response": msgspec.Raw(spans), "templated_text": text})
+
+        with template_errors():
+            return await self._answer(http, prompt.num_characters, work)
+
+    async def _answer(
+        self, http: web.Request, num_characters: int, work: Callable[[], bytes]
+    ) -> web.StreamResponse:
+        """What `work` makes, which has its room until the client has read most of it."""
+        with self._service.encoding.room(num_characters) as room:
+            response = web.Response(body=await room.run(work), content_type="application/json")
+            await response.prepare(http)
+            await response.write_eof()
+        return response
+
+
+def _json_of_spans(spans: Iterable[Span]) -> bytes:
+    left, parts = iter(spans), []
+    while some := list(itertools.islice(left, _SPANS_AT_ONCE)):
+        parts.append(_json(some)[1:-1])
+    return b"[" + b",".join(parts) + b"]"

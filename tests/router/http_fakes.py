@@ -229,6 +229,7 @@ class Client:
         conductor: Conductor,
     ):
         self.conductor = conductor
+        self.encoding = service.encoding
         self.session = session
         self.url = url
         self.config = service.config

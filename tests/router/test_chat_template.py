@@ -50,9 +50,9 @@ def test_what_a_template_refuses_is_told(source: str, problem: str) -> None:
         ChatTemplate(source, {}).render(MESSAGES)
 
 
-def test_a_broken_template_is_told_when_it_is_loaded() -> None:
+def test_a_broken_template_is_told_when_it_is_checked() -> None:
     with pytest.raises(ChatTemplateError, match="cannot be read"):
-        ChatTemplate("{% for %}", {})
+        ChatTemplate("{% for %}", {}).check()
 
 
 def write(folder: Path, config: object, name: str = "tokenizer_config.json") -> Path:

@@ -151,7 +151,7 @@ def test_ids_and_chat_prompts_are_those_of_transformers(tiny_model: Callable[[st
 
 
 def test_spans_say_which_characters_a_token_stands_for() -> None:
-    spans = BYTE_LEVEL.encode_spans("aé")
+    spans = list(BYTE_LEVEL.encode_spans("aé"))
     assert [(span.text, span.start, span.stop) for span in spans] == [("a", 0, 1), ("é", 1, 2), ("é", 1, 2)]
 
 
