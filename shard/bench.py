@@ -10,7 +10,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from shard.model_folder import ModelUnusable
 from shard.resolve import resolve
 from shard.runner import ModelRunner
 from shard.sampler import Sampler
-from shard.stopwatch import Stopwatch, nothing
+from shard.stopwatch import Stopwatch, measured_ms, synchronizer
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -83,7 +82,7 @@ class _Decoding:
         self._inputs = {
             width: runner.ops.widened(torch.randn(batch_size, width).to(like)) for width in widths
         }
-        self._synchronize: Callable[[], None] = torch.cuda.synchronize if like.is_cuda else nothing
+        self._synchronize = synchronizer(like.device)
 
     def prefill(self) -> float:
         """Seconds it took."""
@@ -100,12 +99,12 @@ class _Decoding:
     @torch.inference_mode()
     def products(self) -> float:
         """The same step's matrix products alone; milliseconds."""
-        self._synchronize()
-        started = time.perf_counter()
-        for product in self._runner.decoder.products:
-            product(self._inputs[product.shape[1]])
-        self._synchronize()
-        return (time.perf_counter() - started) * 1000
+
+        def run() -> None:
+            for product in self._runner.decoder.products:
+                product(self._inputs[product.shape[1]])
+
+        return measured_ms(run, self._synchronize)
 
     def shares(self, num_steps: int) -> dict[str, float]:
         """Share of a step's time by kind of operation."""

@@ -30,6 +30,7 @@ from shard.replay import ReplayFile
 from shard.runner import ModelRunner
 from shard.sequence import Sequence
 from shard.stack import Behind, Front, Row, Stack
+from shard.stopwatch import measured_ms, synchronizer
 
 TRIAL_STEPS = 2 * (governor.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor, at most
 WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by then
@@ -149,12 +150,11 @@ def _measure_front(stack: Stack, front: Front) -> Parts:
         lambda: stack.decoder.logits(front.hidden),
     ]
     times: list[list[float]] = [[] for _ in passes]
+    synchronize = synchronizer(front.hidden.device)
     with torch.inference_mode():
         for _ in range(MEASURED_TIMES):
             for run, taken in zip(passes, times, strict=True):
-                started = time.perf_counter()
-                run()
-                taken.append((time.perf_counter() - started) * 1000)
+                taken.append(measured_ms(run, synchronize))
     *segments, head = map(statistics.median, times)
     return Parts(segments, head)
 

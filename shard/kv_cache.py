@@ -7,7 +7,7 @@ that nobody may take any more give their pages back. Elsewhere other numbers of 
 import mmap
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from math import prod
 
 import numpy as np
@@ -68,12 +68,20 @@ class KVCache:
                 region.release(first * region.block_bytes, end * region.block_bytes)
 
     def rebuild(self, kept: list[int], num_blocks: int) -> None:
-        """Pools of another size, layer by layer; the blocks kept come first, in this order."""
+        """Pools of another size, layer by layer; the blocks kept come first, in this order.
+
+        Each old pool goes before its new one comes, and goes back to the device: torch would cut small pools
+        from old large ones, and what is left of these is of no use to pools that are larger.
+        """
         order = torch.tensor(kept, dtype=torch.int64, device=self._like.device)
-        for i, before in enumerate(self.layers):
+        nothing = self._like.new_empty(0)
+        for i in range(len(self.layers)):
+            keys, values = self.layers[i].keys[order], self.layers[i].values[order]
+            self.layers[i] = KV(nothing, nothing)
+            if self._like.is_cuda:
+                torch.cuda.empty_cache()
             after = self._pools(num_blocks)
-            after.keys[: len(kept)] = before.keys[order]
-            after.values[: len(kept)] = before.values[order]
+            after.keys[: len(kept)], after.values[: len(kept)] = keys, values
             self.layers[i] = after
         self.num_blocks = num_blocks
 
@@ -137,6 +145,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that KV may take on a device when no size was asked for."""
     if device.type != "cuda":
         return CPU_KV_CACHE_BYTES
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return max(0, int(free * CUDA_MEMORY_SHARE) - CUDA_ACTIVATION_BYTES)
 
@@ -146,9 +155,21 @@ def check_spare(device: torch.device, num_bytes: int) -> None:
     if device.type != "cuda":
         return
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if num_bytes > free:
+        torch.cuda.empty_cache()  # what torch keeps may lie in pieces: what it gives back can be had
+        free, _ = torch.cuda.mem_get_info(device)
     if num_bytes > free:
         raise MemoryError(f"{device} has {free} bytes to give, and {num_bytes} are needed.")
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raises `MemoryError` with one sentence where torch says that a device has no memory left."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". GPU")[0].replace(". ", ": ")
+        raise MemoryError(f"{reason}; load fewer layers, or leave it more of the device's memory.") from error
 
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:

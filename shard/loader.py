@@ -8,7 +8,7 @@ import torch
 
 from shard.generations import Unwanted
 from shard.host_memory import available_bytes
-from shard.kv_cache import CUDA_ACTIVATION_BYTES, check_spare, is_elastic
+from shard.kv_cache import CUDA_ACTIVATION_BYTES, check_spare, is_elastic, memory_errors
 from shard.memory import weight_bytes
 from shard.messages import ShardConfig
 from shard.model import Model, empty_of, ops_of
@@ -27,6 +27,7 @@ class ModelLoader:
         self._shelf = Shelf()
         self._ops: dict[tuple[str, int], PlainOps] = {}  # by dtype and size of block
 
+    @memory_errors()
     def first(self, config: ShardConfig) -> tuple[ModelRunner, int]:
         """The model that a shard starts with, and the bytes that it may take: weights and KV cache."""
         started = time.perf_counter()
@@ -37,6 +38,7 @@ class ModelLoader:
         runner.load_ms = (time.perf_counter() - started) * 1000
         return runner, weight_bytes([runner.weights]) + runner.kv_bytes
 
+    @memory_errors()
     def beside(self, config: ShardConfig, total_bytes: int, is_wanted: Callable[[], bool]) -> ModelRunner:
         """Another one, within the same bytes once it is alone; on one thread, so as to leave steps theirs."""
         started = time.perf_counter()

@@ -52,7 +52,7 @@ class Model:
     @property
     def like(self) -> torch.Tensor:
         """An empty tensor of its device, of the type that weights and KV are stored in."""
-        return self.decoder.embedding.new_empty(0)
+        return self.reader.empty
 
     @property
     def block_bytes(self) -> int:

@@ -13,7 +13,7 @@ from shard.confidence import Gauge
 from shard.early_exit import EarlyExit
 from shard.exit_settings import Mode
 from shard.full_depth import FullDepth
-from shard.kv_cache import KVCache, check_spare, free_bytes, is_elastic
+from shard.kv_cache import KVCache, check_spare, free_bytes, is_elastic, memory_errors
 from shard.memory import Weights
 from shard.messages import (
     ExitReport,
@@ -30,6 +30,7 @@ from shard.replay import Replay, read_replay
 from shard.sampler import Sampler
 from shard.speculative import Speculative
 from shard.stack import Stack
+from shard.stopwatch import synchronizer
 from shard.streamed_scoring import StreamedScoring
 
 
@@ -42,6 +43,7 @@ class ModelRunner:
     be served.
     """
 
+    @memory_errors()
     def __init__(
         self,
         config: ShardConfig,
@@ -54,6 +56,7 @@ class ModelRunner:
         self.decoder, self.ops = self.model.decoder, self.model.reader.ops
         self._config = config
         self._device = torch.device(config.device)
+        self._synchronize = synchronizer(self._device)
         self.kv_bytes = kv_budget(config) if kv_bytes is None else kv_bytes
         self.max_blocks = self._num_useful_blocks()
         is_later = kv_bytes is not None and not self.resizes_freely
@@ -118,6 +121,7 @@ class ModelRunner:
             warnings=self.model.warnings,
         )
 
+    @memory_errors()
     def resize(self, num_blocks: int) -> None:
         """Let it take so many blocks, no fewer than it holds; brings its weights, if they are not there yet.
 
@@ -146,6 +150,7 @@ class ModelRunner:
         scored = self._score_on(chunks)
         started = time.perf_counter()
         outputs, exits = self._run_chunks(chunks)
+        self._synchronize()  # a step that draws nothing waits for nothing else
         for _ in self.touch_ahead():
             pass
         ended = time.perf_counter()

@@ -70,15 +70,19 @@ class Sampler:
     def _draw(self, logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
         """Token ids (B,). Only rows whose scores change before the draw go through float32 copies."""
         temperatures = [draw.sequence.sampling.temperature for draw in draws]
-        keys = [noise_key(draw.sequence.sampling.seed, draw.num_tokens) for draw in draws]
-        chosen = self._ops.choose(logits, self._floats(temperatures), torch.tensor(keys, device=self._device))
+        chosen = self._choose(logits, draws, temperatures)
         changed = [i for i, draw in enumerate(draws) if changes_scores(draw.sequence.sampling)]
         if changed:
-            scores = self._changed_scores(logits[changed].float(), [draws[i] for i in changed])
-            flat = [1.0 if temperatures[i] else 0.0 for i in changed]
-            rows = torch.tensor([keys[i] for i in changed], device=self._device)
-            chosen[changed] = self._ops.choose(scores, self._floats(flat), rows)
+            some = [draws[i] for i in changed]
+            scores = self._changed_scores(logits[changed].float(), some)
+            chosen[changed] = self._choose(scores, some, [1.0 if temperatures[i] else 0.0 for i in changed])
         return chosen
+
+    def _choose(self, scores: torch.Tensor, draws: list[Draw], temperatures: list[float]) -> torch.Tensor:
+        if not any(temperatures):
+            return self._ops.greedy(scores)
+        keys = [noise_key(draw.sequence.sampling.seed, draw.num_tokens) for draw in draws]
+        return self._ops.choose(scores, self._floats(temperatures), torch.tensor(keys, device=self._device))
 
     def _changed_scores(self, scores: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
         """Penalties, temperature and filters, in TGI's order, on float32 scores (B, V)."""

@@ -1,5 +1,6 @@
 """Where a step's time goes, by wrapping the operations that it calls; it slows what it watches."""
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self.ms: dict[str, float] = defaultdict(float)
-        self._synchronize = torch.cuda.synchronize if device.type == "cuda" else nothing
+        self._synchronize = synchronizer(device)
 
     @contextmanager
     def watching(self, watched: list[tuple[type, str, str]]) -> Iterator[None]:
@@ -48,5 +49,15 @@ class Stopwatch:
         return timed
 
 
-def nothing() -> None:
-    """Stands in for synchronising where there is nothing to wait for."""
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """Waits until a device has done what it was given; where that is done at once, it does nothing."""
+    return functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+
+def measured_ms(run: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    """How long a call takes, with what it leaves a device to do."""
+    synchronize()
+    started = time.perf_counter()
+    run()
+    synchronize()
+    return (time.perf_counter() - started) * 1000

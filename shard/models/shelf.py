@@ -55,6 +55,11 @@ class Reader:
         return self._to.device
 
     @property
+    def empty(self) -> torch.Tensor:
+        """An empty tensor of the device and type of what was read, once that is there."""
+        return self._to
+
+    @property
     def num_bytes(self) -> dict[Hashable, int]:
         """Of each tensor that the model has, by an id that is the same in all models that share it."""
         return {id: part.numel() * part.element_size() for id, part in self._parts.items()}

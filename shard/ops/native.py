@@ -181,6 +181,10 @@ class NativeOps(PlainOps):
         self._likeliest[logits.dtype](logits.data_ptr(), out.data_ptr(), *logits.shape, count)
         return out
 
+    def greedy(self, scores: torch.Tensor) -> torch.Tensor:
+        num_rows = scores.shape[0]
+        return self.choose(scores, torch.zeros(num_rows), torch.zeros(num_rows, 2, dtype=torch.int64))
+
     def choose(self, scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         out = torch.empty(scores.shape[0], dtype=torch.int64)
         inverse = torch.where(temperatures > 0, 1 / temperatures, 0.0).float()

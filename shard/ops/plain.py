@@ -123,6 +123,10 @@ class PlainOps:
         """The indices of the greatest logits of each row, in any order, (B, V) -> (B, count) int64."""
         return logits.topk(count, dim=-1, sorted=False).indices
 
+    def greedy(self, scores: torch.Tensor) -> torch.Tensor:
+        """`choose` without noise: each row's likeliest token, the lowest of equals, (B, V) -> (B,) int64."""
+        return scores.argmax(dim=-1)
+
     def choose(self, scores: torch.Tensor, temperatures: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """A token per row by Gumbel-max with stateless noise, (B, V) -> (B,) int64; temperature 0 is greedy.
 

@@ -1,7 +1,6 @@
 """What layers and exits cost on this machine, and the most that leaving early can gain by these costs."""
 
 import statistics
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -11,6 +10,7 @@ from shard.batch import Chunk, lay_out
 from shard.messages import NewSequence
 from shard.runner import ModelRunner
 from shard.stack import Row
+from shard.stopwatch import measured_ms, synchronizer
 
 CONTEXT = 128  # tokens before the one that is timed
 REPEATS = 25
@@ -63,17 +63,13 @@ def measure_costs(runner: ModelRunner) -> Costs:
     def ask(segment: int) -> None:
         stack.exits[segment].vocabulary(stack.features(segment, front, [0]))
 
+    synchronize = synchronizer(front.hidden.device)
+
+    def median_ms(run: Callable[..., object], *given: object) -> float:
+        return statistics.median(measured_ms(lambda: run(*given), synchronize) for _ in range(REPEATS))
+
     return Costs(
-        [_median_ms(lambda s=s: stack.run(s, front)) for s in range(stack.num_segments)],  # type: ignore[misc]
-        [_median_ms(lambda s=s: ask(s)) for s in range(len(stack.exits))],  # type: ignore[misc]
-        _median_ms(lambda: stack.decoder.logits(front.hidden)),
+        [median_ms(stack.run, segment, front) for segment in range(stack.num_segments)],
+        [median_ms(ask, segment) for segment in range(len(stack.exits))],
+        median_ms(stack.decoder.logits, front.hidden),
     )
-
-
-def _median_ms(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - started) * 1000)
-    return statistics.median(times)

@@ -18,10 +18,11 @@ from shard.kv_cache import KVCache
 from shard.loader import Allowance, ModelLoader
 from shard.memory import weight_bytes
 from shard.messages import Commit, NewSequence, Prepare, Sampling, ShardConfig, SwapFailed
+from shard.model import Model
 from shard.models.checkpoint import CheckpointError
 from shard.models.load import load_decoder
 from shard.models.shelf import Shelf, StagingReader
-from shard.ops.batch import Heads
+from shard.ops.batch import KV, Heads
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
 from tests.shard.engine import DEVICE, generate, make_runner
@@ -380,3 +381,46 @@ def test_what_is_prepared_is_named_as_a_fresh_shard_would(tiny_model: Callable[[
     assert json.dumps([getattr(ready, name) for name in same]) == json.dumps(
         [getattr(fresh, name) for name in same]
     )
+
+
+def test_memory_is_that_of_the_device_while_weights_wait_for_it(tiny_model: Callable[[str], Path]) -> None:
+    """Staged on the host, they say nothing of where KV is to be."""
+    to = torch.empty(0, device="meta")
+    model = Model(config(tiny_model("llama"), device="cpu"), StagingReader(PlainOps(16), to, Shelf()))
+    assert model.decoder.embedding.device.type == "cpu"
+    assert model.like.device.type == "meta"
+
+
+def test_an_old_pool_goes_before_its_successor_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both at once are more than a device has that is full."""
+    monkeypatch.setattr("shard.kv_cache.is_elastic", lambda device: False)
+    cache = KVCache(PlainOps(16), HEADS, 2, 8, torch.empty(0))
+    old = [weakref.ref(kv.keys) for kv in cache.layers]
+    allocate, alive = PlainOps.allocate, []
+
+    def noting(ops: PlainOps, num_blocks: int, heads: Heads, like: torch.Tensor) -> KV:
+        alive.append([keys() is not None for keys in old])
+        return allocate(ops, num_blocks, heads, like)
+
+    monkeypatch.setattr(PlainOps, "allocate", noting)
+    cache.rebuild([6, 2, 3], 5)
+    assert alive == [[False, True], [False, False]]
+
+
+def test_a_device_without_memory_is_a_memory_error(tiny_model: Callable[[str], Path], monkeypatch) -> None:
+    """In one sentence, whether it runs out while a model is loaded, or while one is committed."""
+    says = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which"
+
+    def full(*_: object) -> KV:
+        raise torch.OutOfMemoryError(says)
+
+    shard = driver(tiny_model("llama"))
+    shard.ask(*prompts(2))
+    shard.step()
+    monkeypatch.setattr("shard.runner.is_elastic", lambda device: False)
+    monkeypatch.setattr("shard.kv_cache.is_elastic", lambda device: False)
+    shard.prepare(config(tiny_model("qwen2")))
+    monkeypatch.setattr(PlainOps, "allocate", full)
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory: Tried to allocate 20.00 MiB; .*\.$"):
+        make_runner(tiny_model("llama"), **SETTINGS)
+    assert isinstance(shard.commit(), SwapFailed)

@@ -136,6 +136,9 @@ def test_choice_of_tokens_equals_plain_bit_for_bit(library):
     keys = torch.randint(0, 2**32, (9, 2))
     temperatures = torch.tensor([0.0, 0.1, 0.5, 0.7, 1.0, 1.3, 2.0, 5.0, 0.0])
     assert native.choose(scores, temperatures, keys).equal(plain.choose(scores, temperatures, keys))
+    scores[:, 4000:] = scores[:, 3000:4000]  # of equals the lowest
+    likeliest = plain.choose(scores, torch.zeros(9), keys)
+    assert native.greedy(scores).equal(likeliest) and plain.greedy(scores).equal(likeliest)
     torch.testing.assert_close(native.log_sum_exp(scores), plain.log_sum_exp(scores))
 
 

@@ -106,3 +106,12 @@ def test_reported_logprobs_are_the_models_own():
 def test_penalties_apply_to_greedy_too():
     logits = torch.tensor([[1.0, 0.9, 0.0]])
     assert draw(logits, [sequence([2, 0], 1, presence_penalty=0.5)]) == [1]
+
+
+def test_noise_is_drawn_for_no_batch_that_is_greedy(monkeypatch: pytest.MonkeyPatch):
+    """It costs more than the rest of a large vocabulary's draw where it is plain torch."""
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    sequences = [sequence([1], presence_penalty=0.1 * i) for i in range(3)]
+    beside_noise = draw(logits, [*sequences[:2], sequence([1], temperature=1.0)])
+    monkeypatch.setattr(PlainOps, "choose", lambda *_: pytest.fail("drew noise"))
+    assert draw(logits, sequences)[:2] == beside_noise[:2]
