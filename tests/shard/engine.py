@@ -18,6 +18,8 @@ SETTINGS = {
     "num_threads": 1,
 }
 
+DTYPE = os.environ.get("HELIOS_TEST_DTYPE", "float32")  # set where rows of CPUs are imitated: test_rows.py
+
 
 def make_runner(folder: Path, **config) -> ModelRunner:
     settings = SETTINGS | config

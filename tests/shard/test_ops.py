@@ -5,6 +5,7 @@ import ctypes
 import pytest
 import torch
 
+from shard.model import CACHE
 from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
 from shard.ops.build import build
 from shard.ops.native import LONG_CHUNK, NativeOps
@@ -34,8 +35,8 @@ LENGTHS = [
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    built = build(tmp_path_factory.mktemp("kernels"), usable_cpu())
+def library() -> ctypes.CDLL:
+    built = build(CACHE, usable_cpu())
     if built is None:
         pytest.skip("no C++ compiler on this machine")
     return built

@@ -1,0 +1,121 @@
+"""What is stored and computed in follows from the device, every dtype works, and bytes are those held."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shard.cpu import LEVELS, Cpu
+from shard.precision import DTYPES, _of_cpu, _of_cuda, precision_of
+from tests.shard.engine import generate, make_runner
+from tests.shard.test_runner import prompts_of
+
+FEATURES = [feature for level in LEVELS for feature in level.features]
+
+
+def x86(*features: str) -> Cpu:
+    return Cpu("x86_64", frozenset(features))
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch):
+    """`onednn(bf16, fp16)` lets oneDNN say what it can do."""
+
+    def say(bf16: bool, fp16: bool = False) -> None:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: fp16)
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("cpu", "has_bf16", "dtype", "expected"),
+    [
+        (x86(*FEATURES), True, "auto", "bfloat16"),
+        (x86(*FEATURES[:-1]), True, "auto", "bfloat16_float32"),  # AVX-512 that emulates them
+        (x86("avx_ne_convert"), True, "auto", "bfloat16"),
+        (x86("avx2"), False, "auto", "bfloat16_float32"),
+        (x86("avx2"), False, "bfloat16", "bfloat16_float32"),
+        (x86(*FEATURES), True, "float16", "float16_float32"),
+        (x86("avx2"), False, "float32", "float32"),
+        (Cpu("aarch64", frozenset()), True, "auto", "bfloat16"),
+        (Cpu("aarch64", frozenset()), False, "auto", "bfloat16_float32"),
+    ],
+)
+def test_a_cpu_computes_in_what_it_has_products_for(
+    onednn, cpu: Cpu, has_bf16: bool, dtype: str, expected: str
+):
+    onednn(has_bf16)
+    assert _of_cpu(cpu, dtype).label == expected
+
+
+def test_float16_is_computed_in_where_there_are_products_for_it(onednn):
+    onednn(True, fp16=True)
+    assert _of_cpu(x86(*FEATURES), "float16").label == "float16"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected", "cost"),
+    [
+        ((9, 0), "auto", "bfloat16", ""),
+        ((8, 0), "auto", "bfloat16", ""),
+        ((7, 5), "auto", "float16", ""),
+        ((7, 5), "bfloat16", "bfloat16", "emulates"),
+        ((9, 0), "float32", "float32", "twice the bytes"),
+    ],
+)
+def test_a_gpu_computes_in_what_it_stores(capability, dtype: str, expected: str, cost: str):
+    precision = _of_cuda(capability, dtype)
+    assert precision.label == expected
+    assert cost in precision.reason
+
+
+@pytest.mark.parametrize("ops", ["native", "plain"])
+@pytest.mark.parametrize("dtype", ["auto", *DTYPES])
+@pytest.mark.parametrize("shape", ["llama", "opt", "qwen3"])
+def test_every_dtype_says_what_float32_says_of_the_same_numbers(
+    tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, dtype: str, ops: str
+):
+    precision = precision_of("cpu", dtype)
+    folder = rounded(tiny_model(shape), tmp_path / "rounded", precision.storage)
+    reference = make_runner(folder, dtype="float32")
+    if ops == "plain":
+        monkeypatch.setattr("shard.ops.choose.build", lambda *_: None)
+    runner = make_runner(folder, dtype=dtype)
+    ready = runner.ready()
+    assert (ready.dtype, ready.compute_dtype) == (precision.dtype, precision.compute_dtype)
+    assert ready.dtype_reason.endswith(".")
+    prompts = [prompt[:1] + prompt for prompt in prompts_of(ready.vocab_size, [30, 5, 17])]
+    said, expected = (generate(it, prompts, 1) for it in (runner, reference))
+    close = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+    tolerance = max(close[precision.storage], close[precision.compute])
+    for one, other in zip(said, expected, strict=True):
+        assert one.tokens[0].logprob == pytest.approx(other.tokens[0].logprob, abs=tolerance)
+
+
+def rounded(model: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """The same model with numbers that a type can hold."""
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tensors = {
+        name: tensor.to(dtype).float() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_bytes_are_those_held(tiny_model, dtype: str):
+    runner = make_runner(tiny_model("llama"), dtype=dtype)
+    heads, kv = runner.decoder.shape.heads, runner.kv_cache.layers[0]
+    size = DTYPES[dtype].itemsize
+    assert kv.keys.dtype == kv.values.dtype == DTYPES[dtype]
+    padded = -(-heads.dim // 32) * 32
+    assert runner.block_bytes == 2 * 16 * heads.kv * padded * size * len(runner.kv_cache.layers)
+    held = [runner.decoder.embedding, *(tensor for it in runner.decoder.products for tensor in it.tensors)]
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    norms = 9 * runner.decoder.shape.hidden_size * runner.model.precision.compute.itemsize
+    assert runner.ready().weight_bytes == num_bytes + norms
+    assert sum(runner.weights.values()) == num_bytes + norms
