@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -54,8 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     imitate(os.environ)
-    module = importlib.import_module(COMMANDS[name][0])
-    return int(module.main(arguments[len(name.split()) :]) or 0)
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        return int(module.main(arguments[len(name.split()) :]) or 0)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _command(arguments: Sequence[str]) -> str | None:

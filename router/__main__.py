@@ -5,6 +5,7 @@ The only module of the router that reads the environment.
 
 import asyncio
 import errno
+import faulthandler
 import os
 import secrets
 import signal
@@ -26,6 +27,8 @@ from router.shard_client import ShardDied
 from telemetry.keeping import keeping
 
 PROGRAM = "helios serve"
+STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
+_RESOLVER_END_S = 10.0  # to remove what it has begun to make
 PACKAGE_ROOT = Path(__file__).parents[1]  # where children find our packages, wherever this was started
 DESCRIPTION = """\
 Serve a model over HTTP. Each flag can also be set by an environment variable of the same name in capitals
@@ -124,28 +127,56 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
     """
     local = Path(model_id).expanduser()
     model = str(local.resolve()) if local.exists() else model_id
-    command = [sys.executable, "-m", "shard.resolve", model, "--cache", str(config.cache.resolve())]
+    command = [sys.executable, "-m", "shard.resolve", model, "--end-with-stdin"]
+    command += ["--cache", str(config.cache.resolve())]
     if revision is not None:
         command += ["--revision", revision]
-    with subprocess.Popen(command, cwd=PACKAGE_ROOT, stdout=subprocess.PIPE, text=True) as process:
+    # It ends when its standard input does: with this process at the latest. It may take any time, as it may
+    # fetch gigabytes: the network's own timeouts and Ctrl-C are what bounds that.
+    process = subprocess.Popen(
+        command, cwd=PACKAGE_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
         try:
-            answer, _ = process.communicate()
+            answer = process.stdout.read()
         except BaseException:
             process.terminate()
             raise
-    if process.returncode != 0:
+        finally:
+            status = _exit_status(process)
+    if status < 0:
+        raise CannotServe(
+            f"The process that prepared {model_id} was ended by {signal.Signals(-status).name}: "
+            "most likely the machine has run out of memory."
+        )
+    if status != 0:
         raise CannotServe("")
     return Path(answer.strip())
 
 
+def _exit_status(process: subprocess.Popen[str]) -> int:
+    """Of a process that is about to end: it is given a little time."""
+    try:
+        return process.wait(_RESOLVER_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(_RESOLVER_END_S)
+
+
 async def _serve(config: Config, menu: Menu) -> None:
-    """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once."""
+    """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once.
+
+    A stop that hangs ends as well, and shows where it hung.
+    """
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
             os._exit(1)  # shards and Redis end themselves when their parent is gone
         stop.set()
+        faulthandler.dump_traceback_later(config.shutdown_timeout_ms / 1000 + STOP_GRACE_S, exit=True)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

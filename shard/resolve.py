@@ -7,9 +7,11 @@ complete folder is answered from its files alone, in milliseconds.
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,11 @@ def _end(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
+def _end_with_stdin() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not by its buffer, whose lock the interpreter takes at its end
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
@@ -147,7 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model_id")
     parser.add_argument("--revision")
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--end-with-stdin", action="store_true", help="end when whoever asked is gone")
     options = parser.parse_args(arguments)
+    if options.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         print(resolve(options.model_id, options.revision, options.cache))
     except ModelUnusable as error:

@@ -159,19 +159,19 @@ def endless_download(tmp_path):
         yield process
         connection.close()
     process.kill()
-    process.communicate()
+    process.communicate(timeout=30)
 
 
-@pytest.mark.parametrize("to_whole_group", [True, False], ids=["ctrl-c", "sigterm"])
-def test_told_to_stop_while_the_model_is_fetched(endless_download, to_whole_group, tmp_path):
+@pytest.mark.parametrize("blow", ["ctrl-c", "sigterm", "sigkill"])
+def test_told_to_stop_while_the_model_is_fetched(endless_download, blow, tmp_path):
     children = psutil.Process(endless_download.pid).children(recursive=True)
     assert len(children) == 2
-    if to_whole_group:
+    if blow == "ctrl-c":
         os.killpg(endless_download.pid, signal.SIGINT)
     else:
-        endless_download.terminate()
+        endless_download.send_signal(signal.Signals[blow.upper()])
     _, said = endless_download.communicate(timeout=30)
-    assert endless_download.returncode == (130 if to_whole_group else 143)
+    assert endless_download.returncode == {"ctrl-c": 130, "sigterm": 143, "sigkill": -9}[blow]
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
