@@ -17,12 +17,13 @@ from typing import Any
 
 import msgspec
 
+import router
 from router.chat_template import ChatTemplate, ChatTemplateError
 
 MAX_RENDERING_S = 2.0
 MAX_MEMORY_BYTES = 1 << 30  # of a process, the interpreter's own included
 _START_TIMEOUT_S = 60.0
-_PACKAGE_ROOT = Path(__file__).parents[1]
+_PACKAGE_ROOT = Path(router.__file__).parents[1]
 _LENGTH_BYTES = 4
 
 
@@ -91,7 +92,7 @@ class _Process:
         """Raises ChatTemplateError when it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "router.rendering"]
+            command = [sys.executable, "-m", __name__]
             self._sock = ours
             # A session of its own: Ctrl-C is the router's to answer.
             self._popen = subprocess.Popen(

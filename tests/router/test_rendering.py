@@ -39,7 +39,7 @@ def renderer() -> Iterator[Renderer]:
 
 
 def processes() -> set[psutil.Process]:
-    return {child for child in psutil.Process().children() if "router.rendering" in child.cmdline()}
+    return {child for child in psutil.Process().children() if Renderer.__module__ in child.cmdline()}
 
 
 @pytest.fixture
