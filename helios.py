@@ -11,12 +11,12 @@ from shard.cpu import imitate
 
 COMMANDS = {
     "serve": ("router.__main__", "serve a model over HTTP"),
-    "pull": ("shard.pull", "fetch the embedded model"),
+    "pull": ("shard.fetch.pull", "fetch the embedded model"),
     "bench": ("loadgen.__main__", "measure a running server: serve, compare, scenario, selftest"),
-    "bench scale": ("router.scale.bench", "simulate many shards and shifting requests in virtual time"),
-    "bench engine": ("shard.bench", "measure the engine alone, without HTTP"),
+    "bench scale": ("router.simulation.bench", "simulate many shards and shifting requests in virtual time"),
+    "bench engine": ("shard.bench.engine", "measure the engine alone, without HTTP"),
     "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
-    "score": ("shard.score", "compare answers in a file with what the full model says"),
+    "score": ("shard.score.command", "compare answers in a file with what the full model says"),
     "calibrate": ("shard.tune.calibrate", "find thresholds for exits that keep a promise about quality"),
     "shard": ("shard.__main__", "run one shard for a router on another host"),
 }

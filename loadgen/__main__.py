@@ -12,12 +12,12 @@ from typing import Any
 import uvloop
 from rich.console import Console
 
-from loadgen import flags
+from loadgen.cli import flags
+from loadgen.cli.units import BadQuantity
 from loadgen.client.client import BadUrl
 from loadgen.client.files import make_room
 from loadgen.client.peer import Unusable
-from loadgen.options import CompareOptions, ScenarioOptions, ServeOptions
-from loadgen.units import BadQuantity
+from loadgen.load.options import CompareOptions, ScenarioOptions, ServeOptions
 
 COULD_NOT_TRY = 2
 
@@ -86,11 +86,11 @@ def _run(command: str, argv: Sequence[str]) -> int:
     console = Console()
     match command:
         case "serve":
-            from loadgen.serve import serve
+            from loadgen.commands.serve import serve
 
             return _loop(serve(flags.read(ServeOptions, argv, prog, SERVE, _keys()), console))
         case "compare":
-            from loadgen.compare import compare
+            from loadgen.commands.compare import compare
 
             return _loop(compare(flags.read(CompareOptions, argv, prog, COMPARE, _keys()), console))
         case "scenario":

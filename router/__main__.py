@@ -17,13 +17,15 @@ from pathlib import Path
 
 import uvloop
 
-from router import app, logs, machine, memory, options
-from router.config import Config
-from router.menu import Dish, Menu, dish_of
-from router.offer import begun_with, repository_of
-from router.options import ConfigError
-from router.repository import Repository
-from router.shard_client import ShardDied
+from router import app
+from router.catalog import memory_check
+from router.catalog.candidate_config import begun_with, repository_of
+from router.catalog.catalog import Dish, Menu, dish_of
+from router.catalog.repository import Repository
+from router.fleet.client import ShardDied
+from router.settings import logs, machine, options
+from router.settings.config import Config
+from router.settings.options import ConfigError
 from telemetry.keeping import keeping
 
 PROGRAM = "helios serve"
@@ -75,7 +77,7 @@ def serve(config: Config, repository: Repository) -> None:
     """Until it is told to stop. Raises `CannotServe`; what can be found out early is found out first."""
     check_address(config.hostname, config.port)
     dishes = find_models(config, repository)
-    shortage = memory.shortage(config, dishes[0].folder, machine.inspect(os.environ))
+    shortage = memory_check.shortage(config, dishes[0].folder, machine.inspect(os.environ))
     if shortage is not None:
         raise CannotServe(shortage)
     uvloop.run(_serve(config, Menu(config, repository, dishes)))
@@ -127,7 +129,7 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
     """
     local = Path(model_id).expanduser()
     model = str(local.resolve()) if local.exists() else model_id
-    command = [sys.executable, "-m", "shard.resolve", model, "--end-with-stdin"]
+    command = [sys.executable, "-m", "shard.fetch.resolve", model, "--end-with-stdin"]
     command += ["--cache", str(config.cache.resolve())]
     if revision is not None:
         command += ["--revision", revision]

@@ -27,15 +27,15 @@ from router.api.routes import (
 from router.api.service import Service
 from router.api.status import VERSION, StatusApi
 from router.api.text import TextApi
-from router.conductor import Conductor
-from router.config import Config
-from router.dispatcher import Dispatcher
-from router.facts import facts_of
-from router.menu import Menu
-from router.observe import MetricsObserver, watch_store
-from router.reassess import Loop
-from router.recorder import Recorder
-from router.swap import Inflight, Wish
+from router.catalog.catalog import Menu
+from router.catalog.read_profile import facts_of
+from router.control.loop import Loop
+from router.control.swap_controller import Conductor
+from router.fleet.dispatcher import Dispatcher
+from router.fleet.swap import Inflight, Wish
+from router.observers.metrics import MetricsObserver, watch_store
+from router.observers.recorder import Recorder
+from router.settings.config import Config
 from telemetry import tasks
 from telemetry.prometheus import Metrics
 from telemetry.store import Store

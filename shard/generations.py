@@ -13,8 +13,8 @@ from typing import Protocol
 
 import msgspec
 
-from shard.batch import SequenceTable
 from shard.clock import Clock
+from shard.engine.sequence_table import SequenceTable
 from shard.memory import Claim, Weights, share_out
 from shard.messages import (
     Commit,

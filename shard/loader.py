@@ -6,9 +6,9 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from shard.engine.kv_cache import CUDA_ACTIVATION_BYTES, check_spare, is_elastic, memory_errors
 from shard.generations import Unwanted
 from shard.host_memory import available_bytes
-from shard.kv_cache import CUDA_ACTIVATION_BYTES, check_spare, is_elastic, memory_errors
 from shard.memory import weight_bytes
 from shard.messages import ShardConfig
 from shard.model import Model, empty_of, ops_of

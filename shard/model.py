@@ -6,11 +6,17 @@ from pathlib import Path
 import msgspec
 import torch
 
-from shard.certificate import heads_digest
-from shard.certified import Served, objections
-from shard.exit_settings import Mode, settings_of
-from shard.exits import DESCRIPTION, Exit, ExitFile, ExitSpec, check_criterion, load_exits, read_exits
-from shard.kv_cache import block_bytes
+from shard.engine.kv_cache import block_bytes
+from shard.exits.exit_heads import (
+    DESCRIPTION,
+    Exit,
+    ExitFile,
+    ExitSpec,
+    check_criterion,
+    load_exits,
+    read_exits,
+)
+from shard.exits.settings import Mode, settings_of
 from shard.messages import ShardConfig
 from shard.models.checkpoint import digest
 from shard.models.load import Decoder, load_decoder
@@ -19,6 +25,8 @@ from shard.models.shelf import Reader
 from shard.ops.choose import choose_ops
 from shard.ops.plain import PlainOps
 from shard.precision import Precision, precision_of
+from shard.quality.certificate import heads_digest
+from shard.quality.certificate_check import Served, objections
 
 CACHE = Path.home() / ".cache" / "helios"
 

@@ -11,8 +11,8 @@ from typing import Any, Self
 import msgspec
 from tokenizers import Tokenizer
 
-from shard.answers import Answer
 from shard.cli import default_cache_dir
+from shard.fetch.resolve import resolve
 from shard.messages import (
     FinishReason,
     NewSequence,
@@ -25,8 +25,8 @@ from shard.messages import (
     TokenOutput,
     Work,
 )
-from shard.resolve import resolve
 from shard.runner import ModelRunner
+from shard.score.answers import Answer
 
 STEP_TOKENS = 512  # prompt tokens computed in one step, besides one token of every sequence that decodes
 BATCH_SIZE = 64

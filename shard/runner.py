@@ -6,14 +6,20 @@ from pathlib import Path
 
 import torch
 
-from shard.batch import Chunk, SequenceTable
-from shard.batch_tensors import BatchMaker
-from shard.capped import Capped
-from shard.confidence import Gauge
-from shard.early_exit import EarlyExit
-from shard.exit_settings import Mode
-from shard.full_depth import FullDepth
-from shard.kv_cache import KVCache, check_spare, free_bytes, is_elastic, memory_errors
+from shard.bench.stopwatch import synchronizer
+from shard.engine.full_depth import FullDepth
+from shard.engine.kv_cache import KVCache, check_spare, free_bytes, is_elastic, memory_errors
+from shard.engine.sampler import Sampler
+from shard.engine.sequence_table import Chunk, SequenceTable
+from shard.engine.step_inputs import BatchMaker
+from shard.exits.capped import Capped
+from shard.exits.criterion import Gauge
+from shard.exits.early_exit import EarlyExit
+from shard.exits.replay import Replay, read_replay
+from shard.exits.segments import Stack
+from shard.exits.settings import Mode
+from shard.exits.speculative import Speculative
+from shard.exits.streamed_scoring import StreamedScoring
 from shard.memory import Weights
 from shard.messages import (
     ExitReport,
@@ -26,12 +32,6 @@ from shard.messages import (
 from shard.model import Model, empty_of, ops_of
 from shard.models.load import Decoder, MissingLayers
 from shard.models.shelf import Reader
-from shard.replay import Replay, read_replay
-from shard.sampler import Sampler
-from shard.speculative import Speculative
-from shard.stack import Stack
-from shard.stopwatch import synchronizer
-from shard.streamed_scoring import StreamedScoring
 
 
 class ModelRunner:

@@ -76,7 +76,7 @@ class Refused(Exception):
 def make_runner(config: ShardConfig) -> Runner:
     """The runner for a device. Only a real one imports torch."""
     if config.device == "sim":
-        from shard.sim import SimLoader
+        from shard.sim.sim_runner import SimLoader
 
         return Generations(config, SimLoader())
     from shard.loader import ModelLoader

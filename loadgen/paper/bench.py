@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from loadgen.measure import Screen
+from loadgen.load.live import choose_view
+from loadgen.load.measure import Screen
 from loadgen.paper.agreement import Quality, quality_of
 from loadgen.paper.experiment import Experiment, Part
 from loadgen.paper.options import HeliosOptions, size_of
@@ -15,7 +16,6 @@ from loadgen.paper.outcome import outcomes_of
 from loadgen.paper.plot import plot
 from loadgen.paper.subject import Subject, real_weights, replayed_exits
 from loadgen.paper.table import Report, line_of, report_of, show
-from loadgen.report.live import choose_view
 from loadgen.report.tables import compact_json, rounded
 
 PLOT, FIGURES = "helios.png", "helios.json"

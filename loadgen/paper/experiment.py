@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loadgen.measure import Screen, measure
-from loadgen.options import LoadOptions
+from loadgen.cli.units import BadQuantity, num_bytes
+from loadgen.load.measure import Screen, measure
+from loadgen.load.options import LoadOptions
+from loadgen.load.plan import Plan, plan_of
+from loadgen.load.target import reach
 from loadgen.paper import probe
 from loadgen.paper.footprint import TooSmall
 from loadgen.paper.options import HeliosOptions, Size
 from loadgen.paper.server import serving
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import EARLY, HELIOS, Budget, System, systems_of
-from loadgen.plan import Plan, plan_of
 from loadgen.results.summary import Measured, summarise
-from loadgen.target import reach
-from loadgen.units import BadQuantity, num_bytes
 
 BLOCK_TOKENS = 16  # of KV cache, as servers have it
 SPARE_TOKENS = 64  # beyond the longest request, that a server would still take

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from loadgen.flags import Flag
+from loadgen.cli.flags import Flag
 
 WHAT = "what is measured"
 SIZE = "size"

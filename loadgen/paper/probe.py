@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from loadgen.client.peer import Unusable, count_tokens
+from loadgen.load.plan import Plan
+from loadgen.load.target import Target, reach
 from loadgen.paper.footprint import Footprint, Load, footprint_of
 from loadgen.paper.server import serving
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import PROBE_KV_BYTES, probes
-from loadgen.plan import Plan
-from loadgen.target import Target, reach
 
 TEMPLATE_TOKENS = 48  # what a chat template adds to a prompt, at most
 LONGEST = 32  # prompts of most characters, whose tokens are counted

@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
+from loadgen.cli.units import BadQuantity
 from loadgen.paper.files import write_exits, write_replay, write_repository
 from loadgen.paper.options import HeliosOptions, Size
 from loadgen.paper.published import EASY_SHARES, HARD_SHARES
 from loadgen.traffic.datasets import read_dataset
-from loadgen.units import BadQuantity
 
 PACKAGE_ROOT = Path(__file__).parents[2]
-EMBEDDED_REPOSITORY = PACKAGE_ROOT / "router" / "embedded.toml"
+EMBEDDED_REPOSITORY = PACKAGE_ROOT / "router" / "catalog" / "embedded.toml"
 SHAPES = {"opt-1.3b": 24, "opt-6.7b": 32}  # layers; the paper's small and large model
 QUARTERS = (0.25, 0.5, 0.75)
 REPLAYED_CLASSES = ("chat", "extract", "chat")  # short and long prompts, which the replay tells apart

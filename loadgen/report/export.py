@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from loadgen.client.records import Record
+from loadgen.load.run import Run
 from loadgen.report.page import page_of
 from loadgen.report.tables import MEASURES, rounded
 from loadgen.results.stats import Distribution
 from loadgen.results.summary import Summary
 from loadgen.results.timeline import Bin
-from loadgen.run import Run
 
 FILES = (
     "summary.json",

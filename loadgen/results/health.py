@@ -5,8 +5,8 @@ import enum
 import msgspec
 import numpy as np
 
+from loadgen.load.run import Run
 from loadgen.results.stats import percentile
-from loadgen.run import Run
 
 STRAINED_MS = 2.0  # lag at p99 from which latencies are said to be off by as much
 SATURATED_MS = 20.0

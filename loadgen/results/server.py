@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from loadgen.client.scrape import Scrape, mean_queue_ms
-from loadgen.run import Run
+from loadgen.load.run import Run
 
 
 class ServerSays(msgspec.Struct, frozen=True):

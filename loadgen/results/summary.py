@@ -9,8 +9,9 @@ import numpy as np
 
 from loadgen.client.peer import Peer
 from loadgen.client.records import Outcome, Record
+from loadgen.load.run import Run
+from loadgen.load.slo import Goals
 from loadgen.results.exits import Exits, exit_figures
-from loadgen.results.goals import Goals
 from loadgen.results.health import ClientHealth, client_health
 from loadgen.results.integrity import Integrity, integrity_of
 from loadgen.results.server import ServerSays, server_says
@@ -18,7 +19,6 @@ from loadgen.results.stats import Distribution, describe
 from loadgen.results.swaps import Swap, Version, swaps_of, versions_of
 from loadgen.results.timeline import Floats, Timeline, timeline_of
 from loadgen.results.window import Trim, Window, measured_records, measured_window
-from loadgen.run import Run
 
 
 class Latencies(msgspec.Struct, frozen=True):

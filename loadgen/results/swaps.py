@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from loadgen.client.records import Record
-from loadgen.run import Run
+from loadgen.load.run import Run
 
 ASKED_FOR = ("swap", "rollback", "pin")  # kinds of decisions that are changes, also while they are under way
 AFTERMATH_S = 1.0  # a gap that begins this long after a swap is no longer its doing

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loadgen.client.records import Outcome, Record
+from loadgen.load.run import Run
 from loadgen.results.stats import percentile
-from loadgen.run import Run
 
 NUM_BINS = 60
 WIDTHS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)

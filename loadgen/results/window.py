@@ -2,9 +2,9 @@
 
 import msgspec
 
+from loadgen.cli.units import seconds, share
 from loadgen.client.records import Outcome, Record
-from loadgen.run import Run
-from loadgen.units import seconds, share
+from loadgen.load.run import Run
 
 MIN_REQUESTS = 20  # a window with fewer starts inside is not used
 

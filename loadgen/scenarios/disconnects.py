@@ -4,12 +4,12 @@ import asyncio
 from time import monotonic
 from typing import Any
 
-from loadgen.alone import ask_alone
 from loadgen.client.records import Outcome
 from loadgen.client.scrape import Scrape, parse_metrics
+from loadgen.load.single_request import ask_alone
+from loadgen.load.target import Target
 from loadgen.results.summary import Measured
 from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
-from loadgen.target import Target
 
 CLIENTS, ARRIVE_WITHIN_S, HANG_UP_WITHIN = 200, 5.0, "3s"
 SETTLED_WITHIN_S = 5.0

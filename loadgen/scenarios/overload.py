@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loadgen.alone import ask_alone
 from loadgen.client.records import Outcome, Record
+from loadgen.load.run import Run
+from loadgen.load.single_request import ask_alone
 from loadgen.results.summary import Measured, Summary
-from loadgen.run import Run
 from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
 
 PROBE_STREAMS, PROBE_SECONDS, TOKENS = 32, 8.0, "32"

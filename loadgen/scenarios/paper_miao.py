@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loadgen.alone import ask_alone
+from loadgen.cli.units import number
 from loadgen.client.peer import Unusable
-from loadgen.compare import Rounds, Side, paired_rounds
+from loadgen.commands.compare import Rounds, Side, paired_rounds
+from loadgen.load.single_request import ask_alone
+from loadgen.load.target import Target
 from loadgen.report.page_parts import Section, card, table
 from loadgen.results.comparison import compare_rounds
 from loadgen.results.stats import Interval
 from loadgen.results.summary import Measured
 from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
-from loadgen.target import Target
-from loadgen.units import number
 
 STREAMS, ROUNDS, TOKENS = (1, 8), 4, 64
 PAPER_THROUGHPUT, PAPER_ITL = 1.25, 3.39  # the paper's best cases

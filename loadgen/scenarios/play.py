@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from loadgen.measure import Screen
-from loadgen.options import ScenarioOptions
+from loadgen.cli.units import BadQuantity
+from loadgen.load.live import choose_view
+from loadgen.load.measure import Screen
+from loadgen.load.options import ScenarioOptions
 from loadgen.report.export import export
-from loadgen.report.live import choose_view
 from loadgen.report.page import page_of
 from loadgen.report.page_parts import Section, card, table
 from loadgen.report.tables import compact_json, print_summary
@@ -26,7 +27,6 @@ from loadgen.scenarios import (
     swap_under_load,
 )
 from loadgen.scenarios.stage import Played, Promise, Scenario, Stage
-from loadgen.units import BadQuantity
 
 SCENARIOS = (
     smoke.SCENARIO,

@@ -2,9 +2,9 @@
 
 from loadgen.client.dialects import Dialect
 from loadgen.client.peer import Unusable
+from loadgen.load.target import Target
 from loadgen.results.summary import Measured
 from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
-from loadgen.target import Target
 
 REQUESTS, STREAMS, TOKENS = 12, 4, "24"
 

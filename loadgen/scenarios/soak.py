@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from loadgen.client.records import Outcome, Record
+from loadgen.load.run import Run
 from loadgen.results.summary import Measured
-from loadgen.run import Run
 from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
 
 STREAMS, SECONDS = 16, 1800

@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 
 from loadgen.client.records import Record
-from loadgen.measure import Screen, measure
-from loadgen.options import LoadOptions, ScenarioOptions
-from loadgen.plan import Plan, plan_of, settings_of
+from loadgen.load.measure import Screen, measure
+from loadgen.load.options import LoadOptions, ScenarioOptions
+from loadgen.load.plan import Plan, plan_of, settings_of
+from loadgen.load.target import Target, reach
 from loadgen.report.page_parts import Section
 from loadgen.results.summary import Measured, Summary, summarise
-from loadgen.target import Target, reach
 
 
 class Promise(msgspec.Struct, frozen=True):

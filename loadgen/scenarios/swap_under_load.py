@@ -7,12 +7,14 @@ from time import monotonic
 
 import msgspec
 
-from loadgen.alone import ask_alone
+from loadgen.cli.units import BadQuantity
 from loadgen.client.ops import Decision
 from loadgen.client.peer import Unusable
 from loadgen.client.records import Outcome, Record
+from loadgen.load.run import Run
+from loadgen.load.single_request import ask_alone
+from loadgen.load.target import Target
 from loadgen.results.summary import Measured, Summary
-from loadgen.run import Run
 from loadgen.scenarios.stage import (
     Played,
     Promise,
@@ -22,8 +24,6 @@ from loadgen.scenarios.stage import (
     equal_answers,
     whole_answers,
 )
-from loadgen.target import Target
-from loadgen.units import BadQuantity
 
 STREAMS, SWAPS, SECONDS = 64, 20, 120
 TOKENS = "uniform:40:200"  # so that streams begin and end at all times, on every model

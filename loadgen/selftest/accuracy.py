@@ -15,19 +15,19 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from loadgen.cli.flags import Flag
 from loadgen.client.files import make_room
 from loadgen.client.records import Outcome
-from loadgen.flags import Flag
-from loadgen.measure import Screen, measure_load
-from loadgen.options import LoadOptions
-from loadgen.plan import Plan, plan_of
-from loadgen.report.live import NoView
+from loadgen.load.live import NoView
+from loadgen.load.measure import Screen, measure_load
+from loadgen.load.options import LoadOptions
+from loadgen.load.plan import Plan, plan_of
+from loadgen.load.run import Pace, Run
+from loadgen.load.target import Target, reach
 from loadgen.report.tables import compact_json
 from loadgen.results.health import ClientHealth, Verdict, client_health
-from loadgen.run import Pace, Run
 from loadgen.selftest.process import synthetic_server
 from loadgen.selftest.server import Behaviour
-from loadgen.target import Target, reach
 
 ABOUT = """\
 Measures this load generator on this machine: many streams from a synthetic server that notes when it

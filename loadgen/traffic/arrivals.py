@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from loadgen.units import BadQuantity, number, seconds
+from loadgen.cli.units import BadQuantity, number, seconds
 
 Times = np.ndarray[tuple[int], np.dtype[np.float64]]
 

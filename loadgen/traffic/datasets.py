@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.units import BadQuantity
+from loadgen.cli.units import BadQuantity
 
 SHIPPED = ("chat", "story", "code", "extract")
 CHARS_PER_TOKEN = 4  # English, near enough to size an answer by one that was given before

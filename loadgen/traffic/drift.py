@@ -2,7 +2,7 @@
 
 import msgspec
 
-from loadgen.units import BadQuantity, seconds, weights
+from loadgen.cli.units import BadQuantity, seconds, weights
 
 
 class Phase(msgspec.Struct, frozen=True):

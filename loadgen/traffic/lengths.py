@@ -4,7 +4,7 @@ import random
 
 import msgspec
 
-from loadgen.units import BadQuantity, number
+from loadgen.cli.units import BadQuantity, number
 
 MAX_TOKENS = 10_000_000
 FORMS = "128, uniform:64:512, normal:MEAN:SD, lognormal:MEDIAN:SIGMA or choice:64,128"

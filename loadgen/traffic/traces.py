@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.units import BadQuantity
+from loadgen.cli.units import BadQuantity
 
 BLOCK_TOKENS = 512  # of Mooncake's hash ids
 

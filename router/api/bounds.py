@@ -6,9 +6,9 @@ import msgspec
 
 from router.api.errors import Invalid
 from router.api.native_structs import Parameters
-from router.config import Config
-from router.prompt import Encoded
-from router.request import Spec
+from router.scheduling.request import Spec
+from router.settings.config import Config
+from router.text.prompt import Encoded
 from shard.messages import Ready, Sampling
 
 DEFAULT_MAX_NEW_TOKENS = 100  # TGI's

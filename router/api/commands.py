@@ -20,12 +20,12 @@ from router.api.ops_structs import (
 )
 from router.api.respond import json_response
 from router.api.service import Service
-from router.conductor import Conductor, Order
-from router.dispatcher import ShardState
-from router.generation import Target
-from router.menu import NotOffered
-from router.repository import Choice
-from router.swap import Inflight, SwapRefused, Wish
+from router.catalog.catalog import NotOffered
+from router.catalog.repository import Choice
+from router.catalog.served_model import Target
+from router.control.swap_controller import Conductor, Order
+from router.fleet.dispatcher import ShardState
+from router.fleet.swap import Inflight, SwapRefused, Wish
 from telemetry.audit import Decision, Outcome
 from telemetry.store import Store
 

@@ -3,7 +3,7 @@
 import msgspec
 from aiohttp import web
 
-from router.request import GenerationFailed
+from router.scheduling.request import GenerationFailed
 
 
 class Refused(GenerationFailed):

@@ -10,7 +10,7 @@ from router.api.errors import Refused, error_response, from_http_exception, is_o
 from router.api.guard import Cors, Keys
 from router.api.route import Handler, Route
 from router.api.service import Service
-from router.request import GenerationFailed
+from router.scheduling.request import GenerationFailed
 from telemetry.prometheus import TgiMetrics
 
 log = logging.getLogger(__name__)

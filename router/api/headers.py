@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from router.api.service import Answer, Service
-from router.request import Request
+from router.scheduling.request import Request
 
 
 def start_headers(service: Service, request: Request) -> dict[str, str]:

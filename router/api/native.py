@@ -14,8 +14,8 @@ from router.api.native_structs import CompatRequest, GenerateRequest, GenerateRe
 from router.api.respond import json_response
 from router.api.service import Service, answers_of, label_of
 from router.api.sse import stream
-from router.prompt import Prompt
-from router.request import Spec
+from router.scheduling.request import Spec
+from router.text.prompt import Prompt
 
 
 class NativeApi:

@@ -17,8 +17,8 @@ from router.api.native_structs import (
     TopToken,
 )
 from router.api.service import Answer, Service
-from router.request import Finished, GenerationFailed, Request
-from router.tokenizer import Token
+from router.scheduling.request import Finished, GenerationFailed, Request
+from router.text.tokenizer import Token
 
 TopTokens = list[list[TopToken]] | msgspec.UnsetType
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from router.generation import Segment
-from router.tokenizer import Span
+from router.catalog.served_model import Segment
+from router.text.tokenizer import Span
 from shard.messages import FinishReason
 
 Positive = Annotated[int, Meta(ge=1)]

@@ -28,8 +28,8 @@ from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Mod
 from router.api.respond import json_response
 from router.api.service import Answer, Service, answers_of, label_of
 from router.api.sse import stream
-from router.prompt import Encoded, Prompt
-from router.request import Request, Spec
+from router.scheduling.request import Request, Spec
+from router.text.prompt import Encoded, Prompt
 
 
 class OpenAIApi:

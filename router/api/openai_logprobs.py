@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from router.api.openai_structs import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
-from router.request import Request
-from router.tokenizer import Token
+from router.scheduling.request import Request
+from router.text.tokenizer import Token
 from shard.messages import TokenOutput
 
 

@@ -19,8 +19,8 @@ from router.api.openai_structs import (
 )
 from router.api.service import Answer
 from router.api.visible import cut
-from router.request import Finished, Request
-from router.tokenizer import Token
+from router.scheduling.request import Finished, Request
+from router.text.tokenizer import Token
 from shard.messages import FinishReason
 
 

@@ -8,8 +8,8 @@ from router.api.errors import error_body
 from router.api.openai_shapes import Head, Part, Shape, reason_of
 from router.api.openai_structs import Usage
 from router.api.visible import VisibleText
-from router.request import Finished, GenerationFailed, Request
-from router.tokenizer import Token
+from router.scheduling.request import Finished, GenerationFailed, Request
+from router.text.tokenizer import Token
 
 _encode = msgspec.json.Encoder().encode
 

@@ -23,10 +23,10 @@ from router.api.ops_structs import (
 )
 from router.api.respond import json_response
 from router.api.service import Service
-from router.conductor import Conductor
-from router.dispatcher import ShardState
-from router.repository import Choice
-from router.request import GenerationFailed, Request, Status
+from router.catalog.repository import Choice
+from router.control.swap_controller import Conductor
+from router.fleet.dispatcher import ShardState
+from router.scheduling.request import GenerationFailed, Request, Status
 from telemetry.store import Store
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from shard.agreement import Report
+from shard.quality.agreement import Report
 
 
 class ShardRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,7 +45,7 @@ from router.api.ops_structs import (
 from router.api.route import Route
 from router.api.status import StatusApi
 from router.api.text import TextApi
-from router.tokenizer import Span
+from router.text.tokenizer import Span
 
 
 def native_routes(api: NativeApi) -> list[Route]:

@@ -12,14 +12,14 @@ from aiohttp import web
 from router.api.arrival import SUBMITTED
 from router.api.bounds import Limits, limits_of
 from router.api.errors import Invalid, Refused
-from router.chat_template import ChatTemplateError
-from router.config import Config
-from router.dispatcher import Dispatcher
-from router.encoding import SHORT_CHARACTERS, EncodingPool
-from router.generation import Target
-from router.prompt import Encoded, Prompt
-from router.request import Finished, GenerationFailed, Request, Spec
-from router.tokenizer import Token, Tokenizer
+from router.catalog.served_model import Target
+from router.fleet.dispatcher import Dispatcher
+from router.scheduling.request import Finished, GenerationFailed, Request, Spec
+from router.settings.config import Config
+from router.text.chat_template import ChatTemplateError
+from router.text.encoding import SHORT_CHARACTERS, EncodingPool
+from router.text.prompt import Encoded, Prompt
+from router.text.tokenizer import Token, Tokenizer
 
 _ALIASES = ("", "tgi", "dummy", "default")  # what clients send that know no name
 _ADDRESSES = ("http://", "https://")  # Hugging Face's clients repeat the one they call

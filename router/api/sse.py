@@ -9,8 +9,8 @@ from typing import Protocol
 from aiohttp import web
 
 from router.api.arrival import FAILURE
-from router.request import Finished, GenerationFailed, Request
-from router.tokenizer import Token
+from router.scheduling.request import Finished, GenerationFailed, Request
+from router.text.tokenizer import Token
 from telemetry import tasks
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from router.api.errors import NativeError
 from router.api.native_structs import Info
 from router.api.respond import json_response
 from router.api.service import Service
-from shard.agreement import Report
+from shard.quality.agreement import Report
 from telemetry.prometheus import CONTENT_TYPE, Metrics
 
 VERSION = "0.1.0"

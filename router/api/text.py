@@ -13,8 +13,8 @@ from router.api.native_structs import DetokenizedText, DetokenizeRequest, Tokeni
 from router.api.openai_asked import messages_of
 from router.api.openai_structs import ChatRequest
 from router.api.service import Service, template_errors
-from router.prompt import Prompt
-from router.tokenizer import Span
+from router.text.prompt import Prompt
+from router.text.tokenizer import Span
 
 _SPANS_AT_ONCE = 10_000  # made into JSON
 _CHARACTERS_PER_TOKEN = 4

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from router.request import Finished
-from router.tokenizer import Token
+from router.scheduling.request import Finished
+from router.text.tokenizer import Token
 
 
 class VisibleText:

@@ -2,10 +2,10 @@
 
 from router.policy.cost import Cost, is_same
 from router.policy.decision import Decision, change, elective, split_up, stay
+from router.policy.evaluation import change_ms
+from router.policy.observation import Seen
 from router.policy.resplitting import choose_from_split
-from router.policy.seen import Seen
 from router.policy.splitting import Split, best_split, rearranging_ms
-from router.policy.trying import change_ms
 from router.policy.weighing import Weighed, best_of_each, find
 from router.policy.worth import compared, spent, why_not_worth_it
 

@@ -2,9 +2,9 @@
 
 import msgspec
 
-from router.policy.admission import keeps_floor, why_never
-from router.policy.seen import Demand, Seen
-from router.repository import Choice
+from router.catalog.repository import Choice
+from router.policy.eligibility import keeps_floor, why_never
+from router.policy.observation import Demand, Seen
 
 
 def alone(seen: Seen, name: str) -> Seen:

@@ -8,8 +8,8 @@ import math
 
 import msgspec
 
-from router.policy.seen import Facts, Seen
-from router.repository import Choice
+from router.catalog.repository import Choice
+from router.policy.observation import Facts, Seen
 from telemetry.cost import CostFit
 from telemetry.history import Row
 

@@ -8,15 +8,15 @@ import math
 
 import msgspec
 
-from router.policy.admission import why_never
+from router.catalog.repository import Choice
 from router.policy.choosing import better_split, choose
 from router.policy.classes import lent, may_be_tried, unfit
 from router.policy.decision import Decision, Kind, change, first_up, split_up, stay
-from router.policy.seen import Seen
+from router.policy.eligibility import why_never
+from router.policy.evaluation import affordable, change_ms, to_try
+from router.policy.observation import Seen
 from router.policy.splitting import best_split, serving_split, untried
-from router.policy.trying import affordable, change_ms, to_try
 from router.policy.weighing import Weighed, best_of_each, weigh
-from router.repository import Choice
 
 
 def decide(seen: Seen) -> Decision:

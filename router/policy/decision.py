@@ -4,10 +4,10 @@ import enum
 
 import msgspec
 
-from router.policy.seen import Seen
+from router.catalog.repository import Choice
+from router.policy.observation import Seen
 from router.policy.splitting import Split
 from router.policy.weighing import Weighed
-from router.repository import Choice
 
 
 class Kind(enum.StrEnum):

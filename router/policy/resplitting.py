@@ -1,7 +1,7 @@
 """What becomes of a split: it stays, is shared out anew, or something else takes its place. Pure."""
 
 from router.policy.decision import Decision, change, elective, split_up, stay
-from router.policy.seen import Seen
+from router.policy.observation import Seen
 from router.policy.splitting import Split, best_split, rearranging_ms, serving_split
 from router.policy.weighing import Weighed, best_of_each
 from router.policy.worth import compared, spent, why_not_worth_it

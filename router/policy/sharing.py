@@ -5,7 +5,7 @@ What a shard serves changes only where it must, since every change costs its sha
 
 from collections.abc import Mapping, Sequence
 
-from router.repository import Choice
+from router.catalog.repository import Choice
 
 
 def share_out(serving: Sequence[Choice], load: Mapping[Choice, float]) -> list[Choice]:

@@ -4,13 +4,13 @@ from collections import Counter
 
 import msgspec
 
+from router.catalog.repository import Choice
 from router.policy.classes import alone
 from router.policy.cost import Cost
-from router.policy.seen import Seen
+from router.policy.evaluation import change_ms, is_open
+from router.policy.observation import Seen
 from router.policy.sharing import share_out
-from router.policy.trying import change_ms, is_open
 from router.policy.weighing import Weighed, best_of_each, find, weigh
-from router.repository import Choice
 
 
 class Split(msgspec.Struct, frozen=True):

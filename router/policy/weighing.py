@@ -2,10 +2,10 @@
 
 import msgspec
 
-from router.policy.admission import why_not
+from router.catalog.repository import Choice
 from router.policy.cost import Cost, cost_of
-from router.policy.seen import Seen
-from router.repository import Choice
+from router.policy.eligibility import why_not
+from router.policy.observation import Seen
 
 
 class Weighed(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Whether a change is worth it: what it saves, what it takes, and how many there were of late. Pure."""
 
 from router.policy.cost import Cost
-from router.policy.seen import Seen
+from router.policy.observation import Seen
 
 UNITS = {"throughput": "ms of a shard", "latency": "ms alone", "energy": "J"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shard.model_folder import RANDOM_MARK
+from shard.models.model_folder import RANDOM_MARK
 
 
 class CheckpointError(OSError):

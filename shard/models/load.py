@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shard.model_folder import RANDOM_MARK
 from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.gpt import GPT2, OPT, GptDecoder
 from shard.models.llama import EMBEDDING, LAYERS, PREFIXES, LlamaDecoder
+from shard.models.model_folder import RANDOM_MARK
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
 from shard.models.shape import GPT_LIKE, read_config, shape_of

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from shard.model_folder import RANDOM_MARK, ModelUnusable
 from shard.models.checkpoint import CheckpointError
+from shard.models.model_folder import RANDOM_MARK, ModelUnusable
 
 PREFIX = "random:"
 STD = 0.02

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from shard.model_folder import FAMILIES
+from shard.models.model_folder import FAMILIES
 from shard.ops.batch import Heads
 
 GPT_LIKE = ("opt", "gpt2")

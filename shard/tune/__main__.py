@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from shard.cli import add_cache_flag, add_device_flags, add_revision_flag, positive
-from shard.exits import HeadKind
-from shard.model_folder import ModelUnusable
+from shard.exits.exit_heads import HeadKind
+from shard.fetch.resolve import resolve
+from shard.models.model_folder import ModelUnusable
 from shard.precision import precision_of
-from shard.resolve import resolve
 from shard.tune.ask import Ask, Machine, Text
 from shard.tune.embedded import tune_embedded
 from shard.tune.heads import HeadSpec

@@ -17,16 +17,16 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from shard.certificate import Basis, Certificate, heads_digest, read_certificate, write_certificate
 from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_revision_flag, positive
-from shard.exit_settings import Fill, Mode, Settings
-from shard.exits import Criterion, check_exits, read_exits
+from shard.exits.exit_heads import Criterion, check_exits, read_exits
+from shard.exits.settings import Fill, Mode, Settings
+from shard.fetch.resolve import resolve
 from shard.messages import ShardConfig
-from shard.model_folder import ModelUnusable
 from shard.models.checkpoint import digest
+from shard.models.model_folder import ModelUnusable
 from shard.models.shape import Shape, read_config, shape_of
 from shard.precision import Precision, precision_of
-from shard.resolve import resolve
+from shard.quality.certificate import Basis, Certificate, heads_digest, read_certificate, write_certificate
 from shard.tune.calibration import Asked, Calibration, Watch, speedup_bound
 from shard.tune.calibration_plot import plot
 from shard.tune.calibration_prompts import Sample, draw_sample

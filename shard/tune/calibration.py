@@ -10,8 +10,8 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from shard.certificate import Basis, DepthAgreement, Guarantee, Setting
-from shard.exit_settings import Settings
+from shard.exits.settings import Settings
+from shard.quality.certificate import Basis, DepthAgreement, Guarantee, Setting
 from shard.tune.calibration_prompts import Sample
 from shard.tune.closed_loop import Outcome, Wanted, answer, measure
 from shard.tune.costs import Costs, measure_costs

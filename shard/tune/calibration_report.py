@@ -3,7 +3,7 @@
 import msgspec
 from rich.table import Table
 
-from shard.certificate import DepthAgreement, Guarantee, Setting
+from shard.quality.certificate import DepthAgreement, Guarantee, Setting
 from shard.tune.calibration import speedup_bound
 from shard.tune.costs import Costs
 from shard.tune.ltt import Bound, num_needed, upper_bound

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from shard.answers import Answer
 from shard.messages import NewSequence, Sampling, TokenOutput
 from shard.offline import OfflineEngine
 from shard.runner import ModelRunner
+from shard.score.answers import Answer
 
 
 class Wanted(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import msgspec
 import torch
 from safetensors.torch import load_file, save_file
 
-from shard.exits import DESCRIPTION, ExitFile, ExitSpec, read_exits
+from shard.exits.exit_heads import DESCRIPTION, ExitFile, ExitSpec, read_exits
 from shard.tune.heads import Head
 from shard.tune.layers import Tensors
 from shard.tune.training import Student

@@ -8,7 +8,7 @@ import msgspec
 import torch
 from torch.nn import functional
 
-from shard.exits import HeadKind
+from shard.exits.exit_heads import HeadKind
 from shard.tune.layers import Backbone, Tensors, attend, finish
 
 MLP_RATIO = 4  # width of an MLP head over the hidden size

@@ -10,10 +10,10 @@ import msgspec
 import torch
 from torch.nn import functional
 
-from shard.model_folder import RANDOM_MARK
 from shard.models.checkpoint import Checkpoint
 from shard.models.gpt import GPT2, OPT, activation_of
 from shard.models.llama import EMBEDDING, PREFIXES
+from shard.models.model_folder import RANDOM_MARK
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
 from shard.models.shape import GPT_LIKE, Shape, read_config, shape_of

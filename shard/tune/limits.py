@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from shard.exits import HeadKind
+from shard.exits.exit_heads import HeadKind
 from shard.models.shape import Shape
 from shard.tune.ask import Ask
 from shard.tune.heads import HeadSpec

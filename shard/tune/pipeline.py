@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from shard.exits import HeadKind
+from shard.exits.exit_heads import HeadKind
 from shard.tune import folder as exit_folder
 from shard.tune.batches import Place, Source, places_of
 from shard.tune.evaluation import Curve, curve_of, look

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import torch
 
-from shard.batch import lay_out
-from shard.batch_tensors import BatchMaker
+from shard.engine.sequence_table import lay_out
+from shard.engine.step_inputs import BatchMaker
 from shard.messages import NewSequence
 from shard.models.load import Decoder
 from shard.runner import ModelRunner

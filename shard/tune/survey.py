@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from shard.answers import Answer
-from shard.batch import lay_out
-from shard.confidence import Gauge
-from shard.exits import Criterion, Exit, Vocabulary
+from shard.engine.sampler import Draw, Sampler
+from shard.engine.sequence_table import lay_out
+from shard.exits.criterion import Gauge
+from shard.exits.exit_heads import Criterion, Exit, Vocabulary
+from shard.exits.segments import Front, Row
 from shard.messages import NewSequence
 from shard.runner import ModelRunner
-from shard.sampler import Draw, Sampler
-from shard.stack import Front, Row
+from shard.score.answers import Answer
 from shard.tune.path import Survey, Votes
 
 PASS_TOKENS = 1024

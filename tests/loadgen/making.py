@@ -9,7 +9,7 @@ from loadgen.client.client import Address, Client, Patience
 from loadgen.client.dialects import Ask, Dialect, Message
 from loadgen.client.peer import Peer
 from loadgen.client.records import Outcome, Record
-from loadgen.run import Run
+from loadgen.load.run import Run
 from loadgen.selftest.server import Behaviour, Server
 
 PEER = Peer(kind="helios", dialect=Dialect.TGI, model="synthetic")

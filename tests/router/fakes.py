@@ -4,12 +4,12 @@ from typing import Any
 
 import msgspec
 
-from router.generation import Generation, Target
-from router.prompt import Prompt
-from router.request import Request, Spec
-from router.tokenizer import Token
+from router.catalog.served_model import Generation, Target
+from router.scheduling.request import Request, Spec
+from router.text.prompt import Prompt
+from router.text.tokenizer import Token
 from shard.messages import Ready, Sampling, ShardConfig, TokenOutput
-from shard.sim import CostModel
+from shard.sim.sim_runner import CostModel
 
 DEFAULT_COSTS = CostModel()
 

@@ -13,16 +13,16 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from router.api.service import Service
 from router.app import build_app, listening
-from router.chat_template import ChatTemplate
-from router.conductor import Conductor
-from router.config import Config
-from router.dispatcher import ShardState, State
-from router.generation import Generation, Target
-from router.menu import Dish, Menu
-from router.repository import Candidate, Repository
-from router.request import GenerationFailed, Request, Spec, Status
-from router.swap import Done, SwapError, Wish
-from router.tokenizer import Tokenizer
+from router.catalog.catalog import Dish, Menu
+from router.catalog.repository import Candidate, Repository
+from router.catalog.served_model import Generation, Target
+from router.control.swap_controller import Conductor
+from router.fleet.dispatcher import ShardState, State
+from router.fleet.swap import Done, SwapError, Wish
+from router.scheduling.request import GenerationFailed, Request, Spec, Status
+from router.settings.config import Config
+from router.text.chat_template import ChatTemplate
+from router.text.tokenizer import Tokenizer
 from shard.messages import FinishReason, Ready, ShardConfig, TokenOutput
 from telemetry.prometheus import Metrics
 from telemetry.store import Store

@@ -5,11 +5,11 @@ from collections import Counter
 
 import msgspec
 
+from router.catalog.repository import Candidate, Choice, Floor, Loop, Repository
 from router.policy.decision import Decision, Kind
+from router.policy.observation import Device, Facts
 from router.policy.reassessor import Now, Reassessor
-from router.policy.seen import Device, Facts
-from router.policy.watch import Answered
-from router.repository import Candidate, Choice, Floor, Loop, Repository
+from router.policy.traffic import Answered
 from telemetry.cost import StepSample
 from telemetry.history import History
 from telemetry.sample import ClassUse, Window

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import psutil
 
-from router.config import Config
-from router.dispatcher import Dispatcher, ShardState
-from router.generation import Generation, Target
-from router.launcher import Launcher, launcher_of
-from router.request import Finished, Request, Spec
+from router.catalog.served_model import Generation, Target
+from router.fleet.dispatcher import Dispatcher, ShardState
+from router.fleet.launcher import Launcher, launcher_of
+from router.scheduling.request import Finished, Request, Spec
+from router.settings.config import Config
 from shard.messages import Score, StepOutput
-from shard.sim import CostModel
+from shard.sim.sim_runner import CostModel
 from tests.router.fakes import TOKENIZER
 
 FAST = CostModel(step_ms=2.0, token_ms=0.0, sequence_ms=0.0, context_token_ms=0.0)

@@ -22,7 +22,7 @@ from shard.messages import (
     SwapFailed,
     Work,
 )
-from shard.sim import CostModel, SimLoader
+from shard.sim.sim_runner import CostModel, SimLoader
 from tests.shard.many_generations import Driver
 
 BLOCK = 4  # tokens

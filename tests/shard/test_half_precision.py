@@ -7,7 +7,7 @@ import torch
 
 from shard.messages import Sampling, TokenOutput
 from shard.runner import ModelRunner
-from tests.shard.engine import generate, make_runner
+from tests.shard.driving import generate, make_runner
 from tests.shard.exit_files import write_exits
 from tests.shard.test_runner import prompts_of, score
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import torch
 
-from shard.exits import ExitError
+from shard.engine.kv_cache import KVCache
+from shard.exits.exit_heads import ExitError
 from shard.generations import Generations, Unwanted
-from shard.kv_cache import KVCache
 from shard.loader import Allowance, ModelLoader
 from shard.memory import weight_bytes
 from shard.messages import Commit, NewSequence, Prepare, Sampling, ShardConfig, SwapFailed
@@ -25,7 +25,7 @@ from shard.models.shelf import Shelf, StagingReader
 from shard.ops.batch import KV, Heads
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
-from tests.shard.engine import DEVICE, generate, make_runner
+from tests.shard.driving import DEVICE, generate, make_runner
 from tests.shard.exit_files import write_exits
 from tests.shard.many_generations import Asked, Driver
 
@@ -72,7 +72,7 @@ def living(shard: Driver) -> dict[int, ModelRunner]:
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How memory gets from one model to another: by itself, or as on a device on which pools are fixed."""
     if request.param == "is copied" and DEVICE == "cpu":
-        for module in ("kv_cache", "runner", "loader"):
+        for module in ("engine.kv_cache", "runner", "loader"):
             monkeypatch.setattr(f"shard.{module}.is_elastic", lambda device: False)
         monkeypatch.setattr("shard.model.choose_ops", lambda device, dtype, size, *_: PlainOps(size))
     return request.param
@@ -393,7 +393,7 @@ def test_memory_is_that_of_the_device_while_weights_wait_for_it(tiny_model: Call
 
 def test_an_old_pool_goes_before_its_successor_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both at once are more than a device has that is full."""
-    monkeypatch.setattr("shard.kv_cache.is_elastic", lambda device: False)
+    monkeypatch.setattr("shard.engine.kv_cache.is_elastic", lambda device: False)
     cache = KVCache(PlainOps(16), HEADS, 2, 8, torch.empty(0))
     old = [weakref.ref(kv.keys) for kv in cache.layers]
     allocate, alive = PlainOps.allocate, []
@@ -418,7 +418,7 @@ def test_a_device_without_memory_is_a_memory_error(tiny_model: Callable[[str], P
     shard.ask(*prompts(2))
     shard.step()
     monkeypatch.setattr("shard.runner.is_elastic", lambda device: False)
-    monkeypatch.setattr("shard.kv_cache.is_elastic", lambda device: False)
+    monkeypatch.setattr("shard.engine.kv_cache.is_elastic", lambda device: False)
     shard.prepare(config(tiny_model("qwen2")))
     monkeypatch.setattr(PlainOps, "allocate", full)
     with pytest.raises(MemoryError, match=r"^CUDA out of memory: Tried to allocate 20.00 MiB; .*\.$"):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from shard import OfflineEngine
-from shard.answers import Answer
 from shard.messages import FinishReason, NewSequence, Sampling
-from tests.shard.engine import generate, make_runner
+from shard.score.answers import Answer
+from tests.shard.driving import generate, make_runner
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [40, 41], list(range(3, 60))]
 SAMPLED = [Sampling(temperature=0.8, seed=seed) for seed in range(len(PROMPTS))]

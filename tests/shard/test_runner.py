@@ -10,7 +10,7 @@ import torch
 from shard.messages import NewSequence, Sampling, Step, Work
 from shard.models.checkpoint import CheckpointError
 from shard.models.shape import UnsupportedModelError
-from tests.shard.engine import generate, kv_bytes, make_runner
+from tests.shard.driving import generate, kv_bytes, make_runner
 
 GREEDY = Sampling()
 TIE = 1e-4  # where the reference's two best logits are closer than this, either token is right

@@ -6,12 +6,12 @@ from pathlib import Path
 from loadgen.client.ops import Decision
 from loadgen.client.records import Segment
 from loadgen.client.scrape import Scrape
+from loadgen.load.slo import Goals
 from loadgen.paper.experiment import Done, Load, Part
 from loadgen.paper.footprint import Load as Loaded
 from loadgen.paper.footprint import footprint_of
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import EARLY, FULL, HELIOS, Budget, systems_of
-from loadgen.results.goals import Goals
 from loadgen.results.summary import Measured, summarise
 from loadgen.results.window import Trim
 from tests.loadgen.making import record, run_of

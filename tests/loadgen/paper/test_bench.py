@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from loadgen.measure import Screen
+from loadgen.load.live import choose_view
+from loadgen.load.measure import Screen
 from loadgen.paper.experiment import Experiment
 from loadgen.paper.files import write_repository
 from loadgen.paper.options import HeliosOptions, Size
 from loadgen.paper.outcome import outcomes_of
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import EARLY, FULL, HELIOS
-from loadgen.report.live import choose_view
 
 COSTS = {
     "classes": [{"settled": {"24": 0.9}}]

@@ -6,16 +6,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from loadgen.cli.units import BadQuantity
 from loadgen.paper.footprint import Footprint
 from loadgen.paper.options import FULL, QUICK, HeliosOptions, size_of
 from loadgen.paper.subject import EMBEDDED_REPOSITORY, real_weights, replayed_exits
 from loadgen.paper.systems import Budget, systems_of
-from loadgen.units import BadQuantity
 from router.__main__ import read_config
-from router.offer import repository_of
-from router.repository import read_repository
-from shard.exits import read_exits
-from shard.replay import Replay, read_replay
+from router.catalog.candidate_config import repository_of
+from router.catalog.repository import read_repository
+from shard.exits.exit_heads import read_exits
+from shard.exits.replay import Replay, read_replay
 
 
 def test_replayed_exits_stand_after_each_quarter_and_long_prompts_go_deeper(tmp_path: Path):

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp.compression_utils
 import pytest
 
-from router.request import GenerationFailed
+from router.scheduling.request import GenerationFailed
 from tests.router.http_fakes import Client, serving
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}

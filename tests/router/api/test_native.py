@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 
-from router.request import Request
+from router.scheduling.request import Request
 from tests.router.http_fakes import EOS, Client, serving
 
 TOKEN_FIELDS = {"id", "text", "logprob", "special", "exit_layer", "confidence"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, web
 
-from router.request import Status
-from router.tokenizer import Token
+from router.scheduling.request import Status
+from router.text.tokenizer import Token
 from shard.messages import FinishReason, TokenOutput
 from tests.router.http_fakes import Client, serving
 

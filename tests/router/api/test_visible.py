@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.api.visible import VisibleText, cut, len_of_partial_stop
-from router.request import Finished
-from router.tokenizer import Token
+from router.scheduling.request import Finished
+from router.text.tokenizer import Token
 from shard.messages import FinishReason
 
 TEXTS = st.text("ab.", max_size=20)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shard.certificate import Setting, read_certificate
-from shard.exit_settings import Mode, Settings
-from shard.exits import Criterion, read_exits
+from shard.exits.exit_heads import Criterion, read_exits
+from shard.exits.settings import Mode, Settings
 from shard.messages import ShardConfig
+from shard.quality.certificate import Setting, read_certificate
 from shard.tune import calibrate, calibration
 from shard.tune.calibration import Asked, Calibration
 from shard.tune.closed_loop import Wanted, measure
@@ -18,8 +18,8 @@ from shard.tune.costs import Costs
 from shard.tune.ltt import Bound
 from shard.tune.path import NEVER
 from shard.tune.trials import Trials
-from tests.shard.engine import make_runner
-from tests.shard.test_certificate import BASIS
+from tests.shard.driving import make_runner
+from tests.shard.quality.test_certificate import BASIS
 from tests.shard.trained_model import sentence, text_of
 
 RISK = 0.1

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard.answers import Answer
-from shard.exits import Criterion
+from shard.exits.exit_heads import Criterion
 from shard.messages import NewSequence, Sampling, ShardConfig, Step, Work
 from shard.runner import ModelRunner
+from shard.score.answers import Answer
 from shard.tune.closed_loop import Wanted, answer, measure
 from shard.tune.survey import survey
 from shard.tune.trials import Trials
-from tests.shard.engine import generate, make_runner
+from tests.shard.driving import generate, make_runner
 from tests.shard.exit_files import write_exits
 from tests.shard.test_runner import score
 

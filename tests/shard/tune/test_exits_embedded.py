@@ -16,7 +16,7 @@ from shard.tune.states import open_or_make
 from shard.tune.text import Passage
 from shard.tune.training import Student
 from shard.tune.vocabulary import Fixed
-from tests.shard.engine import generate, make_runner
+from tests.shard.driving import generate, make_runner
 
 FOLDER = Path(__file__).parents[3] / "shard" / "exits_embedded"
 VARIANTS = ("chat", "code")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from shard.certificate import read_certificate
+from shard.quality.certificate import read_certificate
 from shard.tune import __main__ as tune
 from shard.tune import calibrate
 from tests.running import Server
-from tests.shard.engine import generate, make_runner
+from tests.shard.driving import generate, make_runner
 from tests.tiny_models import SHAPES
 
 PROMPTS = [

@@ -16,7 +16,7 @@ from shard.tune.layers import read_backbone
 from shard.tune.states import open_or_make
 from shard.tune.text import Passage
 from shard.tune.training import Trainer
-from tests.shard.engine import generate, make_runner
+from tests.shard.driving import generate, make_runner
 from tests.tiny_models import SHAPES, write_tiny_model
 
 PROMPTS = [

@@ -1,0 +1,1 @@
+"""Flags and units of the load generator."""

@@ -1,0 +1,1 @@
+"""`helios bench serve`, `compare` and `sweep`."""

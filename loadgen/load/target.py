@@ -1,0 +1,97 @@
+"""A server that has been met: how to reach it, what it is, how it will be asked."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from loadgen.cli.units import BadQuantity, seconds
+from loadgen.client.client import Address, Client, Patience
+from loadgen.client.dialects import Dialect
+from loadgen.client.ops import Operator
+from loadgen.client.peer import Peer, count_tokens, meet
+from loadgen.client.template import learn_template
+from loadgen.load.options import LoadOptions
+from loadgen.load.plan import Plan
+from loadgen.load.run import Manners
+from loadgen.traffic.filler import Filler, learn_filler
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Everything that a run against one server needs besides its load."""
+
+    client: Client
+    peer: Peer
+    operator: Operator
+    manners: Manners
+    filler: Filler
+    notes: list[str]
+
+
+@asynccontextmanager
+async def reach(url: str, plan: Plan) -> AsyncIterator[Target]:
+    """Meet a server. Raises `Unusable`, `BadUrl`, `BadQuantity`."""
+    options = plan.options
+    headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    async with Client(Address.parse(url), headers, _patience(options)) as client:
+        peer = await meet(client, Dialect(options.dialect) if options.dialect else None, options.model)
+        notes: list[str] = []
+        filler = await _filler(client, peer, notes) if plan.needs_filler else Filler()
+        manners = await _manners(client, peer, plan, notes)
+        yield Target(client, peer, Operator(client, options.admin_key), manners, filler, notes)
+
+
+def _patience(options: LoadOptions) -> Patience:
+    return Patience(
+        connect_s=seconds(options.connect_timeout),
+        first_token_s=seconds(options.first_token_timeout),
+        stall_s=seconds(options.stall_timeout),
+        total_s=seconds(options.total_timeout),
+    )
+
+
+async def _filler(client: Client, peer: Peer, notes: list[str]) -> Filler:
+    async def count(text: str) -> int | None:
+        return await count_tokens(client, peer, text)
+
+    filler = await learn_filler(count)
+    filler.text(100, random.Random(0))  # makes its pool of text now, not under load
+    if not filler.is_exact:
+        notes.append(
+            "Prompt lengths are estimates of one token a word: the server cannot count tokens for us."
+        )
+    return filler
+
+
+async def _manners(client: Client, peer: Peer, plan: Plan, notes: list[str]) -> Manners:
+    options = plan.options
+    template = (
+        await learn_template(client) if options.chat_template and peer.dialect is not Dialect.CHAT else None
+    )
+    if options.chat_template and template is None and peer.dialect is not Dialect.CHAT:
+        notes.append("The server has no chat template for us: prompts were sent as they are.")
+    if plan.ignores_eos and not peer.takes_ignore_eos:
+        notes.append("The server refuses ignore_eos: answers may be shorter than asked for.")
+    return Manners(
+        dialect=peer.dialect,
+        model=peer.model,
+        temperature=options.temperature,
+        ignore_eos=plan.ignores_eos and peer.takes_ignore_eos,
+        exit_threshold=options.exit_threshold,
+        exact=options.exact,
+        template=template,
+        extra=extra_of(options.extra_body),
+    )
+
+
+def extra_of(text: str | None) -> dict[str, Any]:
+    """A JSON object from the command line. Raises `BadQuantity`."""
+    try:
+        value = msgspec.json.decode(text) if text else {}
+    except msgspec.DecodeError as error:
+        raise BadQuantity(f"--extra-body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadQuantity("--extra-body is not a JSON object")
+    return value

@@ -1,0 +1,1 @@
+"""What may be served: repositories, candidates, and what is known of each before it is loaded."""

@@ -1,0 +1,44 @@
+"""Will it fit? Asked before anything is started, since running out of memory is found out late and badly."""
+
+import json
+from pathlib import Path
+
+from router.settings.config import Config
+from router.settings.machine import Machine
+
+GIB = 1024**3
+PROCESS_BYTES = 700 * 1024**2  # of a shard beside its weights and cache: torch, packed copies, buffers
+_BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
+    """One sentence when the shards of a settled configuration need more memory than there is, else None.
+
+    Of shards on the CPU of this machine; a GPU's memory is known to its shard alone, which says so itself.
+    """
+    if config.device != "cpu" or config.shard_addresses:
+        return None
+    weights = weight_bytes(model_path, config.storage_dtype, config.num_layers)
+    cache = config.kv_cache_bytes or 0
+    needed = config.num_replicas * (weights + cache + PROCESS_BYTES)
+    if needed <= machine.available_bytes:
+        return None
+    return (
+        f"Serving {config.model_name} needs about {_gib(needed)} of memory ({config.num_replicas} x "
+        f"{_gib(weights)} of weights and {_gib(cache)} of KV cache), but {_gib(machine.available_bytes)} "
+        "are available: lower --kv-cache-bytes, --num-shards or --num-layers, or free some memory."
+    )
+
+
+def weight_bytes(model_path: Path, dtype: str, num_layers: int | None) -> int:
+    """Of the first `num_layers` layers (None: all) of a folder's weights, once loaded as `dtype`."""
+    facts = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    stored = facts.get("dtype") or facts.get("torch_dtype") or "float32"
+    on_disk = sum(file.stat().st_size for file in model_path.glob("*.safetensors"))
+    total = on_disk * _BYTES_PER_WEIGHT[dtype] // _BYTES_PER_WEIGHT.get(stored, 4)
+    depth = facts.get("num_hidden_layers") or facts.get("n_layer")
+    return total if num_layers is None or not depth else total * min(num_layers, depth) // depth
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"

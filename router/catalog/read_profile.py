@@ -1,0 +1,134 @@
+"""What the policy is to know of each candidate: its size by layers, and what was proven of its depths.
+
+Read from the model's and the exits' files; a simulated model's from its cost model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from router.catalog.catalog import Dish
+from router.catalog.memory_check import weight_bytes
+from router.policy.observation import Facts
+from router.settings.config import Config
+from shard.quality.certificate import Certificate, CertificateError, Guarantee, read_certificate
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_LOSSLESS = ("full", "speculative")  # modes that say what full depth says
+
+
+def facts_of(config: Config, dish: Dish) -> Facts:
+    """Of a candidate as it is here. What cannot be read is its trouble."""
+    try:
+        if config.device == "sim":
+            return _simulated(config, dish)
+        return _real(config, dish)
+    except (OSError, ValueError, KeyError, CertificateError) as error:
+        return _unknown(dish, dish.trouble or f"what it is cannot be read: {error}")
+
+
+def _real(config: Config, dish: Dish) -> Facts:
+    if dish.trouble:
+        return _unknown(dish, dish.trouble)
+    shape = json.loads((dish.folder / "config.json").read_text(encoding="utf-8"))
+    dtype = config.storage_dtype
+    total = weight_bytes(dish.folder, dtype, None)
+    other = min(total // 2, _table_bytes(shape, dtype))
+    return Facts(
+        candidate=dish.candidate,
+        num_layers=dish.num_layers,
+        layer_bytes=(total - other) // dish.num_layers,
+        other_bytes=other,
+        kv_bytes=_kv_bytes(shape, dtype),
+        proven=_proven(config, dish),
+    )
+
+
+def _table_bytes(shape: dict[str, Any], dtype: str) -> int:
+    """Of the vocabulary's rows: once where embedding and LM head are one."""
+    num_tables = 1 if shape.get("tie_word_embeddings", False) else 2
+    return int(shape["vocab_size"]) * _hidden_size(shape) * _BYTES[dtype] * num_tables
+
+
+def _kv_bytes(shape: dict[str, Any], dtype: str) -> int:
+    """Keys and values of one token in one layer."""
+    num_heads = shape.get("num_attention_heads") or shape["n_head"]
+    head_size = shape.get("head_dim") or _hidden_size(shape) // num_heads
+    return 2 * int(shape.get("num_key_value_heads") or num_heads) * int(head_size) * _BYTES[dtype]
+
+
+def _hidden_size(shape: dict[str, Any]) -> int:
+    return int(shape.get("hidden_size") or shape["n_embd"])
+
+
+def _proven(config: Config, dish: Dish) -> dict[int, float]:
+    """Lower bounds of agreement by depth, from the certificate; at full depth in the candidate's own mode."""
+    candidate = dish.candidate
+    certificate = None if candidate.exits is None else read_certificate(Path(candidate.exits))
+    proven = {dish.num_layers: 1.0} if candidate.mode in _LOSSLESS else {}
+    if certificate is None:
+        return proven
+    dtype = config.storage_dtype
+    proven |= {it.depth: it.lower_bound for it in certificate.depths if it.basis.dtype == dtype}
+    guarantee = _guarantee(certificate, config, candidate.mode)
+    if guarantee is not None:
+        proven[dish.num_layers] = 1 - guarantee.risk
+    return proven
+
+
+def _guarantee(certificate: Certificate, config: Config, mode: str) -> Guarantee | None:
+    kind = (mode, config.kv_fill, config.exit_criterion, config.storage_dtype)
+    found = (it for it in certificate.guarantees if (it.mode, it.fill, it.criterion, it.basis.dtype) == kind)
+    return next(found, None)
+
+
+def _unknown(dish: Dish, trouble: str) -> Facts:
+    num_layers = max(1, dish.num_layers)
+    return Facts(
+        candidate=dish.candidate,
+        num_layers=num_layers,
+        layer_bytes=1,
+        other_bytes=0,
+        kv_bytes=1,
+        trouble=trouble,
+    )
+
+
+class _SimClass(msgspec.Struct, frozen=True):
+    """What matters here of a simulated kind of prompts."""
+
+    settled: dict[int, float] = {}
+    agreement: float = 0.85
+
+    def agreement_at(self, depth: int) -> float:
+        settled = sum(share for layer, share in self.settled.items() if layer <= depth)
+        return settled + (1 - settled) * self.agreement
+
+
+class _SimCosts(msgspec.Struct, frozen=True):
+    """What matters here of a cost model, with its defaults."""
+
+    num_layers: int = 30
+    layer_bytes: int = 7_080_000
+    base_bytes: int = 56_600_000
+    kv_bytes_per_token: int = 23_040
+    classes: tuple[_SimClass, ...] = (_SimClass({10: 0.4, 20: 0.35}),)
+
+
+def _simulated(config: Config, dish: Dish) -> Facts:
+    """A simulated model agrees as its cost model says: what a calibration on its own prompts would prove."""
+    path = dish.candidate.cost_model or config.cost_model
+    costs = msgspec.json.decode(Path(path).read_bytes() if path else b"{}", type=_SimCosts)
+    least = max if dish.candidate.prompts else min  # made for one kind of prompts, or for all
+    depths = [choice.depth for choice in dish.choices if choice.depth < dish.num_layers]
+    return Facts(
+        candidate=dish.candidate,
+        num_layers=dish.num_layers,
+        layer_bytes=costs.layer_bytes,
+        other_bytes=costs.base_bytes,
+        kv_bytes=costs.kv_bytes_per_token // costs.num_layers,
+        proven={depth: least(one.agreement_at(depth) for one in costs.classes) for depth in depths}
+        | {dish.num_layers: 1.0},
+    )

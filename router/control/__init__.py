@@ -1,0 +1,1 @@
+"""Who changes what serves: operators' commands and the reassessment loop."""

@@ -1,0 +1,102 @@
+"""What the loop hears: an observer that tells the policy of steps and answers, and wakes the loop."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from router.catalog.repository import Choice
+from router.catalog.served_model import Generation
+from router.policy.reassessor import Reassessor
+from router.policy.traffic import Answered
+from router.scheduling.request import Request
+from shard.messages import FinishReason, Score, StepOutput
+
+
+class Listener:
+    """`open_mind` makes the policy's memory, once the first shard has told what it has."""
+
+    def __init__(self, open_mind: Callable[[Generation], Reassessor]):
+        self.mind: Reassessor | None = None
+        self.generations: dict[int, Generation] = {}  # that requests begin on, by shard
+        self.woken = asyncio.Event()  # there is reason to decide
+        self._running: dict[int, Counter[str]] = {}  # by the shard that began them: requests by class
+        self._begun_on: dict[int, int] = {}  # request -> that shard
+        self._open_mind = open_mind
+
+    def on_submitted(self, request: Request) -> None:
+        pass
+
+    def on_started(self, request: Request) -> None:
+        if request.shard is not None:
+            self._begun_on[request.id] = request.shard
+            self._running.setdefault(request.shard, Counter())[request.prompt_class] += 1
+
+    def on_preempted(self, request: Request) -> None:
+        pass
+
+    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
+        pass
+
+    def on_finished(self, request: Request) -> None:
+        shard = self._begun_on.pop(request.id, None)
+        if shard is not None:
+            self._running[shard][request.prompt_class] -= 1
+        if self.mind is not None and isinstance(request.outcome, FinishReason):
+            self.mind.on_answered(_answered(request))
+            self._wake_if_due(self.mind)
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        """Live answers may have revoked what serves."""
+        self.woken.set()
+
+    def on_step(self, shard: int, output: StepOutput) -> None:
+        mind, generation = self.mind, self.generations.get(shard)
+        if mind is None or generation is None or generation.choice not in mind.served:
+            return
+        exits = output.exits if output.generation == generation.ticket else None
+        if self._has_strangers(shard, mind, generation.choice):
+            exits = None  # their tokens are under threshold, which is why they go elsewhere now
+        num_tokens = 0 if exits is None else sum(exits.tokens_by_exit.values())
+        mind.watch.on_step(
+            generation.choice, output.num_sequences, num_tokens, 0 if exits is None else exits.breaches
+        )
+        if mind.watch.is_breached:
+            self.woken.set()
+
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+        self.generations[shard] = generation
+        if self.mind is None:
+            self.mind = self._open_mind(generation)
+        self.mind.watch.num_shards = len(self.generations)
+        ready = generation.ready
+        self.mind.note_loaded(generation.choice, ready.version, is_certified=not ready.warnings)
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        pass
+
+    def on_shard_death(self, shard: int, reason: str) -> None:
+        self.generations.pop(shard, None)
+
+    def _has_strangers(self, shard: int, mind: Reassessor, choice: Choice) -> bool:
+        """Of a split: requests run there that began before, and would go elsewhere now."""
+        if not mind.split:
+            return False
+        running = self._running.get(shard, Counter())
+        return any(running[name] and choice not in able for name, able in mind.admitted.items())
+
+    def _wake_if_due(self, mind: Reassessor) -> None:
+        if mind.watch.is_due:
+            self.woken.set()
+
+
+def _answered(request: Request) -> Answered:
+    author = request.written_by
+    sure = [output.confidence for output in request.outputs if output.confidence is not None]
+    return Answered(
+        choice=None if author is None else Choice(author.model, author.depth),
+        prompts=request.prompt_class,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_tokens=len(request.outputs),
+        mean_exit_layer=request.mean_exit_layer or 0.0,
+        mean_confidence=sum(sure) / len(sure) if sure else None,
+    )

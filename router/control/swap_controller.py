@@ -1,0 +1,187 @@
+"""Carries out what the loop or a person decides, one change per shard at a time, and writes each down."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from router.catalog.catalog import Menu
+from router.catalog.repository import Choice
+from router.catalog.served_model import Target
+from router.control.rollout import roll_out
+from router.fleet.dispatcher import Dispatcher
+from router.fleet.swap import Done, SwapError, SwapRefused, Wish
+from telemetry import tasks
+from telemetry.audit import AuditLog, Decision, Outcome, new_id
+
+log = logging.getLogger(__name__)
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """A change asked for, and what is to be written down of it."""
+
+    kind: str  # swap | pin | rollback, or the loop's own
+    by: str
+    why: str
+    to: Choice | Target
+    wish: Wish
+    shard: int | None = None  # None: all, one after the other
+    layout: dict[int, Choice] = {}  # in place of one shard: these, and what each is to serve
+    split: dict[str, Choice] = {}  # what prompts of each class shall be served by; {}: all by `to`
+    spread: dict[int, Choice] = {}  # of a split, what every shard is to serve, changed or not
+    seen: dict[str, Any] = {}
+    considered: list[dict[str, Any]] = []
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """As the diary has it: what shall serve, and where."""
+        if self.split:
+            prompts = {name: str(choice) for name, choice in self.split.items()}
+            return {"prompts": prompts, "shards": _by_choice(self.spread)}
+        return _named(self.to) | ({} if self.shard is None else {"shard": self.shard})
+
+
+class Conductor:
+    """Swaps with their decisions, and what a person has pinned."""
+
+    def __init__(self, dispatcher: Dispatcher, menu: Menu, audit: AuditLog):
+        self.menu = menu
+        self.pinned: Choice | None = None
+        self._dispatcher = dispatcher
+        self._audit = audit
+        self._busy: set[int] = set()  # shards that are being changed
+        self._tasks: set[asyncio.Task[Decision]] = set()
+
+    def begin(self, order: Order) -> str:
+        """Have a change carried out; returns the decision's id.
+
+        Raises `SwapRefused` when a shard is being changed already or does not serve, `KeyError` for no shard.
+        """
+        shards = self._claim(order)
+        decision = self._write_down(order)
+        task = tasks.begin(self._perform(decision, order, shards), f"Decision {decision.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return decision.id
+
+    async def carry_out(self, order: Order) -> Decision:
+        """A change from its beginning to its end, which the decision tells. Raises as `begin`."""
+        shards = self._claim(order)
+        return await self._perform(self._write_down(order), order, shards)
+
+    def pin(self, order: Order) -> str:
+        """Serve this, and let the loop change nothing until it is unpinned. Raises as `begin`."""
+        if not isinstance(order.to, Choice) or not self._serves_everywhere(order.to):
+            return self.begin(order)
+        self.pinned = order.to
+        return self.note(order.kind, order.by, f"{order.why} It is what serves.", chosen=_named(order.to))
+
+    def unpin(self, by: str) -> str:
+        """Leave the choice to the loop again."""
+        was, self.pinned = self.pinned, None
+        return self.note("unpin", by, "Nothing was pinned." if was is None else f"{was} was pinned.")
+
+    def before(self, shard: int | None) -> Target:
+        """What served before. Raises `SwapRefused` when nothing did, `KeyError` for no shard."""
+        target, before = self._dispatcher.targets(shard)[0]
+        if before is None:
+            raise SwapRefused(f"There is nothing to go back to: it started with {target.name}.")
+        return before
+
+    def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
+        """See `Dispatcher.route`."""
+        self._dispatcher.route(admitted)
+
+    def note(self, kind: str, by: str, why: str, **more: Any) -> str:
+        """Write down what was done at once; returns the decision's id."""
+        at = time.time()
+        outcome = Outcome.COMMITTED
+        self._audit.append(Decision(id=new_id(at), at=at, kind=kind, by=by, why=why, outcome=outcome, **more))
+        return self._audit.latest()[0].id
+
+    async def stop(self) -> None:
+        """Wait for what is under way, which ends soon once the dispatcher stops."""
+        if not await tasks.ended(self._tasks, tasks.END_TIMEOUT_S):
+            await tasks.cancel(*self._tasks)
+
+    def _claim(self, order: Order) -> frozenset[int]:
+        """The shards to be changed."""
+        named = tuple(order.layout) or (order.shard,)
+        shards = frozenset(one for shard in named for one in self._dispatcher.check_swappable(shard))
+        if shards & self._busy:
+            raise SwapRefused("A change is under way; one is carried out at a time.")
+        self._busy |= shards
+        return shards
+
+    def _write_down(self, order: Order) -> Decision:
+        at = time.time()
+        decision = Decision(
+            id=new_id(at),
+            at=at,
+            kind=order.kind,
+            by=order.by,
+            seen=order.seen,
+            considered=order.considered,
+            chosen=order.chosen,
+            why=order.why,
+        )
+        self._audit.append(decision)
+        return decision
+
+    async def _perform(self, decision: Decision, order: Order, shards: frozenset[int]) -> Decision:
+        try:
+            if order.layout:
+                done = await roll_out(self._dispatcher, await self._targets(order.layout), order.wish)
+            else:
+                target = order.to if isinstance(order.to, Target) else await self.menu.target(order.to)
+                done = await self._dispatcher.swap(target, order.wish, order.shard)
+        except SwapRefused as error:
+            return self._give_up(decision, Outcome.REFUSED, str(error))
+        except (SwapError, OSError) as error:
+            return self._give_up(decision, Outcome.ROLLED_BACK, str(error))
+        except Exception as error:
+            log.exception("%s to %s failed.", decision.kind, decision.chosen)
+            return self._give_up(decision, Outcome.ROLLED_BACK, f"The router failed: {error!r}")
+        finally:
+            self._busy -= shards
+        if order.kind == "pin" and isinstance(order.to, Choice):
+            self.pinned = order.to
+        cost = {"migrated_requests": float(sum(one.num_migrated for one in done))}
+        return self._audit.update(decision.id, outcome=Outcome.COMMITTED, phases_ms=_slowest(done), cost=cost)
+
+    async def _targets(self, layout: dict[int, Choice]) -> dict[int, Target]:
+        made = {choice: await self.menu.target(choice) for choice in dict.fromkeys(layout.values())}
+        return {shard: made[choice] for shard, choice in layout.items()}
+
+    def _give_up(self, decision: Decision, outcome: Outcome, error: str) -> Decision:
+        log.warning("%s to %s came to nothing: %s", decision.kind, decision.chosen, error)
+        return self._audit.update(decision.id, outcome=outcome, error=error)
+
+    def _serves_everywhere(self, choice: Choice) -> bool:
+        shards = self._dispatcher.state().shards
+        return all((shard.model, shard.depth) == (choice.candidate, choice.depth) for shard in shards)
+
+
+def _named(to: Choice | Target) -> dict[str, Any]:
+    if isinstance(to, Choice):
+        return {"candidate": to.candidate, "depth": to.depth}
+    return {"candidate": to.name, "depth": to.config.num_layers}
+
+
+def _by_choice(layout: dict[int, Choice]) -> dict[str, list[int]]:
+    shards: dict[str, list[int]] = {}
+    for shard, choice in layout.items():
+        shards.setdefault(str(choice), []).append(shard)
+    return shards
+
+
+def _slowest(done: list[Done]) -> dict[str, float]:
+    """Of each phase the longest time that a shard took."""
+    phases: dict[str, float] = {}
+    for one in done:
+        for phase, ms in one.phases_ms.items():
+            phases[phase] = max(phases.get(phase, 0.0), ms)
+    return phases

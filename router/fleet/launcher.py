@@ -1,0 +1,151 @@
+"""Where shards come from: child processes of this one, or other hosts where they wait to be called.
+
+Either way a shard that was started is a connected `ShardClient` with its model loaded; a child that does not
+answer is killed. Children hold one end of a socket whose other end dies with the router, and so do they.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import shard.messages
+from router.fleet.client import Patience, ShardClient, ShardDied
+from router.settings.config import Config
+from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
+
+log = logging.getLogger(__name__)
+
+_PACKAGE_ROOT = Path(shard.messages.__file__).parents[1]
+_MAX_FAILED_STARTS = 3  # in a row, before a start counts as of no use
+_END_TIMEOUT_S = 0.5
+_KILL_TIMEOUT_S = 10.0  # a process may be held by its device's driver for a while
+_CONNECT_TIMEOUT_S = 10.0
+
+
+class Launcher(Protocol):
+    """Starts one shard, again and again. Every `start` is followed by an `end` before the next."""
+
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        """A shard that is ready for steps, with the model asked for. Raises `ShardDied`."""
+        ...
+
+    async def end(self) -> None:
+        """Leave nothing of it running. Safe at any time, also when `start` failed or was cancelled."""
+        ...
+
+
+def launcher_of(config: Config, shard: int) -> Launcher:
+    """The launcher of shard number `shard`. Raises `OSError` if the secret's file cannot be read."""
+    patience = Patience(config.heartbeat_timeout_ms, config.step_timeout_ms)
+    if not config.shard_addresses:
+        return ChildLauncher(shard, patience)
+    secret = Path(config.shard_secret_file).read_text().strip() if config.shard_secret_file else ""
+    return RemoteLauncher(config.shard_addresses[shard], shard, secret, patience)
+
+
+class ChildLauncher:
+    """Shards as `python -m shard` on this host."""
+
+    def __init__(self, shard: int, patience: Patience):
+        self._shard = shard
+        self._patience = patience
+        self._num_failed_starts = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._client: ShardClient | None = None
+
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        try:
+            client = await self._spawn(wake)
+            ready = await client.open(Hello(PROTOCOL_VERSION, "", self._shard, config))
+        except ShardDied as death:
+            self._num_failed_starts += 1
+            permanent = death.permanent or self._num_failed_starts >= _MAX_FAILED_STARTS
+            raise ShardDied(death.reason, permanent) from death
+        self._num_failed_starts = 0
+        return client, ready
+
+    async def end(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+        if self._process is not None:
+            await _reap(self._process)
+        self._client = self._process = None
+
+    async def _spawn(self, wake: Callable[[], None]) -> ShardClient:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._client = await _adopt(ours, self._patience, wake)
+            command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
+            # A session of its own: Ctrl-C is the router's to answer, by a drain that still needs the shards.
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                cwd=_PACKAGE_ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        return self._client
+
+
+class RemoteLauncher:
+    """A shard that listens on another host. It is not ours to start: it is called until it answers."""
+
+    def __init__(self, address: str, shard: int, secret: str, patience: Patience):
+        self._address = address
+        self._shard = shard
+        self._secret = secret
+        self._patience = patience
+        self._client: ShardClient | None = None
+
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        host, _, port = self._address.removeprefix("tcp://").rpartition(":")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                _, self._client = await loop.create_connection(
+                    lambda: ShardClient(self._patience, wake), host.strip("[]"), int(port)
+                )
+        except OSError as error:  # a timeout is one too
+            raise ShardDied(f"No shard answers at {self._address}: {error or 'timed out'}.") from error
+        hello = Hello(PROTOCOL_VERSION, self._secret, self._shard, config)
+        return self._client, await self._client.open(hello)
+
+    async def end(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+        self._client = None
+
+
+async def _adopt(sock: socket.socket, patience: Patience, wake: Callable[[], None]) -> ShardClient:
+    loop = asyncio.get_running_loop()
+    try:
+        _, client = await loop.create_unix_connection(lambda: ShardClient(patience, wake), sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    return client
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """See a child to its end. It ends itself when its connection is gone; one that hangs is killed."""
+    if await _has_ended(process, _END_TIMEOUT_S):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    if not await _has_ended(process, _KILL_TIMEOUT_S):
+        log.error("Process %d was killed, but has not ended: it is left behind.", process.pid)
+
+
+async def _has_ended(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
+    """Wait for the end of a process; False if it does not come in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await process.wait()
+    except TimeoutError:
+        return False
+    return True

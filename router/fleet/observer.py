@@ -1,0 +1,35 @@
+"""What the router tells those who measure it. Whoever listens learns of it after the tokens have gone out."""
+
+from typing import Protocol
+
+from router.catalog.served_model import Generation
+from router.scheduling.request import Request
+from shard.messages import Score, StepOutput
+
+
+class Observer(Protocol):
+    """Told of everything worth measuring, after the tokens have gone out. Must return at once, not raise."""
+
+    def on_submitted(self, request: Request) -> None: ...
+
+    def on_started(self, request: Request) -> None:
+        """Put into a step for the first time."""
+
+    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
+        """`num_tokens` were just appended to `request.outputs`."""
+
+    def on_finished(self, request: Request) -> None:
+        """Ended in whatever way: `request.outcome` says which."""
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        """An ended request's answer was read again: what full depth says of each of its tokens."""
+
+    def on_preempted(self, request: Request) -> None: ...
+    def on_step(self, shard: int, output: StepOutput) -> None: ...
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+        """What requests begin on there from now on: it has started, or its model was changed."""
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        """A change of model was `committed` or has `failed`."""
+
+    def on_shard_death(self, shard: int, reason: str) -> None: ...

@@ -1,0 +1,209 @@
+"""One change of one shard's model: prepare beside what runs, commit between two steps, move who must move.
+
+Talks to one life of one shard. Whatever goes wrong before the commit is answered, what ran runs on.
+"""
+
+import asyncio
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import msgspec
+
+from router.catalog.served_model import Generation, Target
+from router.fleet.client import Answered, ShardClient
+from router.scheduling.scheduler import Scheduler
+from shard.messages import Commit, Committed, Discard, Prepare, Prepared, SwapFailed
+
+_MAX_PREPARE_S = 900.0  # a shard that loads for longer than this is not going to end
+
+_Answer = TypeVar("_Answer", Prepared, Committed)
+
+
+class Inflight(enum.StrEnum):
+    """What becomes of sequences that run on the model that is replaced."""
+
+    FINISH = "finish"  # they end on it
+    MIGRATE = "migrate"  # they go on with the new one, computed again from their tokens
+
+
+class SwapError(Exception):
+    """A swap that was not carried out: what ran runs on. The message is one sentence for a person."""
+
+
+class SwapRefused(SwapError):
+    """It was not begun: the shard is busy with another, or does not serve."""
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """How a swap is to go."""
+
+    inflight: Inflight = Inflight.FINISH
+    drain_s: float = 10.0  # where both models do not fit: how long what runs may take to end
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A swap carried out. `hold` spans the phases in which nothing new began, `gap` lies within `commit`."""
+
+    generation: Generation
+    phases_ms: dict[str, float]
+    num_migrated: int
+
+
+class Swap:
+    """One swap, from `Prepare` to the last sequence moved. Its shard's engine tells it what it hears."""
+
+    def __init__(
+        self,
+        ticket: int,
+        target: Target,
+        client: ShardClient,
+        scheduler: Scheduler,
+        wake: Callable[[], None],
+    ):
+        self._ticket = ticket
+        self._target = target
+        self._client = client
+        self._scheduler = scheduler
+        self._wake = wake  # has the engine schedule
+        self._loop = asyncio.get_running_loop()
+        self._phases_ms: dict[str, float] = {}
+        self._answer: asyncio.Future[Answered] | None = None
+        self._heard = asyncio.Event()
+        self._end: SwapError | None = None
+        self._num_evicted = 0
+
+    async def run(self, wish: Wish) -> Done:
+        """Carry it out. Raises `SwapError`."""
+        try:
+            with self._timed("prepare"):
+                prepared = await self._prepare()
+            with self._holding():
+                committed = await self._commit(prepared, wish)
+        except BaseException:
+            self._client.send(Discard(self._ticket))
+            raise
+        self._note_told(prepared.phases_ms | committed.phases_ms | {"gap": committed.gap_ms})
+        num_migrated = self._num_evicted + self._migrate(wish)
+        return Done(self._generation(committed), self._phases_ms, num_migrated)
+
+    def hear(self, answer: Answered) -> None:
+        """What the shard says, in order."""
+        self._heard.set()
+        asked = self._answer
+        if asked is None or asked.done():
+            return
+        if isinstance(answer, Prepared | Committed | SwapFailed) and answer.ticket == self._ticket:
+            asked.set_result(answer)
+
+    def end(self, error: SwapError) -> None:
+        """Nothing will come of it any more."""
+        self._end = error
+        self._heard.set()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+    async def _prepare(self) -> Prepared:
+        try:
+            async with asyncio.timeout(_MAX_PREPARE_S):
+                return await self._ask(Prepare(self._ticket, self._target.config), Prepared)
+        except TimeoutError:
+            raise SwapError(f"The shard has not loaded the model in {_MAX_PREPARE_S:.0f} s.") from None
+
+    async def _commit(self, prepared: Prepared, wish: Wish) -> Committed:
+        """Between two steps. While both models do not fit, wait for sequences to end; at last move them."""
+        drain_s = 0.0 if wish.inflight is Inflight.MIGRATE else wish.drain_s
+        give_up = self._loop.time() + drain_s
+        while True:
+            was_at_rest, num_running = self._scheduler.is_at_rest, self._scheduler.num_running
+            try:
+                with self._timed("commit"):
+                    return await self._ask(Commit(self._ticket), Committed)
+            except SwapError:
+                if was_at_rest or self._end is not None:
+                    raise
+            with self._timed("drain"):
+                has_ended = await self._somebody_ends(num_running, give_up)
+            if not has_ended:
+                await self._evict(self._generation(prepared))
+
+    async def _evict(self, successor: Generation) -> None:
+        """Put back all that runs, to begin again on what is to come. Raises `SwapError` if some cannot."""
+        bound = self._scheduler.stays(successor)
+        if bound:
+            raise SwapError(
+                f"The memory of {len(bound)} requests is needed that cannot go on with another model "
+                "(exact, too long for it, or given as token ids of another tokenizer)."
+            )
+        with self._timed("migrate"):
+            self._num_evicted += len(self._scheduler.evict())
+            self._wake()
+            await self._until(lambda: self._scheduler.is_at_rest)
+
+    def _migrate(self, wish: Wish) -> int:
+        """After the commit: the number of requests that go on with the new model."""
+        if wish.inflight is not Inflight.MIGRATE:
+            return 0
+        with self._timed("migrate"):
+            num_migrated = len(self._scheduler.migrate())
+            self._wake()
+        return num_migrated
+
+    async def _somebody_ends(self, num_running: int, give_up: float) -> bool:
+        """Wait for one of so many to end; False if none does in time."""
+        try:
+            async with asyncio.timeout_at(give_up):
+                await self._until(
+                    lambda: self._scheduler.num_running < num_running or self._scheduler.is_at_rest
+                )
+        except TimeoutError:
+            return False
+        return True
+
+    async def _until(self, is_true: Callable[[], bool]) -> None:
+        """Until something is true that the shard's answers bring about. Raises `SwapError`."""
+        while not is_true():
+            self._heard.clear()
+            await self._heard.wait()
+            if self._end is not None:
+                raise self._end
+
+    async def _ask(self, message: Prepare | Commit, kind: type[_Answer]) -> _Answer:
+        """The shard's answer. Raises `SwapError` when it says no, or dies."""
+        if self._end is not None:
+            raise self._end
+        self._answer = self._loop.create_future()
+        self._client.send(message)
+        answer = await self._answer
+        if isinstance(answer, SwapFailed):
+            raise SwapError(answer.reason)
+        assert isinstance(answer, kind)
+        return answer
+
+    def _generation(self, answer: Prepared | Committed) -> Generation:
+        return Generation(self._ticket, self._target, answer.ready)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Begin nothing on the shard meanwhile."""
+        self._scheduler.is_holding = True
+        try:
+            with self._timed("hold"):
+                yield
+        finally:
+            self._scheduler.is_holding = False
+            self._wake()
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = self._loop.time()
+        try:
+            yield
+        finally:
+            self._phases_ms[phase] = self._phases_ms.get(phase, 0.0) + 1000 * (self._loop.time() - began)
+
+    def _note_told(self, told_ms: dict[str, float]) -> None:
+        """The shard's own phases, under names that ours do not have."""
+        for phase, ms in told_ms.items():
+            self._phases_ms[f"shard {phase}" if phase in self._phases_ms else phase] = ms

@@ -1,0 +1,146 @@
+"""What the router tells its observers, as metrics."""
+
+from router.catalog.served_model import Generation
+from router.scheduling.request import GenerationFailed, Request
+from shard.messages import ExitReport, FinishReason, Score, StepOutput
+from telemetry.prometheus import HeliosMetrics, Metrics
+from telemetry.store import Store
+
+
+class MetricsObserver:
+    """An `Observer` that counts. `model` is the name that every metric of ours is labelled with."""
+
+    def __init__(self, metrics: Metrics, model: str):
+        self._tgi = metrics.tgi
+        self._helios = metrics.helios
+        self._model = model
+        self._ttft = metrics.helios.ttft.labels(model)
+        self._itl = metrics.helios.itl.labels(model)
+        self._last_token: dict[int, float] = {}  # request -> loop time
+
+    def on_submitted(self, request: Request) -> None:
+        self._tgi.request_input_length.observe(request.num_prompt_tokens)
+        self._tgi.request_max_new_tokens.observe(request.spec.max_new_tokens)
+        self._helios.prompt_tokens.labels(self._model).inc(request.num_prompt_tokens)
+
+    def on_started(self, request: Request) -> None:
+        waited = _between(request.timeline.arrived, request.timeline.started)
+        self._tgi.request_queue_duration.observe(waited)
+        self._helios.queue.labels(self._model).observe(waited)
+
+    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
+        last = self._last_token.get(request.id)
+        self._last_token[request.id] = now
+        if last is None:
+            self._ttft.observe(now - request.timeline.arrived)
+            return
+        for _ in range(num_tokens):
+            self._itl.observe((now - last) / num_tokens)
+
+    def on_finished(self, request: Request) -> None:
+        self._last_token.pop(request.id, None)
+        self._helios.requests.labels(self._model, _outcome(request)).inc()
+        self._helios.replays.labels(self._model).inc(request.num_shard_deaths)
+        if isinstance(request.outcome, FinishReason):
+            self._observe_success(request)
+
+    def on_preempted(self, request: Request) -> None:
+        self._helios.preemptions.labels(self._model).inc()
+
+    def on_step(self, shard: int, output: StepOutput) -> None:
+        step_s, idle_s = output.step_ms / 1000, output.idle_ms / 1000
+        self._observe_tgi_step(output, step_s, idle_s)
+        helios, labels = self._helios, (self._model, str(shard))
+        helios.step.labels(*labels).observe(step_s)
+        helios.busy.labels(*labels).inc(step_s)
+        helios.idle.labels(*labels).inc(idle_s)
+        helios.kv_blocks_free.labels(*labels).set(output.num_free_blocks)
+        for layer, num_tokens in _by_exit_layer(output).items():
+            helios.tokens.labels(self._model, str(layer)).inc(num_tokens)
+        if output.num_blocks is not None:
+            helios.kv_blocks.labels(*labels).set(output.num_blocks)
+        if output.joules is not None:
+            helios.joules.labels(*labels).inc(output.joules)
+        for older in output.older:
+            helios.busy.labels(*labels).inc(older.ms / 1000)
+        for exits in (*(older.exits for older in output.older), output.exits):
+            if exits is not None:
+                self._count_exits(shard, exits)
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        self._helios.scored_sequences.labels(self._model).inc()
+        for output, score in zip(request.outputs, scores, strict=True):
+            labels = (self._model, str(output.exit_layer))
+            self._helios.scored_tokens.labels(*labels).inc()
+            self._helios.agreeing_tokens.labels(*labels).inc(output.id == score.choice)
+
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+        num_blocks = generation.ready.num_blocks
+        self._helios.kv_blocks.labels(self._model, str(shard)).set(num_blocks)
+        self._helios.kv_blocks_free.labels(self._model, str(shard)).set(num_blocks)
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        self._helios.swaps.labels(self._model, outcome).inc()
+        for phase, ms in phases_ms.items():
+            self._helios.swap_phase.labels(self._model, phase).observe(ms / 1000)
+
+    def on_shard_death(self, shard: int, reason: str) -> None:
+        self._helios.shard_deaths.labels(self._model, str(shard)).inc()
+
+    def _count_exits(self, shard: int, exits: ExitReport) -> None:
+        helios, model = self._helios, self._model
+        helios.confidence.labels(model).inc(exits.confidence_sum)
+        helios.confident_tokens.labels(model).inc(exits.num_confident)
+        helios.breaches.labels(model).inc(exits.breaches)
+        helios.drafted.labels(model).inc(exits.drafted)
+        helios.accepted.labels(model).inc(exits.accepted)
+        helios.kv_fills.labels(model).inc(exits.kv_fills)
+        helios.exit_waiting.labels(model, str(shard)).set(exits.waiting)
+        helios.head.labels(model).inc(exits.head_ms / 1000)
+        helios.fill.labels(model).inc(exits.fill_ms / 1000)
+        for segment, ms in enumerate(exits.segment_ms):
+            helios.segment.labels(model, str(segment)).inc(ms / 1000)
+
+    def _observe_success(self, request: Request) -> None:
+        line, num_tokens = request.timeline, len(request.outputs)
+        total = _between(line.arrived, line.finished)
+        in_batch = _between(line.started or line.arrived, line.finished)
+        self._tgi.request_duration.observe(total)
+        self._tgi.request_inference_duration.observe(in_batch)
+        self._tgi.request_mean_time_per_token_duration.observe(in_batch / max(1, num_tokens))
+        self._tgi.request_generated_tokens.observe(num_tokens)
+        self._helios.e2e.labels(self._model).observe(total)
+
+    def _observe_tgi_step(self, output: StepOutput, step_s: float, idle_s: float) -> None:
+        method = "prefill" if output.num_tokens > len(output.outputs) else "decode"
+        self._tgi.batch_inference_count.labels(method).inc()
+        self._tgi.batch_inference_success.labels(method).inc()
+        self._tgi.batch_inference_duration.labels(method).observe(step_s + idle_s)
+        self._tgi.batch_forward_duration.labels(method).observe(step_s)
+        self._tgi.batch_next_size.observe(len(output.outputs))
+
+
+def watch_store(helios: HeliosMetrics, store: Store, model: str) -> None:
+    """Have metrics say, when they are asked, how keeping telemetry goes."""
+    helios.redis_up.labels(model).set_function(lambda: store.is_ok)
+    helios.telemetry_dropped.labels(model).set_function(lambda: store.num_dropped)
+
+
+def _between(start: float, end: float | None) -> float:
+    return 0.0 if end is None else end - start
+
+
+def _outcome(request: Request) -> str:
+    match request.outcome:
+        case GenerationFailed(kind=kind):
+            return kind
+        case outcome:
+            return str(outcome)
+
+
+def _by_exit_layer(output: StepOutput) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for sequence in output.outputs:
+        for token in sequence.tokens:
+            counts[token.exit_layer] = counts.get(token.exit_layer, 0) + 1
+    return counts

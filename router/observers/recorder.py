@@ -1,0 +1,202 @@
+"""What the router tells its observers, as windows of telemetry: who served what, how fast, how well.
+
+It is told behind the tokens, adds to sums in memory, and hands them to the store when that flushes.
+"""
+
+import time
+from collections.abc import Callable
+
+from router.catalog.served_model import Generation
+from router.scheduling.request import GenerationFailed, Request
+from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput
+from telemetry.cost import StepSample
+from telemetry.sample import ClassUse, Record, Window
+from telemetry.store import Store
+
+
+class Recorder:
+    """An `Observer` that fills one window per shard, candidate and depth between two flushes."""
+
+    def __init__(self, store: Store, unix_s: Callable[[], float] = time.time):
+        self._store = store
+        self._unix_s = unix_s
+        self._windows: dict[tuple[int, str, int], Window] = {}  # by shard, candidate, depth
+        self._generations: dict[tuple[int, int], Generation] = {}  # by shard and ticket
+        self._seen: dict[int, tuple[int, float]] = {}  # request -> its tokens told of, and when: loop time
+        self._metered: set[int] = set()  # shards whose last step told its joules
+        store.on_flush.append(self.hand_over)
+
+    def hand_over(self) -> None:
+        """Close the windows and give them to the store."""
+        now, windows, self._windows = self._unix_s(), self._windows, {}
+        for window in windows.values():
+            window.end = now
+        router = self._store.router
+        self._store.put([Record(*key, window, router) for key, window in windows.items()])
+
+    def on_submitted(self, request: Request) -> None:
+        pass
+
+    def on_started(self, request: Request) -> None:
+        pass
+
+    def on_preempted(self, request: Request) -> None:
+        pass
+
+    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
+        num_seen, last = self._seen.get(request.id, (0, 0.0))
+        num_told = num_seen + num_tokens
+        self._seen[request.id] = num_told, now
+        window = self._window_of(request)
+        if window is None:
+            return
+        by_exit = window.tokens_by_exit
+        for output in request.outputs[num_seen:num_told]:  # there may be more already
+            by_exit[output.exit_layer] = by_exit.get(output.exit_layer, 0) + 1
+        if request.shard in self._metered:
+            window.metered_tokens += num_tokens
+        if not num_seen:
+            window.ttft_ms.add(1000 * (now - request.timeline.arrived))
+        else:
+            window.itl_ms.add(1000 * (now - last) / num_tokens, num_tokens)
+
+    def on_finished(self, request: Request) -> None:
+        self._seen.pop(request.id, None)
+        window = self._window_of(request)
+        if window is None:
+            return
+        match request.outcome:
+            case FinishReason():
+                window.requests += 1
+                _count_class(window, request)
+            case GenerationFailed(kind=kind) if kind != "cancelled":
+                window.failures += 1
+
+    def on_scored(self, request: Request, scores: list[Score]) -> None:
+        window = self._window_of(request)
+        if window is None or request.written_by is None:
+            return
+        outputs = request.outputs
+        agreeing = sum(output.id == score.choice for output, score in zip(outputs, scores, strict=True))
+        logprob = sum(score.logprob for score in scores)
+        window.add_answer(request.prompt_class, len(outputs), agreeing, logprob, _num_bytes(request))
+
+    def on_step(self, shard: int, output: StepOutput) -> None:
+        self._note_meter(shard, output.joules)
+        generation = self._generations.get((shard, output.generation))
+        if generation is not None:
+            self._add_newest(self._window(shard, generation), generation, output)
+        for older in output.older:
+            generation = self._generations.get((shard, older.generation))
+            if generation is not None:
+                _add_older(self._window(shard, generation), older, output)
+
+    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+        if generation.ticket == 0:
+            self._forget(shard)
+        self._generations[shard, generation.ticket] = generation
+
+    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
+        pass
+
+    def on_shard_death(self, shard: int, reason: str) -> None:
+        self._forget(shard)
+
+    def _add_newest(self, window: Window, generation: Generation, output: StepOutput) -> None:
+        window.idle_ms += output.idle_ms
+        _add_step(window, output.num_tokens, output.step_ms, output.num_sequences)
+        window.joules += (output.joules or 0.0) * _share(output.step_ms, output)
+        window.most_blocks = max(window.most_blocks, output.num_blocks or generation.ready.num_blocks)
+        fewest = window.fewest_free_blocks
+        window.fewest_free_blocks = min(
+            output.num_free_blocks, output.num_free_blocks if fewest is None else fewest
+        )
+        _add_exits(window, output.exits)
+        sample = sample_of(output, generation.ready.depth)
+        if sample is not None:
+            window.cost.add(sample)
+
+    def _window_of(self, request: Request) -> Window | None:
+        """Of whoever serves a request, or served it last."""
+        if request.shard is None or request.generation is None:
+            return None
+        return self._window(request.shard, request.generation)
+
+    def _window(self, shard: int, generation: Generation) -> Window:
+        key = (shard, generation.target.name, generation.ready.depth)
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = Window(start=self._unix_s())
+        return window
+
+    def _note_meter(self, shard: int, joules: float | None) -> None:
+        if joules is None:
+            self._metered.discard(shard)
+        else:
+            self._metered.add(shard)
+
+    def _forget(self, shard: int) -> None:
+        self._metered.discard(shard)
+        for key in [key for key in self._generations if key[0] == shard]:
+            del self._generations[key]
+
+
+def sample_of(output: StepOutput, depth: int) -> StepSample | None:
+    """What a step tells of costs; None where two generations shared it, or nothing was computed.
+
+    What did not end in a token of an answer counts as a prompt's, which runs all layers loaded. A step that
+    drafted and made several tokens of each answer counts as its share of as many steps.
+    """
+    if output.older or not output.num_tokens:
+        return None
+    made = [sequence.tokens for sequence in output.outputs if sequence.tokens]
+    layers = [token.exit_layer for tokens in made for token in tokens]
+    num_others = max(0, output.num_tokens - len(made))
+    if len(layers) == len(made):
+        deepest = depth if num_others else max(layers)
+        return StepSample(deepest, output.num_tokens, sum(layers) + num_others * depth, output.step_ms)
+    if num_others:
+        return None
+    num_steps = len(layers) / len(made)
+    return StepSample(max(layers), len(made), sum(layers) / num_steps, output.step_ms / num_steps)
+
+
+def _count_class(window: Window, request: Request) -> None:
+    use = window.classes.setdefault(request.prompt_class, ClassUse())
+    layers = sum(output.exit_layer for output in request.outputs)
+    use.merge(ClassUse(1, len(request.outputs), layers))
+
+
+def _num_bytes(request: Request) -> int:
+    """Of an answer's text."""
+    pieces = (request.tokenizer.piece(output.id) for output in request.outputs)
+    return sum(len(piece.raw) for piece in pieces if not piece.special)
+
+
+def _add_older(window: Window, older: OlderReport, output: StepOutput) -> None:
+    _add_step(window, older.num_tokens, older.ms, older.num_sequences)
+    window.joules += (output.joules or 0.0) * _share(older.ms, output)
+    _add_exits(window, older.exits)
+
+
+def _add_step(window: Window, num_tokens: int, ms: float, num_sequences: int) -> None:
+    window.step_ms += ms
+    if num_tokens:  # else the step was another generation's
+        window.num_steps += 1
+        window.batched += num_sequences
+        window.computed_tokens += num_tokens
+
+
+def _add_exits(window: Window, exits: ExitReport | None) -> None:
+    if exits is not None:
+        window.confidence_sum += exits.confidence_sum
+        window.num_confident += exits.num_confident
+        window.breaches += exits.breaches
+        window.drafted += exits.drafted
+        window.accepted += exits.accepted
+
+
+def _share(ms: float, output: StepOutput) -> float:
+    """Of a step's energy, by time, for one of the generations that shared it."""
+    total = output.step_ms + sum(older.ms for older in output.older)
+    return ms / total if total else 0.0

@@ -1,0 +1,136 @@
+"""Which choices may serve at all: what rules one out, as a sentence. Cost does not come into it.
+
+The floor is kept by proof: a choice needs a certificate whose lower bound reaches it. What is measured on
+live answers can only take that away again, never give it.
+"""
+
+from router.catalog.repository import Choice, is_good_enough
+from router.policy.cost import run_of, step_ms
+from router.policy.observation import Facts, Seen
+from telemetry.history import Row
+
+_LEAST_ANSWERS = 8  # read again at full depth, before they count against a certificate
+
+
+def why_not(seen: Seen, choice: Choice) -> str:
+    """What rules a choice out; "": it may serve."""
+    return why_never(seen, choice) or why_not_now(seen, choice)
+
+
+def why_never(seen: Seen, choice: Choice) -> str:
+    """What rules a choice out however busy it is here: it may not serve for a moment. "": nothing."""
+    facts = seen.facts.get(choice.candidate)
+    if facts is None:
+        return f"the repository has no candidate {choice.candidate}"
+    if choice not in facts.choices:
+        return f"the repository does not allow it {choice.depth} layers"
+    if choice not in seen.served and (trouble := facts.trouble or seen.troubles.get(choice, "")):
+        return trouble
+    return _too_large(seen, facts, choice) or _too_bad(seen, facts, choice)
+
+
+def why_not_now(seen: Seen, choice: Choice) -> str:
+    """What rules a choice out as it has shown itself, or is expected to be, under the traffic of now."""
+    return _too_unsure(seen, choice) or _too_slow(seen, choice) or _too_hot(seen, choice)
+
+
+def keeps_floor(seen: Seen, choice: Choice) -> bool:
+    """It is good enough for the prompts, whatever else speaks against it."""
+    facts = seen.facts.get(choice.candidate)
+    return facts is not None and choice in facts.choices and not _too_bad(seen, facts, choice)
+
+
+def is_revoked(seen: Seen, choice: Choice) -> bool:
+    """Live answers say, beyond doubt, that it agrees less than the floor under prompts like those of now."""
+    row = seen.row(choice)
+    found = row.agreement if row is not None else None
+    if found is None or found.num_sequences < _LEAST_ANSWERS:
+        return False
+    return found.high < seen.repository.floor.agreement
+
+
+def _too_large(seen: Seen, facts: Facts, choice: Choice) -> str:
+    """The weights, and one request of the mean length, have to fit."""
+    demand, limit = seen.demand, _memory_limit(seen)
+    kv_bytes = (demand.prompt_tokens + demand.answer_tokens) * facts.kv_bytes * choice.depth
+    needed = facts.weight_bytes(choice.depth) + kv_bytes
+    if needed <= limit:
+        return ""
+    return f"it needs {needed / 2**20:.0f} MiB of memory and may have {limit / 2**20:.0f}"
+
+
+def _memory_limit(seen: Seen) -> int:
+    limit = seen.repository.limits.memory_bytes
+    return seen.device.memory_bytes if limit is None else min(limit, seen.device.memory_bytes)
+
+
+def _too_bad(seen: Seen, facts: Facts, choice: Choice) -> str:
+    candidate, floor = facts.candidate, seen.repository.floor
+    if not is_good_enough(candidate, floor):
+        return f"its quality of {candidate.figures.quality} is below the floor of {floor.quality}"
+    proven = facts.proven.get(choice.depth, 0.0)
+    if proven < 1 and (strange := _strange_prompts(seen, facts)):
+        return f"its exits were not made for {strange}, which many prompts are"
+    if proven < floor.agreement:
+        found = f"only {proven:.2f} is proven" if proven else "nothing is proven"
+        return f"{found} of its agreement with full depth, and the floor is {floor.agreement:.2f}"
+    if is_revoked(seen, choice):
+        return f"live answers agree too little with full depth for the floor of {floor.agreement:.2f}"
+    return ""
+
+
+def _strange_prompts(seen: Seen, facts: Facts) -> str:
+    """A kind of prompt that counts in the traffic, and that the candidate's exits were not made for."""
+    made_for = facts.candidate.prompts
+    if not made_for:
+        return ""
+    return next((name for name in seen.counted if name not in made_for), "")
+
+
+def _too_unsure(seen: Seen, choice: Choice) -> str:
+    row, loop = seen.row(choice), seen.repository.loop
+    if choice == seen.breached:
+        return "too many of its tokens were under threshold a moment ago"
+    if row is None or row.num_tokens < loop.breach_window:
+        return ""
+    if row.breach_rate <= loop.breach_limit / loop.breach_window:
+        return ""
+    return f"{row.breach_rate:.0%} of its tokens were under threshold"
+
+
+def _too_slow(seen: Seen, choice: Choice) -> str:
+    limits, row = seen.repository.limits, seen.row(choice)
+    run = run_of(seen, choice)
+    if not run.num_measured:
+        return ""  # evaluation will tell; a guess rules nothing out
+    batch = min(seen.demand.batch_size, run.batch_size)
+    itl = step_ms(run, batch)
+    ttft = run.fit.prefill_ms(round(seen.demand.prompt_tokens), run.prompt_depth) + itl
+    ttft, itl = _seen_or(row, ttft, itl)
+    if limits.p95_ttft_ms is not None and ttft > limits.p95_ttft_ms:
+        return f"its p95 of time to first token is {ttft:.0f} ms, and {limits.p95_ttft_ms:.0f} are allowed"
+    if limits.p95_itl_ms is not None and itl > limits.p95_itl_ms:
+        return f"its p95 of time between tokens is {itl:.0f} ms, and {limits.p95_itl_ms:.0f} are allowed"
+    return ""
+
+
+def _seen_or(row: Row | None, ttft_ms: float, itl_ms: float) -> tuple[float, float]:
+    """Percentiles as they were measured, where they were."""
+    if row is None:
+        return ttft_ms, itl_ms
+    return (
+        ttft_ms if row.ttft_p95_ms is None else row.ttft_p95_ms,
+        itl_ms if row.itl_p95_ms is None else row.itl_p95_ms,
+    )
+
+
+def _too_hot(seen: Seen, choice: Choice) -> str:
+    limit, row = seen.repository.limits.watts, seen.row(choice)
+    if limit is None:
+        return ""
+    watts = seen.device.watts
+    if row is not None and row.joules_per_token is not None and row.throughput is not None:
+        watts = row.joules_per_token * row.throughput
+    if watts is None or watts <= limit:
+        return ""
+    return f"it takes {watts:.0f} W, and {limit:.0f} are allowed"

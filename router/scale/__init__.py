@@ -1,1 +1,0 @@
-"""The router, its policy and its loop before simulated shards in one process, in virtual time."""

@@ -1,0 +1,1 @@
+"""Pure: one shard's requests, who waits, who runs, what the next step is."""

@@ -1,0 +1,311 @@
+"""One generation as the router sees it, from arrival to its last event, with its own output queue.
+
+Knows nothing of HTTP, sockets or the clock: times are given to it, in seconds of the event loop's clock.
+"""
+
+import asyncio
+import enum
+import functools
+
+import msgspec
+
+from router.catalog.served_model import Generation, Identity, Need, Segment
+from router.text.chat_template import ChatTemplateError
+from router.text.prompt import Prompt
+from router.text.prompt_class import PromptClass
+from router.text.tokenizer import Detokenizer, Token, Tokenizer
+from shard.messages import FinishReason, Sampling, TokenOutput
+
+_MAX_EXPECTED_TOKENS = 256  # few clients use all that they ask for
+
+
+class Status(enum.Enum):
+    WAITING = "waiting"  # in the queue, holds nothing on a shard
+    RUNNING = "running"  # a shard holds state for it
+    FINISHED = "finished"
+
+
+class GenerationFailed(Exception):
+    """A generation that ended without an answer. `kind` is TGI's error_type; `status` the HTTP status."""
+
+    def __init__(
+        self, message: str, kind: str = "generation", status: int = 424, retry_after_s: int | None = None
+    ):
+        super().__init__(message)
+        self.kind = kind
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asked for, validated, with every default filled in."""
+
+    prompt_token_ids: list[int]
+    tokenizer: Tokenizer  # that made the ids
+    prompt: Prompt | None = None  # what it made them of; None: the client gave ids
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    priority: int = 0  # higher goes first
+    deadline_s: float | None = None  # loop time by which it must have started
+    exit_threshold: float | None = None
+    exact: bool = False
+    label: str = ""  # the client's own request id, for logs and /ops/requests
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The end of a generation. `text` is the whole answer, stop included; `stop` the one that hit."""
+
+    reason: FinishReason
+    text: str
+    stop: str | None = None
+
+
+class Timeline(msgspec.Struct):
+    """Loop times in seconds; None: not yet."""
+
+    arrived: float
+    started: float | None = None  # first put into a step
+    first_token: float | None = None
+    finished: float | None = None
+
+
+class Request:
+    """A generation in flight. The scheduler moves it, the engine feeds it, the API reads it by `take()`."""
+
+    def __init__(self, id: int, spec: Spec, arrived: float):
+        self.id = id
+        self.spec = spec
+        self.tokenizer = spec.tokenizer  # of the model it runs on, or is meant for
+        self.prompt_token_ids = spec.prompt_token_ids
+        self.timeline = Timeline(arrived)
+        self.status = Status.WAITING
+        self.shard: int | None = None
+        self.attempt = 0
+        self.num_preemptions = 0
+        self.num_shard_deaths = 0
+        self.num_computed_tokens = 0  # as the shard has said
+        self.num_in_flight_tokens = 0  # wished of the shard in steps that it has not answered
+        self.outputs: list[TokenOutput] = []
+        self.prompt_scores: list[TokenOutput] = []
+        self.generation: Generation | None = None  # it runs on; of its shard
+        self.segments: list[Segment] = []
+        self.is_homeless = False  # the model that it was begun on is no more, where it was
+        self.outcome: FinishReason | GenerationFailed | None = None
+        self._num_outputs_at_death: int | None = None
+        self._retold: list[int] = []  # the answer as far as another tokenizer has made it, in this one's ids
+        self._num_retold = 0  # `outputs` that stand for
+        self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
+        self._events: list[Token | Finished | GenerationFailed] = []
+        self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and answer so far, in the ids of `tokenizer`: what a replay starts from."""
+        since = [output.id for output in self.outputs[self._num_retold :]]
+        return self.prompt_token_ids + self._retold + since
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self._retold) + len(self.outputs) - self._num_retold
+
+    @property
+    def max_new_tokens(self) -> int:
+        """As many as may follow the prompt, in the ids of `tokenizer`."""
+        return self.spec.max_new_tokens + len(self._retold) - self._num_retold
+
+    @property
+    def need(self) -> Need:
+        """What a model must be for it to start, or to go on, there."""
+        home = self.segments[-1].identity if self.segments and not self.is_homeless else None
+        vocabulary = self.tokenizer.digest if self.spec.prompt is None else None
+        prompts = "" if self.spec.exact else self.prompt_class  # no exit writes any of an exact answer
+        return Need(home, vocabulary, self.spec.exact, prompts)
+
+    @functools.cached_property
+    def prompt_class(self) -> PromptClass:
+        """What it is about, by a guess. Of bare token ids nothing is known: chat."""
+        return PromptClass.CHAT if self.spec.prompt is None else self.spec.prompt.prompt_class
+
+    @property
+    def written_by(self) -> Identity | None:
+        """Who wrote the whole answer; None when nobody did, or several."""
+        return self.segments[0].identity if len(self.segments) == 1 else None
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens known and neither computed nor in flight.
+
+        Once none is left, every step in flight makes a token that is not known yet: 0 with one such token on
+        its way, -1 with two.
+        """
+        return self.num_tokens - self.num_computed_tokens - self.num_in_flight_tokens
+
+    @property
+    def num_outstanding_tokens(self) -> int:
+        """Work still in it: tokens to compute, and those that may be expected to be generated."""
+        num_expected = min(_MAX_EXPECTED_TOKENS, self.spec.max_new_tokens - len(self.outputs))
+        return self.num_tokens - self.num_computed_tokens + num_expected
+
+    @property
+    def wants_work(self) -> bool:
+        """False when what is in flight will end it by length, if every step makes a token.
+
+        A step makes none for a sequence that waits at an exit: with nothing in flight, it is asked for again.
+        """
+        num_pending = self.num_pending_tokens
+        if num_pending > 0 or self.num_in_flight_tokens == 0:
+            return True
+        return len(self.outputs) + 1 - num_pending < self.spec.max_new_tokens
+
+    @property
+    def has_started(self) -> bool:
+        return self.timeline.started is not None
+
+    @property
+    def is_suspect(self) -> bool:
+        """Present at a shard's death, and has made no token since: it may be what the shard died of."""
+        return self._num_outputs_at_death == len(self.outputs)
+
+    @property
+    def mean_exit_layer(self) -> float | None:
+        if not self.outputs:
+            return None
+        return sum(output.exit_layer for output in self.outputs) / len(self.outputs)
+
+    def may_move_to(self, generation: Generation) -> bool:
+        """It can go on with another generation than its own, if need be as a migration."""
+        if not generation.takes(self.need) or self.num_tokens >= generation.ready.max_total_tokens:
+            return False
+        prompt = self.spec.prompt
+        return prompt is None or prompt.is_readable(generation.tokenizer)
+
+    def suit(self, generation: Generation) -> None:
+        """Have prompt and answer in the ids of the model that is to take it.
+
+        Raises `GenerationFailed` when its template refuses the conversation, or it is too long for the model.
+        """
+        tokenizer, prompt = generation.tokenizer, self.spec.prompt
+        if prompt is not None and not prompt.reads_alike(self.tokenizer, tokenizer):
+            self._encode_again(prompt, tokenizer)
+        most = generation.ready.max_total_tokens
+        if self.num_tokens >= most:
+            name = generation.target.name
+            error = f"The prompt has {self.num_tokens} tokens; {name} takes prompt and answer of {most}."
+            raise GenerationFailed(error, "validation", 422)
+
+    def start(self, shard: int, generation: Generation, now: float) -> None:
+        """Enter a shard's batch, for the first time or again."""
+        self.status = Status.RUNNING
+        self.shard = shard
+        self.generation = generation
+        self.is_homeless = False
+        self._begin_segment(generation)
+        if self.timeline.started is None:
+            self.timeline.started = now
+
+    def start_over(self) -> None:
+        """Return to the queue: what a shard computed is lost, the tokens received are not."""
+        self.status = Status.WAITING
+        self.shard = None
+        self.attempt += 1
+        self.num_computed_tokens = 0
+        self.num_in_flight_tokens = 0
+        if not self._has_prompt_scores:
+            self.prompt_scores.clear()
+
+    def note_shard_death(self) -> None:
+        """Note that a shard died while it ran there, for which it may be to blame."""
+        self.num_shard_deaths += 1
+        self._num_outputs_at_death = len(self.outputs)
+
+    def put_prompt(self, scores: list[TokenOutput]) -> None:
+        """Take scores of the prompt's next tokens. A replay after they were complete brings them again."""
+        if not self._has_prompt_scores:
+            self.prompt_scores += scores
+
+    def put(self, outputs: list[TokenOutput], finish: FinishReason | None, now: float) -> bool:
+        """Take tokens from a shard; True when the generation is over.
+
+        A stop string may end it in the middle of `outputs`: what comes after is dropped.
+        """
+        for output in outputs:
+            if self.timeline.first_token is None:
+                self.timeline.first_token = now
+            self.outputs.append(output)
+            piece = self._detokenizer.push(output)
+            self._emit(piece)
+            stop = self._detokenizer.find_stop(self.spec.stop)
+            if stop is not None:
+                self._finish(FinishReason.STOP, now, stop)
+                return True
+        if finish is not None:
+            self._finish(finish, now)
+        return finish is not None
+
+    def fail(self, error: GenerationFailed, now: float) -> None:
+        """End it with an error; the reader of `take()` gets it raised."""
+        self._end(error, now)
+        self._emit(error)
+
+    async def take(self) -> list[Token | Finished]:
+        """Wait for news and take all there is: tokens, at the end one `Finished`, then nothing more.
+
+        Raises `GenerationFailed`, once the tokens before it are taken.
+        """
+        if not self._events:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        events: list[Token | Finished] = []
+        for event in self._events:
+            if not isinstance(event, GenerationFailed):
+                events.append(event)
+            elif not events:
+                raise event
+        del self._events[: len(events)]
+        return events
+
+    @property
+    def _has_prompt_scores(self) -> bool:
+        return len(self.prompt_scores) >= self.num_prompt_tokens - 1
+
+    def _encode_again(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        try:
+            self.prompt_token_ids, self._retold = prompt.encoded(tokenizer, self._detokenizer.whole_text)
+        except ChatTemplateError as error:
+            raise GenerationFailed(f"The model was changed, and {error}", "validation", 422) from None
+        self._num_retold = len(self.outputs)
+        self.prompt_scores.clear()
+        self.tokenizer = tokenizer
+        self._detokenizer.switch(tokenizer)
+
+    def _begin_segment(self, generation: Generation) -> None:
+        """Note who writes from here on; who has written nothing is forgotten."""
+        self._forget_idle_segment()
+        if not self.segments or self.segments[-1].identity != generation.identity:
+            self.segments.append(generation.segment(len(self.outputs)))
+
+    def _forget_idle_segment(self) -> None:
+        if self.segments and self.segments[-1].from_token == len(self.outputs):
+            self.segments.pop()
+
+    def _finish(self, reason: FinishReason, now: float, stop: str | None = None) -> None:
+        self._end(reason, now)
+        self._emit(Finished(reason, self._detokenizer.text, stop))
+
+    def _end(self, outcome: FinishReason | GenerationFailed, now: float) -> None:
+        if len(self.segments) > 1:
+            self._forget_idle_segment()
+        self.status = Status.FINISHED
+        self.outcome = outcome
+        self.timeline.finished = now
+
+    def _emit(self, event: Token | Finished | GenerationFailed) -> None:
+        self._events.append(event)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

@@ -1,0 +1,351 @@
+"""Who runs on one shard: waiting requests become running ones, running ones become the wishes of a step.
+
+Pure and synchronous: no clock, no socket, no event loop. A step is formed while the one before it still
+runs, so every decision looks at what will be true when that is done: what is in flight counts as computed.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from router.catalog.served_model import Generation, Identity, Need
+from router.scheduling.admission import EVERYTHING, Intake, Share
+from router.scheduling.loaded_models import Room, Rooms
+from router.scheduling.request import GenerationFailed, Request
+from router.scheduling.shadow_scoring import Backlog, Reading, reader_for
+from router.scheduling.step_builder import Batch, new_sequence
+from router.scheduling.waiting_queue import Lane, WaitingQueue
+from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
+
+MAX_IN_FLIGHT = 2  # steps: one runs, the next one waits on the shard
+MAX_SHARD_DEATHS = 2  # a request present at so many is not tried again
+_PREFILL_SHARE = 4  # prefill gets at least one in so many tokens of a step
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one shard can take."""
+
+    max_batch_size: int  # sequences
+    max_batch_tokens: int  # computed in a step
+    block_size: int  # tokens
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """What a step made for one request."""
+
+    request: Request
+    tokens: list[TokenOutput]
+    prompt: list[TokenOutput]
+    finish: FinishReason | None
+
+
+class Update(msgspec.Struct, frozen=True):
+    """What came of a step. Preempted requests are back in the queue already."""
+
+    deliveries: list[Delivery]
+    preempted: list[Request]
+    read: Reading | None = None  # a finished answer, read again to its end
+
+
+class Scheduler:
+    """The batch of one life of one shard. The waiting queue is shared with the other shards' schedulers.
+
+    Requests begin on the newest generation of its model; those that run keep theirs. With a backlog, what
+    users leave over goes to reading finished answers again.
+    """
+
+    def __init__(
+        self,
+        shard: int,
+        limits: Limits,
+        generation: Generation,
+        queue: WaitingQueue,
+        backlog: Backlog | None = None,
+    ):
+        self.shard = shard
+        self.limits = limits
+        self.num_outstanding_tokens = 0  # to compute, and expected to be generated
+        self._rooms = Rooms(generation)
+        self._intake = Intake(queue, self._rooms, limits.block_size)
+        self._backlog = backlog
+        self._reader = reader_for(generation, backlog)
+        self._running: dict[int, Request] = {}
+        self._drops: list[tuple[int, int]] = []
+        self._in_flight: deque[Step] = deque()
+        self._num_steps = 0
+
+    @property
+    def is_holding(self) -> bool:
+        """It starts nothing; what runs goes on."""
+        return self._intake.is_holding
+
+    @is_holding.setter
+    def is_holding(self, holds: bool) -> None:
+        self._intake.is_holding = holds
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def newest(self) -> Generation:
+        """The generation that requests begin on."""
+        return self._rooms.newest.generation
+
+    @property
+    def num_generations(self) -> int:
+        """The newest, and those before it that still have sequences."""
+        return len(self._rooms)
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the newest generation, as of the last output."""
+        return self._rooms.newest.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._rooms.newest.num_free_blocks
+
+    @property
+    def reads(self) -> bool:
+        """Has all layers, and can say what the full model would."""
+        return self._reader is not None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that the shard has not answered."""
+        return len(self._in_flight)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing runs, and the shard has forgotten all that did."""
+        return not self._running and not self._drops and not self._in_flight
+
+    @property
+    def has_slot(self) -> bool:
+        """A step may be sent now; else the next output will make place for one."""
+        return len(self._in_flight) < MAX_IN_FLIGHT
+
+    def can_start(self, share: Share = EVERYTHING) -> bool:
+        """There is a waiting request that the next step may begin with."""
+        return self._next(share) is not None
+
+    def schedule(self, now: float, share: Share = EVERYTHING) -> Step | None:
+        """The next step, or None when nothing is to be asked of the shard now. O(batch), however many wait.
+
+        Decoding goes first, so that streams keep their pace, but leaves a share to prefill. A prompt longer
+        than a step gives half of prefill's share to the others while there are any.
+        """
+        if not self.has_slot:
+            return None
+        decoding, prefilling = self._take_stock()
+        batch = Batch(self.limits.max_batch_tokens)
+        wants_prefill = bool(prefilling) or self._next(share) is not None
+        turn = batch.num_left - wants_prefill * -(-batch.num_left // _PREFILL_SHARE)
+        batch.fill(decoding[:turn])
+        long, short = _split(prefilling, batch.num_left)
+        if long:
+            batch.add(long[0], batch.num_left - batch.num_left // 2)
+        batch.fill(short)
+        new = self._start(batch, now, share)
+        batch.fill(long)
+        batch.fill(decoding[turn:])
+        self._rotate(decoding[:turn], decoding[turn:])
+        reading, begun = self._read(batch.num_left, share)
+        return self._form(batch, reading, new + begun)
+
+    def update(self, output: StepOutput) -> Update:
+        """Enter the answer to the oldest step in flight. Tokens of ended or stale attempts are left out.
+
+        Raises `ValueError` when it answers another step.
+        """
+        if not self._in_flight or self._in_flight[0].number != output.number:
+            raise ValueError(f"step {output.number} was answered out of turn")
+        for work in self._in_flight.popleft().work:
+            request = self._find(work.id, work.attempt)
+            if request is not None:
+                request.num_in_flight_tokens -= work.num_tokens
+        deliveries = []
+        for made in output.outputs:
+            request = self._find(made.id, made.attempt)
+            if request is not None:
+                request.num_computed_tokens = made.num_computed_tokens
+                deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish))
+                if made.finish is not None:
+                    del self._running[made.id]
+        read = self._reader.update(output) if self._reader is not None else None
+        self._return(output.gone, are_homeless=True)
+        preempted = self._return(output.preempted)
+        self._rooms.update(output, self._running.values())
+        return Update(deliveries, preempted, read)
+
+    def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
+        """Requests that could not be made to suit the model that they were to start on, and why."""
+        return self._intake.take_unfit()
+
+    def has_home(self, identity: Identity) -> bool:
+        """It has the model on which a request was begun."""
+        return self._rooms.has_home(identity)
+
+    def can_serve(self, need: Need) -> bool:
+        """Such a request may start here, if not now then later."""
+        return self._rooms.place(need) is not None
+
+    def adopt(self, generation: Generation, limits: Limits, joined: int | None = None) -> None:
+        """Have requests begin on a generation that the shard has committed; those that run keep theirs.
+
+        `joined`: see `Committed`.
+        """
+        self.limits = limits
+        if self._reader is not None:
+            self._drops += self._reader.give_up()
+        self._rooms.adopt(generation, joined, self._running.values())
+        self._reader = reader_for(generation, self._backlog)
+
+    def stays(self, generation: Generation) -> list[Request]:
+        """Running requests that could not go on with another generation."""
+        return [request for request in self._running.values() if not request.may_move_to(generation)]
+
+    def migrate(self) -> list[Request]:
+        """Take who can go on with the newest generation off the older ones, back to the queue."""
+        rooms = self._rooms
+        older = [request for request in self._running.values() if rooms.of(request) is not rooms.newest]
+        rooms.close_older()
+        return self._evict(request for request in older if request.may_move_to(self.newest))
+
+    def evict(self) -> list[Request]:
+        """Take everybody off the shard, back to the queue."""
+        return self._evict(self._running.values())
+
+    def drop(self, request: Request) -> bool:
+        """Take out a request that was aborted or ended by what only the router sees. False if not running."""
+        if self._running.pop(request.id, None) is None:
+            return False
+        self._drops.append((request.id, request.attempt))
+        return True
+
+    def release(self) -> None:
+        """The shard has died, for which none of its requests is to blame: all go back to the queue."""
+        running = list(self._running.values())
+        self._running.clear()
+        self._put_back(running)
+
+    def lose(self) -> list[Request]:
+        """The shard has died. Its requests go back to the queue, but for those condemned, which are returned.
+
+        What the shard died of was in the oldest step that it has not answered. If a suspect was tried there,
+        the blame is the suspect's alone: whom it takes along survives.
+        """
+        present = self._in_flight[0].work if self._in_flight else []
+        blamed = [request for work in present if (request := self._find(work.id, work.attempt)) is not None]
+        for request in [request for request in blamed if request.is_suspect] or blamed:
+            request.note_shard_death()
+        running = list(self._running.values())
+        self._running.clear()
+        self._put_back(request for request in running if request.num_shard_deaths < MAX_SHARD_DEATHS)
+        return [request for request in running if request.num_shard_deaths >= MAX_SHARD_DEATHS]
+
+    def _take_stock(self) -> tuple[list[Request], list[Request]]:
+        """Running requests that want work: those one token behind, and those with more to compute."""
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        num_outstanding = 0
+        self._intake.is_trying = False
+        for request in self._running.values():
+            num_pending = request.num_pending_tokens
+            num_outstanding += request.num_outstanding_tokens
+            self._intake.is_trying |= num_pending > 0 and request.is_suspect
+            if request.wants_work:
+                (decoding if num_pending <= 1 else prefilling).append(request)
+        self.num_outstanding_tokens = num_outstanding
+        self._rooms.count((request, self._num_blocks_to_take(request)) for request in self._running.values())
+        return decoding, prefilling
+
+    def _start(self, batch: Batch, now: float, share: Share) -> list[NewSequence]:
+        """Move waiting requests into the batch while there is room for them and work left to give."""
+        new = []
+        while batch.num_left > 0 and (found := self._next(share)) is not None:
+            request, room = found
+            if not self._intake.take(request, room):
+                continue
+            self._running[request.id] = request
+            self.num_outstanding_tokens += request.num_outstanding_tokens
+            request.start(self.shard, room.generation, now)
+            new.append(new_sequence(request, room.ticket))
+            batch.fill([request])
+        return new
+
+    def _next(self, share: Share) -> tuple[Request, Room] | None:
+        """The waiting request that may start now, and where."""
+        is_full = len(self._running) >= self.limits.max_batch_size
+        if is_full or self.num_outstanding_tokens > share.max_outstanding_tokens:
+            return None
+        return self._intake.next(share, is_empty=not self._running)
+
+    def _rotate(self, served: list[Request], passed_over: list[Request]) -> None:
+        """Where a step cannot hold every stream, those passed over come first in the next one."""
+        for request in served if passed_over else []:
+            self._running[request.id] = self._running.pop(request.id)
+
+    def _read(self, num_left: int, share: Share) -> tuple[list[Work], list[NewSequence]]:
+        """Go on with reading a finished answer again, unless a request waits."""
+        if self._reader is None:
+            return [], []
+        is_full = len(self._running) >= self.limits.max_batch_size
+        if is_full and self._reader.is_patient and not self.is_holding:
+            return [], []
+        if self._intake.has_waiting or self.is_holding or Lane.FRESH not in share.lanes:
+            self._drops += self._reader.give_up()
+            return [], []
+        if num_left == 0 or is_full:
+            return [], []
+        begun = self._reader.begin(self._rooms.newest.num_unclaimed_blocks)
+        return self._reader.ask(num_left, self.limits.max_batch_tokens), begun
+
+    def _form(self, batch: Batch, reading: list[Work], new: list[NewSequence]) -> Step | None:
+        if not batch.wishes and not reading and not self._drops:
+            return None
+        work = [Work(request.id, request.attempt, count) for request, count in batch.wishes.items()]
+        work += reading
+        self._num_steps += 1
+        step = Step(self._num_steps, work, new, self._drops)
+        self._drops = []
+        self._in_flight.append(step)
+        return step
+
+    def _return(self, lost: list[tuple[int, int]], are_homeless: bool = False) -> list[Request]:
+        """Put back what the shard holds no longer."""
+        found = [self._find(id, attempt) for id, attempt in lost]
+        returned = [request for request in found if request is not None]
+        for request in returned:
+            del self._running[request.id]
+            request.num_preemptions += not are_homeless
+            request.is_homeless = are_homeless
+        self._put_back(returned)
+        return returned
+
+    def _evict(self, requests: Iterable[Request]) -> list[Request]:
+        evicted = list(requests)
+        for request in evicted:
+            self.drop(request)
+        self._put_back(evicted)
+        return evicted
+
+    def _put_back(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self._intake.put_back(request)
+
+    def _find(self, id: int, attempt: int) -> Request | None:
+        request = self._running.get(id)
+        return request if request is not None and request.attempt == attempt else None
+
+    def _num_blocks_to_take(self, request: Request) -> int:
+        needed, held = map(self._intake.num_blocks, (request.num_tokens, request.num_computed_tokens))
+        return needed - held
+
+
+def _split(prefilling: list[Request], num_tokens: int) -> tuple[list[Request], list[Request]]:
+    """Those with more to compute than fits in one step, and the others."""
+    long = [request for request in prefilling if request.num_pending_tokens > num_tokens]
+    return long, [request for request in prefilling if request.num_pending_tokens <= num_tokens]

@@ -1,0 +1,42 @@
+"""A step being formed: who is asked for how many tokens, under one budget. Knows no queue and no shard."""
+
+from router.scheduling.request import Request
+from shard.messages import NewSequence
+
+
+class Batch:
+    """A step being formed. What is wished counts as in flight at once, so no token is wished twice."""
+
+    def __init__(self, num_left: int):
+        self.num_left = num_left
+        self.wishes: dict[Request, int] = {}
+
+    def fill(self, requests: list[Request]) -> None:
+        """All that each wants, as far as the budget goes."""
+        for request in requests:
+            self.add(request, self.num_left)
+
+    def add(self, request: Request, limit: int) -> None:
+        """What a request wants, up to `limit` tokens."""
+        num_tokens = min(limit, max(1, request.num_pending_tokens))
+        if num_tokens > 0 and request.wants_work:
+            self.wishes[request] = self.wishes.get(request, 0) + num_tokens
+            self.num_left -= num_tokens
+            request.num_in_flight_tokens += num_tokens
+
+
+def new_sequence(request: Request, generation: int) -> NewSequence:
+    """As a shard gets it that has `generation`."""
+    spec = request.spec
+    return NewSequence(
+        request.id,
+        request.attempt,
+        request.token_ids,
+        request.num_prompt_tokens,
+        request.max_new_tokens,
+        spec.ignore_eos,
+        spec.sampling,
+        spec.exit_threshold,
+        spec.exact,
+        generation=generation,
+    )

@@ -1,0 +1,152 @@
+"""The waiting queue: who goes next. Pure; a request's times are its own, `now` is given.
+
+There is one queue for all shards, and a request is bound to a shard only when a step takes it. Bound at
+arrival, it would wait behind long answers on one shard while another ran empty, and would have to be moved
+whenever a shard died, drained or turned out slow.
+"""
+
+import enum
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from router.catalog.served_model import Identity, Kind, Need
+from router.scheduling.request import Request
+
+AGEING_S = 10.0  # one level of priority is worth so many seconds of waiting
+_SPARE_ENTRIES = 64
+
+_Heap = list[tuple[float, int, Request]]
+
+
+class Lane(enum.Enum):
+    """Kinds of waiting, those that go first before the others."""
+
+    RETURNED = "returned"  # begun and interrupted: its client is in the middle of a stream
+    SUSPECT = "suspect"  # present when a shard died: tried again one at a time on a shard
+    FRESH = "fresh"  # by priority, then by arrival
+
+
+def lane_of(request: Request) -> Lane:
+    if request.is_suspect:
+        return Lane.SUSPECT
+    return Lane.RETURNED if request.has_started else Lane.FRESH
+
+
+def _rank(request: Request, lane: Lane) -> float:
+    """Smaller goes first. All age equally fast, so ageing needs no clock: arriving early is a head start."""
+    if lane is Lane.FRESH:
+        return request.timeline.arrived / AGEING_S - request.spec.priority
+    return request.id
+
+
+def _any(need: Need) -> bool:
+    return True
+
+
+_BEGUN = (Lane.RETURNED, Lane.SUSPECT)
+
+
+class WaitingQueue:
+    """Requests that no shard holds. Every operation is O(log n) or better, so thousands may wait."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0  # of prompts, and of answers that were interrupted
+        self._num_waiting: Counter[Kind] = Counter()
+        self._num_outstanding: Counter[Kind] = Counter()  # tokens to compute, and expected to be generated
+        self._waiting: dict[int, Request] = {}
+        # One heap for each kind of need, so that nobody stands in the way of one whom another model serves.
+        # Entries of removed requests stay in the heaps until they come up or outnumber the others.
+        self._lanes: dict[Lane, dict[Need, _Heap]] = {lane: {} for lane in Lane}
+        self._deadlines: _Heap = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, request: Request) -> bool:
+        return request.id in self._waiting
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When to `expire` next, in seconds of the loop's clock."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def add(self, request: Request) -> None:
+        """Queue a new request, or put back one that a shard has lost."""
+        self._waiting[request.id] = request
+        self.num_tokens += request.num_tokens
+        lane, need = lane_of(request), request.need
+        self._num_waiting[need.kind] += 1
+        self._num_outstanding[need.kind] += request.num_outstanding_tokens
+        self._push(self._lanes[lane].setdefault(need, []), _rank(request, lane), request)
+        if lane is Lane.FRESH and request.spec.deadline_s is not None:
+            self._push(self._deadlines, request.spec.deadline_s, request)
+
+    def head(self, lanes: Iterable[Lane] = Lane, suits: Callable[[Need], bool] = _any) -> Request | None:
+        """Who goes next among those in `lanes` whose need `suits`."""
+        for lane in lanes:
+            heads = [heap[0] for need, heap in self._heaps(lane) if suits(need)]
+            if heads:
+                return min(heads)[2]
+        return None
+
+    def load(self, without: frozenset[Kind] = frozenset()) -> tuple[int, int]:
+        """How many wait but for those of some kinds, and the tokens outstanding in them."""
+        kinds = self._num_waiting.keys() - without
+        num_tokens = sum(self._num_outstanding[kind] for kind in kinds)
+        return sum(self._num_waiting[kind] for kind in kinds), num_tokens
+
+    def needs(self) -> set[Need]:
+        """The kinds of need that wait."""
+        return {need for lane in Lane for need, _ in self._heaps(lane)}
+
+    def homes(self) -> set[Identity]:
+        """Models that interrupted requests would go back to."""
+        waiting = (need for lane in _BEGUN for need, _ in self._heaps(lane))
+        return {need.home for need in waiting if need.home is not None}
+
+    def take(self, request: Request) -> None:
+        """Remove a request that `head` named, to run it."""
+        heapq.heappop(self._lanes[lane_of(request)][request.need])
+        self.remove(request)
+
+    def take_all(self, need: Need) -> list[Request]:
+        """Remove and name all that have a need."""
+        waiting = [entry[2] for lane in self._lanes.values() for entry in lane.get(need, [])]
+        return [request for request in waiting if self.remove(request)]
+
+    def remove(self, request: Request) -> bool:
+        """Remove a request wherever it stands; False if it does not wait."""
+        if self._waiting.pop(request.id, None) is None:
+            return False
+        self.num_tokens -= request.num_tokens
+        kind = request.need.kind
+        self._num_waiting[kind] -= 1
+        self._num_outstanding[kind] -= request.num_outstanding_tokens
+        return True
+
+    def expire(self, now: float) -> list[Request]:
+        """Remove and name the requests whose deadline has passed before they could start."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = heapq.heappop(self._deadlines)[2]
+            if not request.has_started and self.remove(request):
+                expired.append(request)
+        return expired
+
+    def _heaps(self, lane: Lane) -> Iterator[tuple[Need, _Heap]]:
+        """The heaps of a lane whose first entry waits; those that nobody is left in are dropped."""
+        heaps = self._lanes[lane]
+        for need, heap in list(heaps.items()):
+            while heap and heap[0][2] not in self:
+                heapq.heappop(heap)
+            if heap:
+                yield need, heap
+            else:
+                del heaps[need]
+
+    def _push(self, heap: _Heap, rank: float, request: Request) -> None:
+        if len(heap) > 2 * len(self._waiting) + _SPARE_ENTRIES:
+            heap[:] = [entry for entry in heap if entry[2] in self]
+            heapq.heapify(heap)
+        heapq.heappush(heap, (rank, request.id, request))

@@ -1,0 +1,1 @@
+"""What is read once, at the start: flags, environment, file and machine."""

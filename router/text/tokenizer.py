@@ -1,0 +1,242 @@
+"""Text to token ids and back, on the `tokenizers` library alone: no torch, no transformers.
+
+Detokenising costs O(1) per token. What a token adds to a text that goes on is a fixed piece of bytes, found
+once; a stream is the pieces through an incremental UTF-8 decoder, so a character appears when it is whole.
+"""
+
+import codecs
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import tokenizers
+
+from router.text.chat_template import ChatTemplate, ChatTemplateError
+from router.text.rendering import renderer
+from shard.messages import TokenOutput
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_MAX_CHARACTER_TOKENS = 4  # a character has at most four bytes, and a token at least one
+_utf8_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """What a token adds to a text that goes on. `text` shows it alone: broken characters become U+FFFD."""
+
+    raw: bytes
+    text: str
+    special: bool
+
+
+_NO_PIECE = Piece(b"", "", False)
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One generated token as a client sees it. `text` is empty while a character is incomplete.
+
+    What it and its alternatives are alone stands here, since one answer's tokens may come of two tokenizers.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    exit_layer: int
+    confidence: float | None
+    top: list[tuple[int, Piece, float]] = []  # (id, alone, logprob), best first
+    alone: Piece = _NO_PIECE
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A token of an encoded text, and the characters it stands for: from `start` to before `stop`."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class Tokenizer:
+    """The tokenizer and the chat template of one model."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None = None):
+        self.chat_template = chat_template
+        self._backend = backend
+        self._pieces: dict[int, Piece] = {}
+        self._special_ids = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
+        decoder_types = _decoder_types(backend)
+        self._is_byte_level = "ByteLevel" in decoder_types
+        self._has_byte_fallback = "ByteFallback" in decoder_types
+        self._anchor = backend.encode("a", add_special_tokens=False).ids[-1:]
+
+    @classmethod
+    def load(cls, folder: str | Path, config_path: str | Path | None = None) -> Self:
+        """Read tokenizer.json and the chat template of a model folder.
+
+        `config_path` names another tokenizer_config.json to take the chat template from. Raises OSError with
+        a sentence when there is no tokenizer.json.
+        """
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"the model folder has no tokenizer: {path} is missing")
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend.no_truncation()
+        backend.no_padding()
+        template = ChatTemplate.load(Path(folder), Path(config_path) if config_path else None)
+        if template is not None:
+            renderer().check(template)
+        return cls(backend, template)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that decides which ids a text becomes: with equal digests, ids mean the same."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:12]
+
+    @property
+    def template_source(self) -> str | None:
+        return None if self.chat_template is None else self.chat_template.source
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. Safe on any thread; other threads run meanwhile."""
+        # encode() would hold the interpreter lock for the whole text; the batch form lets it go
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def encode_spans(self, text: str, add_special_tokens: bool = True) -> Iterator[Span]:
+        """Like `encode`, with the part of the text each token stands for. Added tokens have an empty one.
+
+        One after the other: all of a long text's would take a hundred times its memory.
+        """
+        encoding = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        for index, id in enumerate(encoding.ids):
+            start, stop = encoding.token_to_chars(index) or (0, 0)
+            yield Span(id, text[start:stop] or self.piece(id).text, start, stop)
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The prompt text of a conversation. Raises ChatTemplateError."""
+        if self.chat_template is None:
+            raise ChatTemplateError("this model has no chat template; use /generate or /v1/completions")
+        return renderer().render(
+            self.chat_template, messages=messages, add_generation_prompt=add_generation_prompt
+        )
+
+    def detokenizer(self, prompt_token_ids: list[int]) -> "Detokenizer":
+        """A stream of text that continues the prompt, also in the middle of a character."""
+        return Detokenizer(self, prompt_token_ids)
+
+    def piece(self, id: int) -> Piece:
+        """What a token adds to a text; ids outside the vocabulary add nothing."""
+        piece = self._pieces.get(id)
+        if piece is None:
+            piece = self._pieces[id] = self._find_piece(id)
+        return piece
+
+    def _find_piece(self, id: int) -> Piece:
+        raw = self._find_bytes(id)
+        return Piece(raw, raw.decode("utf-8", "replace"), id in self._special_ids)
+
+    def _find_bytes(self, id: int) -> bytes:
+        content = self._backend.id_to_token(id)
+        if content is None:
+            return b""
+        if self._is_byte_level:
+            return _unmap_bytes(content)
+        if self._has_byte_fallback and (match := _BYTE_TOKEN.fullmatch(content)):
+            return bytes.fromhex(match[1])
+        # Decoders treat the first token of a text in their own way (a leading space goes): decode it second.
+        before = self.decode(self._anchor, skip_special_tokens=False)
+        both = self.decode([*self._anchor, id], skip_special_tokens=False)
+        return both[len(before) :].encode()
+
+
+class Detokenizer:
+    """The text of one answer as it grows."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int]):
+        self._tokenizer = tokenizer
+        self._utf8 = _utf8_decoder("replace")
+        self._texts: list[str] = []  # of tokens that are not special
+        self._unsearched: list[str] = []
+        self._searched_tail = ""
+        for id in prompt_token_ids[-_MAX_CHARACTER_TOKENS:]:
+            self._utf8.decode(tokenizer.piece(id).raw)
+
+    def push(self, output: TokenOutput) -> Token:
+        """Take the next token. Its text is what has become whole with it, and may be empty."""
+        piece = self._tokenizer.piece(output.id)
+        # A special token is no part of the text: a character may even go on behind it.
+        text = piece.text if piece.special else self._utf8.decode(piece.raw)
+        if text:
+            self._unsearched.append(text)
+            if not piece.special:
+                self._texts.append(text)
+        top = [(id, self._tokenizer.piece(id), logprob) for id, logprob in output.top]
+        return Token(
+            output.id, text, output.logprob, piece.special, output.exit_layer, output.confidence, top, piece
+        )
+
+    def switch(self, tokenizer: Tokenizer) -> None:
+        """Go on in another tokenizer's tokens, behind `whole_text`: a character left incomplete is gone."""
+        self._tokenizer = tokenizer
+        self._utf8.reset()
+
+    def find_stop(self, stops: tuple[str, ...]) -> str | None:
+        """The stop string that the latest tokens completed; of several, the one that begins first.
+
+        Looks only where it has not looked before. Special tokens count as their text here, so that a client
+        may name an end token as its stop.
+        """
+        if not stops or not self._unsearched:
+            return None
+        window = self._searched_tail + "".join(self._unsearched)
+        self._unsearched.clear()
+        keep = max(map(len, stops)) - 1
+        self._searched_tail = window[-keep:] if keep else ""
+        found = [(at, stop) for stop in stops if (at := window.find(stop)) >= 0]
+        return min(found)[1] if found else None
+
+    @property
+    def whole_text(self) -> str:
+        """The answer so far as far as its characters are whole, without special tokens."""
+        return "".join(self._texts)
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without special tokens. A character left incomplete shows as U+FFFD."""
+        pending, _ = self._utf8.getstate()
+        return self.whole_text + pending.decode("utf-8", "replace")
+
+
+def _decoder_types(backend: tokenizers.Tokenizer) -> set[str]:
+    """Names of the decoders at work, those inside a sequence too."""
+    decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
+    return {part["type"] for part in (decoder, *decoder.get("decoders", [])) if "type" in part}
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's printable alphabet for bytes: those without a glyph take characters from 256 up."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_characters()
+
+
+def _unmap_bytes(content: str) -> bytes:
+    """The bytes of a byte-level token; an added token outside that alphabet stands for itself."""
+    try:
+        return bytes([_BYTE_OF[character] for character in content])
+    except KeyError:
+        return content.encode()

@@ -1,0 +1,1 @@
+"""`helios bench engine`: the engine alone, without HTTP."""

@@ -1,0 +1,239 @@
+"""`helios bench engine`: the engine alone, no HTTP; decode steps beside their own matrix products.
+
+Steps and products are timed in turns in one run, so that a noisy machine disturbs both alike; medians are
+reported. Where a step's time goes is measured in steps of its own, since measuring costs time.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from shard.bench.exits import read_distribution, run_modes, table_of
+from shard.bench.lockstep import Lockstep
+from shard.bench.stopwatch import Stopwatch, measured_ms, synchronizer
+from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, positives
+from shard.engine.sampler import Sampler
+from shard.engine.step_inputs import BatchMaker
+from shard.exits.settings import Mode
+from shard.fetch.resolve import resolve
+from shard.messages import ShardConfig
+from shard.models.model_folder import ModelUnusable
+from shard.runner import ModelRunner
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Decoding at one batch size and context length; times are medians in milliseconds."""
+
+    batch_size: int
+    context: int
+    step_ms: float
+    products_ms: float
+    ratio: float  # step / products
+    tokens_per_s: float
+    prefill_tokens_per_s: float
+    shares: dict[str, float]  # of a watched step, by kind of operation
+
+
+def measure(runner: ModelRunner, batch_size: int, context: int, num_steps: int) -> Point:
+    """Prefill `batch_size` sequences of `context` random tokens, then time decode steps."""
+    bench = _Decoding(runner, batch_size, context)
+    prefill_s = bench.prefill()
+    for _ in range(2):
+        bench.step()
+        bench.products()
+    steps, products = [], []
+    for _ in range(num_steps):
+        steps.append(bench.step())
+        products.append(bench.products())
+    shares = bench.shares(max(3, num_steps // 4))
+    bench.end()
+    step_ms, products_ms = statistics.median(steps), statistics.median(products)
+    return Point(
+        batch_size,
+        context,
+        round(step_ms, 3),
+        round(products_ms, 3),
+        round(step_ms / products_ms, 3),
+        round(batch_size / step_ms * 1000, 1),
+        round(batch_size * context / prefill_s, 1),
+        shares,
+    )
+
+
+class _Decoding:
+    """A batch that is being decoded, a step at a time."""
+
+    def __init__(self, runner: ModelRunner, batch_size: int, context: int):
+        self._runner = runner
+        self._engine = Lockstep(runner, batch_size, context)
+        decoder = runner.decoder
+        like = decoder.embedding
+        widths = {product.shape[1] for product in decoder.products}
+        self._inputs = {
+            width: runner.ops.widened(torch.randn(batch_size, width).to(like)) for width in widths
+        }
+        self._synchronize = synchronizer(like.device)
+
+    def prefill(self) -> float:
+        """Seconds it took."""
+        started = time.perf_counter()
+        self._engine.prefill()
+        return time.perf_counter() - started
+
+    def step(self) -> float:
+        """One token for every sequence; milliseconds."""
+        started = time.perf_counter()
+        self._engine.step()
+        return (time.perf_counter() - started) * 1000
+
+    @torch.inference_mode()
+    def products(self) -> float:
+        """The same step's matrix products alone; milliseconds."""
+
+        def run() -> None:
+            for product in self._runner.decoder.products:
+                product(self._inputs[product.shape[1]])
+
+        return measured_ms(run, self._synchronize)
+
+    def shares(self, num_steps: int) -> dict[str, float]:
+        """Share of a step's time by kind of operation."""
+        ops, linear = type(self._runner.ops), type(self._runner.decoder.head)
+        watched: list[tuple[type, str, str]] = [
+            (linear, "__call__", "products"),
+            (linear, "add", "products"),
+            (ops, "attend", "attention"),
+            (ops, "rope_write", "rope + KV write"),
+            (ops, "rms_norm", "norms"),
+            (ops, "silu_mul", "activation"),
+            (Sampler, "choose", "sampling"),
+            (BatchMaker, "__call__", "batch tensors"),
+        ]
+        watch = Stopwatch(self._runner.decoder.embedding.device)
+        with watch.watching(watched):
+            total_ms = sum(self.step() for _ in range(num_steps))
+        shares = {
+            kind: round(ms / total_ms, 4) for kind, ms in sorted(watch.ms.items(), key=lambda item: -item[1])
+        }
+        return shares | {"rest": round(1 - sum(shares.values()), 4)}
+
+    def end(self) -> None:
+        """Free the blocks."""
+        self._engine.end()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a table, then one JSON line."""
+    options = _parser().parse_args(arguments)
+    if options.exit_modes:
+        return _exit_modes(options)
+    try:
+        runner = ModelRunner(_config(options))
+    except (ModelUnusable, ValueError, OSError, MemoryError) as error:
+        print(f"helios bench engine: {error}", file=sys.stderr)
+        return 1
+    console = Console(stderr=True)
+    points = []
+    for context in options.contexts:
+        for batch_size in options.batch_sizes:
+            with console.status(f"batch {batch_size}, context {context}"):
+                points.append(measure(runner, batch_size, context, options.steps))
+    console.print(_table(points))
+    ready = runner.ready()
+    about = {
+        "model": Path(ready.model).name,
+        "dtype": ready.dtype,
+        "compute_dtype": ready.compute_dtype,
+        "device": ready.device,
+        "ops": runner.ops.name,
+    }
+    print(json.dumps({"bench": "engine", **about, "points": msgspec.to_builtins(points)}))
+    return 0
+
+
+def _exit_modes(options: argparse.Namespace) -> int:
+    """The other benchmark: modes of early exit against full depth."""
+    if options.replay_exits is None:
+        print("helios bench engine: --exit-modes needs --replay-exits FILE", file=sys.stderr)
+        return 2
+    try:
+        replay = read_distribution(options.replay_exits)
+        points = run_modes(options, functools.partial(_config, options), replay)
+    except (ModelUnusable, ValueError, OSError, MemoryError) as error:
+        print(f"helios bench engine: {error}", file=sys.stderr)
+        return 1
+    Console(stderr=True).print(table_of(points))
+    about = {"model": options.model_id, "dtype": options.dtype, "device": options.device}
+    replayed = {"exits": "replayed", "distribution": replay.shares, "source": replay.source}
+    print(json.dumps({"bench": "exits", **about, **replayed, "points": msgspec.to_builtins(points)}))
+    return 0
+
+
+def _config(options: argparse.Namespace, **changes: Any) -> ShardConfig:
+    folder = resolve(options.model_id, None, options.cache_dir)
+    fields: dict[str, Any] = {
+        "device": options.device,
+        "dtype": options.dtype,
+        "block_size": options.block_size,
+        "num_layers": options.num_layers,
+        "kv_cache_bytes": options.kv_cache_bytes,
+        "max_batch_size": max(options.batch_sizes),
+        "num_threads": options.num_threads,
+        "cache_dir": str(options.cache_dir),
+    }
+    return ShardConfig(model=str(folder), **(fields | changes))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="helios bench engine", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--model-id", default="embedded", help="as for `helios serve`, or random:SHAPE [the embedded model]")
+    add("--batch-sizes", type=positives, default="1,8,32,64", help="sequences in a step [%(default)s]")
+    add("--contexts", type=positives, default="256", help="tokens of context [%(default)s]")
+    add("--steps", type=int, default=30, help="timed steps for each point [%(default)s]")
+    add("--num-layers", type=int, help="load only the first this many")
+    add("--block-size", type=int, help="tokens in a KV block [16, on a GPU 256]")
+    add("--exit-modes", type=_modes, help="compare these modes of early exit with full depth, by commas")
+    add("--replay-exits", type=Path, help="file with the distribution of exit layers, for --exit-modes")
+    add("--kv-fill", default="recompute", choices=["recompute", "project"], help="[%(default)s]")
+    add("--no-exit-fallback", action="store_true", help="leave early also where it does not pay")
+    add_device_flags(parser)
+    add_kv_cache_flag(parser, 4 << 30)
+    add_cache_flag(parser)
+    return parser
+
+
+def _modes(text: str) -> list[Mode]:
+    return [Mode(name) for name in text.split(",")]
+
+
+def _table(points: list[Point]) -> Table:
+    table = Table(
+        "batch", "context", "step ms", "products ms", "ratio", "tokens/s", "prefill tokens/s", "time by kind"
+    )
+    for point in points:
+        kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in point.shares.items() if share >= 0.01)
+        numbers = (
+            point.batch_size,
+            point.context,
+            point.step_ms,
+            point.products_ms,
+            point.ratio,
+            point.tokens_per_s,
+        )
+        table.add_row(*map(str, numbers), str(point.prefill_tokens_per_s), kinds)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""`helios bench engine --exit-modes ...`: modes of early exit against full depth, in one process.
+
+Exit layers are drawn from a distribution (exit replay), so that any shape can be measured. Modes take turns,
+some steps each; beside each speed-up stands the bound that layers, head and fill allow by their own times
+(bench_bound.py).
+"""
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from shard.bench.bound import Curve, Stream, Times, bound_of
+from shard.bench.lockstep import Lockstep
+from shard.bench.stopwatch import measured_ms, synchronizer
+from shard.engine.sequence import Sequence
+from shard.engine.sequence_table import Chunk
+from shard.exits import fallback
+from shard.exits.deferral import MAX_WAIT_STEPS
+from shard.exits.fallback import NUM_WINDOWS, WINDOW_STEPS
+from shard.exits.replay import ReplayFile
+from shard.exits.segments import Behind, Front, Row, Stack
+from shard.exits.settings import Fill, Mode
+from shard.messages import NewSequence, ShardConfig
+from shard.runner import ModelRunner
+
+TRIAL_STEPS = 2 * (fallback.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor, at most
+WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by then
+ROUND_TOKENS = 8  # of each row, before the next mode has its turn
+FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed
+MEASURED_TIMES = 5  # each part alone
+
+
+class ModePoint(msgspec.Struct, frozen=True):
+    """One mode at one batch size."""
+
+    mode: str
+    batch_size: int
+    tokens_per_s: float
+    step_ms: float
+    speedup: float  # over full depth in the same run
+    bound: float | None  # of the speed-up, by the times of layers, head and fill; None: not modelled
+    mean_exit_layer: float
+    num_free_blocks: int
+    shares: dict[str, float]  # of the time: segments, head, KV fill, rest
+
+
+class ModeRun:
+    """One mode with a runner of its own that shares the weights."""
+
+    def __init__(self, mode: Mode, runner: ModelRunner, batch_size: int, context: int):
+        self.mode = mode
+        self.runner = runner
+        self._batch_size = batch_size
+        self._num_made = 0
+        self.num_tokens = 0
+        self.ms: list[float] = []
+        self._layers: list[int] = []
+        self._parts = {"head": 0.0, "KV fill": 0.0}
+        self._lockstep = Lockstep(runner, batch_size, context)
+        self._lockstep.prefill()
+
+    def decode(self, row_tokens: int, counted: bool) -> None:
+        """Until there are so many more tokens for each row: contexts of all modes grow alike.
+
+        Steps that are `counted` enter the figures.
+        """
+        wanted = self._num_made + row_tokens * self._batch_size
+        while self._num_made < wanted:
+            started = time.perf_counter()
+            output = self._lockstep.step()
+            ms = (time.perf_counter() - started) * 1000
+            tokens = [token for part in output.outputs for token in part.tokens]
+            self._num_made += len(tokens)
+            if counted:
+                self.num_tokens += len(tokens)
+                self.ms.append(ms)
+                self._layers += [token.exit_layer for token in tokens]
+                self._note(output.exits)
+
+    def point(self, full: "ModeRun", bound: float | None) -> ModePoint:
+        """The figures, against full depth's."""
+        return ModePoint(
+            self.mode.value,
+            self._batch_size,
+            round(self.rate * 1000, 1),
+            round(statistics.median(self.ms), 2),
+            round(self.rate / full.rate, 3),
+            None if bound is None else round(bound, 2),
+            round(statistics.mean(self._layers), 2),
+            self.runner.table.pool.num_free,
+            {part: round(ms / sum(self.ms), 3) for part, ms in self._parts.items() if ms},
+        )
+
+    @property
+    def rate(self) -> float:
+        """Tokens per millisecond."""
+        return self.num_tokens / sum(self.ms)
+
+    def _note(self, exits: Any) -> None:
+        if exits is None:
+            return
+        self._parts["head"] += exits.head_ms
+        self._parts["KV fill"] += exits.fill_ms
+        for segment, ms in enumerate(exits.segment_ms):
+            name = f"segment {segment}"
+            self._parts[name] = self._parts.get(name, 0.0) + ms
+
+
+def measure_times(runner: ModelRunner, batch_size: int, context: int) -> Times:
+    """Each part alone, over numbers of tokens, in the middle of an untouched KV cache."""
+    stack = runner.stack
+    ways = sorted({(max(1, batch_size // 4), 1), *((batch_size, n) for n in (1, 2, 4))})
+    points = [_measure_front(stack, _front(runner, rows, tokens, context)) for rows, tokens in ways]
+    counts = [rows * tokens for rows, tokens in ways]
+    segments = [
+        Curve([(count, point.segments[s]) for count, point in zip(counts, points, strict=True)])
+        for s in range(stack.num_segments)
+    ]
+    head = Curve([(count, point.head) for count, point in zip(counts, points, strict=True)])
+    alone, filling = points[counts.index(batch_size)], _front(runner, batch_size, 1, context)
+    filling.behind = _behind(runner, batch_size, context)
+    beside = _measure_front(stack, filling)
+    num_filled = batch_size * FILLED_TOKENS
+    fills = [
+        max(0.0, both - own) / num_filled for both, own in zip(beside.segments, alone.segments, strict=True)
+    ]
+    return Times(segments, head, fills)
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """Milliseconds of a front's passes."""
+
+    segments: list[float]
+    head: float
+
+
+def _measure_front(stack: Stack, front: Front) -> Parts:
+    """Medians, the parts taken in turns."""
+    passes: list[Callable[[], object]] = [
+        *(functools.partial(stack.run, segment, front) for segment in range(stack.num_segments)),
+        lambda: stack.decoder.logits(front.hidden),
+    ]
+    times: list[list[float]] = [[] for _ in passes]
+    synchronize = synchronizer(front.hidden.device)
+    with torch.inference_mode():
+        for _ in range(MEASURED_TIMES):
+            for run, taken in zip(passes, times, strict=True):
+                taken.append(measured_ms(run, synchronize))
+    *segments, head = map(statistics.median, times)
+    return Parts(segments, head)
+
+
+def _front(runner: ModelRunner, num_rows: int, num_tokens: int, context: int) -> Front:
+    """Rows at their first segment with some tokens each in hand."""
+    with torch.inference_mode():
+        return runner.stack.start([_row(runner, i, num_tokens, context) for i in range(num_rows)])
+
+
+def _behind(runner: ModelRunner, num_rows: int, context: int) -> Behind:
+    """Tokens that rows have left early, before the one that they have in hand."""
+    rows = [_row(runner, i, FILLED_TOKENS + 1, context) for i in range(num_rows)]
+    with torch.inference_mode():
+        both = runner.stack.start(rows)
+    num_filled = num_rows * FILLED_TOKENS
+    return Behind(both.hidden[:num_filled], both.batch)
+
+
+def _row(runner: ModelRunner, number: int, num_tokens: int, context: int) -> Row:
+    """One with a context of its own, as far as there are blocks."""
+    sequence = Sequence(NewSequence(number, 0, [5] * context, context, 1))
+    needed, pool = -(-context // runner.table.block_size), runner.table.pool
+    sequence.blocks = [(block + number * needed) % pool.num_blocks for block in range(needed)]
+    return Row(Chunk(sequence, context - num_tokens, num_tokens), runner.stack.num_segments)
+
+
+def run_modes(
+    options: argparse.Namespace, make: Callable[..., ShardConfig], replay: ReplayFile
+) -> list[ModePoint]:
+    """Every mode at every batch size, against full depth."""
+    layers = sorted(replay.shares)
+    points: list[ModePoint] = []
+    console = Console(stderr=True)
+    base = ModelRunner(
+        make(exit_mode="per_row", kv_fill="project", exit_layers=layers, kv_cache_bytes=1 << 27)
+    )
+    shares = [*(replay.shares[layer] for layer in layers), 1 - sum(replay.shares.values())]
+    for batch_size in options.batch_sizes:
+        kv = _kv_bytes(base, batch_size, options)
+        runs = []
+        for mode in [Mode.FULL, *(m for m in options.exit_modes if m is not Mode.FULL)]:
+            config = make(**_mode_fields(mode, layers, options), kv_cache_bytes=kv, max_batch_size=batch_size)
+            with console.status(f"batch {batch_size}: preparing {mode}"):
+                runs.append(
+                    ModeRun(mode, ModelRunner(config, decoder=base.decoder), batch_size, options.contexts[0])
+                )
+        with console.status(f"batch {batch_size}: measuring"):
+            for run in runs:
+                run.decode(WARMUP_TOKENS, counted=False)
+            for _ in range(max(1, options.steps // ROUND_TOKENS)):
+                for run in runs:
+                    run.decode(ROUND_TOKENS, counted=True)
+            times = measure_times(base, batch_size, min(options.contexts[0], 256))
+        stream = Stream(shares, batch_size, Fill(options.kv_fill))
+        points += [run.point(runs[0], bound_of(run.mode, times, stream)) for run in runs]
+    return points
+
+
+def _mode_fields(mode: Mode, layers: list[int], options: argparse.Namespace) -> dict[str, Any]:
+    if mode is Mode.FULL:
+        return {}
+    if mode is Mode.CAPPED:
+        return {"exit_mode": "capped", "num_layers": layers[0], "exit_layers": [layers[0]]}
+    return {
+        "exit_mode": mode.value,
+        "exit_layers": layers,
+        "kv_fill": options.kv_fill,
+        "replay_exits": None if mode is Mode.SPECULATIVE else str(options.replay_exits),
+        "exit_fallback": not options.no_exit_fallback,
+    }
+
+
+def _kv_bytes(runner: ModelRunner, batch_size: int, options: argparse.Namespace) -> int:
+    """Room for every sequence in all layers, also for those that get ahead of others."""
+    made = 2 * (WARMUP_TOKENS + options.steps)
+    num_tokens = options.contexts[0] + made + 2 * runner.table.block_size
+    num_blocks = batch_size * -(-num_tokens // runner.table.block_size)
+    return int(num_blocks * runner.block_bytes)
+
+
+def table_of(points: list[ModePoint]) -> Table:
+    """For a person."""
+    table = Table(
+        "batch",
+        "mode",
+        "tokens/s",
+        "step ms",
+        "speed-up",
+        "bound",
+        "mean exit",
+        "free blocks",
+        "time by part",
+    )
+    for point in points:
+        parts = ", ".join(f"{part} {share:.0%}" for part, share in point.shares.items())
+        numbers = (point.tokens_per_s, point.step_ms, point.speedup, point.bound or "", point.mean_exit_layer)
+        table.add_row(
+            str(point.batch_size), point.mode, *map(str, numbers), str(point.num_free_blocks), parts
+        )
+    return table
+
+
+def read_distribution(path: Path) -> ReplayFile:
+    """A replay file that names at least one exit."""
+    from shard.exits.replay import read_replay
+
+    file = read_replay(path)
+    if not file.shares:
+        raise ValueError(f"{path} names no exit layer")
+    return file

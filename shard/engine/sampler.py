@@ -1,0 +1,150 @@
+"""From logits to tokens: penalties, temperature, top-k, top-p, typical-p, and stateless noise.
+
+The noise at a position is a pure function of (seed, position, token id), and the draw is Gumbel-max: the same
+sequence draws the same token in any batch, on any shard, after any preemption. Reported log-probabilities are
+the model's own, before temperature and filters.
+"""
+
+import msgspec
+import numpy as np
+import torch
+
+from shard.engine.sequence import Sequence
+from shard.messages import Sampling, TokenOutput
+from shard.ops.plain import PlainOps
+
+
+class Draw(msgspec.Struct, frozen=True):
+    """One token to be drawn: after the first `num_tokens` of a sequence, at an exit layer."""
+
+    sequence: Sequence
+    num_tokens: int
+    exit_layer: int
+    confidence: float | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The context that penalties look at."""
+        return self.sequence.token_ids[: self.num_tokens]
+
+
+LOWEST = torch.finfo(torch.float32).min
+MASK_64 = (1 << 64) - 1
+
+
+class Sampler:
+    """Chooses tokens for the rows of a batch."""
+
+    def __init__(self, ops: PlainOps, device: torch.device):
+        self._ops = ops
+        self._device = device
+
+    def choose(self, logits: torch.Tensor, draws: list[Draw]) -> list[TokenOutput]:
+        """One token for each row of logits (B, V)."""
+        chosen = self._draw(logits, draws)
+        logprobs = logits.gather(1, chosen[:, None]).float()[:, 0] - self._ops.log_sum_exp(logits)
+        return [
+            TokenOutput(
+                token,
+                min(logprob, 0.0),
+                draw.exit_layer,
+                draw.confidence,
+                self._top(logits[i], draw.sequence.sampling),
+            )
+            for i, (token, logprob, draw) in enumerate(
+                zip(chosen.tolist(), logprobs.tolist(), draws, strict=True)
+            )
+        ]
+
+    def score(
+        self, logits: torch.Tensor, token_ids: list[int], sampling: Sampling, exit_layer: int
+    ) -> list[TokenOutput]:
+        """The log-probability of each given token (N,) under its position's logits (N, V)."""
+        ids = torch.tensor(token_ids, device=self._device)
+        logprobs = logits.gather(1, ids[:, None]).float()[:, 0] - self._ops.log_sum_exp(logits)
+        return [
+            TokenOutput(token, min(logprob, 0.0), exit_layer, None, self._top(row, sampling))
+            for token, logprob, row in zip(token_ids, logprobs.tolist(), logits, strict=True)
+        ]
+
+    def _draw(self, logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+        """Token ids (B,). Only rows whose scores change before the draw go through float32 copies."""
+        temperatures = [draw.sequence.sampling.temperature for draw in draws]
+        chosen = self._choose(logits, draws, temperatures)
+        changed = [i for i, draw in enumerate(draws) if changes_scores(draw.sequence.sampling)]
+        if changed:
+            some = [draws[i] for i in changed]
+            scores = self._changed_scores(logits[changed].float(), some)
+            chosen[changed] = self._choose(scores, some, [1.0 if temperatures[i] else 0.0 for i in changed])
+        return chosen
+
+    def _choose(self, scores: torch.Tensor, draws: list[Draw], temperatures: list[float]) -> torch.Tensor:
+        if not any(temperatures):
+            return self._ops.greedy(scores)
+        keys = [noise_key(draw.sequence.sampling.seed, draw.num_tokens) for draw in draws]
+        return self._ops.choose(scores, self._floats(temperatures), torch.tensor(keys, device=self._device))
+
+    def _changed_scores(self, scores: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
+        """Penalties, temperature and filters, in TGI's order, on float32 scores (B, V)."""
+        samplings = [draw.sequence.sampling for draw in draws]
+        for row, draw in zip(scores, draws, strict=True):
+            penalise(row, draw.token_ids, draw.sequence)
+        scores /= self._floats([sampling.temperature or 1.0 for sampling in samplings])[:, None]
+        if any(sampling.top_k or sampling.top_p < 1 for sampling in samplings):
+            counts = torch.tensor([sampling.top_k for sampling in samplings], device=self._device)
+            self._ops.keep_top(scores, counts, self._floats([sampling.top_p for sampling in samplings]))
+        for row, sampling in zip(scores, samplings, strict=True):
+            if sampling.typical_p < 1:
+                keep_typical(row, sampling.typical_p)
+        return scores
+
+    def _top(self, logits: torch.Tensor, sampling: Sampling) -> list[tuple[int, float]]:
+        """The likeliest tokens at one position, from its logits (V,)."""
+        if not sampling.num_top_tokens:
+            return []
+        logprobs, ids = torch.log_softmax(logits.float(), dim=-1).topk(sampling.num_top_tokens)
+        return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
+
+    def _floats(self, values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+
+def changes_scores(sampling: Sampling) -> bool:
+    """True when more than a temperature stands between the logits and the draw."""
+    filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.typical_p < 1
+    penalties = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1
+    return bool(penalties) or (filters and sampling.temperature > 0)
+
+
+def penalise(scores: torch.Tensor, token_ids: list[int], sequence: Sequence) -> None:
+    """In place on (V,): repetition over all tokens (CTRL, Keskar et al. 2019), the rest over the answer."""
+    sampling, device = sequence.sampling, scores.device
+    if sampling.repetition_penalty != 1:
+        seen = torch.from_numpy(np.unique(token_ids)).to(device)
+        values = scores[seen]
+        penalty = sampling.repetition_penalty
+        scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        answer = token_ids[sequence.num_prompt_tokens :]
+        ids, counts = np.unique(np.array(answer, dtype=np.int64), return_counts=True)
+        costs = sampling.frequency_penalty * counts + sampling.presence_penalty
+        scores[torch.from_numpy(ids).to(device)] -= torch.from_numpy(costs).to(device, torch.float32)
+
+
+def keep_typical(scores: torch.Tensor, mass: float) -> None:
+    """In place on (V,): locally typical sampling (Meister et al. 2022), keeping at least `mass`."""
+    logprobs = torch.log_softmax(scores, dim=-1)
+    probabilities = logprobs.exp()
+    surprise = (-logprobs + (probabilities * logprobs).nansum()).abs()
+    order = surprise.argsort()
+    before = probabilities[order].cumsum(0) - probabilities[order]
+    scores[order[before >= mass]] = LOWEST
+
+
+def noise_key(seed: int, position: int) -> tuple[int, int]:
+    """Two 32-bit words that stand for (seed, position): SplitMix64's output function over both."""
+    state = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & MASK_64
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK_64
+    state ^= state >> 31
+    return state & 0xFFFFFFFF, state >> 32

@@ -1,0 +1,229 @@
+"""Who exists on a shard and what a step makes of them: the bookkeeping that real and simulated shards share.
+
+A step is a wish. The table resolves it against what is true here: stale attempts and ended sequences are
+skipped, blocks are found (taken from the youngest when none are free), and the rest is the batch to run.
+Knows no tensors.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from shard.engine.sequence import Sequence
+from shard.messages import NewSequence, Score, SequenceOutput, Step, TokenOutput, Work
+
+
+class BlockPool:
+    """Free KV blocks by number, and how many may be taken in all. It knows no sequence and no memory."""
+
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks  # that may be taken; there are numbers for as many as it began with
+        self.num_reached = 0  # the highest number ever taken, and one
+        self._num_numbers = num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))
+
+    @property
+    def num_taken(self) -> int:
+        return self._num_numbers - len(self._free)
+
+    @property
+    def num_free(self) -> int:
+        return self.num_blocks - self.num_taken
+
+    def limit(self, num_blocks: int) -> list[int]:
+        """Let so many be taken in all, no fewer than are; the free ones that nobody can be given now."""
+        if not self.num_taken <= num_blocks <= self._num_numbers:
+            raise ValueError(
+                f"{num_blocks} of {self._num_numbers} blocks, of which {self.num_taken} are taken"
+            )
+        self.num_blocks = num_blocks
+        return self._free[: len(self._free) - self.num_free]
+
+    def take(self, count: int) -> list[int]:
+        """`count` blocks; the caller has asked `num_free` before."""
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        self.num_reached = max(self.num_reached, max(taken, default=-1) + 1)
+        return taken[::-1]
+
+    def give_back(self, blocks: list[int]) -> None:
+        self._free.extend(reversed(blocks))
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Tokens `start .. start + num_tokens` of one sequence, to be computed in this step.
+
+    None at all when the sequence waits at an exit: only its layers beyond it are left to run.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """True when the chunk reaches the last known token, so that the next one is drawn after it."""
+        return self.end == self.sequence.num_tokens and self.sequence.max_new_tokens > 0
+
+
+def lay_out(sequences: Iterable[NewSequence], block_size: int) -> list[Chunk]:
+    """Whole sequences as one chunk each, in the first blocks of a pool that nobody else uses."""
+    chunks, num_taken = [], 0
+    for new in sequences:
+        sequence = Sequence(new)
+        num_blocks = -(-sequence.num_tokens // block_size)
+        sequence.blocks = list(range(num_taken, num_taken + num_blocks))
+        num_taken += num_blocks
+        chunks.append(Chunk(sequence, 0, sequence.num_tokens))
+    return chunks
+
+
+class SequenceTable:
+    """All sequences that hold state on this shard, and the blocks they hold it in."""
+
+    def __init__(self, num_blocks: int, block_size: int, eos_token_ids: list[int], max_total_tokens: int):
+        if max_total_tokens > num_blocks * block_size:
+            raise ValueError(f"{num_blocks} blocks of {block_size} cannot hold {max_total_tokens} tokens")
+        self.pool = BlockPool(num_blocks)
+        self.block_size = block_size
+        self.max_total_tokens = max_total_tokens
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._sequences: dict[int, Sequence] = {}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._sequences
+
+    def holds(self, sequence: Sequence) -> bool:
+        """True while it has not ended, been dropped, preempted or begun anew."""
+        return self._sequences.get(sequence.id) is sequence
+
+    @property
+    def num_blocks_to_finish(self) -> list[int]:
+        """For each sequence, the blocks that it holds at its end if it grows as long as it may."""
+        return [self._num_blocks_to_finish(sequence) for sequence in self._sequences.values()]
+
+    def could_hold(self, new: NewSequence) -> bool:
+        """True when it would fit to its very end if it were alone."""
+        return self._num_blocks_to_finish(Sequence(new)) <= self.pool.num_blocks
+
+    def repack(self, num_blocks: int) -> list[int]:
+        """Let there be another number of blocks, those held the first ones: what their numbers were."""
+        self.pool = BlockPool(num_blocks)
+        held = []
+        for sequence in self._sequences.values():
+            held += sequence.blocks
+            sequence.blocks = self.pool.take(len(sequence.blocks))
+        return held
+
+    def forget(self, id: int) -> None:
+        """Drop a sequence, whatever its attempt: a newer one runs elsewhere."""
+        self._remove(id)
+
+    def plan(self, step: Step) -> tuple[list[Chunk], list[tuple[int, int]]]:
+        """The batch to run for a step, and (id, attempt) of the sequences preempted to make room for it."""
+        for id, attempt in step.drop:
+            self._drop(id, attempt)
+        for new in step.new:
+            self._remove(new.id)
+            self._sequences[new.id] = Sequence(new)
+        chunks: dict[int, Chunk] = {}
+        preempted: list[tuple[int, int]] = []
+        for work in step.work:
+            chunk = self._chunk(work)
+            if chunk is not None and self._make_room(chunk, chunks, preempted):
+                chunks[work.id] = chunk
+        return list(chunks.values()), preempted
+
+    def finish(
+        self,
+        chunk: Chunk,
+        tokens: list[TokenOutput],
+        prompt: list[TokenOutput] | None = None,
+        scores: list[Score] | None = None,
+    ) -> SequenceOutput:
+        """Enter what a step computed for one chunk: its tokens drawn, and whether the sequence is over.
+
+        `tokens` are in order; those after an end are dropped. `prompt` scores the chunk's prompt tokens,
+        `scores` its answer tokens.
+        """
+        sequence = chunk.sequence
+        kept: list[TokenOutput] = []
+        finish = None
+        for token in tokens:
+            sequence.token_ids.append(token.id)
+            kept.append(token)
+            finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
+            if finish is not None:
+                break
+        sequence.num_computed_tokens = chunk.end + max(0, len(kept) - 1)  # all but the newest
+        if not tokens and not sequence.num_pending_tokens and not sequence.waits:  # scored, nothing to draw
+            finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
+        if finish is not None:
+            self._remove(sequence.id)
+        return SequenceOutput(
+            sequence.id,
+            sequence.attempt,
+            sequence.num_computed_tokens,
+            kept,
+            prompt or [],
+            finish,
+            scores or [],
+        )
+
+    def reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Blocks for a sequence's first `num_tokens` tokens, if they are free and within the limit."""
+        missing = -(-num_tokens // self.block_size) - len(sequence.blocks)
+        if num_tokens > self.max_total_tokens or missing > self.pool.num_free:
+            return False
+        if missing > 0:
+            sequence.blocks.extend(self.pool.take(missing))
+        return True
+
+    def _num_blocks_to_finish(self, sequence: Sequence) -> int:
+        return -(-min(sequence.max_tokens, self.max_total_tokens) // self.block_size)
+
+    def _chunk(self, work: Work) -> Chunk | None:
+        sequence = self._sequences.get(work.id)
+        if sequence is None or sequence.attempt != work.attempt:
+            return None
+        num_tokens = min(work.num_tokens, sequence.num_pending_tokens)
+        if num_tokens <= 0 and not sequence.waits:
+            return None
+        return Chunk(sequence, sequence.num_computed_tokens, num_tokens)
+
+    def _make_room(self, chunk: Chunk, chunks: dict[int, Chunk], preempted: list[tuple[int, int]]) -> bool:
+        """Find blocks, preempting the youngest until they suffice; False if that was the chunk itself."""
+        sequence = chunk.sequence
+        missing = -(-chunk.end // self.block_size) - len(sequence.blocks)
+        while missing > self.pool.num_free:
+            victim = self._youngest_with_blocks(sequence)
+            self._remove(victim.id)
+            chunks.pop(victim.id, None)
+            preempted.append((victim.id, victim.attempt))
+            if victim is sequence:
+                return False
+        if missing > 0:
+            sequence.blocks.extend(self.pool.take(missing))
+        return True
+
+    def _youngest_with_blocks(self, asking: Sequence) -> Sequence:
+        candidates = [s for s in self._sequences.values() if s.blocks or s is asking]
+        return max(candidates, key=lambda s: s.id)
+
+    def _drop(self, id: int, attempt: int) -> None:
+        sequence = self._sequences.get(id)
+        if sequence is not None and sequence.attempt == attempt:
+            self._remove(id)
+
+    def _remove(self, id: int) -> None:
+        sequence = self._sequences.pop(id, None)
+        if sequence is not None:
+            self.pool.give_back(sequence.blocks)
+            sequence.blocks = []

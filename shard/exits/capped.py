@@ -1,0 +1,65 @@
+"""`capped` (HELIOS): the layers beyond the last exit loaded do not exist, and every row leaves there.
+
+A row that is less sure than its threshold leaves all the same and is counted: a breach.
+"""
+
+import time
+
+from shard.engine.sampler import Draw, Sampler
+from shard.engine.sequence_table import Chunk
+from shard.exits.criterion import Gauge
+from shard.exits.replay import Replay
+from shard.exits.segments import Row, Stack
+from shard.messages import ExitReport, TokenOutput
+
+
+class Capped:
+    """Runs the chunks of a step through one segment and the exit behind it."""
+
+    def __init__(self, stack: Stack, gauge: Gauge, sampler: Sampler, replay: Replay | None = None):
+        self._stack = stack
+        self._exit = stack.exits[-1]
+        self._gauge = gauge
+        self._sampler = sampler
+        self._replay = replay
+
+    def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
+        """For each chunk its next token, or none while its prompt goes on."""
+        started = time.perf_counter()
+        rows = [Row(chunk, 1) for chunk in chunks]
+        front = self._stack.start(rows)
+        before = front.hidden[front.batch.query_starts[1:] - 1]
+        self._stack.run(0, front)
+        segment_ms = (time.perf_counter() - started) * 1000
+        drawing = [i for i, row in enumerate(rows) if row.chunk.samples]
+        if not drawing:
+            return [[] for _ in rows], ExitReport(segment_ms=[segment_ms])
+        features = self._stack.features(0, front, drawing)
+        logits = self._exit.vocabulary(features)
+        limits = [self._gauge.threshold(self._exit, rows[i]) for i in drawing]
+        if self._replay is not None:
+            confidences = [self._replayed(rows[i], limit) for i, limit in zip(drawing, limits, strict=True)]
+        elif self._gauge.needs_logits:
+            confidences = self._gauge.of_logits(logits).tolist()
+        else:
+            confidences = self._gauge.of_hidden(self._exit, front.last(drawing), before[drawing]).tolist()
+        draws = [
+            Draw(rows[i].sequence, rows[i].sequence.num_tokens, self._exit.layer, confidence)
+            for i, confidence in zip(drawing, confidences, strict=True)
+        ]
+        for i, token in zip(drawing, self._sampler.choose(logits, draws), strict=True):
+            rows[i].tokens = [token]
+        return [row.tokens for row in rows], ExitReport(
+            tokens_by_exit={self._exit.layer: len(drawing)},
+            confidence_sum=sum(confidences),
+            num_confident=len(confidences),
+            breaches=sum(sure < limit for sure, limit in zip(confidences, limits, strict=True)),
+            segment_ms=[segment_ms],
+            head_ms=(time.perf_counter() - started) * 1000 - segment_ms,
+        )
+
+    def _replayed(self, row: Row, limit: float) -> float:
+        """Above the threshold where the layer drawn is there, below it where it lies deeper."""
+        assert self._replay is not None
+        layer = self._replay.layer(row.sequence, row.sequence.num_tokens)
+        return (1 + limit) / 2 if layer <= self._exit.layer else limit / 2

@@ -1,0 +1,51 @@
+"""How sure a row is at an exit, by the criterion chosen, and how sure it must be."""
+
+import math
+
+import torch
+
+from shard.exits.exit_heads import Criterion, Exit
+from shard.exits.segments import Row
+from shard.ops.plain import PlainOps
+
+
+class Gauge:
+    """Confidences in [0, 1] by one criterion."""
+
+    def __init__(self, criterion: Criterion, threshold: float, ops: PlainOps):
+        self._criterion = criterion
+        self._threshold = threshold
+        self._ops = ops
+
+    @property
+    def needs_logits(self) -> bool:
+        """True when rows are asked by what the LM head says of them."""
+        return self._criterion in (Criterion.SOFTMAX, Criterion.MARGIN)
+
+    @property
+    def compares_hidden(self) -> bool:
+        """True when rows are asked by how far the last segment moved them."""
+        return self._criterion is Criterion.SIMILARITY
+
+    def of_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Confidences (N,) of logits (N, V)."""
+        probabilities = (self._ops.top_two(logits) - self._ops.log_sum_exp(logits)[:, None]).exp()
+        if self._criterion is Criterion.MARGIN:
+            return probabilities[:, 0] - probabilities[:, 1]
+        return probabilities[:, 0]
+
+    def of_hidden(self, exit: Exit, hidden: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        """Confidences (N,) of hidden states (N, H), with those at the boundary before for `similarity`."""
+        if not self.compares_hidden:
+            return exit.probe(hidden)
+        assert before is not None
+        return torch.cosine_similarity(hidden.float(), before.float(), dim=-1).clamp(0, 1)
+
+    def threshold(self, exit: Exit, row: Row) -> float:
+        """What a row's confidence must reach: its request's wish, else the exit's, else the one for all.
+
+        One is out of reach: a probability may be rounded to it.
+        """
+        own = row.sequence.exit_threshold
+        limit = exit.threshold(self._criterion, self._threshold) if own is None else own
+        return limit if limit < 1 else math.inf

@@ -1,0 +1,53 @@
+"""The tokens of rows that have come to their end in a step, wherever each of them left.
+
+A vocabulary's product costs nearly the same for one row as for many: rows that share one go through it
+together. Rows that an exit has asked by their logits are drawn from those.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from shard.engine.sampler import Draw, Sampler
+from shard.exits.segments import Row
+
+Product = Callable[[torch.Tensor], torch.Tensor]  # features (N, F) -> logits (N, V)
+
+
+class Drawing:
+    """What a step's tokens are drawn from."""
+
+    def __init__(self) -> None:
+        self._features: dict[Product, list[tuple[list[Row], torch.Tensor]]] = {}  # by what is to read them
+        self._logits: list[tuple[list[Row], torch.Tensor]] = []
+        self.num_rows = 0
+
+    def add(self, rows: list[Row], exit_layer: int, features: torch.Tensor, product: Product) -> None:
+        """Rows that left with their features (N, F), of which a product makes logits."""
+        self._features.setdefault(product, []).append((rows, features))
+        self._note(rows, exit_layer)
+
+    def add_logits(self, rows: list[Row], exit_layer: int, logits: torch.Tensor) -> None:
+        """Rows that left with their logits (N, V)."""
+        self._logits.append((rows, logits))
+        self._note(rows, exit_layer)
+
+    def multiply(self) -> bool:
+        """Run each product once, for all its rows; False when there is nothing to run."""
+        groups, self._features = self._features, {}
+        for product, group in groups.items():
+            rows = [row for some, _ in group for row in some]
+            self._logits.append((rows, product(torch.cat([features for _, features in group]))))
+        return bool(groups)
+
+    def draw(self, sampler: Sampler) -> None:
+        """Give every row its token."""
+        for rows, logits in self._logits:
+            draws = [Draw(r.sequence, r.sequence.num_tokens, r.exit_layer, r.confidence) for r in rows]
+            for row, token in zip(rows, sampler.choose(logits, draws), strict=True):
+                row.tokens = [token]
+
+    def _note(self, rows: list[Row], exit_layer: int) -> None:
+        self.num_rows += len(rows)
+        for row in rows:
+            row.exit_layer = exit_layer

@@ -1,0 +1,268 @@
+"""Exits: where a model may be left, by which head, and how sure one must be to leave there.
+
+An exit folder holds exits.json and, where its heads have weights of their own, exits.safetensors with tensors
+named `exits.LAYER.…`. Without a folder, exits at given layers use the model's own norm and LM head, which is
+what LayerSkip checkpoints (Elhoushi et al. 2024) are trained for.
+
+The LM head costs as much as some layers. An exit may have one of low rank in its place, whose wider half,
+`vocabulary.weight` (V, rank), all exits share; and it may let its probe say first whom to run a head for.
+"""
+
+import enum
+from pathlib import Path
+
+import msgspec
+import torch
+from torch.nn import functional
+
+from shard.exits.rerank_head import Shortlist
+from shard.models.checkpoint import Checkpoint, CheckpointError
+from shard.models.load import Decoder
+from shard.models.shelf import Reader, source
+from shard.models.weights import Weights
+from shard.ops.plain import Linear, PlainOps
+
+DESCRIPTION = "exits.json"
+
+Vocabulary = Linear | Shortlist  # turns features (N, F) into logits (N, V)
+
+
+class ExitError(ValueError):
+    """An exit description that does not fit; one sentence names the field and the bound."""
+
+
+class Criterion(enum.StrEnum):
+    """What is compared with an exit's threshold: always in [0, 1], higher is surer."""
+
+    SOFTMAX = "softmax"  # the top probability (CALM, Schuster et al. 2022)
+    MARGIN = "margin"  # top probability less the second (DREX)
+    SIMILARITY = "similarity"  # cosine of the hidden state with that at the boundary before (CALM)
+    CLASSIFIER = "classifier"  # a learned probe on the hidden state
+
+
+class HeadKind(enum.StrEnum):
+    NORM = "norm"  # the model's final norm and LM head on the hidden state
+    MLP = "mlp"  # a trained residual MLP before them (EE-LLM, Chen et al. 2023)
+    BLOCK = "block"  # a trained decoder layer with KV of its own before them (EE-LLM, Balcony)
+
+
+class ExitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One exit, as exits.json has it. `layer` counts the layers run before it."""
+
+    layer: int
+    head: HeadKind = HeadKind.NORM
+    rank: int | None = None  # of the vocabulary's head; None: the LM head
+    rerank: int | None = None  # so many tokens that `rank` finds likeliest get the LM head's own logits
+    probe_floor: float | None = None  # asked by logits, only rows of which the probe says so much are
+    threshold: float | None = None  # None: the one for all
+    thresholds: dict[Criterion, float] = {}  # by criterion; before `threshold`
+    # in the place of thresholds where nobody can stay: under it is a breach
+    breach_thresholds: dict[Criterion, float] = {}
+
+
+class ExitFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """exits.json."""
+
+    exits: list[ExitSpec]
+    num_layers: int | None = None  # of the model it was made for
+    hidden_size: int | None = None
+    vocabulary: str | None = None  # file with `vocabulary.weight`, seen from here; None: exits.safetensors
+
+
+def read_exits(folder: Path) -> ExitFile:
+    """exits.json of a folder. Raises `ExitError` for what it does not understand."""
+    path = folder / DESCRIPTION
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ExitFile)
+    except FileNotFoundError:
+        raise ExitError(f"{path} does not exist: name a folder with exits, or give --exit-layers") from None
+    except msgspec.DecodeError as error:
+        raise ExitError(f"{path}: {error}") from None
+
+
+def check_exits(file: ExitFile, num_layers: int, hidden_size: int) -> None:
+    """Raises `ExitError` unless the exits fit a model of this shape."""
+    if file.num_layers not in (None, num_layers):
+        raise ExitError(f"exits were made for a model of {file.num_layers} layers, not {num_layers}")
+    if file.hidden_size not in (None, hidden_size):
+        raise ExitError(f"exits were made for hidden size {file.hidden_size}, not {hidden_size}")
+    layers = [spec.layer for spec in file.exits]
+    if layers != sorted(set(layers)):
+        raise ExitError(f"exit layers must rise, not {layers}")
+    for spec in file.exits:
+        if not 1 <= spec.layer < num_layers:
+            raise ExitError(f"exit layer {spec.layer} is out of range: between 1 and {num_layers - 1}")
+        if spec.rerank is not None and (spec.rank is None or spec.rerank < 1):
+            raise ExitError(f"rerank {spec.rerank} of exit layer {spec.layer} needs a rank and is at least 1")
+        if spec.rank is not None and not 1 <= spec.rank <= hidden_size:
+            raise ExitError(f"rank {spec.rank} of exit layer {spec.layer} is not in 1 .. {hidden_size}")
+        bounds = {
+            "threshold": (spec.threshold, *spec.thresholds.values(), *spec.breach_thresholds.values()),
+            "probe_floor": (spec.probe_floor,),
+        }
+        for name, values in bounds.items():
+            for value in values:
+                if value is not None and not 0 <= value <= 1:
+                    raise ExitError(f"{name} {value} of exit layer {spec.layer} is not in [0, 1]")
+
+
+class MlpHead:
+    """hidden + down(silu(up(norm(hidden))))."""
+
+    def __init__(self, weights: Weights, at: str, hidden_size: int, eps: float, ops: PlainOps):
+        self._norm = weights.read(at + "norm.weight", (hidden_size,))
+        self._up = weights.linear(at + "up")
+        self._down = weights.linear(at + "down")
+        self._eps = eps
+        self._ops = ops
+        if self._up.shape[1] != hidden_size or self._down.shape != (hidden_size, self._up.shape[0]):
+            raise CheckpointError(f"{at}up and {at}down do not fit hidden size {hidden_size}")
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        inner = functional.silu(self._up(self._ops.rms_norm(hidden, self._norm, self._eps)))
+        return self._down.add(inner, hidden)
+
+
+class TrainedHeads:
+    """What an exit folder holds beside its description. Nothing is read before it is asked for."""
+
+    def __init__(self, file: ExitFile, folder: Path | None, decoder: Decoder, reader: Reader):
+        self.ops = reader.ops
+        self._reader = reader
+        self.decoder = decoder
+        self._file = file
+        self._folder = folder
+        self._vocabulary: Linear | None = None
+        has_weights = folder is not None and any(folder.glob("*.safetensors"))
+        self.weights = self._open(folder) if folder is not None and has_weights else None
+
+    def of(self, spec: ExitSpec, kind: str) -> Weights:
+        """The weights, for a head that cannot be without. Raises `ExitError`."""
+        if self.weights is None:
+            raise ExitError(f"exit layer {spec.layer} has a {kind} head, but there is no exits.safetensors")
+        return self.weights
+
+    def vocabulary(self, spec: ExitSpec, rank: int) -> Linear:
+        """The shared half (V, rank) of low-rank heads."""
+        if self._vocabulary is None:
+            weights = self.of(spec, "low-rank") if self._file.vocabulary is None else self._vocabulary_file()
+            shape = (self.decoder.shape.vocab_size, rank)
+            self._vocabulary = weights.matrix("vocabulary.weight", shape)
+        if self._vocabulary.shape[1] != rank:
+            ranks = f"{self._vocabulary.shape[1]} and {rank}"
+            raise ExitError(f"exits share one vocabulary and have one rank, not {ranks}")
+        return self._vocabulary
+
+    def _vocabulary_file(self) -> Weights:
+        assert self._folder is not None and self._file.vocabulary is not None
+        path = self._folder / self._file.vocabulary
+        if Path(self._file.vocabulary).is_absolute() or path.suffix != ".safetensors":
+            raise ExitError(
+                f"vocabulary {self._file.vocabulary!r} is no relative path of a .safetensors file"
+            )
+        if not path.is_file():
+            raise ExitError(f"{path} does not exist, which {DESCRIPTION} names as its vocabulary")
+        return self._open(path)
+
+    def _open(self, path: Path) -> Weights:
+        return Weights(Checkpoint(path), "", source(path), self._reader)
+
+
+class Exit:
+    """One exit of a loaded model: its head, its probe and its thresholds."""
+
+    def __init__(self, spec: ExitSpec, trained: TrainedHeads):
+        decoder = trained.decoder
+        self.layer = spec.layer
+        self.head = spec.head
+        self.probe_floor = spec.probe_floor
+        self.vocabulary: Vocabulary = decoder.head  # turns features into logits
+        self.block: int | None = None  # index of the head's own layer in the decoder
+        self._spec = spec
+        self._decoder = decoder
+        self._mlp: MlpHead | None = None
+        self._narrow: Linear | None = None
+        at, shape = f"exits.{spec.layer}.", decoder.shape
+        if spec.head is HeadKind.MLP:
+            weights = trained.of(spec, "mlp")
+            self._mlp = MlpHead(weights, at + "mlp.", shape.hidden_size, shape.norm_eps, trained.ops)
+        if spec.head is HeadKind.BLOCK:
+            self.block = decoder.add_layer(trained.of(spec, "block"), at + "block.")
+        if spec.rank is not None:
+            weights = trained.of(spec, "low-rank")
+            narrow = weights.matrix(at + "low_rank.weight", (spec.rank, shape.hidden_size))
+            vocabulary = trained.vocabulary(spec, spec.rank)
+            if spec.rerank is None:
+                self._narrow, self.vocabulary = narrow, vocabulary
+            else:
+                turn = _turn(trained.of(spec, "low-rank"), at + "rerank", shape.hidden_size)
+                self.vocabulary = Shortlist(
+                    trained.ops, narrow, vocabulary, decoder.head_rows(), spec.rerank, turn
+                )
+        self._probe = _probe(trained.weights, at + "probe", shape.hidden_size)
+        if spec.probe_floor is not None and self._probe is None:
+            raise ExitError(f"exit layer {spec.layer} has a probe_floor, but no probe")
+
+    @property
+    def has_probe(self) -> bool:
+        return self._probe is not None
+
+    def threshold(self, criterion: Criterion, default: float) -> float:
+        """What a confidence by `criterion` must reach to leave here."""
+        own = self._spec.thresholds.get(criterion, self._spec.threshold)
+        return default if own is None else own
+
+    def features(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What `vocabulary` reads, (N, H) or (N, rank).
+
+        Of hidden states (N, H) behind the head's own block, if it has one.
+        """
+        normed = self._decoder.normed(hidden if self._mlp is None else self._mlp(hidden))
+        return normed if self._narrow is None else self._narrow(normed)
+
+    def probe(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The classifier's confidence (N,) in [0, 1] of hidden states (N, H)."""
+        assert self._probe is not None
+        return torch.sigmoid(self._probe(hidden).float())[:, 0]
+
+
+def load_exits(
+    file: ExitFile, folder: Path | None, decoder: Decoder, reader: Reader, last_only: bool
+) -> list[Exit]:
+    """The exits of a loaded model, in order; or the one behind its last layer loaded.
+
+    Raises `ExitError` or `CheckpointError`, one sentence each.
+    """
+    shape, depth = decoder.shape, decoder.depth
+    check_exits(file, shape.num_layers, shape.hidden_size)
+    specs = [spec for spec in file.exits if (spec.layer == depth if last_only else spec.layer < depth)]
+    if not specs:
+        layers = [spec.layer for spec in file.exits]
+        raise ExitError(f"there is no exit to use at {depth} layers loaded; exits are at {layers}")
+    if last_only:
+        specs = [msgspec.structs.replace(it, thresholds=it.thresholds | it.breach_thresholds) for it in specs]
+    trained = TrainedHeads(file, folder, decoder, reader)
+    return [Exit(spec, trained) for spec in specs]
+
+
+def check_criterion(exits: list[Exit], criterion: Criterion) -> None:
+    """Raises `ExitError` when an exit lacks what the criterion asks it."""
+    for exit in exits:
+        if criterion is Criterion.CLASSIFIER and not exit.has_probe:
+            raise ExitError(f"exit layer {exit.layer} has no probe, which criterion 'classifier' asks")
+
+
+def _turn(weights: Weights, at: str, hidden_size: int) -> Linear | None:
+    """What the LM head reads where it decides, if that is another thing than what its proposer reads."""
+    if at + ".weight" not in weights:
+        return None
+    return weights.matrix(at + ".weight", (hidden_size, hidden_size))
+
+
+def _probe(weights: Weights | None, at: str, hidden_size: int) -> Linear | None:
+    if weights is None or at + ".weight" not in weights:
+        return None
+    probe = weights.linear(at)
+    if probe.shape != (1, hidden_size):
+        raise CheckpointError(f"{at}.weight has shape {probe.shape}, not (1, {hidden_size})")
+    return probe

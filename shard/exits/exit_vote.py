@@ -1,0 +1,85 @@
+"""Rows are asked at an exit: the sure ones pass, by the criterion chosen or by a replayed distribution."""
+
+import math
+import time
+
+import msgspec
+import torch
+
+from shard.exits.ask_gate import Gate
+from shard.exits.criterion import Gauge
+from shard.exits.exit_heads import Exit
+from shard.exits.replay import Replay
+from shard.exits.segments import Front, Row, Stack
+
+
+class Vote(msgspec.Struct, frozen=True):
+    """What asking has left behind for the draw."""
+
+    at: dict[int, int] = {}  # row of the front -> row of the logits
+    logits: torch.Tensor | None = None  # (N, V) of the rows asked by them
+    head_ms: float = 0.0
+
+    def logits_of(self, indices: list[int]) -> torch.Tensor:
+        """Logits of some of the rows asked by them."""
+        assert self.logits is not None
+        rows = [self.at[i] for i in indices]
+        return self.logits if len(rows) == len(self.logits) else self.logits[rows]
+
+
+class Voting:
+    """Asks rows, where the gate finds that it pays."""
+
+    def __init__(self, stack: Stack, gauge: Gauge, replay: Replay | None, may_skip: bool):
+        self._stack = stack
+        self._gauge = gauge
+        self._replay = replay
+        self.gate = Gate(len(stack.exits), enabled=gauge.needs_logits and replay is None and may_skip)
+
+    @property
+    def compares_hidden(self) -> bool:
+        """True when `ask` is to be given the hidden states at the boundary before."""
+        return self._gauge.compares_hidden and self._replay is None
+
+    def ask(self, segment: int, front: Front, asked: list[int], before: torch.Tensor | None) -> Vote:
+        """Let rows pass that are sure enough at the exit behind a segment; who cannot be is not asked."""
+        exit = self._stack.exits[segment]
+        if self._replay is None:
+            asked = [i for i in asked if self._gauge.threshold(exit, front.rows[i]) < math.inf]
+        if self._replay is not None:
+            for row in (front.rows[i] for i in asked):
+                row.passed = self._replay.layer(row.sequence, row.sequence.num_tokens) <= exit.layer
+        elif asked and self._gauge.needs_logits:
+            return self._ask_head(segment, exit, front, asked)
+        elif asked:
+            earlier = None if before is None else before[asked]
+            self._judge(exit, front, asked, self._gauge.of_hidden(exit, front.last(asked), earlier))
+        return Vote()
+
+    def is_breach(self, segment: int, row: Row) -> bool:
+        """A row that leaves less sure than it should be, as company may make it do."""
+        limit = self._gauge.threshold(self._stack.exits[segment], row)
+        return row.confidence is not None and row.confidence < limit
+
+    def _ask_head(self, segment: int, exit: Exit, front: Front, asked: list[int]) -> Vote:
+        started = time.perf_counter()
+        promising, logits = self._promising(exit, front, asked), None
+        if promising:
+            logits = exit.vocabulary(self._stack.features(segment, front, promising))
+            self._judge(exit, front, promising, self._gauge.of_logits(logits))
+        ms = (time.perf_counter() - started) * 1000
+        self.gate.note_asked(segment, len(asked), sum(front.rows[i].passed for i in asked), ms)
+        return Vote({i: at for at, i in enumerate(promising)}, logits, ms)
+
+    def _promising(self, exit: Exit, front: Front, asked: list[int]) -> list[int]:
+        """Rows for which the exit's probe, where it has a say, finds its head worth running."""
+        if exit.probe_floor is None:
+            return asked
+        chances = exit.probe(front.last(asked)).tolist()
+        return [i for i, chance in zip(asked, chances, strict=True) if chance >= exit.probe_floor]
+
+    def _judge(self, exit: Exit, front: Front, asked: list[int], confidences: torch.Tensor) -> None:
+        for i, confidence in zip(asked, confidences.tolist(), strict=True):
+            row = front.rows[i]
+            row.confidence = confidence
+            row.passed = confidence >= self._gauge.threshold(exit, row)

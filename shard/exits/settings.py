@@ -1,0 +1,45 @@
+"""How exits are used on a shard: the mode, the criterion, and what fills the layers not run."""
+
+import enum
+
+import msgspec
+
+from shard.exits.exit_heads import Criterion
+from shard.messages import ShardConfig
+
+
+class Mode(enum.StrEnum):
+    FULL = "full"
+    SYNCHRONIZED = "synchronized"
+    PER_ROW = "per_row"
+    CAPPED = "capped"
+    SPECULATIVE = "speculative"
+
+
+class Fill(enum.StrEnum):
+    PROJECT = "project"
+    RECOMPUTE = "recompute"
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How exits are used."""
+
+    mode: Mode
+    criterion: Criterion = Criterion.SOFTMAX
+    fill: Fill = Fill.RECOMPUTE  # in `synchronized` and `per_row`
+    threshold: float = 0.9  # where an exit has none of its own
+    falls_back: bool = True  # run at full depth where leaving early does not pay
+    defers: bool = True  # let rows wait at the first exit
+
+
+def settings_of(config: ShardConfig) -> Settings:
+    """The part of a shard's configuration that is about exits. Raises `ValueError` for unknown names."""
+    mode, fill = Mode(config.exit_mode), Fill(config.kv_fill)
+    return Settings(
+        mode=mode,
+        criterion=Criterion(config.exit_criterion),
+        fill=fill if mode in (Mode.SYNCHRONIZED, Mode.PER_ROW) else Fill.RECOMPUTE,
+        threshold=config.exit_threshold,
+        falls_back=config.exit_fallback,
+        defers=config.exit_deferral,
+    )

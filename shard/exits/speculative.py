@@ -1,0 +1,195 @@
+"""`speculative`: drafts at an exit, verified by the remaining layers over all drafted positions in one pass.
+
+Drafts make what verification needs: the KV of the shallow layers and the hidden states at the exit
+(LayerSkip, Elhoushi et al. 2024). The full model's token is drawn with the noise of its own position, and a
+draft is accepted if it is equal: the output is `full`'s, greedy and sampled.
+"""
+
+import time
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import msgspec
+import torch
+
+from shard.engine.full_depth import FullDepth
+from shard.engine.sampler import Draw, Sampler
+from shard.engine.sequence import Sequence
+from shard.engine.sequence_table import Chunk
+from shard.exits.draft_planner import MAX_DRAFTS, PRIOR, Acceptance, Costs, Plan, plan_round
+from shard.exits.fallback import Governor
+from shard.exits.segments import Front, Row, Stack
+from shard.messages import ExitReport, TokenOutput
+
+Reserve = Callable[[Sequence, int], bool]  # blocks up to a number of tokens, without taking any from others
+
+
+class Draft(msgspec.Struct):
+    """One row's round while it goes on."""
+
+    row: Row
+    plan: Plan
+    start: int  # position of the first token that is passed through
+    tokens: list[int] = []  # drafted
+
+
+class Speculative:
+    """Runs the chunks of a step: a whole round of drafting and verifying for those that decode."""
+
+    def __init__(
+        self, stack: Stack, full_depth: FullDepth, sampler: Sampler, reserve: Reserve, falls_back: bool
+    ):
+        self._stack = stack
+        self._full_depth = full_depth
+        self._sampler = sampler
+        self._reserve = reserve
+        self._governor = Governor(falls_back)
+        self._costs = Costs(*([0.0] * len(stack.exits) for _ in range(3)))
+        self._overall = Acceptance([PRIOR] * len(stack.exits))
+        self._acceptance: WeakKeyDictionary[Sequence, Acceptance] = WeakKeyDictionary()
+
+    def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
+        """For each chunk its next tokens: one or more for those that decode, none while a prompt goes on."""
+        started = time.perf_counter()
+        decoding = [chunk for chunk in chunks if _drafts(chunk)]
+        if self._wants(decoding):
+            tokens, report = self._run(chunks)
+        else:
+            tokens, report = [made.tokens for made in self._full_depth.run(chunks)], ExitReport()
+        if len(decoding) == len(chunks):
+            num_tokens = sum(len(made) for made in tokens)
+            self._governor.note(len(chunks), num_tokens, (time.perf_counter() - started) * 1000)
+        layers = [token.exit_layer for made in tokens for token in made]
+        by_exit = {self._stack.decoder.depth: len(layers)} if layers else {}
+        return tokens, msgspec.structs.replace(report, tokens_by_exit=by_exit)
+
+    def _wants(self, decoding: list[Chunk]) -> bool:
+        return bool(decoding) and self._governor.wants_exits(len(decoding))
+
+    def _run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
+        drafts = {chunk.sequence: self._begin(chunk) for chunk in chunks if _drafts(chunk)}
+        for number in range(max(draft.plan.num_passes for draft in drafts.values())):
+            self._pass([d for d in drafts.values() if d.plan.num_passes > number], number)
+        rows = [
+            drafts[c.sequence].row if c.sequence in drafts else Row(c, self._stack.num_segments)
+            for c in chunks
+        ]
+        front = self._verify(rows, drafts)
+        drawn = self._draw(front, drafts)
+        drafted = accepted = 0
+        for draft in drafts.values():
+            del draft.row.sequence.token_ids[draft.start + 1 :]
+            kept = self._accept(draft, drawn[draft.row])
+            drawn[draft.row] = drawn[draft.row][: kept + 1]
+            drafted, accepted = drafted + len(draft.tokens), accepted + kept
+        return [drawn.get(row, []) for row in rows], ExitReport(drafted=drafted, accepted=accepted)
+
+    def _begin(self, chunk: Chunk) -> Draft:
+        """Plan a row's round, within its blocks and its limits."""
+        sequence = chunk.sequence
+        acceptance = self._acceptance.setdefault(sequence, Acceptance(self._overall.rates))
+        wanted = min(MAX_DRAFTS, sequence.max_new_tokens - sequence.num_new_tokens)
+        if not self._reserve(sequence, chunk.end + wanted - 1):
+            wanted = 1
+        plan = plan_round(acceptance, self._costs, wanted)
+        row = Row(Chunk(sequence, chunk.start, plan.num_passes), self._stack.num_segments)
+        return Draft(row, plan, chunk.start)
+
+    def _pass(self, drafts: list[Draft], number: int) -> None:
+        """Take each row's newest token to its exit, and draft the next one there unless it was the last."""
+        spans = [Row(Chunk(d.row.sequence, d.start + number, 1), self._stack.num_segments) for d in drafts]
+        of = {id(row): draft for row, draft in zip(spans, drafts, strict=True)}
+        front: Front | None = self._stack.start(spans)
+        started = time.perf_counter()
+        for segment in range(len(self._stack.exits)):
+            assert front is not None
+            self._stack.run(segment, front)
+            out = [i for i, row in enumerate(front.rows) if of[id(row)].plan.exit == segment]
+            if out:
+                self._costs.note_shallow(segment, (time.perf_counter() - started) * 1000)
+                front = self._stop(segment, front, out, [of[id(front.rows[i])] for i in out], number)
+            if front is None:
+                return
+
+    def _stop(
+        self, segment: int, front: Front, out: list[int], drafts: list[Draft], number: int
+    ) -> Front | None:
+        """Rows at their exit: draft, and keep the hidden states for verification; the rows that go on."""
+        pieces = front.pieces()
+        for i, draft in zip(out, drafts, strict=True):
+            draft.row.carried.keep(segment + 1, pieces[i])
+        asked = [i for i, draft in zip(out, drafts, strict=True) if draft.plan.num_passes > number + 1]
+        if asked:
+            self._draft(segment, front, asked, [d for d in drafts if d.plan.num_passes > number + 1])
+        staying = [i for i in range(len(front.rows)) if i not in out]
+        if not staying:
+            return None
+        return self._stack.front([front.rows[i] for i in staying], [pieces[i] for i in staying])
+
+    def _draft(self, segment: int, front: Front, asked: list[int], drafts: list[Draft]) -> None:
+        started = time.perf_counter()
+        exit = self._stack.exits[segment]
+        logits = exit.vocabulary(self._stack.features(segment, front, asked))
+        sequences = [draft.row.sequence for draft in drafts]
+        drawn = self._sampler.choose(logits, [Draw(s, s.num_tokens, exit.layer) for s in sequences])
+        for draft, token in zip(drafts, drawn, strict=True):
+            draft.tokens.append(token.id)
+            draft.row.sequence.token_ids.append(token.id)
+        self._costs.note_head(segment, (time.perf_counter() - started) * 1000)
+
+    def _verify(self, rows: list[Row], drafts: dict[Sequence, Draft]) -> Front:
+        """One pass beyond the exits for all drafted positions, together with the prompts of the step."""
+        prompts = [row for row in rows if row.sequence not in drafts]
+        front = self._stack.start(prompts) if prompts else None
+        began: dict[int, float] = {}
+        for segment in range(self._stack.num_segments):
+            joining = [d.row for d in drafts.values() if d.plan.exit == segment - 1]
+            if joining:
+                began[segment - 1] = time.perf_counter()
+            front = self._stack.enter(segment, front, joining)
+            if front is not None:
+                self._stack.run(segment, front)
+        assert front is not None
+        if not prompts:
+            for exit, at in began.items():
+                self._costs.note_deep(exit, (time.perf_counter() - at) * 1000)
+        return front
+
+    def _draw(self, front: Front, drafts: dict[Sequence, Draft]) -> dict[Row, list[TokenOutput]]:
+        """The full model's token behind every drafted position, and behind each prompt that is complete."""
+        draws: list[Draw] = []
+        owners: list[Row] = []
+        at: list[int] = []
+        depth, offset = self._stack.decoder.depth, 0
+        for row, count in zip(front.rows, front.counts, strict=True):
+            positions = range(count) if row.sequence in drafts else range(count - row.chunk.samples, count)
+            for i in positions:
+                draws.append(Draw(row.sequence, row.chunk.end - count + i + 1, depth))
+                owners.append(row)
+                at.append(offset + i)
+            offset += count
+        drawn: dict[Row, list[TokenOutput]] = {}
+        if not draws:
+            return drawn
+        hidden = front.hidden[torch.tensor(at, device=front.hidden.device)]
+        for row, token in zip(
+            owners, self._sampler.choose(self._stack.decoder.logits(hidden), draws), strict=True
+        ):
+            drawn.setdefault(row, []).append(token)
+        return drawn
+
+    def _accept(self, draft: Draft, drawn: list[TokenOutput]) -> int:
+        """How many drafts are what the full model drew, from the first on."""
+        kept = 0
+        for guess, token in zip(draft.tokens, drawn, strict=False):
+            if guess != token.id:
+                break
+            kept += 1
+        for known in (self._acceptance[draft.row.sequence], self._overall):
+            known.note(draft.plan.exit, len(draft.tokens), kept)
+        return kept
+
+
+def _drafts(chunk: Chunk) -> bool:
+    """A row that has its newest token alone in hand."""
+    return chunk.samples and chunk.num_tokens == 1 and chunk.sequence.num_new_tokens > 0

@@ -1,0 +1,130 @@
+"""Full depth's word on answers where layers are missing: they are read from their files, one at a time.
+
+A sequence to be scored runs through the layers that are loaded as its tokens come. Then it waits, and is
+taken through each missing layer as a whole, between steps and within a share of the time: a piece is some
+tokens of one layer. No more than one missing layer is in memory, and no KV cache but the sequence's own
+blocks of the first layer, which nothing reads any more.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+
+import msgspec
+import torch
+
+from shard.engine.full_depth import SCORED_ROWS, FullDepth
+from shard.engine.sequence import Sequence
+from shard.engine.sequence_table import Chunk, SequenceTable
+from shard.engine.step_inputs import BatchMaker
+from shard.messages import Score
+from shard.models.checkpoint import CheckpointError
+from shard.models.load import MissingLayers
+from shard.ops.batch import KV
+
+log = logging.getLogger("helios.shard")
+
+
+class Reading:
+    """One sequence on its way through the missing layers."""
+
+    def __init__(self, sequence: Sequence):
+        self.sequence = sequence
+        self.hidden: list[torch.Tensor] = []  # (Q, H) behind the layers loaded, by chunk
+        self.pieces: Iterator[list[Score]] | None = None  # once all its tokens are there
+        self.scores: list[Score] = []
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A sequence and its scores; none when the missing layers could not be read."""
+
+    sequence: Sequence
+    scores: list[Score]
+
+
+class StreamedScoring:
+    """Scores sequences in the order in which they came, in a share of the steps' time: the budget."""
+
+    def __init__(
+        self,
+        full_depth: FullDepth,
+        missing: MissingLayers,
+        pools: list[KV],
+        make_batch: BatchMaker,
+        budget: float,
+    ):
+        self._full_depth = full_depth
+        self._missing = missing
+        self._pools = pools
+        self._make_batch = make_batch
+        self._budget = budget
+        self._readings: dict[int, Reading] = {}  # by sequence id
+        self._credit_ms = 0.0
+
+    def take(self, chunk: Chunk) -> None:
+        """Run a chunk of a sequence through the layers that are loaded."""
+        sequence = chunk.sequence
+        if chunk.start == 0:
+            self._readings[sequence.id] = Reading(sequence)
+        reading = self._readings[sequence.id]
+        reading.hidden.append(self._full_depth.run_layers(chunk))
+        if chunk.end == sequence.num_tokens:
+            sequence.waits = True
+            reading.pieces = self._pieces(sequence, torch.cat(reading.hidden))
+            reading.hidden = []
+
+    def earn(self, ms: float) -> None:
+        """Note the time of a step: a share of it may be spent."""
+        self._credit_ms += self._budget * ms
+
+    def go_on(self, table: SequenceTable, is_idle: bool) -> list[Finished]:
+        """Do what the budget allows, or one piece where the device is idle; what has come to its end.
+
+        A piece is begun on credit and paid for by later steps: its time is not known before.
+        """
+        self._readings = {id: it for id, it in self._readings.items() if table.holds(it.sequence)}
+        finished: list[Finished] = []
+        while is_idle or self._credit_ms >= 0:
+            reading = next((it for it in self._readings.values() if it.pieces is not None), None)
+            if reading is None:
+                self._credit_ms = 0.0
+                break
+            ms = self._advance(reading)
+            if reading.pieces is None:
+                finished.append(Finished(reading.sequence, reading.scores))
+            if is_idle:
+                break
+            self._credit_ms -= ms
+        return finished
+
+    def _advance(self, reading: Reading) -> float:
+        """One piece; milliseconds. At the end the sequence waits no more."""
+        started = time.perf_counter()
+        assert reading.pieces is not None
+        try:
+            scores = next(reading.pieces, None)
+        except CheckpointError as error:
+            log.warning("An answer is not scored: %s.", error)
+            scores, reading.scores = None, []
+        if scores is not None:
+            reading.scores += scores
+        else:
+            reading.pieces, reading.sequence.waits = None, False
+            del self._readings[reading.sequence.id]
+        return (time.perf_counter() - started) * 1000
+
+    def _pieces(self, sequence: Sequence, hidden: torch.Tensor) -> Iterator[list[Score]]:
+        """The way of hidden states (T, H) through the missing layers and the head; scores as they come."""
+        slices = [
+            Chunk(sequence, at, min(SCORED_ROWS, len(hidden) - at))
+            for at in range(0, len(hidden), SCORED_ROWS)
+        ]
+        for index in self._missing.indices:
+            layer = self._missing.read(index)
+            for chunk in slices:
+                here, batch = slice(chunk.start, chunk.end), self._make_batch([chunk])
+                hidden[here] = layer.run_layer(0, hidden[here], batch, self._pools[0])
+                yield []
+            del layer  # before the next one is read
+        for chunk in slices:
+            yield self._full_depth.score_answer(chunk, hidden[chunk.start : chunk.end])

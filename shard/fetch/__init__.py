@@ -1,0 +1,1 @@
+"""Before serving: from a model's name to a complete folder."""

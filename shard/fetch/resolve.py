@@ -1,0 +1,172 @@
+"""From a model's name to a complete local folder: `python -m shard.fetch.resolve MODEL --cache DIR`.
+
+Run by the router as a process of its own, since some ways need torch and the router shall not have it. A
+complete folder is answered from its files alone, in milliseconds.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shard.fetch.atomic_folder import make_once
+from shard.fetch.pull import EMBEDDED_MODEL, pull
+from shard.models.model_folder import ModelUnusable, check_family, has_weights, is_complete, read_config
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
+    """A complete folder for the embedded model's name, random:SHAPE, a folder, a .gguf file or a hub id.
+
+    What has to be made (tokenizer.json, safetensors) is made in the cache, never in the user's folder.
+    Raises `ModelUnusable`.
+    """
+    if model_id in (EMBEDDED_MODEL, "embedded"):
+        return pull(cache)
+    if model_id.startswith("random:"):
+        return _random(model_id, cache)
+    local = Path(model_id).expanduser()
+    if local.is_file():
+        return _from_gguf(local, cache)
+    if local.is_dir():
+        return _from_folder(local, cache)
+    if _looks_like_a_path(model_id):
+        raise ModelUnusable(f"There is no model at {model_id}: name a folder, a .gguf file or a hub id.")
+    return _from_hub(model_id, revision, cache)
+
+
+def _random(model_id: str, cache: Path) -> Path:
+    """A published shape with weights drawn when loaded, and the embedded model's tokenizer."""
+
+    def make(folder: Path) -> None:
+        from shard.models.random_weights import write_random_model
+
+        write_random_model(model_id, folder)
+        shutil.copy(pull(cache) / "tokenizer_config.json", folder)
+        tokenizer = json.loads((pull(cache) / "tokenizer.json").read_text(encoding="utf-8"))
+        shrink_tokenizer(tokenizer, int(read_config(folder)["vocab_size"]))
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+    return make_once(cache / "models" / model_id.replace(":", "-"), is_complete, make)
+
+
+def shrink_tokenizer(tokenizer: dict[str, Any], vocab_size: int) -> None:
+    """Leave out the tokens that a smaller vocabulary has no rows for: later merges, in BPE's order."""
+    model = tokenizer["model"]
+    model["vocab"] = {token: id for token, id in model["vocab"].items() if id < vocab_size}
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
+
+
+def _looks_like_a_path(model_id: str) -> bool:
+    return model_id.startswith(("/", ".", "~")) or model_id.endswith(".gguf") or model_id.count("/") > 1
+
+
+def _from_hub(model_id: str, revision: str | None, cache: Path) -> Path:
+    from shard.fetch.hub import fetch  # huggingface_hub takes a third of a second to import
+
+    return _from_folder(fetch(model_id, revision), cache)
+
+
+def _from_gguf(file: Path, cache: Path) -> Path:
+    if file.suffix != ".gguf":
+        raise ModelUnusable(f"{file} is not a .gguf file: name a model's folder, a .gguf file or a hub id.")
+
+    def make(folder: Path) -> None:
+        from shard.fetch.convert import convert_gguf
+
+        _say(f"Converting {file.name} (once)")
+        convert_gguf(file.resolve(), folder)
+
+    return make_once(_place(file, [file], cache), is_complete, make)
+
+
+def _from_folder(source: Path, cache: Path) -> Path:
+    packed = sorted(source.glob("*.gguf"))
+    if packed and not has_weights(source):
+        return _from_gguf(_only(packed, source), cache)
+    check_family(str(read_config(source).get("model_type", "")), str(source))
+    if is_complete(source):
+        return source
+    return make_once(
+        _place(source, list(source.iterdir()), cache), is_complete, lambda to: _complete(source, to)
+    )
+
+
+def _only(packed: list[Path], source: Path) -> Path:
+    if len(packed) > 1:
+        names = ", ".join(path.name for path in packed)
+        raise ModelUnusable(f"{source} holds several .gguf files: name one of {names}.")
+    return packed[0]
+
+
+def _complete(source: Path, folder: Path) -> None:
+    """Links to what the source has, and what it lacks beside them."""
+    from shard.fetch.convert import convert_weights, make_tokenizer
+
+    if not has_weights(source):
+        if not any(source.glob("pytorch_model*.bin")):
+            raise ModelUnusable(f"{source} holds no complete weights (*.safetensors): fetch the model again.")
+        _say(f"Converting the weights of {source.name} to safetensors (once)")
+        convert_weights(source.resolve(), folder)
+    if not (source / "tokenizer.json").is_file():
+        _say(f"Making tokenizer.json for {source.name} (once)")
+        make_tokenizer(source.resolve(), folder)
+    for path in source.iterdir():
+        if path.suffix != ".bin" and not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path.resolve())
+
+
+def _place(source: Path, files: list[Path], cache: Path) -> Path:
+    """Where what is made of these files is kept. Other files, or changed ones, get another place."""
+    facts = sorted((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return cache / "prepared" / f"{source.stem}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+
+def _end(number: int, frame: object) -> None:
+    """Clear up, and end pip with it. A second signal, which often follows at once, does not disturb that."""
+    for each in _ENDING:
+        signal.signal(each, lambda *_: None)
+    sys.exit(128 + number)
+
+
+def _end_with_stdin() -> None:
+    os.read(sys.stdin.fileno(), 1)  # not by its buffer, whose lock the interpreter takes at its end
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
+    for number in _ENDING:
+        signal.signal(number, _end)
+    parser = argparse.ArgumentParser(
+        prog="python -m shard.fetch.resolve", description="Find or fetch a model."
+    )
+    parser.add_argument("model_id")
+    parser.add_argument("--revision")
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--end-with-stdin", action="store_true", help="end when whoever asked is gone")
+    options = parser.parse_args(arguments)
+    if options.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    try:
+        print(resolve(options.model_id, options.revision, options.cache))
+    except ModelUnusable as error:
+        print(f"helios: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Agreement and certificates; msgspec only, so that the router may read them."""

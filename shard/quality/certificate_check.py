@@ -1,0 +1,89 @@
+"""Whether what a shard is asked to serve is what was certified. Each objection is a sentence for a person.
+
+A request that names its own exit_threshold leaves the certificate too, by its own wish; nothing is said then.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from shard.quality.certificate import (
+    Basis,
+    Certificate,
+    CertificateError,
+    Guarantee,
+    heads_digest,
+    read_certificate,
+)
+
+LOSSLESS = ("full", "speculative")
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What a shard is asked to serve."""
+
+    mode: str
+    fill: str
+    criterion: str
+    dtype: str
+    model: str  # digest of the weights
+    depth: int
+    thresholds: dict[int, float]  # of the exits in use, by layer
+
+
+def objections(served: Served, exits: Path | None) -> list[str]:
+    """Where it goes beyond the certificate of its exit folder; none where nothing can be lost."""
+    if served.mode in LOSSLESS:
+        return []
+    try:
+        certificate = read_certificate(exits) if exits else None
+    except CertificateError as error:
+        return [f"{error}."]
+    if exits is None or certificate is None:
+        return [
+            "These exits have no certificate: how often their tokens are not full depth's is not known. "
+            "`helios calibrate` finds out."
+        ]
+    return _against(certificate, served, heads_digest(exits))
+
+
+def _against(certificate: Certificate, served: Served, heads: str) -> list[str]:
+    if served.mode == "capped":
+        agreement = certificate.depth_agreement(served.depth, served.dtype)
+        if agreement is None:
+            return [f"The certificate says nothing of {served.depth} layers in {served.dtype}."]
+        return _about(agreement.basis, served, heads)
+    guarantee = _guarantee(certificate, served)
+    if guarantee is None:
+        known = [f"{it.mode}, {it.fill}, {it.criterion}, {it.basis.dtype}" for it in certificate.guarantees]
+        return [
+            f"The certificate does not cover {served.mode}, {served.fill}, {served.criterion}, "
+            f"{served.dtype}; it covers: {'; '.join(known) or 'no mode with thresholds'}."
+        ]
+    return [*_about(guarantee.basis, served, heads), *_lower(guarantee, served)]
+
+
+def _guarantee(certificate: Certificate, served: Served) -> Guarantee | None:
+    kind = (served.mode, served.fill, served.criterion, served.dtype)
+    for it in certificate.guarantees:
+        if (it.mode, it.fill, it.criterion, it.basis.dtype) == kind:
+            return it
+    return None
+
+
+def _about(basis: Basis, served: Served, heads: str) -> list[str]:
+    said = []
+    if basis.model != served.model:
+        said.append(f"The certificate is of another model ({basis.model}), not of this one ({served.model}).")
+    if basis.heads != heads:
+        said.append("The exits have changed since they were certified.")
+    return said
+
+
+def _lower(guarantee: Guarantee, served: Served) -> list[str]:
+    lower = [
+        f"{threshold:g} at layer {layer} (certified: {guarantee.thresholds.get(layer, 1.0):g})"
+        for layer, threshold in served.thresholds.items()
+        if threshold < guarantee.thresholds.get(layer, 1.0)
+    ]
+    return [f"Thresholds are below the certified ones: {', '.join(lower)}."] if lower else []

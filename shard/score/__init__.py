@@ -1,0 +1,1 @@
+"""`helios score`: answers in a file, read again at full depth."""

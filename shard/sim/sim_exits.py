@@ -1,0 +1,130 @@
+"""Where simulated tokens leave: pure functions of a prompt and a position, so that replays can be checked.
+
+A prompt's class is that of most of its tokens, where each class owns an equal part of the vocabulary: chat
+may be the lower half and code the upper. A token is *settled* at the first layer from which on the model says
+what full depth says; before that layer it is unsure, and often right all the same (HELIOS, section 3).
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from shard.engine.sequence import Sequence
+from shard.messages import ExitReport, ShardConfig
+
+
+class PromptClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a model takes one class of prompts."""
+
+    settled: dict[int, float] = {}  # share of tokens by the layer that settles them; the rest need all
+    agreement: float = 0.85  # share of tokens not settled yet that are what full depth says all the same
+    sure: float = 0.97  # confidence once settled
+    unsure: float = 0.4  # and before
+
+    def settled_at(self, draw: float, num_layers: int) -> int:
+        """The layer that settles a token, for a draw in [0, 1)."""
+        for layer, share in sorted(self.settled.items()):
+            draw -= share
+            if draw < 0:
+                return min(layer, num_layers)
+        return num_layers
+
+    def confidence(self, is_settled: bool) -> float:
+        return self.sure if is_settled else self.unsure
+
+
+def class_of(prompt: list[int], vocab_size: int, num_classes: int) -> int:
+    """The class that most tokens of a prompt belong to, the lower one when two have as many."""
+    counts = Counter(min(token * num_classes // vocab_size, num_classes - 1) for token in prompt)
+    return min(counts, key=lambda index: (-counts[index], index), default=0)
+
+
+def mix(*numbers: int) -> int:
+    """A well-mixed 64-bit number of a few small ones."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed ^= mixed >> 31
+    return mixed
+
+
+def uniform(*numbers: int) -> float:
+    """A draw in [0, 1) of a few small numbers."""
+    return mix(*numbers) / 2**64
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """Where and how one token is taken."""
+
+    layer: int
+    confidence: float | None = None
+    is_right: bool = True  # it is what full depth says
+    is_breach: bool = False  # it left under its threshold
+
+
+class SimExits:
+    """Which token leaves where on a simulated shard of a given depth and mode."""
+
+    def __init__(
+        self, config: ShardConfig, classes: tuple[PromptClass, ...], num_layers: int, vocab_size: int
+    ):
+        self._mode = config.exit_mode
+        self._layers = config.exit_layers
+        self._threshold = config.exit_threshold
+        self._classes = classes
+        self._num_layers = num_layers
+        self._depth = min(config.num_layers or num_layers, num_layers)
+        self._vocab_size = vocab_size
+
+    @property
+    def reports(self) -> bool:
+        """True in modes whose shards report exits."""
+        return self._mode != "full"
+
+    def leaves(self, sequences: list[Sequence]) -> dict[int, Leave]:
+        """For each sequence, by its id, how its next token is taken."""
+        leaves = {sequence.id: self._leave(sequence) for sequence in sequences}
+        if self._mode != "synchronized" or not leaves:
+            return leaves
+        layer = max(leave.layer for leave in leaves.values())
+        return {id: msgspec.structs.replace(leave, layer=layer) for id, leave in leaves.items()}
+
+    def _leave(self, sequence: Sequence) -> Leave:
+        votes = sequence.may_exit and sequence.num_new_tokens > 0
+        if self._mode in ("full", "speculative") or (self._mode != "capped" and not votes):
+            return Leave(self._depth)
+        known = self._class_of(sequence)
+        at = (sequence.token_ids[-1], sequence.num_tokens)
+        settled = known.settled_at(uniform(*at, 1), self._num_layers)
+        is_lucky = uniform(*at, 2) < known.agreement
+        threshold = self._threshold if sequence.exit_threshold is None else sequence.exit_threshold
+        if self._mode == "capped":
+            confidence = known.confidence(settled <= self._depth)
+            is_right = settled <= self._depth or is_lucky
+            return Leave(self._depth, confidence, is_right, confidence < threshold)
+        for layer in self._layers or sorted(known.settled):
+            confidence = known.confidence(settled <= layer)
+            if layer < self._depth and confidence >= threshold:
+                return Leave(layer, confidence, settled <= layer or is_lucky)
+        return Leave(self._depth)
+
+    def _class_of(self, sequence: Sequence) -> PromptClass:
+        if sequence.carried is None:
+            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+            sequence.carried = class_of(prompt, self._vocab_size, len(self._classes))
+        index: int = sequence.carried
+        return self._classes[index]
+
+
+def report_of(leaves: Iterable[Leave], step_ms: float) -> ExitReport:
+    """What a step's exits come to, in the words of the wire."""
+    leaves = list(leaves)
+    known = [leave.confidence for leave in leaves if leave.confidence is not None]
+    return ExitReport(
+        tokens_by_exit=dict(sorted(Counter(leave.layer for leave in leaves).items())),
+        confidence_sum=sum(known),
+        num_confident=len(known),
+        breaches=sum(leave.is_breach for leave in leaves),
+        segment_ms=[step_ms],
+    )

@@ -1,0 +1,160 @@
+"""Shards as processes and on other hosts: they start, they end with their router, they ask for a secret."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from router.fleet.client import Patience, ShardDied
+from router.fleet.dispatcher import Dispatcher
+from router.fleet.launcher import ChildLauncher
+from shard.messages import ShardConfig
+from tests.router.fakes import expected_answer, make_spec
+from tests.router.sim_serving import FAST, shard_processes, simulated, text_of, until
+
+CONFIG = ShardConfig("m", device="sim")
+ROOT = Path(__file__).parents[3]
+ROUTER = """
+import asyncio, pathlib
+from router.fleet.launcher import ChildLauncher
+from router.fleet.client import Patience
+from tests.router.fleet.test_launcher import CONFIG
+
+async def main():
+    await ChildLauncher(0, Patience()).start(CONFIG, lambda: None)
+    print("serving", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_child_is_started_and_ended(tmp_path: Path) -> None:
+    launcher = ChildLauncher(0, Patience())
+    _, ready = await launcher.start(CONFIG, lambda: None)
+    assert ready.device == "sim"
+    [process] = shard_processes()
+    await launcher.end()
+    await launcher.end()
+    assert not process.is_running()
+
+
+async def test_a_child_that_does_not_end_by_itself_is_killed() -> None:
+    launcher = ChildLauncher(0, Patience())
+    await launcher.start(CONFIG, lambda: None)
+    [process] = shard_processes()
+    process.suspend()
+    await launcher.end()
+    assert not process.is_running()
+
+
+async def test_starts_that_fail_again_and_again_are_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    launcher = ChildLauncher(0, Patience())
+    deaths = []
+    for _ in range(3):
+        with pytest.raises(ShardDied, match="ended") as died:
+            await launcher.start(CONFIG, lambda: None)
+        deaths.append(died.value.permanent)
+        await launcher.end()
+    assert deaths == [False, False, True]
+
+
+def test_a_shard_ends_when_its_router_is_killed() -> None:
+    router = subprocess.Popen([sys.executable, "-c", ROUTER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert router.stdout is not None
+    with router.stdout:
+        assert router.stdout.readline() == "serving\n"
+        [child] = psutil.Process(router.pid).children()
+        router.kill()
+        router.wait(10)
+        psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def listening_shard(secret: Path) -> AsyncIterator[tuple[int, asyncio.subprocess.Process]]:
+    """A shard as somebody starts it on another host."""
+    port = free_port()
+    command = [sys.executable, "-m", "shard", "--listen", f"tcp://127.0.0.1:{port}"]
+    process = await asyncio.create_subprocess_exec(*command, "--secret-file", str(secret), cwd=ROOT)
+    try:
+        yield port, process
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text("open sesame\n")
+    return path
+
+
+async def test_a_remote_shard_serves_one_router_after_the_other(tmp_path: Path, secret: Path) -> None:
+    async with listening_shard(secret) as (port, process):
+        spec = make_spec(20, 20)
+        for _ in range(2):
+            settings = {"shard_addresses": (f"tcp://127.0.0.1:{port}",), "shard_secret_file": str(secret)}
+            async with simulated(tmp_path, **settings) as sim:
+                answer = await text_of(sim.dispatcher.submit(spec))
+                assert answer == "".join(f"{id} " for id in expected_answer(spec, FAST))
+        assert process.returncode is None
+
+
+async def test_streams_go_on_when_a_remote_connection_is_lost(tmp_path: Path, secret: Path) -> None:
+    async with listening_shard(secret) as (port, _):
+        spec = make_spec(20, 200)
+        settings = {"shard_addresses": (f"tcp://127.0.0.1:{port}",), "shard_secret_file": str(secret)}
+        async with simulated(tmp_path, **settings) as sim:
+            request = sim.dispatcher.submit(spec)
+            await until(lambda: len(request.outputs) > 10)
+            connection_of(sim.dispatcher).abort()
+            assert await text_of(request) == "".join(f"{id} " for id in expected_answer(spec, FAST))
+            assert request.num_shard_deaths == 1
+
+
+async def test_a_router_with_the_wrong_secret_is_told_so_and_the_right_one_served(
+    tmp_path: Path, secret: Path
+) -> None:
+    async with listening_shard(secret) as (port, _):
+        wrong = tmp_path / "wrong"
+        wrong.write_text("open barley")
+        address = (f"tcp://127.0.0.1:{port}",)
+        with pytest.raises(ShardDied, match="was not given the secret"):
+            async with simulated(tmp_path, shard_addresses=address, shard_secret_file=str(wrong)):
+                raise AssertionError("unreachable")
+        async with simulated(tmp_path, shard_addresses=address, shard_secret_file=str(secret)) as sim:
+            await text_of(sim.dispatcher.submit(make_spec()))
+
+
+def connection_of(dispatcher: Dispatcher) -> asyncio.Transport:
+    client = dispatcher._engines[0]._client
+    assert client is not None and client._transport is not None
+    return client._transport
+
+
+def test_a_shard_that_listens_asks_for_a_secret() -> None:
+    command = [sys.executable, "-m", "shard", "--listen", "tcp://127.0.0.1:1"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 2
+    assert "--listen needs --secret-file" in ended.stderr
+
+
+def test_a_simulated_shard_and_its_router_never_load_torch() -> None:
+    modules = "shard.__main__, shard.sim.sim_runner, router.fleet.dispatcher"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("False\n", "")

@@ -1,0 +1,297 @@
+"""Changes of depth and model over real shard processes, with streams open: nothing lost, nothing mixed."""
+
+import asyncio
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from router.catalog.served_model import Target
+from router.fleet.dispatcher import Dispatcher
+from router.fleet.swap import Done, Inflight, SwapError, SwapRefused, Wish
+from router.scheduling.request import GenerationFailed, Request, Status
+from shard.sim.sim_runner import CostModel
+from tests.router.fakes import TOKENIZER, FakeTokenizer, expected_answer, make_spec
+from tests.router.sim_serving import FAST, Sim, outcomes, shard_processes, simulated, text_of, until
+
+FINISH = Wish(Inflight.FINISH, drain_s=10.0)
+MIGRATE = Wish(Inflight.MIGRATE)
+ROOM = {"max_concurrent_requests": 500, "max_queued_tokens": 1_000_000}
+
+
+def specs(count: int, max_new_tokens: int = 100, start: int = 1, **more: Any) -> list[Any]:
+    return [make_spec(20, max_new_tokens, 1000 * (start + n), **more) for n in range(count)]
+
+
+def expected(asked: list[Any], costs: CostModel = FAST) -> list[str]:
+    return ["".join(f"{id} " for id in expected_answer(spec, costs)) for spec in asked]
+
+
+def at_depth(sim: Sim, depth: int | None) -> Target:
+    return other(sim, "sim", num_layers=depth)
+
+
+def other(sim: Sim, name: str, tokenizer: FakeTokenizer = TOKENIZER, **config: Any) -> Target:
+    base = sim.dispatcher.targets(0)[0][0].config
+    return Target(name, msgspec.structs.replace(base, **config), tokenizer)
+
+
+def costs_of(folder: Path, name: str, **changes: Any) -> str:
+    """A file with another model's costs."""
+    path = folder / f"{name}.json"
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(FAST, **changes)))
+    return str(path)
+
+
+def process_of(sim: Sim, shard: int) -> psutil.Process:
+    process = sim.dispatcher._engines[shard]._launcher._process
+    return psutil.Process(process.pid)
+
+
+def authors(request: Request) -> list[tuple[str, int, int]]:
+    return [(segment.model, segment.depth, segment.from_token) for segment in request.segments]
+
+
+async def streams_have(requests: list[Request], num_tokens: int) -> None:
+    await until(lambda: all(len(request.outputs) >= num_tokens for request in requests))
+
+
+async def changing(dispatcher: Dispatcher, target: Target, wish: Wish = FINISH) -> Done:
+    [done] = await dispatcher.swap(target, wish)
+    return done
+
+
+async def test_sixty_four_streams_through_many_changes_lose_nothing(tmp_path: Path) -> None:
+    second = costs_of(tmp_path, "second", load_ms=20.0)
+    async with simulated(tmp_path, **ROOM) as sim:
+        goals = cycle(
+            [at_depth(sim, 10), other(sim, "second", model="second", cost_model=second), at_depth(sim, 20)]
+        )
+        asked = specs(192, max_new_tokens=60)
+        pending = iter(asked)
+        ended: dict[int, str] = {}
+        requests: list[Request] = []
+
+        async def client() -> None:
+            for spec in pending:
+                request = sim.dispatcher.submit(spec)
+                requests.append(request)
+                ended[spec.sampling.seed] = await text_of(request)
+
+        clients = asyncio.gather(*(client() for _ in range(64)))
+        num_swaps = 0
+        while not clients.done():
+            done = await changing(sim.dispatcher, next(goals), (FINISH, MIGRATE)[num_swaps % 5 == 4])
+            num_swaps += 1
+            assert set(done.phases_ms) >= {"prepare", "hold", "commit", "gap"}
+        await clients
+        assert num_swaps >= 10
+        assert [ended[spec.sampling.seed] for spec in asked] == expected(asked)
+        assert len({segment for request in requests for segment in authors(request)}) > 3
+        assert sim.shards()[0].num_generations == 1
+
+
+async def test_depth_belongs_to_the_sequence_and_freed_memory_becomes_blocks(tmp_path: Path) -> None:
+    async with simulated(tmp_path) as sim:
+        num_blocks = sim.shards()[0].num_blocks
+        first = sim.submit(*specs(8, max_new_tokens=300))
+        await streams_have(first, 5)
+        await changing(sim.dispatcher, at_depth(sim, 10))
+        second = sim.submit(*specs(8, start=50, max_new_tokens=50))
+        await outcomes(second)
+        assert all(request.status is Status.RUNNING for request in first)
+        assert sim.shards()[0].num_generations == 2
+        await outcomes(first)
+        assert {tuple(authors(request)) for request in first} == {(("sim", 30, 0),)}
+        assert {tuple(authors(request)) for request in second} == {(("sim", 10, 0),)}
+        await outcomes(sim.submit(*specs(1, start=90)))
+        assert sim.shards()[0].num_blocks > 2 * num_blocks
+
+
+async def test_those_that_migrate_say_from_where_on(tmp_path: Path) -> None:
+    async with simulated(tmp_path) as sim:
+        asked = specs(8, max_new_tokens=200)
+        requests = sim.submit(*asked)
+        exact = sim.dispatcher.submit(make_spec(20, 200, 90_000, exact=True))
+        await streams_have([*requests, exact], 5)
+        done = await changing(sim.dispatcher, at_depth(sim, 10), MIGRATE)
+        assert done.num_migrated == 8
+        assert await outcomes(requests) == expected(asked)
+        for request in requests:
+            [before, after] = authors(request)
+            assert before == ("sim", 30, 0)
+            assert after[:2] == ("sim", 10)
+            layers = [output.exit_layer for output in request.outputs]
+            assert layers == [30] * after[2] + [10] * (200 - after[2])
+        await text_of(exact)
+        assert authors(exact) == [("sim", 30, 0)]
+
+
+async def test_what_does_not_fit_beside_waits_for_what_runs_and_then_moves_it(tmp_path: Path) -> None:
+    settings = {"kv_cache_bytes": 2**20, "max_total_tokens": 1000, **ROOM}
+    costs = msgspec.structs.replace(FAST, kv_bytes_per_token=1000, layer_bytes=0, base_bytes=0)
+    second = costs_of(tmp_path, "second", kv_bytes_per_token=1000, layer_bytes=0, base_bytes=0)
+    async with simulated(tmp_path, costs, **settings) as sim:
+        asked = specs(8, max_new_tokens=250)
+        requests = sim.submit(*asked)
+        await streams_have(requests, 5)
+        swapping = asyncio.create_task(
+            changing(
+                sim.dispatcher, other(sim, "second", model="second", cost_model=second), Wish(drain_s=0.2)
+            )
+        )
+        await until(lambda: sim.dispatcher._engines[0].scheduler.is_holding)
+        late = specs(3, start=50)
+        held = sim.submit(*late)
+        done = await swapping
+        assert done.phases_ms["drain"] >= 190
+        assert done.num_migrated == 8
+        assert await outcomes([*requests, *held]) == expected([*asked, *late])
+        assert {authors(request)[-1][0] for request in requests} == {"second"}
+        assert {tuple(authors(request)) for request in held} == {(("second", 30, 0),)}
+
+
+async def test_another_tokenizer_is_given_the_text(tmp_path: Path) -> None:
+    shifted = FakeTokenizer("shifted", shift=7)
+    async with simulated(tmp_path, max_batch_size=4) as sim:
+        asked = specs(8, max_new_tokens=150)
+        requests = sim.submit(*asked)
+        await streams_have(requests[:4], 5)
+        target = other(sim, "shifted", shifted, model="shifted")
+        by_ids = sim.dispatcher.submit(msgspec.structs.replace(make_spec(20, 5, 90_000), prompt=None))
+        await changing(sim.dispatcher, target, MIGRATE)
+        with pytest.raises(GenerationFailed, match="given as token ids"):
+            await text_of(by_ids)
+        texts = await outcomes(requests)
+        assert all(len(str(text).split()) == 150 for text in texts)
+        for request, text in zip(requests, texts, strict=True):
+            ids = [int(word) for word in str(text).split()]
+            moved_at = authors(request)[-1][2]
+            shown = [output.id for output in request.outputs]
+            assert ids == shown[:moved_at] + [id - 7 for id in shown[moved_at:]]
+            assert request.prompt_token_ids == [id + 7 for id in request.spec.prompt_token_ids]
+            assert len(request.token_ids) == 170
+        assert sum(len(request.segments) == 2 for request in requests) == 4
+
+
+async def test_a_checkpoint_that_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
+    broken = costs_of(tmp_path, "broken", fails_on_load="The file model.safetensors is cut off.")
+    async with simulated(tmp_path) as sim:
+        asked = specs(32)
+        requests = sim.submit(*asked)
+        await streams_have(requests, 3)
+        with pytest.raises(SwapError, match="cut off"):
+            await sim.dispatcher.swap(other(sim, "broken", model="broken", cost_model=broken), FINISH)
+        assert await outcomes(requests) == expected(asked)
+        assert {tuple(authors(request)) for request in requests} == {(("sim", 30, 0),)}
+        assert (await changing(sim.dispatcher, at_depth(sim, 20))).generation.ready.depth == 20
+
+
+@pytest.mark.parametrize("moment", ["prepare", "commit", "after"])
+async def test_a_shard_killed_in_mid_swap_loses_nothing(tmp_path: Path, moment: str) -> None:
+    costs = msgspec.structs.replace(FAST, load_ms=300.0, commit_ms=300.0)
+    second = costs_of(tmp_path, "second", load_ms=300.0, commit_ms=300.0)
+    async with simulated(tmp_path, costs) as sim:
+        asked = specs(32, max_new_tokens=400)
+        requests = sim.submit(*asked)
+        await streams_have(requests, 3)
+        engine = sim.dispatcher._engines[0]
+        target = other(sim, "second", model="second", cost_model=second)
+        swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
+        await until(lambda: engine._swap is not None)
+        if moment == "commit":
+            await until(lambda: engine.scheduler.is_holding)
+        elif moment == "after":
+            await swapping
+        shard_processes()[0].kill()
+        [result] = await asyncio.gather(swapping, return_exceptions=True)
+        assert isinstance(result, SwapError) == (moment != "after")
+        assert await outcomes(requests) == expected(asked)
+        last = "second" if moment == "after" else "sim"
+        assert {authors(request)[-1][0] for request in requests} == {last}
+        assert sim.shards()[0].model == last
+        await changing(sim.dispatcher, at_depth(sim, 10))
+
+
+async def test_a_swap_under_way_ends_with_the_server_and_streams_are_finished(tmp_path: Path) -> None:
+    slow = costs_of(tmp_path, "slow", load_ms=60_000.0)
+    async with simulated(tmp_path) as sim:
+        asked = specs(32)
+        requests = sim.submit(*asked)
+        await streams_have(requests, 3)
+        target = other(sim, "slow", model="slow", cost_model=slow)
+        swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
+        await until(lambda: sim.shards()[0].state == "swapping")
+        _, ended = await asyncio.gather(sim.dispatcher.stop(drain=True), outcomes(requests))
+        assert ended == expected(asked)
+        with pytest.raises(SwapError, match="shutting down"):
+            await swapping
+        with pytest.raises(SwapRefused, match="shutting down"):
+            await sim.dispatcher.swap(target, FINISH)
+
+
+async def test_one_swap_at_a_time_on_a_shard(tmp_path: Path) -> None:
+    slow = costs_of(tmp_path, "slow", load_ms=500.0)
+    async with simulated(tmp_path, num_shards=2) as sim:
+        target = other(sim, "slow", model="slow", cost_model=slow)
+        first = asyncio.create_task(sim.dispatcher.swap(target, FINISH, shard=1))
+        await until(lambda: sim.shards()[1].state == "swapping")
+        with pytest.raises(SwapRefused, match="being swapped already"):
+            await sim.dispatcher.swap(at_depth(sim, 10), FINISH)
+        await sim.dispatcher.swap(at_depth(sim, 10), FINISH, shard=0)
+        await first
+        assert [(shard.model, shard.depth) for shard in sim.shards()] == [("sim", 10), ("slow", 30)]
+
+
+async def test_of_several_shards_all_change_or_none(tmp_path: Path) -> None:
+    second = costs_of(tmp_path, "second", load_ms=500.0)
+    async with simulated(tmp_path, num_shards=2) as sim:
+        asked = specs(32, max_new_tokens=200)
+        requests = sim.submit(*asked)
+        await streams_have(requests, 3)
+        target = other(sim, "second", model="second", cost_model=second)
+        swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
+        await until(lambda: sim.shards()[1].state == "swapping")
+        assert sim.shards()[0].model == "second"
+        process_of(sim, 1).kill()
+        with pytest.raises(SwapError, match="died meanwhile"):
+            await swapping
+        await sim.all_serve()
+        assert [shard.model for shard in sim.shards()] == ["sim", "sim"]
+        assert await outcomes(requests) == expected(asked)
+
+
+async def test_requests_of_a_killed_shard_wait_for_their_own_model(tmp_path: Path) -> None:
+    second = costs_of(tmp_path, "second")
+    async with simulated(tmp_path, num_shards=2, **ROOM) as sim:
+        target = other(sim, "second", model="second", cost_model=second)
+        await sim.dispatcher.swap(target, FINISH, shard=1)
+        asked = specs(24, max_new_tokens=300)
+        requests = sim.submit(*asked)
+        await streams_have(requests, 3)
+        assert {authors(request)[0][0] for request in requests} == {"sim", "second"}
+        for process in shard_processes():
+            process.kill()
+        assert await outcomes(requests) == expected(asked)
+        assert all(len(request.segments) == 1 for request in requests)
+
+
+async def test_exact_requests_go_where_all_layers_are(tmp_path: Path) -> None:
+    async with simulated(tmp_path, num_shards=2) as sim:
+        await sim.dispatcher.swap(at_depth(sim, 10), FINISH, shard=0)
+        exact = sim.submit(*specs(6, exact=True))
+        await outcomes(exact)
+        assert {tuple(authors(request)) for request in exact} == {(("sim", 30, 0),)}
+        assert sim.dispatcher.supports_exact
+        sim.dispatcher.drain()
+        waiting = specs(1, start=50, exact=True)
+        sim.dispatcher.resume(0)
+        [late] = sim.submit(*waiting)
+        await sim.dispatcher.swap(at_depth(sim, 10), FINISH, shard=1)
+        with pytest.raises(GenerationFailed, match="no shard has them") as refused:
+            await text_of(late)
+        assert refused.value.status == 422
+        assert not sim.dispatcher.supports_exact

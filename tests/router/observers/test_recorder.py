@@ -1,0 +1,216 @@
+"""The router's events as windows of telemetry."""
+
+import pytest
+
+from router.observers.recorder import Recorder, sample_of
+from router.scheduling.request import GenerationFailed, Request
+from router.text.prompt import Prompt
+from router.text.tokenizer import Piece
+from shard.messages import (
+    ExitReport,
+    FinishReason,
+    OlderReport,
+    Score,
+    SequenceOutput,
+    StepOutput,
+    TokenOutput,
+)
+from telemetry.cost import StepSample
+from telemetry.sample import Record, Window
+from telemetry.store import Store
+from tests.router.fakes import FakeTokenizer, make_generation, make_request, make_target
+
+FULL = make_generation(0, make_target("poet"))
+CAPPED = make_generation(1, make_target("poet"), depth=20)
+
+
+class Spelling(FakeTokenizer):
+    """Every token is three bytes; 2 is special."""
+
+    def piece(self, id: int) -> Piece:
+        return Piece(b"abc", "abc", id == 2)
+
+
+class Recorded:
+    """A recorder, and what it hands over."""
+
+    def __init__(self) -> None:
+        self.store = Store(None, "poems", "one")
+        self.records: list[Record] = []
+        self.store.put = self.records.extend  # type: ignore[method-assign]
+        self.observer = Recorder(self.store)
+        self.observer.on_shard_ready(0, FULL)
+
+    def windows(self) -> dict[tuple[int, str, int], Window]:
+        self.records.clear()
+        for gather in self.store.on_flush:
+            gather()
+        return {(record.shard, *record.key): record.window for record in self.records}
+
+    def window(self) -> Window:
+        (window,) = self.windows().values()
+        return window
+
+
+@pytest.fixture
+def recorded() -> Recorded:
+    return Recorded()
+
+
+def begin(id: int = 1, generation: object = FULL, shard: int = 0, **more: object) -> Request:
+    request = make_request(id, tokenizer=Spelling(), **more)
+    request.start(shard, generation, 0.0)  # type: ignore[arg-type]
+    return request
+
+
+def give(recorded: Recorded, request: Request, layers: list[int], now: float, ends: bool = False) -> None:
+    request.put([TokenOutput(7, -1.0, layer) for layer in layers], FinishReason.LENGTH if ends else None, now)
+    recorded.observer.on_tokens(request, len(layers), now)
+    if ends:
+        recorded.observer.on_finished(request)
+
+
+def step(num_tokens: int = 1, **more: object) -> StepOutput:
+    told = {"num_free_blocks": 5, "num_sequences": 2, "step_ms": 20.0, "idle_ms": 5.0} | more
+    return StepOutput(1, preempted=[], num_tokens=num_tokens, **{"outputs": []} | told)  # type: ignore[arg-type]
+
+
+def test_tokens_are_counted_by_exit_layer_with_their_times(recorded: Recorded) -> None:
+    request = begin()
+    give(recorded, request, [20], 0.1)
+    give(recorded, request, [30, 20], 0.3)
+    window = recorded.window()
+    assert window.tokens_by_exit == {20: 2, 30: 1}
+    assert (window.ttft_ms.num, window.itl_ms.num) == (1, 2)
+    assert window.ttft_ms.quantile(1) == pytest.approx(100, rel=0.02)
+    assert window.itl_ms.quantile(1) == pytest.approx(100, rel=0.02)
+
+
+def test_tokens_told_late_are_still_counted_once_each(recorded: Recorded) -> None:
+    request = begin()
+    request.put([TokenOutput(7, -1.0, 20)], None, 0.1)
+    request.put([TokenOutput(7, -1.0, 30)], None, 0.2)
+    recorded.observer.on_tokens(request, 1, 0.1)
+    recorded.observer.on_tokens(request, 1, 0.2)
+    assert recorded.window().tokens_by_exit == {20: 1, 30: 1}
+
+
+def test_a_window_begins_anew_behind_each_flush(recorded: Recorded) -> None:
+    request = begin()
+    give(recorded, request, [30], 0.1)
+    first = recorded.window()
+    assert recorded.windows() == {}
+    give(recorded, request, [30], 0.2, ends=True)
+    second = recorded.window()
+    assert (first.tokens, second.tokens) == (1, 1)
+    assert second.ttft_ms.num == 0
+    assert first.start <= first.end <= second.start <= second.end
+
+
+def test_shards_candidates_and_depths_are_kept_apart(recorded: Recorded) -> None:
+    bard = make_generation(2, make_target("bard"))
+    for id, (shard, generation) in enumerate([(0, FULL), (0, CAPPED), (1, FULL), (0, bard)]):
+        give(recorded, begin(id, generation, shard), [20], 0.1)
+    assert sorted(recorded.windows()) == [(0, "bard", 30), (0, "poet", 20), (0, "poet", 30), (1, "poet", 30)]
+    assert {record.router for record in recorded.records} == {"one"}
+
+
+def test_answers_failures_and_classes(recorded: Recorded) -> None:
+    coder = begin(1, prompt=Prompt("Write a Python function to reverse a string."))
+    give(recorded, coder, [10, 30], 0.1, ends=True)
+    give(recorded, begin(2), [20], 0.1, ends=True)
+    for id, error in ((3, GenerationFailed("gone")), (4, GenerationFailed("aborted", "cancelled", 499))):
+        request = begin(id)
+        request.fail(error, 1.0)
+        recorded.observer.on_finished(request)
+    window = recorded.window()
+    assert (window.requests, window.failures) == (2, 1)
+    assert {name: (use.requests, use.tokens, use.layers) for name, use in window.classes.items()} == {
+        "code": (1, 2, 40),
+        "chat": (1, 1, 20),
+    }
+
+
+def test_a_request_that_never_began_is_nobodys(recorded: Recorded) -> None:
+    request = make_request(1)
+    request.fail(GenerationFailed("too late"), 1.0)
+    recorded.observer.on_finished(request)
+    assert recorded.windows() == {}
+
+
+def test_scores_count_for_who_wrote_the_answer(recorded: Recorded) -> None:
+    request = begin(1, CAPPED)
+    request.put([TokenOutput(5, -1.0, 20), TokenOutput(6, -1.0, 20)], None, 0.1)
+    request.put([TokenOutput(2, -1.0, 20)], FinishReason.EOS, 0.2)
+    recorded.observer.on_scored(request, [Score(5, -1.0), Score(9, -2.0), Score(2, -3.0)])
+    answers = recorded.windows()[0, "poet", 20].answers
+    assert (answers.num_answers, answers.tokens, answers.agreeing) == (1, 3, 2)
+    assert answers.logprob == -6.0
+    assert answers.num_bytes == 6  # but for the special token
+
+
+def test_a_step_tells_time_batch_blocks_exits_and_joules(recorded: Recorded) -> None:
+    exits = ExitReport(confidence_sum=1.5, num_confident=2, breaches=1, drafted=5, accepted=4)
+    recorded.observer.on_step(0, step(num_tokens=3, exits=exits, joules=2.0, num_blocks=50))
+    recorded.observer.on_step(0, step(num_tokens=3, num_free_blocks=9))
+    window = recorded.window()
+    assert (window.num_steps, window.step_ms, window.idle_ms) == (2, 40.0, 10.0)
+    assert (window.batched, window.computed_tokens) == (4, 6)
+    assert (window.most_blocks, window.fewest_free_blocks) == (1000, 5)
+    assert (window.confidence_sum, window.num_confident, window.breaches) == (1.5, 2, 1)
+    assert (window.drafted, window.accepted, window.joules) == (5, 4, 2.0)
+    assert window.cost.num_steps == 2
+
+
+def test_tokens_are_metered_where_joules_are_told(recorded: Recorded) -> None:
+    request = begin()
+    recorded.observer.on_step(0, step(joules=0.0))
+    give(recorded, request, [30, 30], 0.1)
+    recorded.observer.on_step(0, step(joules=4.0))
+    assert recorded.window().joules_per_token == 2.0
+    recorded.observer.on_step(0, step())
+    give(recorded, request, [30], 0.2)
+    assert recorded.window().joules_per_token is None
+
+
+def test_each_generation_of_a_step_has_its_part(recorded: Recorded) -> None:
+    recorded.observer.on_shard_ready(0, CAPPED)
+    older = OlderReport(0, num_sequences=3, num_tokens=3, ms=30.0, exits=ExitReport(breaches=2))
+    recorded.observer.on_step(0, step(generation=1, step_ms=10.0, older=[older], joules=8.0))
+    windows = recorded.windows()
+    assert (windows[0, "poet", 20].joules, windows[0, "poet", 30].joules) == (2.0, 6.0)
+    assert (windows[0, "poet", 30].batched, windows[0, "poet", 30].breaches) == (3, 2)
+    assert windows[0, "poet", 20].cost.num_steps == 0
+    recorded.observer.on_step(0, step(num_tokens=0, generation=1, num_sequences=0, older=[older]))
+    windows = recorded.windows()
+    assert (windows[0, "poet", 20].num_steps, windows[0, "poet", 30].num_steps) == (0, 1)
+
+
+def test_a_new_life_of_a_shard_begins_with_nothing_known(recorded: Recorded) -> None:
+    recorded.observer.on_shard_ready(0, CAPPED)
+    recorded.observer.on_shard_death(0, "killed")
+    recorded.observer.on_step(0, step(generation=1))
+    assert recorded.windows() == {}
+    recorded.observer.on_shard_ready(0, make_generation(0, make_target("bard")))
+    recorded.observer.on_step(0, step())
+    assert list(recorded.windows()) == [(0, "bard", 30)]
+
+
+def test_nothing_is_kept_of_a_request_that_ended(recorded: Recorded) -> None:
+    give(recorded, begin(), [30], 0.1, ends=True)
+    assert recorded.observer._seen == {}
+
+
+def test_what_a_step_says_of_costs() -> None:
+    def tokens(*layers: int) -> SequenceOutput:
+        return SequenceOutput(1, 0, 9, [TokenOutput(7, -1.0, layer) for layer in layers])
+
+    decoding = step(num_tokens=2, outputs=[tokens(10), tokens(20)])
+    assert sample_of(decoding, 30) == StepSample(20, 2, 30, 20.0)
+    mixed = step(num_tokens=12, outputs=[tokens(10), tokens(20)])
+    assert sample_of(mixed, 30) == StepSample(30, 12, 30 + 300, 20.0)
+    drafted = step(num_tokens=2, outputs=[tokens(20, 20, 30), tokens(30)])  # 20 ms for two tokens of each
+    assert sample_of(drafted, 30) == StepSample(30, 2, 50, 10.0)
+    assert sample_of(step(num_tokens=9, outputs=drafted.outputs), 30) is None  # and a prompt's share of them
+    assert sample_of(step(num_tokens=0), 30) is None
+    assert sample_of(step(older=[OlderReport(0, 1)]), 30) is None

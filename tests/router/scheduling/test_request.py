@@ -1,0 +1,139 @@
+"""A request through changes of model: who wrote what, and in whose tokens."""
+
+import pytest
+
+from router.catalog.served_model import Need
+from router.scheduling.request import GenerationFailed, Request
+from router.text.chat_template import ChatTemplateError
+from router.text.prompt import Prompt
+from shard.messages import FinishReason, TokenOutput
+from tests.router.fakes import FakeTokenizer, make_generation, make_request, make_spec, make_target
+
+FULL = make_generation()
+SHALLOW = make_generation(1, depth=10, version="v1-10")
+SHIFTED = make_generation(2, make_target("shifted", FakeTokenizer("shifted", shift=7)))
+
+
+def write(request: Request, *ids: int) -> None:
+    request.put([TokenOutput(id, -0.1, 30) for id in ids], None, 0.0)
+
+
+def starts(request: Request) -> list[tuple[str, int, int]]:
+    return [(segment.model, segment.depth, segment.from_token) for segment in request.segments]
+
+
+def test_segments_tell_who_wrote_from_where_on() -> None:
+    request = make_request(1)
+    request.start(0, FULL, 0.0)
+    write(request, 5, 6)
+    request.start_over()
+    request.start(1, FULL, 0.0)  # the same model on another shard
+    write(request, 7)
+    request.start_over()
+    request.start(0, SHALLOW, 0.0)
+    write(request, 8)
+    assert starts(request) == [("m", 30, 0), ("m", 10, 3)]
+    assert request.written_by is None
+
+
+def test_who_has_written_nothing_is_not_named() -> None:
+    request = make_request(1)
+    for generation in (FULL, SHALLOW, FULL):
+        request.start(0, generation, 0.0)
+        request.start_over()
+    assert starts(request) == [("m", 30, 0)]
+    write(request, 5)
+    request.start(0, SHALLOW, 0.0)
+    request.put([], FinishReason.LENGTH, 0.0)
+    assert starts(request) == [("m", 30, 0)]
+    assert request.written_by == FULL.identity
+
+
+def test_what_was_begun_needs_its_model_until_that_is_gone() -> None:
+    request = make_request(1)
+    assert request.need == Need(prompts="chat")
+    request.start(0, FULL, 0.0)
+    request.start_over()
+    assert request.need == Need(home=FULL.identity, prompts="chat")
+    request.is_homeless = True
+    assert request.need == Need(prompts="chat")
+    request.start(0, SHALLOW, 0.0)
+    assert request.need == Need(home=SHALLOW.identity, prompts="chat")
+
+
+def test_token_ids_and_exact_answers_bind_to_a_model() -> None:
+    by_ids = make_request(1, prompt=None)
+    assert by_ids.need == Need(vocabulary="fake", prompts="chat")
+    assert [generation.takes(by_ids.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, True, False]
+    exact = make_request(2, exact=True)
+    assert [generation.takes(exact.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, False, True]
+    exact.start(0, FULL, 0.0)
+    assert [generation.takes(exact.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, False, False]
+
+
+def test_a_waiting_prompt_is_encoded_again_for_another_tokenizer() -> None:
+    request = make_request(1, num_prompt_tokens=3)
+    request.suit(SHIFTED)
+    assert request.token_ids == [2007, 2008, 2009]
+    assert request.max_new_tokens == request.spec.max_new_tokens
+    assert request.tokenizer is SHIFTED.tokenizer
+    request.suit(FULL)
+    assert request.token_ids == [2000, 2001, 2002]
+
+
+def test_an_answer_goes_on_from_its_text_in_another_tokenizer() -> None:
+    request = make_request(1, num_prompt_tokens=3, max_new_tokens=8)
+    request.start(0, FULL, 0.0)
+    write(request, 5, 6)
+    request.start_over()
+    request.suit(SHIFTED)
+    request.start(0, SHIFTED, 0.0)
+    assert request.token_ids == [2007, 2008, 2009, 12, 13]
+    assert (request.num_tokens, request.num_prompt_tokens, request.max_new_tokens) == (5, 3, 8)
+    write(request, 14)
+    assert request.token_ids == [2007, 2008, 2009, 12, 13, 14]
+    request.start_over()
+    request.suit(FULL)
+    assert request.token_ids == [2000, 2001, 2002, 5, 6, 7]
+    assert "".join(event.text for event in request._events) == "5 6 7 "
+
+
+def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:
+    small = make_generation(1, make_target("small"), max_total_tokens=5)
+    with pytest.raises(GenerationFailed, match="8 tokens; small takes prompt and answer of 5") as refused:
+        make_request(1, num_prompt_tokens=8).suit(small)
+    assert refused.value.status == 422
+    make_request(2, num_prompt_tokens=4).suit(small)
+
+
+def test_nobody_is_moved_to_a_model_that_could_not_read_it() -> None:
+    mute = FakeTokenizer("mute")
+    mute.apply_chat_template = _refuse  # type: ignore[method-assign]
+    talk = make_request(1, prompt=Prompt(messages=[{"role": "user", "content": "Hi"}]))
+    assert not talk.may_move_to(make_generation(1, make_target("mute", mute)))
+    text = make_request(2)
+    assert text.may_move_to(make_generation(1, make_target("mute", mute)))
+    assert not text.may_move_to(make_generation(1, make_target("small"), max_total_tokens=8))
+
+
+def _refuse(messages: object, add_generation_prompt: bool) -> str:
+    raise ChatTemplateError("no template")
+
+
+def test_a_prompt_cut_to_its_last_tokens_is_cut_again() -> None:
+    spec = make_spec(2, prompt=Prompt("1 2 3 4 5 ", truncate=2))
+    request = make_request(1, spec=spec)
+    write(request, 6)
+    request.suit(SHIFTED)
+    assert request.token_ids == [11, 12, 13]
+    assert request.num_prompt_tokens == 2
+
+
+def test_scores_of_a_prompt_are_of_the_tokens_that_the_model_sees() -> None:
+    request = make_request(1, num_prompt_tokens=3)
+    request.start(0, FULL, 0.0)
+    request.put_prompt([TokenOutput(id, -0.1, 30) for id in (2001, 2002)])
+    request.start_over()
+    assert len(request.prompt_scores) == 2
+    request.suit(SHIFTED)
+    assert request.prompt_scores == []

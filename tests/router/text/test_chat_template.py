@@ -1,0 +1,89 @@
+"""Chat templates, against transformers' own rendering where it renders them too."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from router.text.chat_template import ChatTemplate, ChatTemplateError
+
+MESSAGES = [{"role": "user", "content": "Hi <there>"}, {"role": "assistant", "content": "Hello"}]
+TEMPLATES = {
+    "blocks are trimmed": "{% for m in messages %}\n  {% if 1 %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}word{% endfor %}",
+    "tojson is not for html": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
+    "generation tag": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "special tokens": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}",
+    "generation prompt": "{{ messages[0].role }}{% if add_generation_prompt %}>{% endif %}",
+    "namespace": "{% set n = namespace(x=0) %}{% for m in messages %}{% set n.x = 1 %}{% endfor %}{{ n.x }}",
+}
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_templates_render_as_in_transformers(source: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    [expected], _ = render_jinja_template(
+        [MESSAGES], chat_template=source, add_generation_prompt=True, **SPECIAL
+    )
+    assert ChatTemplate(source, SPECIAL).render(MESSAGES) == expected
+
+
+def test_the_date_can_be_asked_for() -> None:
+    year = ChatTemplate("{{ strftime_now('%Y') }}", {}).render([])
+    assert year.isdecimal()
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0]['content'] + 1 }}", "str"),
+        ("{{ messages[9].content.x }}", "no element 9"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+    ],
+)
+def test_what_a_template_refuses_is_told(source: str, problem: str) -> None:
+    with pytest.raises(ChatTemplateError, match=problem):
+        ChatTemplate(source, {}).render(MESSAGES)
+
+
+def test_a_broken_template_is_told_when_it_is_checked() -> None:
+    with pytest.raises(ChatTemplateError, match="cannot be read"):
+        ChatTemplate("{% for %}", {}).check()
+
+
+def write(folder: Path, config: object, name: str = "tokenizer_config.json") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(config))
+    return path
+
+
+def rendered(template: ChatTemplate | None) -> str:
+    assert template is not None
+    return template.render(MESSAGES)
+
+
+def test_the_file_wins_over_the_configuration(tmp_path: Path) -> None:
+    write(tmp_path, {"chat_template": "config", "bos_token": {"content": "<b>"}})
+    assert rendered(ChatTemplate.load(tmp_path)) == "config"
+    (tmp_path / "chat_template.jinja").write_text("file {{ bos_token }}")
+    assert rendered(ChatTemplate.load(tmp_path)) == "file <b>"
+
+
+def test_a_given_configuration_wins_over_both(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("file")
+    other = write(tmp_path, {"chat_template": "other"}, "other.json")
+    assert rendered(ChatTemplate.load(tmp_path, other)) == "other"
+
+
+def test_of_several_templates_the_default_is_taken(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    write(tmp_path, {"chat_template": named})
+    assert rendered(ChatTemplate.load(tmp_path)) == "plain"
+
+
+def test_a_folder_may_have_none(tmp_path: Path) -> None:
+    assert ChatTemplate.load(tmp_path) is None
