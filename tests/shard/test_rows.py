@@ -13,7 +13,13 @@ import pytest
 from shard.cpu import LEVELS, SWITCH, real_cpu
 from tests.running import ROOT
 
-KEPT = ["precision", "ops", "early_exit", "projection", "speculative"]
+KEPT = [
+    "test_precision",
+    "ops/test_ops",
+    "exits/test_early_exit",
+    "exits/test_projection",
+    "exits/test_speculative",
+]
 TIMEOUT_S = 900  # a row takes half a minute on an idle core, its kernels' compilation with it
 
 
@@ -26,7 +32,7 @@ def test_a_row_keeps_the_engines_promises(row: str):
     for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
         del environment[name]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command += [f"tests/shard/test_{name}.py" for name in KEPT]
+    command += [f"tests/shard/{name}.py" for name in KEPT]
     ran = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
     )
