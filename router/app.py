@@ -107,7 +107,7 @@ def _routes(service: Service, conductor: Conductor, metrics: Metrics, store: Sto
 
 def _definition(route: Route) -> web.RouteDef:
     make = web.get if route.method == "GET" else web.post
-    return make(route.path, route.handler)
+    return make(route.pattern, route.handler)
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,7 @@ import random
 
 import msgspec
 
-from router.api.errors import Invalid
+from router.api.errors import ContextOverflow, Invalid
 from router.api.native_structs import Parameters
 from router.scheduling.request import Spec
 from router.settings.config import Config
@@ -154,8 +154,8 @@ def _max_new_tokens(asked: Parameters, num_prompt_tokens: int, limits: Limits) -
     if num_prompt_tokens == 0:
         raise Invalid("inputs", "cannot be empty")
     if num_prompt_tokens > limits.max_input_tokens:
-        problem = f"must have at most {limits.max_input_tokens} tokens. Given: {num_prompt_tokens}"
-        raise Invalid("inputs", problem)
+        problem = f"must have at most {limits.max_input_tokens} tokens: {_context(limits)}"
+        raise ContextOverflow("inputs", f"{problem}. Given: {num_prompt_tokens}")
     room = limits.max_total_tokens - num_prompt_tokens
     match asked.max_new_tokens:
         case None:
@@ -163,10 +163,14 @@ def _max_new_tokens(asked: Parameters, num_prompt_tokens: int, limits: Limits) -
         case msgspec.UNSET:
             return min(DEFAULT_MAX_NEW_TOKENS, room)
         case wanted if wanted > room:
-            shared = f"{num_prompt_tokens} prompt tokens and the answer share {limits.max_total_tokens}"
-            raise Invalid("max_new_tokens", f"must be <= {room}: {shared}. Given: {wanted}")
+            problem = f"must be <= {room}: {_context(limits)}, of which the prompt takes {num_prompt_tokens}"
+            raise ContextOverflow("max_new_tokens", f"{problem}. Given: {wanted}")
         case wanted:
             return wanted
+
+
+def _context(limits: Limits) -> str:
+    return f"this model's maximum context length is {limits.max_total_tokens} tokens"
 
 
 def _or(value: float | None, default: float) -> float:

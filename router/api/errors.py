@@ -1,5 +1,8 @@
 """Every error as JSON, in the dialect of the route: TGI's on native routes, OpenAI's under /v1."""
 
+from collections.abc import Mapping
+from typing import Self
+
 import msgspec
 from aiohttp import web
 
@@ -21,6 +24,14 @@ class Invalid(Refused):
         super().__init__(f"`{field}` {problem}", status=422, kind="validation", field=field)
         self.parameter = field
         self.problem = problem
+
+    def called(self, names: Mapping[str, str]) -> Self:
+        """The same about a parameter that the client knows by another name."""
+        return type(self)(names.get(self.parameter, self.parameter), self.problem)
+
+
+class ContextOverflow(Invalid):
+    """Prompt and answer do not fit together. `problem` has the words by which clients know it."""
 
 
 class NativeError(msgspec.Struct, frozen=True):
@@ -51,6 +62,7 @@ _OPENAI_CODES = {
     "overloaded": "rate_limit_exceeded",
     "payload_too_large": "payload_too_large",
 }
+_ABORTED = 499  # and the client is still there
 
 
 def is_openai(path: str) -> bool:
@@ -68,9 +80,22 @@ def error_body(failure: GenerationFailed, openai: bool) -> bytes:
         message,
         type=_OPENAI_TYPES.get(failure.status, fallback),
         param=getattr(failure, "field", None),
-        code=_OPENAI_CODES.get(failure.kind),
+        code=_code(failure),
     )
     return msgspec.json.encode(OpenAIError(detail, failure.kind))
+
+
+def _code(failure: GenerationFailed) -> str | None:
+    return (
+        "context_length_exceeded" if isinstance(failure, ContextOverflow) else _OPENAI_CODES.get(failure.kind)
+    )
+
+
+def status_of(failure: GenerationFailed, openai: bool) -> int:
+    """As sent. OpenAI's clients take 400 for a refused value, TGI's 422."""
+    if failure.status == _ABORTED:
+        return 424
+    return 400 if openai and failure.status == 422 else failure.status
 
 
 def error_response(failure: GenerationFailed, openai: bool) -> web.Response:
@@ -83,7 +108,7 @@ def error_response(failure: GenerationFailed, openai: bool) -> web.Response:
         headers["Accept-Encoding"] = "identity"
     return web.Response(
         body=error_body(failure, openai),
-        status=424 if failure.status == 499 else failure.status,  # aborted, and the client is still there
+        status=status_of(failure, openai),
         headers=headers,
         content_type="application/json",
     )

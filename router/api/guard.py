@@ -2,12 +2,16 @@
 
 import enum
 import hmac
+import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
 from router.api.errors import Refused
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # RFC 9110's tokens
+_MAX_HEADER_NAMES = 64
 
 
 class Guard(enum.Enum):
@@ -45,6 +49,13 @@ def _is_cross_site(http: web.Request) -> bool:
     return origin is not None and urlsplit(origin).netloc != http.host
 
 
+def _header_names(http: web.Request) -> str:
+    """Those that the page wants to send: clients have headers of their own, and none but the key counts."""
+    wanted = http.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+    names = [name for name in map(str.strip, wanted.split(",")) if _HEADER_NAME.fullmatch(name)]
+    return ", ".join(names[:_MAX_HEADER_NAMES]) or "Authorization, Content-Type, X-Request-Id"
+
+
 class Cors:
     """Which web pages may call: those of the given origins, or every one if none are given."""
 
@@ -73,7 +84,7 @@ class Cors:
             return None
         headers = {
             hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
-            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type, X-Request-Id",
+            hdrs.ACCESS_CONTROL_ALLOW_HEADERS: _header_names(http),
             hdrs.ACCESS_CONTROL_MAX_AGE: "600",
         }
         return web.Response(status=204, headers=headers)

@@ -18,10 +18,10 @@ from router.api.openai_asked import (
     Call,
     chat_call,
     completion_call,
-    messages_of,
     naming,
     prompts_of,
 )
+from router.api.openai_messages import messages_of
 from router.api.openai_shapes import ChatShape, CompletionShape, Head, Shape, usage_of
 from router.api.openai_stream import OpenAIEvents
 from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Models
@@ -45,14 +45,22 @@ class OpenAIApi:
         return await self.completion_body(http, await read_body(http))
 
     async def models(self, http: web.Request) -> web.Response:
+        return json_response(Models(data=[self._model(self._service.model)]))
+
+    async def model(self, http: web.Request) -> web.Response:
+        """Whatever name a call may give as its `model`."""
+        name = http.match_info["id"]
+        self._service.check_model(name)
+        return json_response(self._model(name))
+
+    def _model(self, name: str) -> Model:
         ready = self._service.dispatcher.limits
-        model = Model(
-            id=self._service.model,
+        return Model(
+            id=name,
             created=self._service.started_at,
             root=self._service.root,
             max_model_len=None if ready is None else self._service.dispatcher.max_total_tokens,
         )
-        return json_response(Models(data=[model]))
 
     async def chat_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
         asked = decode(body, ChatRequest)
@@ -60,7 +68,7 @@ class OpenAIApi:
         with naming(CHAT_NAMES):
             call = chat_call(asked)
             messages = messages_of(asked)
-            self._admit(call, ["".join(message["content"] or "" for message in messages)])
+            self._admit(call, ["".join(message["content"] for message in messages)])
             adds_prompt = asked.add_generation_prompt is not False
             prompt = Prompt(messages=messages, add_generation_prompt=adds_prompt)
             specs = await self._specs(http, call, [prompt])

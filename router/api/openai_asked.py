@@ -8,7 +8,7 @@ import msgspec
 
 from router.api.errors import Invalid
 from router.api.native_structs import Parameters
-from router.api.openai_structs import ChatRequest, CompletionRequest, Message, SamplingFields
+from router.api.openai_structs import ChatRequest, CompletionRequest, SamplingFields
 
 CHAT_NAMES = {"inputs": "messages", "max_new_tokens": "max_tokens", "top_n_tokens": "top_logprobs"}
 COMPLETION_NAMES = {"inputs": "prompt", "max_new_tokens": "max_tokens", "top_n_tokens": "logprobs"}
@@ -20,7 +20,7 @@ def naming(names: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except Invalid as error:
-        raise Invalid(names.get(error.parameter, error.parameter), error.problem) from None
+        raise error.called(names) from None
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 def chat_call(asked: ChatRequest) -> Call:
     """Raises `Invalid`."""
     _check_common(asked)
-    if asked.tools:
+    if asked.tools and asked.tool_choice != "none":
         raise Invalid("tools", "is not supported yet: tool calls need constrained output")
     if asked.tool_choice not in (None, "none", "auto"):
         raise Invalid("tool_choice", "is not supported yet: tool calls need constrained output")
@@ -97,7 +97,7 @@ def _parameters(
         frequency_penalty=asked.frequency_penalty,
         presence_penalty=asked.presence_penalty,
         max_new_tokens=max_tokens,
-        stop=[asked.stop] if isinstance(asked.stop, str) else asked.stop,
+        stop=([asked.stop] if asked.stop else []) if isinstance(asked.stop, str) else asked.stop,
         seed=asked.seed,
         top_n_tokens=num_top_tokens,
         ignore_eos=asked.ignore_eos or _fills_up(asked.min_tokens, max_tokens),
@@ -115,25 +115,6 @@ def _fills_up(min_tokens: int | None, max_tokens: int | msgspec.UnsetType | None
     if min_tokens != max_tokens:
         raise Invalid("min_tokens", f"must be 0 or equal `max_tokens`. Given: {min_tokens}")
     return True
-
-
-def messages_of(asked: ChatRequest) -> list[dict[str, Any]]:
-    """Messages as chat templates want them: content is text. Raises `Invalid` for other content."""
-    return [_message(message, index) for index, message in enumerate(asked.messages)]
-
-
-def _message(message: Message, index: int) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(message)
-    return fields | {"content": _text(message, index)}
-
-
-def _text(message: Message, index: int) -> str | None:
-    if message.content is None or isinstance(message.content, str):
-        return message.content
-    for part in message.content:
-        if part.type != "text" or part.text is None:
-            raise Invalid(f"messages[{index}].content", f"takes parts of type text only, not {part.type}")
-    return "".join(part.text or "" for part in message.content)
 
 
 def prompts_of(asked: CompletionRequest, max_prompts: int) -> list[str] | list[list[int]]:

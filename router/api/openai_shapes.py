@@ -10,6 +10,7 @@ from router.api.openai_structs import (
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
+    ChatDelta,
     ChatLogprobs,
     ChatMessage,
     Completion,
@@ -37,6 +38,7 @@ class Part(msgspec.Struct, frozen=True):
     """What one event tells of a choice: newly visible text, and the token it came with."""
 
     index: int
+    is_first: bool  # of its choice
     text: str
     token: Token | None
     offset: int  # where in the choice's text the token begins
@@ -88,7 +90,7 @@ class ChatShape:
     def chunk(self, head: Head, part: Part) -> ChatChunk:
         choice = ChatChunkChoice(
             part.index,
-            ChatMessage("assistant", part.text),
+            ChatDelta(part.text, "assistant" if part.is_first else msgspec.UNSET),
             part.finish_reason,
             None if part.token is None else self._logprobs([part.token]),
         )

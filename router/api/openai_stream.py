@@ -21,6 +21,12 @@ class Progress:
         self.visible = VisibleText(request.spec.stop)
         self.offset = len(prompt_text)  # of the next token in the choice's text
         self.has_begun = False
+        self._num_parts = 0
+
+    def part(self, index: int, text: str, token: Token | None, finish_reason: str | None = None) -> Part:
+        """The next one of the choice with this index."""
+        self._num_parts += 1
+        return Part(index, self._num_parts == 1, text, token, self.offset, finish_reason)
 
 
 class OpenAIEvents:
@@ -73,7 +79,7 @@ class OpenAIEvents:
 
     def _token(self, index: int, token: Token) -> msgspec.Struct:
         progress = self._progress[index]
-        part = Part(index, progress.visible.push(token), token, progress.offset)
+        part = progress.part(index, progress.visible.push(token), token)
         if not token.special:
             progress.offset += len(token.text)
         return self._shape.chunk(self._head, part)
@@ -81,4 +87,4 @@ class OpenAIEvents:
     def _last(self, index: int, token: Token | None, finished: Finished) -> msgspec.Struct:
         progress = self._progress[index]
         text = progress.visible.finish(finished)
-        return self._shape.chunk(self._head, Part(index, text, token, progress.offset, reason_of(finished)))
+        return self._shape.chunk(self._head, progress.part(index, text, token, reason_of(finished)))

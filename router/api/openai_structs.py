@@ -21,13 +21,14 @@ class ResponseFormat(msgspec.Struct, frozen=True):
 class ContentPart(msgspec.Struct, frozen=True):
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    role: str
+    role: Annotated[str, Meta(min_length=1)]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
 
@@ -135,9 +136,16 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
+class ChatDelta(msgspec.Struct, frozen=True):
+    """What follows of a message. Helpers join what deltas say, so the role is said once, by the first."""
+
+    content: str
+    role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
+
+
 class ChatChunkChoice(msgspec.Struct, frozen=True):
     index: int
-    delta: ChatMessage
+    delta: ChatDelta
     finish_reason: str | None
     logprobs: ChatLogprobs | None
 

@@ -102,6 +102,9 @@ def _failures(route: Route, schemas: dict[str, Json]) -> Json:
     error = schemas[repr(OpenAIError if is_openai(route.path) else NativeError)]
     content = {"application/json": {"schema": error}}
     statuses = _FAILURES if route.method == "POST" else {"401": _FAILURES["401"]}
+    if is_openai(route.path) and "422" in statuses:
+        statuses = {**statuses, "400": f"{statuses['400']}; or: {statuses['422']}"}
+        del statuses["422"]
     return {
         status: {"description": why, "content": content}
         for status, why in statuses.items()

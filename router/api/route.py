@@ -1,5 +1,6 @@
 """What one route is."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -29,8 +30,13 @@ class Route(msgspec.Struct, frozen=True):
         return self.operation.partition(" ")[0]
 
     @property
-    def path(self) -> str:
+    def pattern(self) -> str:
+        """The path as aiohttp matches it: `{id:.+}` also takes names with slashes."""
         return self.operation.partition(" ")[2]
+
+    @property
+    def path(self) -> str:
+        return re.sub(r"{(\w+):[^}]*}", r"{\1}", self.pattern)
 
     @property
     def group(self) -> str:

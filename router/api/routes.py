@@ -25,6 +25,7 @@ from router.api.openai_structs import (
     ChatRequest,
     Completion,
     CompletionRequest,
+    Model,
     Models,
 )
 from router.api.ops import OpsApi
@@ -84,6 +85,7 @@ def openai_routes(api: OpenAIApi) -> list[Route]:
             Completion,
         ),
         Route("GET /v1/models", api.models, "What is served.", gives=Models),
+        Route("GET /v1/models/{id:.+}", api.model, "One of them.", gives=Model),
     ]
 
 

@@ -10,7 +10,7 @@ from router.api import bounds
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid
 from router.api.native_structs import DetokenizedText, DetokenizeRequest, TokenizedText, TokenizeRequest
-from router.api.openai_asked import messages_of
+from router.api.openai_messages import messages_of
 from router.api.openai_structs import ChatRequest
 from router.api.service import Service, template_errors
 from router.text.prompt import Prompt

@@ -196,7 +196,9 @@ class Request:
         most = generation.ready.max_total_tokens
         if self.num_tokens >= most:
             name = generation.target.name
-            error = f"The prompt has {self.num_tokens} tokens; {name} takes prompt and answer of {most}."
+            error = (
+                f"The prompt has {self.num_tokens} tokens; the maximum context length of {name} is {most}."
+            )
             raise GenerationFailed(error, "validation", 422)
 
     def start(self, shard: int, generation: Generation, now: float) -> None:

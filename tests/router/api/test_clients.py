@@ -98,7 +98,7 @@ class TestHuggingfaceHub:
         chunks = list(hub.chat_completion(MESSAGES, max_tokens=8, temperature=0, stream=True))
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert text == whole.choices[0].message.content
-        assert {chunk.choices[0].delta.role for chunk in chunks} == {"assistant"}
+        assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant"] + [None] * 7
         assert chunks[-1].choices[0].finish_reason == "length"
 
     def test_chat_logprobs(self, hub: huggingface_hub.InferenceClient) -> None:
@@ -114,6 +114,7 @@ class TestOpenAI:
     def test_models(self, sdk: openai.OpenAI) -> None:
         [model] = sdk.models.list().data
         assert model.id == "tiny"
+        assert sdk.models.retrieve("tiny") == model
 
     def test_chat(self, sdk: openai.OpenAI) -> None:
         answer = sdk.chat.completions.create(model="tiny", messages=MESSAGES, max_completion_tokens=8)
@@ -199,6 +200,9 @@ class TestOpenAI:
     def test_refusals_are_its_errors(self, sdk: openai.OpenAI) -> None:
         with pytest.raises(openai.NotFoundError, match="gpt-9"):
             sdk.chat.completions.create(model="gpt-9", messages=MESSAGES)
-        with pytest.raises(openai.UnprocessableEntityError) as refused:
+        with pytest.raises(openai.BadRequestError) as refused:
             sdk.chat.completions.create(model="tiny", messages=MESSAGES, temperature=-1)
         assert refused.value.param == "temperature"
+        with pytest.raises(openai.BadRequestError) as refused:
+            sdk.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=10**9)
+        assert refused.value.code == "context_length_exceeded"

@@ -26,9 +26,9 @@ def references(node: Any) -> set[str]:
 
 async def test_every_route_of_the_contract_is_documented(document: Any) -> None:
     assert document["openapi"].startswith("3.1")
-    wanted = """/ /generate /generate_stream /v1/chat/completions /v1/completions /v1/models /tokenize
-        /detokenize /chat_tokenize /invocations /info /health /livez /readyz /metrics /openapi.json /docs
-        /ops/state /ops/requests /ops/requests/{id} /ops/drain /ops/resume /ops/abort
+    wanted = """/ /generate /generate_stream /v1/chat/completions /v1/completions /v1/models /v1/models/{id}
+        /tokenize /detokenize /chat_tokenize /invocations /info /health /livez /readyz /metrics /openapi.json
+        /docs /ops/state /ops/requests /ops/requests/{id} /ops/drain /ops/resume /ops/abort
             /ops/swap /ops/pin /ops/unpin /ops/rollback /ops/threshold /ops/decisions /ops/decisions/{id}"""
     assert set(document["paths"]) == set(wanted.split())
 
@@ -52,6 +52,7 @@ async def test_operation_ids_are_unique(document: Any) -> None:
 async def test_generations_say_how_they_fail(document: Any) -> None:
     responses = document["paths"]["/generate"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "413", "415", "422", "424", "429", "500"}
+    assert "422" not in document["paths"]["/v1/completions"]["post"]["responses"]
     assert "text/event-stream" in document["paths"]["/"]["post"]["responses"]["200"]["content"]
 
 

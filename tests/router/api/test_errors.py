@@ -53,7 +53,8 @@ def native(**parameters: Any) -> dict[str, Any]:
         ({"max_new_tokens": 1.5}, "`parameters.max_new_tokens`: expected `int | null`, got `float`"),
         (
             {"max_new_tokens": 10**9},
-            "`max_new_tokens` must be <= 510: 2 prompt tokens and the answer share 512",
+            "`max_new_tokens` must be <= 510: this model's maximum context length is 512 tokens, of which "
+            "the prompt takes 2. Given: 1000000000",
         ),
         ({"max_new_tokens": 10**30}, "`max_new_tokens` must be <= 510"),
         ({"stop": ["a"] * 5}, "`stop` takes up to 4 strings. Given: 5"),
@@ -92,7 +93,11 @@ async def test_native_parameters_have_their_bounds(
         ({"inputs": None}, "`inputs`: expected `str`, got `null`"),
         ({"inputs": 5}, "`inputs`: expected `str`, got `int`"),
         ({"inputs": ""}, "`inputs` cannot be empty"),
-        ({"inputs": "a" * 512}, "`inputs` must have at most 511 tokens. Given: 512"),
+        (
+            {"inputs": "a" * 512},
+            "`inputs` must have at most 511 tokens: this model's maximum context length is 512 tokens. "
+            "Given: 512",
+        ),
         ({"inputs": "Hi", "parameters": []}, "`parameters`: expected `object | null`, got `array`"),
         ([], "The body: expected `object`, got `array`"),
         ("Hi", "The body: expected `object`, got `str`"),
@@ -108,6 +113,16 @@ async def test_native_bodies_have_their_shape(client: Client, body: Any, message
     [
         ({"messages": []}, "messages", "expected `array` of length >= 1"),
         ({"messages": [{"content": "Hi"}]}, "messages[0].role", "is missing"),
+        ({"messages": [{"role": ""}]}, "messages[0].role", "length >= 1"),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
+                ]
+            },
+            "messages[0].tool_calls.function.arguments",
+            "is not JSON",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content",
@@ -139,7 +154,7 @@ async def test_chat_fields_have_their_bounds(
     client: Client, more: dict[str, Any], param: str, message: str
 ) -> None:
     status, told, answer = await refused(client, "/v1/chat/completions", CHAT | more)
-    assert status == 422
+    assert status == 400
     assert message in told
     assert answer["error"]["param"] == param
     assert answer["error"]["type"] == "invalid_request_error"
@@ -168,9 +183,27 @@ async def test_completion_fields_have_their_bounds(
     client: Client, more: dict[str, Any], param: str, message: str
 ) -> None:
     status, told, answer = await refused(client, "/v1/completions", {"prompt": "Hi"} | more)
-    assert status == 422
+    assert status == 400
     assert message in told
     assert answer["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 600}]}, "messages"),
+        ("/v1/chat/completions", CHAT | {"max_tokens": 600}, "max_tokens"),
+        ("/v1/completions", {"prompt": "a" * 600}, "prompt"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 600}, "max_tokens"),
+    ],
+)
+async def test_a_context_overflow_is_known_by_its_code_and_its_words(
+    client: Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    status, told, answer = await refused(client, path, body)
+    assert status == 400
+    assert "this model's maximum context length is 512 tokens" in told
+    assert (answer["error"]["code"], answer["error"]["param"]) == ("context_length_exceeded", param)
 
 
 @pytest.mark.parametrize(

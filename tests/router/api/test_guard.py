@@ -110,3 +110,14 @@ async def test_a_browser_that_asks_first_is_told_without_a_key() -> None:
             assert "POST" in response.headers["Access-Control-Allow-Methods"]
             assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
             assert response.headers["Access-Control-Allow-Origin"] == "*"
+
+
+async def test_a_page_may_send_the_headers_that_its_client_has(client: Client) -> None:
+    wanted = "authorization,content-type,openai-beta,x-stainless-lang,x-stainless-retry-count"
+    headers = {
+        "Origin": "http://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": f"{wanted},\u00e9 x,{'x' * 100}",
+    }
+    async with client.session.options(client.url + "/v1/chat/completions", headers=headers) as response:
+        assert response.headers["Access-Control-Allow-Headers"] == wanted.replace(",", ", ")

@@ -75,7 +75,7 @@ async def test_a_chat_streams_deltas(client: Client) -> None:
     assert len({part["id"] for part in parts}) == 1
     choices = [part["choices"][0] for part in parts]
     assert [choice["delta"]["content"] for choice in choices] == [*"Hello!", ""]
-    assert {choice["delta"]["role"] for choice in choices} == {"assistant"}
+    assert [choice["delta"].get("role") for choice in choices] == ["assistant"] + [None] * 6
     assert [choice["finish_reason"] for choice in choices] == [None] * 6 + ["stop"]
     assert all(part["usage"] is None for part in parts)
 
@@ -107,8 +107,8 @@ async def test_text_that_only_resembled_a_stop_is_streamed_after_all(client: Cli
     assert [part["choices"][0]["text"] for part in parts] == ["H", "e", "", "l", "l", "", "o!"]
 
 
-@pytest.mark.parametrize("stop", [None, []])
-async def test_stop_may_be_null(client: Client, stop: object) -> None:
+@pytest.mark.parametrize("stop", [None, [], ""])
+async def test_no_stop_may_be_said_in_many_ways(client: Client, stop: object) -> None:
     assert (await complete(client, stop=stop))["choices"][0]["text"] == "Hello!"
 
 
@@ -121,11 +121,13 @@ async def test_several_answers_have_other_noise_and_count_the_prompt_once(client
 
 async def test_several_answers_stream_side_by_side(client: Client) -> None:
     parts = await chunks(client, "/v1/chat/completions", CHAT | {"n": 2})
-    texts = {0: "", 1: ""}
+    texts, roles = {0: "", 1: ""}, {0: "", 1: ""}
     for part in parts:
         [choice] = part["choices"]
         texts[choice["index"]] += choice["delta"]["content"]
+        roles[choice["index"]] += choice["delta"].get("role", "")
     assert texts == {0: "Hello!", 1: "Hello!"}
+    assert roles == {0: "assistant", 1: "assistant"}
 
 
 @pytest.mark.parametrize(("given", "used"), [(None, 1), (0, 0), (0.3, 0.3)])
@@ -257,12 +259,42 @@ async def test_a_hub_model_is_named_by_its_id() -> None:
     async with serving(model_id="someone/poet") as client:
         _, answer = await client.get("/v1/models")
         assert answer["data"][0]["root"] == "someone/poet"
+        for name in ("someone/poet", "someone%2Fpoet"):
+            status, answer = await client.get(f"/v1/models/{name}")
+            assert (status, answer["id"], answer["root"]) == (200, "someone/poet", "someone/poet")
+
+
+async def test_a_model_that_is_not_served_is_not_found(client: Client) -> None:
+    status, answer = await client.get("/v1/models/someone/else")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_tools_that_are_not_to_be_called_change_nothing(client: Client) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    await chat(client, tools=[tool], tool_choice="none")
+    assert prompts(client) == [CHAT_PROMPT]
+
+
+async def test_a_message_may_have_tool_calls_in_place_of_content() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": [{"type": "text", "text": "2"}], "tool_call_id": "1"},
+    ]
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.arguments.x }}{% endfor %}{{ m.tool_call_id }};{% endfor %}"
+    )
+    async with serving(template=template) as client:
+        await chat(client, messages=messages)
+        assert prompts(client) == ["system:Be brief.;assistant:1;tool:21;"]
 
 
 async def test_a_model_without_template_says_so() -> None:
     async with serving(template=None) as client:
         status, answer = await client.post("/v1/chat/completions", CHAT)
-        assert status == 422
+        assert status == 400
         assert "no chat template" in answer["error"]["message"]
 
 

@@ -100,7 +100,9 @@ def test_an_answer_goes_on_from_its_text_in_another_tokenizer() -> None:
 
 def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:
     small = make_generation(1, make_target("small"), max_total_tokens=5)
-    with pytest.raises(GenerationFailed, match="8 tokens; small takes prompt and answer of 5") as refused:
+    with pytest.raises(
+        GenerationFailed, match="8 tokens; the maximum context length of small is 5"
+    ) as refused:
         make_request(1, num_prompt_tokens=8).suit(small)
     assert refused.value.status == 422
     make_request(2, num_prompt_tokens=4).suit(small)

@@ -1,0 +1,49 @@
+"""A conversation as a client sends it, made into what chat templates expect: content is text."""
+
+from typing import Any
+
+import msgspec
+
+from router.api.errors import Invalid
+from router.api.openai_structs import ChatRequest, ContentPart, Message
+
+_ROLES = {"developer": "system"}  # OpenAI's newer name, which templates do not know
+_TEXTS = ("text", "refusal")  # parts; each has its text under its own name
+
+
+def messages_of(asked: ChatRequest) -> list[dict[str, Any]]:
+    """Raises `Invalid` for content that is no text."""
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages)]
+
+
+def _message(message: Message, at: str) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    fields |= {"role": _ROLES.get(message.role, message.role), "content": _text(message, at)}
+    if message.tool_calls:
+        fields["tool_calls"] = [_tool_call(call, f"{at}.tool_calls") for call in message.tool_calls]
+    return fields
+
+
+def _text(message: Message, at: str) -> str:
+    """No content, as beside tool calls, is an empty text: templates would write None."""
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    return "".join(_text_of_part(part, f"{at}.content") for part in message.content)
+
+
+def _text_of_part(part: ContentPart, at: str) -> str:
+    text = part.refusal if part.type == "refusal" else part.text
+    if part.type not in _TEXTS or text is None:
+        raise Invalid(at, f"takes parts of type text only, not {part.type}")
+    return text
+
+
+def _tool_call(call: dict[str, Any], at: str) -> dict[str, Any]:
+    """Arguments, which OpenAI sends as JSON in a string, are what they say: templates write them out."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
+        return call
+    try:
+        return call | {"function": function | {"arguments": msgspec.json.decode(arguments or "{}")}}
+    except msgspec.DecodeError as error:
+        raise Invalid(f"{at}.function.arguments", f"is not JSON: {error}") from None
