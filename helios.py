@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    imitate(os.environ)
+    try:
+        imitate(os.environ)
+    except ValueError as error:
+        print(f"helios: {error}", file=sys.stderr)
+        return 2
     try:
         module = importlib.import_module(COMMANDS[name][0])
         return int(module.main(arguments[len(name.split()) :]) or 0)

@@ -48,7 +48,7 @@ def usable_cpu() -> Cpu:
     """This CPU, with no more than torch was told to use of it."""
     cpu, capability = this_cpu(), torch.backends.cpu.get_cpu_capability().lower()
     at_most = [level.name for level in cpu.levels if level.torch == capability]
-    return cpu.limited(at_most[-1]) if at_most else cpu
+    return cpu.limited(at_most[-1]) if at_most and at_most[-1] != cpu.name else cpu
 
 
 def _of_cpu(cpu: Cpu, dtype: str) -> Precision:

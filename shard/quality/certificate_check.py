@@ -25,7 +25,7 @@ class Served(msgspec.Struct, frozen=True):
     mode: str
     fill: str
     criterion: str
-    dtype: str
+    dtype: str  # of weights and KV; arithmetic may be wider
     model: str  # digest of the weights
     depth: int
     thresholds: dict[int, float]  # of the exits in use, by layer

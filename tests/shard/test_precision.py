@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shard.cpu import LEVELS, Cpu
-from shard.precision import DTYPES, _of_cpu, _of_cuda, precision_of
+from shard.precision import DTYPES, _of_cpu, _of_cuda, precision_of, usable_cpu
 from tests.shard.driving import generate, make_runner
 from tests.shard.test_runner import prompts_of
 
@@ -48,6 +48,17 @@ def test_a_cpu_computes_in_what_it_has_products_for(
 ):
     onednn(has_bf16)
     assert _of_cpu(cpu, dtype).label == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "keeps"),
+    [("AVX512", "avx512_bf16", True), ("AVX2", "avx2", False), ("NEW", "avx512_bf16", True)],
+)
+def test_a_cpu_is_no_more_than_torch_was_told(monkeypatch: pytest.MonkeyPatch, capability, name, keeps):
+    monkeypatch.setattr("shard.precision.this_cpu", lambda: x86(*FEATURES, "amx_bf16"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert usable_cpu().name == name
+    assert ("amx_bf16" in usable_cpu().features) == keeps
 
 
 def test_float16_is_computed_in_where_there_are_products_for_it(onednn):
