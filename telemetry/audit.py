@@ -22,6 +22,7 @@ class Outcome(enum.StrEnum):
     PENDING = "pending"
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
+    FAILED = "failed"  # and could not be rolled back: shards may serve different models, the error says which
     REFUSED = "refused"
     STAYED = "stayed"  # decided to change nothing
 

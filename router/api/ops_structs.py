@@ -95,7 +95,7 @@ class DecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     cost: dict[str, float]
     phases_ms: dict[str, float]
-    outcome: str | None  # committed | rolled_back | refused | stayed; null while it is under way
+    outcome: str | None  # committed | rolled_back | failed | refused | stayed; null while it is under way
     error: str | None
     router: str  # that took it, HOST-PROCESS
 

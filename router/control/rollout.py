@@ -4,16 +4,15 @@ What fails is found out on one, and while a half changes, the other serves.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 
 from router.catalog.served_model import Target
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import Done, SwapError, Wish
+from router.fleet.swap import Done, Wish
 
 
 async def roll_out(dispatcher: Dispatcher, targets: Mapping[int, Target], wish: Wish) -> list[Done]:
-    """Change some shards. Raises `SwapError` when one of them fails: those changed are changed back."""
+    """Change some shards. Raises as `Dispatcher.undo` when one of them fails."""
     done: dict[int, list[Done]] = {}
     for wave in _waves(targets):
         swaps = (dispatcher.swap(targets[shard], wish, shard) for shard in wave)
@@ -21,8 +20,7 @@ async def roll_out(dispatcher: Dispatcher, targets: Mapping[int, Target], wish: 
         done |= {shard: made for shard, made in answers.items() if not isinstance(made, BaseException)}
         error = next((made for made in answers.values() if isinstance(made, BaseException)), None)
         if error is not None:
-            await asyncio.gather(*(_take_back(dispatcher, wish, shard) for shard in done))
-            raise error
+            await dispatcher.undo(done, wish, error)
     return [one for made in done.values() for one in made]
 
 
@@ -36,10 +34,3 @@ def _waves(targets: Mapping[int, Target]) -> list[Sequence[int]]:
     half = [shard for shards in others for shard in shards[::2]]
     rest = [shard for shards in others for shard in shards[1::2]]
     return [wave for wave in (first, half, rest) if wave]
-
-
-async def _take_back(dispatcher: Dispatcher, wish: Wish, shard: int) -> None:
-    before = dispatcher.targets(shard)[0][1]
-    if before is not None:
-        with contextlib.suppress(SwapError):
-            await dispatcher.swap(before, wish, shard)

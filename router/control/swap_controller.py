@@ -13,7 +13,7 @@ from router.catalog.repository import Choice
 from router.catalog.served_model import Target
 from router.control.rollout import roll_out
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import Done, SwapError, SwapRefused, Wish
+from router.fleet.swap import Done, NotUndone, SwapError, SwapRefused, Wish
 from telemetry import tasks
 from telemetry.audit import AuditLog, Decision, Outcome, new_id
 
@@ -140,11 +140,13 @@ class Conductor:
                 done = await self._dispatcher.swap(target, order.wish, order.shard)
         except SwapRefused as error:
             return self._give_up(decision, Outcome.REFUSED, str(error))
+        except NotUndone as error:
+            return self._give_up(decision, Outcome.FAILED, str(error))
         except (SwapError, OSError) as error:
             return self._give_up(decision, Outcome.ROLLED_BACK, str(error))
         except Exception as error:
             log.exception("%s to %s failed.", decision.kind, decision.chosen)
-            return self._give_up(decision, Outcome.ROLLED_BACK, f"The router failed: {error!r}")
+            return self._give_up(decision, Outcome.FAILED, f"The router failed: {error!r}")
         finally:
             self._busy -= shards
         if order.kind == "pin" and isinstance(order.to, Choice):

@@ -9,8 +9,9 @@ import contextlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -23,7 +24,7 @@ from router.fleet.engine import Engine
 from router.fleet.launcher import Launcher, launcher_of
 from router.fleet.live_requests import Ledger
 from router.fleet.observer import Observer
-from router.fleet.swap import Done, SwapError, SwapRefused, Wish
+from router.fleet.swap import Done, NotUndone, SwapError, SwapRefused, Wish
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
 from shard.messages import Ready, ShardConfig
@@ -202,18 +203,34 @@ class Dispatcher:
     async def swap(self, target: Target, wish: Wish, shard: int | None = None) -> list[Done]:
         """Change the model or depth of a shard, or of one after the other. Raises as `check_swappable`.
 
-        Raises `SwapError` when it could not be carried out: those that were changed are changed back.
+        Raises `SwapError` when it could not be carried out: see `undo`.
         """
         self.check_swappable(shard)
         engines = self._to_swap(shard)
-        done: list[Done] = []
+        done: dict[int, Done] = {}
         try:
             for engine in engines:
-                done.append(await engine.swap(target, wish))  # noqa: PERF401 (a failure keeps the earlier)
-        except SwapError:
-            await self._swap_back(engines[: len(done)], wish)
-            raise
-        return done
+                done[engine.shard] = await engine.swap(target, wish)
+        except SwapError as error:
+            await self.undo(done, wish, error)
+        return list(done.values())
+
+    async def undo(self, shards: Iterable[int], wish: Wish, why: BaseException) -> NoReturn:
+        """Have shards serve again what they served before a change that has failed, which is raised then.
+
+        Raises `NotUndone` instead when some of them cannot.
+        """
+        engines = [self._engines[shard] for shard in shards]
+        ends = await asyncio.gather(*(engine.swap_back(wish) for engine in engines), return_exceptions=True)
+        stuck = [
+            f"Shard {engine.shard} goes on with {engine.target.name}: {end}"
+            for engine, end in zip(engines, ends, strict=True)
+            if end is not None
+        ]
+        if not stuck:
+            raise why
+        log.error("A change could not be undone. %s", " ".join(stuck))
+        raise NotUndone(" ".join([str(why), *stuck])) from why
 
     def targets(self, shard: int | None = None) -> list[tuple[Target, Target | None]]:
         """What each shard serves, and what it served before. `KeyError`: no such shard."""
@@ -313,12 +330,6 @@ class Dispatcher:
         """Of all shards, those that there is hope for."""
         chosen = self._chosen(shard)
         return chosen if shard is not None else [engine for engine in chosen if not engine.is_hopeless]
-
-    async def _swap_back(self, engines: list[Engine], wish: Wish) -> None:
-        for engine in engines:
-            if engine.before is not None:
-                with contextlib.suppress(SwapError):
-                    await engine.swap(engine.before, wish)
 
     def _shard_config(self, shard: int) -> ShardConfig:
         """As shard 0 is asked to be, on its own device."""

@@ -62,6 +62,7 @@ class Engine:
                     raise death
                 await self._pause(backoff.pause_s(self._loop.time() - began))
         finally:
+            self.end_swap(SwapError("The server is shutting down."))
             await self._launcher.end()
 
     def retire(self) -> None:
@@ -128,6 +129,8 @@ class Engine:
 
     def check_swappable(self) -> None:
         """Raises `SwapRefused` when it is being swapped, or does not serve."""
+        if self._retired.is_set():
+            raise SwapRefused("The server is shutting down.")
         if self._swap is not None:
             raise SwapRefused(f"Shard {self.shard} is being swapped already.")
         if self.scheduler is None:
@@ -152,6 +155,19 @@ class Engine:
         self._tell(lambda observer: observer.on_swap(self.shard, "committed", done.phases_ms))
         self._pool.fail_hopeless(self._loop.time())
         return done
+
+    async def swap_back(self, wish: Wish) -> None:
+        """Serve again what served before; a dead shard does from its next life on. Raises `SwapError`."""
+        if self.before is None:
+            return
+        if self.scheduler is not None:
+            try:
+                await self.swap(self.before, wish)
+                return
+            except SwapError:
+                if self.scheduler is not None:
+                    raise
+        self.target, self.before = self.before, self.target
 
     def end_swap(self, error: SwapError) -> None:
         """Have a swap that is under way fail, unless it is committed already."""
@@ -180,7 +196,10 @@ class Engine:
     async def _live(self) -> ShardDied:
         """Start the shard and serve until it dies, of which the reason is returned."""
         try:
-            self._client, ready = await self._start()
+            target = self.target
+            self._client, ready = await self._start(target)
+            if self.target is not target:
+                return ShardDied(f"It has loaded {target.name}, and was to serve {self.target.name} by then.")
             await self._serve(self._client, self._open(ready))
         except ShardDied as death:
             return death
@@ -188,10 +207,10 @@ class Engine:
             log.exception("The loop of shard %d failed.", self.shard)
             return ShardDied(f"The router failed to work with it: {error}.")
 
-    async def _start(self) -> tuple[ShardClient, Ready]:
+    async def _start(self, target: Target) -> tuple[ShardClient, Ready]:
         self._is_loading = True
         try:
-            return await self._launcher.start(self.target.config, self.wake)
+            return await self._launcher.start(target.config, self.wake)
         finally:
             self._is_loading = False
 

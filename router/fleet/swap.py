@@ -36,6 +36,10 @@ class SwapRefused(SwapError):
     """It was not begun: the shard is busy with another, or does not serve."""
 
 
+class NotUndone(SwapError):
+    """It failed on one shard, and others that it had changed could not be changed back."""
+
+
 class Wish(msgspec.Struct, frozen=True):
     """How a swap is to go."""
 

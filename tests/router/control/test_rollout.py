@@ -25,8 +25,10 @@ class FakeDispatcher:
         self.before[shard], self.serving[shard] = self.serving[shard], target
         return [shard]
 
-    def targets(self, shard):
-        return [(self.serving[shard], self.before[shard])]
+    async def undo(self, shards, wish, why):
+        for shard in shards:
+            self.serving[shard] = self.before[shard]
+        raise why
 
 
 async def test_each_shard_gets_its_own():

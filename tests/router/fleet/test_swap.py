@@ -9,11 +9,16 @@ import msgspec
 import psutil
 import pytest
 
+from router.catalog.catalog import Menu
+from router.catalog.repository import Repository
 from router.catalog.served_model import Target
+from router.control.swap_controller import Conductor, Order
 from router.fleet.dispatcher import Dispatcher
 from router.fleet.swap import Done, Inflight, SwapError, SwapRefused, Wish
 from router.scheduling.request import GenerationFailed, Request, Status
+from router.settings.config import Config
 from shard.sim.sim_runner import CostModel
+from telemetry.audit import AuditLog, Decision, Outcome
 from tests.router.fakes import TOKENIZER, FakeTokenizer, expected_answer, make_spec
 from tests.router.sim_serving import FAST, Sim, outcomes, shard_processes, simulated, text_of, until
 
@@ -262,6 +267,44 @@ async def test_of_several_shards_all_change_or_none(tmp_path: Path) -> None:
         await sim.all_serve()
         assert [shard.model for shard in sim.shards()] == ["sim", "sim"]
         assert await outcomes(requests) == expected(asked)
+
+
+async def half_changed(sim: Sim, target: Target) -> asyncio.Task[Decision]:
+    """A change of two shards, of which the first serves the new model and the second loads it."""
+    conductor = Conductor(sim.dispatcher, Menu(Config(), Repository(candidates=()), []), AuditLog("here"))
+    order = Order(kind="swap", by="operator", why="", to=target, wish=FINISH)
+    changing = asyncio.create_task(conductor.carry_out(order))
+    await until(lambda: sim.shards()[1].state == "swapping")
+    assert sim.shards()[0].model == "second"
+    return changing
+
+
+async def test_what_cannot_be_changed_back_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = costs_of(tmp_path, "second", load_ms=500.0)
+    async with simulated(tmp_path, num_shards=2) as sim:
+        target = other(sim, "second", model="second", cost_model=second)
+        changing = await half_changed(sim, target)
+        costs_of(tmp_path, "costs", fails_on_load="The file is gone.")
+        process_of(sim, 1).kill()
+        decision = await changing
+        assert decision.outcome is Outcome.FAILED
+        assert decision.error is not None
+        assert "Shard 0 goes on with second: The file is gone." in decision.error
+        assert sim.shards()[0].model == "second"
+    assert "could not be undone" in caplog.text
+
+
+async def test_a_shard_that_dies_before_it_is_changed_back_comes_back_so(tmp_path: Path) -> None:
+    second = costs_of(tmp_path, "second", load_ms=500.0)
+    async with simulated(tmp_path, num_shards=2) as sim:
+        changing = await half_changed(sim, other(sim, "second", model="second", cost_model=second))
+        process_of(sim, 0).kill()
+        process_of(sim, 1).kill()
+        assert (await changing).outcome is Outcome.ROLLED_BACK
+        await sim.all_serve()
+        assert [shard.model for shard in sim.shards()] == ["sim", "sim"]
 
 
 async def test_requests_of_a_killed_shard_wait_for_their_own_model(tmp_path: Path) -> None:
