@@ -6,6 +6,7 @@ The only module of the router that reads the environment.
 import asyncio
 import errno
 import faulthandler
+import logging
 import os
 import secrets
 import signal
@@ -27,6 +28,8 @@ from router.settings import logs, machine, options
 from router.settings.config import Config
 from router.settings.options import ConfigError
 from telemetry.keeping import keeping
+
+log = logging.getLogger(__name__)
 
 PROGRAM = "helios serve"
 STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
@@ -174,15 +177,16 @@ async def _serve(config: Config, menu: Menu) -> None:
     """
     stop = asyncio.Event()
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
             os._exit(1)  # shards and Redis end themselves when their parent is gone
+        log.info("Told to stop (%s): what runs may end; told again, it ends at once.", number.name)
         stop.set()
         faulthandler.dump_traceback_later(config.shutdown_timeout_ms / 1000 + STOP_GRACE_S, exit=True)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with keeping(config.redis_url, config.deployment, name) as store:

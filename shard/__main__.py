@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     if options.fd is not None:
-        _leave_signals_to_the_router()
         _end(_serve(socket.socket(fileno=options.fd), secret=""))
     if options.secret_file is None:
         parser.error("--listen needs --secret-file: whoever can connect could use the device")
@@ -51,15 +49,6 @@ def _address(text: str) -> tuple[str, int]:
     if not text.startswith("tcp://") or not host or not port.isdecimal():
         raise argparse.ArgumentTypeError("must be tcp://HOST:PORT")
     return host.strip("[]"), int(port)
-
-
-def _leave_signals_to_the_router() -> None:
-    """Whoever stops a service signals every process of it; what streams still run here, the router has end.
-
-    This process ends with its connection, so with the router at the latest.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _serve(sock: socket.socket, secret: str) -> int:

@@ -5,24 +5,24 @@ answer is killed. Children hold one end of a socket whose other end dies with th
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import shard.messages
 from router.fleet.client import Patience, ShardClient, ShardDied
+from router.settings.child import start_child
 from router.settings.config import Config
 from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
 
 log = logging.getLogger(__name__)
 
-_PACKAGE_ROOT = Path(shard.messages.__file__).parents[1]
 _MAX_FAILED_STARTS = 3  # in a row, before a start counts as of no use
 _END_TIMEOUT_S = 0.5
+_POLL_S = 0.01
 _KILL_TIMEOUT_S = 10.0  # a process may be held by its device's driver for a while
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -55,7 +55,7 @@ class ChildLauncher:
         self._shard = shard
         self._patience = patience
         self._num_failed_starts = 0
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._client: ShardClient | None = None
 
     async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
@@ -81,14 +81,11 @@ class ChildLauncher:
         with theirs:
             self._client = await _adopt(ours, self._patience, wake)
             command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
-            # A session of its own: Ctrl-C is the router's to answer, by a drain that still needs the shards.
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=_PACKAGE_ROOT,
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            try:
+                self._process = start_child(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            except OSError as error:
+                raise ShardDied(f"No process can be started for it: {error}.") from error
+            log.debug("Shard %d is process %d.", self._shard, self._process.pid)
         return self._client
 
 
@@ -131,21 +128,21 @@ async def _adopt(sock: socket.socket, patience: Patience, wake: Callable[[], Non
     return client
 
 
-async def _reap(process: asyncio.subprocess.Process) -> None:
+async def _reap(process: subprocess.Popen[bytes]) -> None:
     """See a child to its end. It ends itself when its connection is gone; one that hangs is killed."""
     if await _has_ended(process, _END_TIMEOUT_S):
         return
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    process.kill()
     if not await _has_ended(process, _KILL_TIMEOUT_S):
         log.error("Process %d was killed, but has not ended: it is left behind.", process.pid)
 
 
-async def _has_ended(process: asyncio.subprocess.Process, timeout_s: float) -> bool:
+async def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
     """Wait for the end of a process; False if it does not come in time."""
     try:
         async with asyncio.timeout(timeout_s):
-            await process.wait()
+            while process.poll() is None:  # noqa: ASYNC110 (a process that is not the loop's has no event)
+                await asyncio.sleep(_POLL_S)
     except TimeoutError:
         return False
     return True

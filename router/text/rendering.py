@@ -12,18 +12,17 @@ import resource
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import router
+from router.settings.child import start_child
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 
 MAX_RENDERING_S = 2.0
 MAX_MEMORY_BYTES = 1 << 30  # of a process, the interpreter's own included
 _START_TIMEOUT_S = 60.0
-_PACKAGE_ROOT = Path(router.__file__).parents[1]
+_KILL_TIMEOUT_S = 10.0
 _LENGTH_BYTES = 4
 
 
@@ -94,14 +93,7 @@ class _Process:
         with theirs:
             command = [sys.executable, "-m", __name__]
             self._sock = ours
-            # A session of its own: Ctrl-C is the router's to answer.
-            self._popen = subprocess.Popen(
-                command,
-                cwd=_PACKAGE_ROOT,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self._popen = start_child(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
         try:
             self.ask(None, _START_TIMEOUT_S)
         except OSError:
@@ -123,8 +115,9 @@ class _Process:
 
     def end(self) -> None:
         self._popen.kill()
-        self._popen.wait()
         self._sock.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(_KILL_TIMEOUT_S)
 
 
 @functools.cache
