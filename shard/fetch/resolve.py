@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.fetch.atomic_folder import make_once
+from shard.fetch.convert import CONVERSION
 from shard.fetch.pull import EMBEDDED_MODEL, pull
 from shard.models.model_folder import ModelUnusable, check_family, has_weights, is_complete, read_config
 
@@ -127,7 +128,8 @@ def _complete(source: Path, folder: Path) -> None:
 def _place(source: Path, files: list[Path], cache: Path) -> Path:
     """Where what is made of these files is kept. Other files, or changed ones, get another place."""
     facts = sorted((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return cache / "prepared" / f"{source.stem}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    return cache / f"prepared-{CONVERSION}" / f"{source.stem}-{key}"
 
 
 def _end(number: int, frame: object) -> None:

