@@ -138,7 +138,7 @@ def keep_typical(scores: torch.Tensor, mass: float) -> None:
     surprise = (-logprobs + (probabilities * logprobs).nansum()).abs()
     order = surprise.argsort()
     before = probabilities[order].cumsum(0) - probabilities[order]
-    scores[order[before >= mass]] = LOWEST
+    scores[order] = scores[order].masked_fill(before >= mass, LOWEST)
 
 
 def noise_key(seed: int, position: int) -> tuple[int, int]:

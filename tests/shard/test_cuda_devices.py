@@ -1,0 +1,123 @@
+"""Tensors meet on one device: whole steps on CUDA tensors that hold no numbers.
+
+torch's fake tensors know shapes, types and devices, and refuse what a GPU would refuse: no GPU is needed, but
+a build of torch with CUDA. Where numbers are read back, made-up ones come.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+
+from shard.batch_tensors import BatchMaker
+from shard.messages import Sampling
+from shard.models.checkpoint import Checkpoint
+from shard.runner import ModelRunner
+from tests.shard.engine import generate, make_runner
+from tests.shard.exit_files import change_tensors, quantise, write_exits
+from tests.shard.test_streamed_scoring import scored
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="this torch was built without CUDA"
+)
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.7, seed=3, num_top_tokens=2),
+    Sampling(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.2),
+    Sampling(
+        typical_p=0.8, temperature=0.5, frequency_penalty=0.1, presence_penalty=0.2, prompt_logprobs=True
+    ),
+]
+PROMPTS = [[5, 6, 7], [8] * 40, [9] * 20, [10] * 25]
+EXITING = [
+    {"exit_mode": mode, "exit_criterion": criterion, "kv_fill": fill, "exit_deferral": fill == "project"}
+    for mode in ("per_row", "synchronized")
+    for criterion, fill in (
+        ("softmax", "recompute"),
+        ("margin", "project"),
+        ("similarity", "project"),
+        ("classifier", "recompute"),
+    )
+]
+OTHERS = [{"exit_mode": "speculative"}] + [
+    {"exit_mode": "capped", "num_layers": 2, "exit_criterion": criterion}
+    for criterion in ("softmax", "similarity")
+]
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tensors asked for are fakes, on a GPU of the Hopper generation if they are to be on one."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    known: dict[int, list[Any]] = {}  # what was put into some of them
+    read, make = Checkpoint.read, BatchMaker.__call__
+
+    def reading(self: Checkpoint, *given: Any) -> torch.Tensor:
+        with unset_fake_temporarily():
+            tensor = read(self, *given)
+        return mode.from_tensor(tensor)
+
+    def making(self: BatchMaker, chunks: list[Any]) -> Any:
+        batch = make(self, chunks)
+        starts = [sum(chunk.num_tokens for chunk in chunks[:i]) for i in range(len(chunks) + 1)]
+        known[id(batch.query_starts)], known[id(batch.num_keys)] = starts, [chunk.end for chunk in chunks]
+        kept.append(batch)
+        return batch
+
+    def telling(self: FakeTensor) -> Any:
+        if id(self) in known:
+            return known[id(self)]
+        value = 0.5 if self.is_floating_point() else 7
+        row = [value] * self.shape[-1]
+        return row if self.ndim == 1 else [row] * len(self)
+
+    kept: list[Any] = []  # so that ids stay theirs
+    monkeypatch.setattr(Checkpoint, "read", reading)
+    monkeypatch.setattr(BatchMaker, "__call__", making)
+    monkeypatch.setattr(FakeTensor, "tolist", telling)
+    monkeypatch.setattr(FakeTensorMode, "may_turn_const", lambda *_: False)  # would be copied to a real GPU
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    with mode:
+        yield
+
+
+def make(folder: Path, **config: Any) -> ModelRunner:
+    settings = {"device": "cuda", "dtype": "bfloat16", "block_size": 256, "kv_cache_bytes": 1 << 26} | config
+    return make_runner(
+        folder, exit_fallback=False, exit_threshold=0.6, **settings
+    )  # under the numbers made up
+
+
+def run(runner: ModelRunner) -> None:
+    """Prompts in chunks, then answers: nobody is sure enough to leave, then everybody is."""
+    for exit_threshold in (None, 0.4):
+        made = generate(runner, PROMPTS, 3, SAMPLINGS, chunk=30, exit_threshold=exit_threshold)
+        assert all(len(each.ids) == 3 for each in made)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_every_family(every_tiny_model: Path, fake_cuda, dtype: str):
+    run(make(every_tiny_model, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "config", [*EXITING, *OTHERS], ids=lambda config: "-".join(map(str, config.values()))
+)
+def test_every_mode(tiny_model, tmp_path: Path, config: dict[str, Any], request):
+    head = "mlp" if config.get("exit_criterion") == "softmax" else "block"
+    model = tiny_model("qwen3")
+    exits = write_exits(tmp_path / "exits", model, [1, 2], head, rank=8, rerank=4, probe_floor=0.1)
+    change_tensors(exits / "exits.safetensors", quantise)
+    request.getfixturevalue("fake_cuda")
+    run(make(model, exits=str(exits), **config))
+
+
+def test_scores_through_layers_that_are_missing(tiny_model, fake_cuda):
+    runner = make(tiny_model("llama"), num_layers=2, exit_mode="capped", exit_layers=[2])
+    assert len(scored(runner, PROMPTS[1], PROMPTS[2])) == len(PROMPTS[2])
