@@ -1,11 +1,13 @@
 """What a client asked for, checked against this server's limits and made into a `Spec`. Pure."""
 
 import random
+from typing import Any
 
 import msgspec
 
 from router.api.errors import ContextOverflow, Invalid
 from router.api.native_structs import Parameters
+from router.api.sampling_parameters import WARPERS, drawn_by
 from router.scheduling.request import Spec
 from router.settings.config import Config
 from router.text.prompt import Encoded
@@ -102,8 +104,7 @@ def is_sampled(asked: Parameters) -> bool:
     """As in TGI: by `do_sample`, or by any parameter that only sampling has. Temperature 0 is greedy."""
     if asked.temperature == 0:
         return False
-    warpers = (asked.temperature, asked.top_k, asked.top_p, asked.typical_p)
-    return bool(asked.do_sample) or any(warper is not None for warper in warpers)
+    return bool(asked.do_sample) or any(getattr(asked, warper) is not None for warper in WARPERS)
 
 
 def seed_of(asked: Parameters, index: int) -> int:
@@ -113,18 +114,15 @@ def seed_of(asked: Parameters, index: int) -> int:
 
 def sampling_of(asked: Parameters, index: int = 0) -> Sampling:
     sampled = is_sampled(asked)
-    return Sampling(
-        temperature=_or(asked.temperature, 1.0) if sampled else 0.0,
-        top_k=min(asked.top_k or 0, _MAX_TOP_K),
-        top_p=_or(asked.top_p, 1.0),
-        typical_p=_or(asked.typical_p, 1.0),
-        repetition_penalty=_or(asked.repetition_penalty, 1.0),
-        frequency_penalty=_or(asked.frequency_penalty, 0.0),
-        presence_penalty=_or(asked.presence_penalty, 0.0),
-        seed=seed_of(asked, index) if sampled else 0,
-        num_top_tokens=asked.top_n_tokens or 0,
-        prompt_logprobs=bool(asked.decoder_input_details),
-    )
+    temperature = 1.0 if asked.temperature is None else asked.temperature
+    wanted: dict[str, Any] = drawn_by(asked) | {
+        "temperature": temperature if sampled else 0.0,
+        "top_k": min(asked.top_k or 0, _MAX_TOP_K),
+        "seed": seed_of(asked, index) if sampled else 0,
+        "num_top_tokens": asked.top_n_tokens or 0,
+        "prompt_logprobs": bool(asked.decoder_input_details),
+    }
+    return Sampling(**wanted)
 
 
 def spec_of(asked: Parameters, encoded: Encoded, limits: Limits, now: float, label: str) -> Spec:
@@ -171,7 +169,3 @@ def _max_new_tokens(asked: Parameters, num_prompt_tokens: int, limits: Limits) -
 
 def _context(limits: Limits) -> str:
     return f"this model's maximum context length is {limits.max_total_tokens} tokens"
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

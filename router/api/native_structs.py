@@ -5,51 +5,28 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from router.api.sampling_parameters import NotNegative, Positive, SamplingParameters
 from router.catalog.served_model import Segment
 from router.text.tokenizer import Span
 from shard.messages import FinishReason
 
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
-Share = Annotated[float, Meta(gt=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
-
-class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+class Parameters(SamplingParameters, frozen=True, kw_only=True):
     """How to generate. null means the default everywhere."""
 
     best_of: Annotated[Positive | None, Meta(description="Generate so many, return the likeliest.")] = None
-    temperature: Annotated[
-        Annotated[float, Meta(ge=0)] | None, Meta(description="0: greedy. Set: tokens are sampled.")
-    ] = None
-    top_k: Positive | None = None
-    top_p: Share | None = None
-    typical_p: Share | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    do_sample: bool | None = None
+    top_k: Annotated[Positive | None, Meta(description="Sample among so many.")] = None
+    do_sample: Annotated[bool | None, Meta(description="Sample, at temperature 1 unless it is set.")] = None
     max_new_tokens: (
         Annotated[Positive | None, Meta(description="Default: 100. null: as many as fit.")]
         | msgspec.UnsetType
     ) = msgspec.UNSET
     stop: Annotated[list[str] | None, Meta(description="The text ends with the first of these.")] = None
     truncate: Annotated[Positive | None, Meta(description="Keep the last so many prompt tokens.")] = None
-    seed: NotNegative | None = None
     return_full_text: Annotated[bool | None, Meta(description="Put the prompt before the text.")] = None
-    details: bool | None = None
+    details: Annotated[bool | None, Meta(description="Tokens, and how the text came about.")] = None
     decoder_input_details: Annotated[bool | None, Meta(description="Score the prompt's tokens.")] = None
-    top_n_tokens: NotNegative | None = None
-    ignore_eos: bool | None = None
-    exit_threshold: Annotated[
-        Annotated[float, Meta(ge=0, le=1)] | None,
-        Meta(description="Confidence at which a token may leave early; 1: never."),
-    ] = None
-    exact: Annotated[bool | None, Meta(description="Only output equal to the full-depth model's.")] = None
-    priority: Annotated[int | None, Meta(description="Higher goes first.")] = None
-    deadline_ms: Annotated[
-        Positive | None, Meta(description="Refuse it unless it can start within this time.")
-    ] = None
+    top_n_tokens: Annotated[NotNegative | None, Meta(description="Alternatives per token.")] = None
     watermark: Annotated[bool | None, Meta(description="Not supported.")] = None
     grammar: Annotated[Any, Meta(description="Not supported.")] = None
     adapter_id: Annotated[str | None, Meta(description="Not supported.")] = None

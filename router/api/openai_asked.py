@@ -8,7 +8,8 @@ import msgspec
 
 from router.api.errors import Invalid
 from router.api.native_structs import Parameters
-from router.api.openai_structs import ChatRequest, CompletionRequest, SamplingFields
+from router.api.openai_structs import ChatRequest, CommonFields, CompletionRequest
+from router.api.sampling_parameters import shared
 
 CHAT_NAMES = {"inputs": "messages", "max_new_tokens": "max_tokens", "top_n_tokens": "top_logprobs"}
 COMPLETION_NAMES = {"inputs": "prompt", "max_new_tokens": "max_tokens", "top_n_tokens": "logprobs"}
@@ -59,7 +60,7 @@ def completion_call(asked: CompletionRequest) -> Call:
     return _call(asked, scored, asked.best_of or asked.n or 1)
 
 
-def _call(asked: SamplingFields, parameters: Parameters, per_prompt: int) -> Call:
+def _call(asked: CommonFields, parameters: Parameters, per_prompt: int) -> Call:
     options = asked.stream_options
     return Call(
         parameters=parameters,
@@ -70,7 +71,7 @@ def _call(asked: SamplingFields, parameters: Parameters, per_prompt: int) -> Cal
     )
 
 
-def _check_common(asked: SamplingFields) -> None:
+def _check_common(asked: CommonFields) -> None:
     if asked.logit_bias:
         raise Invalid("logit_bias", "is not supported")
     if asked.response_format is not None and asked.response_format.type != "text":
@@ -86,26 +87,17 @@ def _check_best_of(asked: CompletionRequest) -> None:
 
 
 def _parameters(
-    asked: SamplingFields, max_tokens: int | msgspec.UnsetType | None, num_top_tokens: int
+    asked: CommonFields, max_tokens: int | msgspec.UnsetType | None, num_top_tokens: int
 ) -> Parameters:
-    return Parameters(
-        temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_k=asked.top_k if (asked.top_k or 0) > 0 else None,
-        top_p=asked.top_p,
-        typical_p=asked.typical_p,
-        repetition_penalty=asked.repetition_penalty,
-        frequency_penalty=asked.frequency_penalty,
-        presence_penalty=asked.presence_penalty,
-        max_new_tokens=max_tokens,
-        stop=([asked.stop] if asked.stop else []) if isinstance(asked.stop, str) else asked.stop,
-        seed=asked.seed,
-        top_n_tokens=num_top_tokens,
-        ignore_eos=asked.ignore_eos or _fills_up(asked.min_tokens, max_tokens),
-        exit_threshold=asked.exit_threshold,
-        exact=asked.exact,
-        priority=asked.priority,
-        deadline_ms=asked.deadline_ms,
-    )
+    wanted: dict[str, Any] = shared(asked) | {
+        "temperature": 1.0 if asked.temperature is None else asked.temperature,
+        "top_k": asked.top_k if (asked.top_k or 0) > 0 else None,
+        "max_new_tokens": max_tokens,
+        "stop": ([asked.stop] if asked.stop else []) if isinstance(asked.stop, str) else asked.stop,
+        "top_n_tokens": num_top_tokens,
+        "ignore_eos": asked.ignore_eos or _fills_up(asked.min_tokens, max_tokens),
+    }
+    return Parameters(**wanted)
 
 
 def _fills_up(min_tokens: int | None, max_tokens: int | msgspec.UnsetType | None) -> bool:

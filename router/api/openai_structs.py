@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from router.api.native_structs import NotNegative, Penalty, Positive, Share
+from router.api.sampling_parameters import NotNegative, Positive, SamplingParameters
 
 Temperature = Annotated[float, Meta(ge=0)]
 
@@ -32,36 +32,24 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_call_id: str | None = None
 
 
-class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+class CommonFields(SamplingParameters, frozen=True, kw_only=True):
     """What chat and completions have in common. null means the default everywhere."""
 
     model: Annotated[str | None, Meta(description="The deployment's name; see /v1/models.")] = None
     temperature: Annotated[Temperature | None, Meta(description="Default: 1. 0: greedy.")] = None
-    top_p: Share | None = None
-    top_k: Annotated[Annotated[int, Meta(ge=-1)] | None, Meta(description="0 or -1: off.")] = None
-    typical_p: Share | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
     n: Annotated[Annotated[int, Meta(ge=1, le=128)] | None, Meta(description="Answers per prompt.")] = None
     stop: Annotated[str | list[str] | None, Meta(description="Cut from the text.")] = None
-    seed: NotNegative | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: bool | None = None
     min_tokens: Annotated[
         NotNegative | None, Meta(description="0, or as many as max_tokens (then like ignore_eos).")
     ] = None
-    exit_threshold: Annotated[float, Meta(ge=0, le=1)] | None = None
-    exact: bool | None = None
-    priority: int | None = None
-    deadline_ms: Positive | None = None
     user: str | None = None
     logit_bias: Annotated[Any, Meta(description="Not supported.")] = None
     response_format: Annotated[ResponseFormat | None, Meta(description="Only `text`.")] = None
 
 
-class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+class ChatRequest(CommonFields, frozen=True, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_tokens: Annotated[Positive | None, Meta(description="Default: as many as fit.")] = None
     max_completion_tokens: Positive | None = None
@@ -73,7 +61,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
 
 
-class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
+class CompletionRequest(CommonFields, frozen=True, kw_only=True):
     prompt: Annotated[
         str | list[str | int | list[int]],
         Meta(description="Text, token ids, or a list of either.", examples=["Once upon a time"]),

@@ -1,0 +1,70 @@
+"""The parameters that both dialects have: how tokens are drawn, when an answer ends, who goes first.
+
+A parameter that stands here, under its name in `shard.messages.Sampling`, and in the sampler is complete:
+each dialect's bodies inherit these fields, and what a client gave travels to the shard by its name.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from shard.messages import Sampling
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """null means the default everywhere: the neutral value, unless a description says otherwise."""
+
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="0: greedy. Set: tokens are sampled.")
+    ] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=-1)] | None, Meta(description="Sample among so many. 0 or -1: among all.")
+    ] = None
+    top_p: Annotated[
+        Share | None, Meta(description="Sample among the likeliest that have this share together.")
+    ] = None
+    typical_p: Annotated[
+        Share | None, Meta(description="Sample among the most typical that have this share together.")
+    ] = None
+    repetition_penalty: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="> 1: tokens of prompt and answer get less likely."),
+    ] = None
+    frequency_penalty: Annotated[
+        Penalty | None, Meta(description="Subtracted from a token's logit each time the answer has it.")
+    ] = None
+    presence_penalty: Annotated[
+        Penalty | None, Meta(description="Subtracted from a token's logit once the answer has it.")
+    ] = None
+    seed: Annotated[NotNegative | None, Meta(description="The same seed, the same answer.")] = None
+    ignore_eos: Annotated[bool | None, Meta(description="Go on behind the end-of-text token.")] = None
+    exit_threshold: Annotated[
+        Fraction | None, Meta(description="Confidence at which a token may leave early; 1: never.")
+    ] = None
+    exact: Annotated[bool | None, Meta(description="Only output equal to the full-depth model's.")] = None
+    priority: Annotated[int | None, Meta(description="Higher goes first.")] = None
+    deadline_ms: Annotated[
+        Positive | None, Meta(description="Refuse it unless it can start within this time.")
+    ] = None
+
+
+WARPERS = ("temperature", "top_k", "top_p", "typical_p")  # one of these asks for sampling, as in TGI
+
+_DRAWN_BY = tuple(name for name in Sampling.__struct_fields__ if name in SamplingParameters.__struct_fields__)
+
+
+def shared(asked: SamplingParameters) -> dict[str, object]:
+    """What a body of any dialect says of the shared parameters, by name."""
+    return {name: getattr(asked, name) for name in SamplingParameters.__struct_fields__}
+
+
+def drawn_by(asked: SamplingParameters) -> dict[str, object]:
+    """What was given of how tokens are drawn: `Sampling` has a neutral default for the rest."""
+    return {name: value for name in _DRAWN_BY if (value := getattr(asked, name)) is not None}
