@@ -35,6 +35,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     typical_p: float = 1.0
+    min_p: float = 0.0  # 0: off
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0

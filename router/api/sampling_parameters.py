@@ -33,6 +33,10 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     typical_p: Annotated[
         Share | None, Meta(description="Sample among the most typical that have this share together.")
     ] = None
+    min_p: Annotated[
+        Fraction | None,
+        Meta(description="Sample among those at least this share as likely as the likeliest."),
+    ] = None
     repetition_penalty: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         Meta(description="> 1: tokens of prompt and answer get less likely."),
@@ -55,7 +59,7 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
-WARPERS = ("temperature", "top_k", "top_p", "typical_p")  # one of these asks for sampling, as in TGI
+WARPERS = ("temperature", "top_k", "top_p", "typical_p", "min_p")  # one of these asks for sampling, as in TGI
 
 _DRAWN_BY = tuple(name for name in Sampling.__struct_fields__ if name in SamplingParameters.__struct_fields__)
 

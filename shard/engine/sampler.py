@@ -1,4 +1,4 @@
-"""From logits to tokens: penalties, temperature, top-k, top-p, typical-p, and stateless noise.
+"""From logits to tokens: penalties, temperature, min-p, top-k, top-p, typical-p, and stateless noise.
 
 The noise at a position is a pure function of (seed, position, token id), and the draw is Gumbel-max: the same
 sequence draws the same token in any batch, on any shard, after any preemption. Reported log-probabilities are
@@ -85,11 +85,13 @@ class Sampler:
         return self._ops.choose(scores, self._floats(temperatures), torch.tensor(keys, device=self._device))
 
     def _changed_scores(self, scores: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        """Penalties, temperature and filters, in TGI's order, on float32 scores (B, V)."""
+        """Penalties, temperature and filters, in TGI's order and vLLM's, on float32 scores (B, V)."""
         samplings = [draw.sequence.sampling for draw in draws]
         for row, draw in zip(scores, draws, strict=True):
             penalise(row, draw.token_ids, draw.sequence)
         scores /= self._floats([sampling.temperature or 1.0 for sampling in samplings])[:, None]
+        if any(sampling.min_p for sampling in samplings):
+            keep_near_best(scores, self._floats([sampling.min_p for sampling in samplings]))
         if any(sampling.top_k or sampling.top_p < 1 for sampling in samplings):
             counts = torch.tensor([sampling.top_k for sampling in samplings], device=self._device)
             self._ops.keep_top(scores, counts, self._floats([sampling.top_p for sampling in samplings]))
@@ -111,7 +113,7 @@ class Sampler:
 
 def changes_scores(sampling: Sampling) -> bool:
     """True when more than a temperature stands between the logits and the draw."""
-    filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.typical_p < 1
+    filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.typical_p < 1 or sampling.min_p > 0
     penalties = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1
     return bool(penalties) or (filters and sampling.temperature > 0)
 
@@ -129,6 +131,15 @@ def penalise(scores: torch.Tensor, token_ids: list[int], sequence: Sequence) -> 
         ids, counts = np.unique(np.array(answer, dtype=np.int64), return_counts=True)
         costs = sampling.frequency_penalty * counts + sampling.presence_penalty
         scores[torch.from_numpy(ids).to(device)] -= torch.from_numpy(costs).to(device, torch.float32)
+
+
+def keep_near_best(scores: torch.Tensor, shares: torch.Tensor) -> None:
+    """In place on (B, V): min-p (Nguyen et al. 2024), tokens at least a share (B,) as likely as the best one.
+
+    As in vLLM, of the scores at their temperature and before top-k and top-p.
+    """
+    best = scores.amax(dim=-1, keepdim=True)
+    scores.masked_fill_(scores < best + shares.log()[:, None], LOWEST)
 
 
 def keep_typical(scores: torch.Tensor, mass: float) -> None:

@@ -15,6 +15,7 @@ GIVEN: dict[str, Any] = {
     "top_k": 3,
     "top_p": 0.4,
     "typical_p": 0.6,
+    "min_p": 0.1,
     "repetition_penalty": 1.5,
     "frequency_penalty": 0.25,
     "presence_penalty": -0.5,

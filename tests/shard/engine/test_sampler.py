@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shard.engine.sampler import LOWEST, Draw, Sampler, keep_typical, noise_key, penalise
+from shard.engine.sampler import LOWEST, Draw, Sampler, keep_near_best, keep_typical, noise_key, penalise
 from shard.engine.sequence import Sequence
 from shard.messages import NewSequence, Sampling
 from shard.ops.plain import PlainOps, gumbel
@@ -89,6 +89,32 @@ def test_typical_keeps_what_is_close_to_the_entropy():
     ours = scores[0].clone()
     keep_typical(ours, 0.6)
     assert (ours > LOWEST).equal(expected[0] > -torch.inf)
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.3, 1.0])
+def test_min_p_keeps_what_transformers_keeps(min_p: float):
+    from transformers import MinPLogitsWarper
+
+    torch.manual_seed(0)
+    scores = torch.randn(3, VOCAB) * 2
+    expected = MinPLogitsWarper(min_p)(torch.zeros(3, 1, dtype=torch.long), scores.clone())
+    ours = scores.clone()
+    keep_near_best(ours, torch.full((3,), min_p))
+    assert (ours > LOWEST).equal(expected > -torch.inf)
+
+
+def test_min_p_is_taken_at_the_temperature_and_before_top_p():
+    likelihoods = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    seeds = range(300)
+
+    def drawn(**sampling) -> set[int]:
+        return {draw(likelihoods.log(), [sequence([1], seed=s, **sampling)])[0] for s in seeds}
+
+    assert drawn(temperature=1.0, min_p=0.6) == {0, 1}
+    assert drawn(temperature=3.0, min_p=0.6) == {0, 1, 2, 3}
+    # Of 0.4 and 0.3 the first has 57%, not 40%: what min-p has left out counts for nothing.
+    assert drawn(temperature=1.0, min_p=0.6, top_p=0.5) == {0}
+    assert drawn(temperature=1.0, top_p=0.5) == {0, 1}
 
 
 def test_reported_logprobs_are_the_models_own():
