@@ -19,6 +19,7 @@ from pathlib import Path
 import uvloop
 
 from router import app
+from router.api.guard import who_may
 from router.catalog import memory_check
 from router.catalog.candidate_config import begun_with, repository_of
 from router.catalog.catalog import Dish, Menu, dish_of
@@ -28,10 +29,14 @@ from router.settings import logs, machine, options
 from router.settings.config import Config
 from router.settings.options import ConfigError
 from telemetry.keeping import keeping
+from telemetry.link import check_url
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
 PROGRAM = "helios serve"
+_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
 _RESOLVER_END_S = 10.0  # to remove what it has begun to make
 PACKAGE_ROOT = Path(__file__).parents[1]  # where children find our packages, wherever this was started
@@ -48,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 after a shutdown that was asked for, 2 for wrong settings, 1 when it cannot serve."""
     signal.signal(signal.SIGTERM, _exit_on_signal)  # until the event loop takes signals over
     try:
-        config = read_config(sys.argv[1:] if argv is None else argv, os.environ)
+        argv = sys.argv[1:] if argv is None else argv
+        config = read_config(argv, os.environ)
+        options.take_secrets(Config, os.environ)  # children would inherit them
+        check_redis(config)
         machine.raise_file_limit()
         repository = repository_of(config)
         config = begun_with(config, repository).settle(machine.inspect(os.environ))
         logs.set_up(config.log_level, config.json_output)
+        _warn_of_secrets(argv)
         serve(config, repository)
     except ConfigError as error:
         return _fail(f"{error} See {PROGRAM} --help.", 2)
@@ -73,13 +82,32 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     parser = options.OneSentenceParser(
         prog=PROGRAM, description=DESCRIPTION, usage=f"{PROGRAM} [--model-id ID] [--port N] [flags]"
     )
-    return options.read(Config, parser, argv, environment)
+    return options.read(Config, parser, argv, environment).with_keys_of_files()
+
+
+def check_redis(config: Config) -> None:
+    """Raises `ConfigError` when it cannot be one; that it does not answer is no reason not to serve."""
+    try:
+        if config.redis_url is not None:
+            check_url(config.redis_url)
+    except ValueError as error:
+        raise ConfigError("redis_url", f"redis_url {error}") from None
+
+
+def _warn_of_secrets(argv: Sequence[str]) -> None:
+    for flag in options.shown_secrets(Config, argv):
+        log.warning(
+            "%s shows to every user of this machine who lists processes; a file or the environment do not.",
+            flag,
+        )
 
 
 def serve(config: Config, repository: Repository) -> None:
     """Until it is told to stop. Raises `CannotServe`; what can be found out early is found out first."""
     check_address(config.hostname, config.port)
     dishes = find_models(config, repository)
+    for name in _HUB_TOKENS:
+        os.environ.pop(name, None)  # only fetching needs them, and that is done
     shortage = memory_check.shortage(config, dishes[0].folder, machine.inspect(os.environ))
     if shortage is not None:
         raise CannotServe(shortage)
@@ -203,6 +231,7 @@ def _announce(config: Config, address: str) -> None:
     key = ' -H "authorization: Bearer $API_KEY"' if config.api_key else ""
     body = '{"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40}}'
     marks = f" ({', '.join(config.marks)}: no model's answers)" if config.marks else ""
+    print(who_may(config))
     print(
         f"Serving {config.model_name}{marks} on {url}  Try: curl {url}/generate{key} "
         f"-H 'content-type: application/json' -d '{body}'",

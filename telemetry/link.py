@@ -23,6 +23,23 @@ _IS_WRITTEN = "equal or smaller"  # so Redis refuses an entry of a stream that i
 Pipeline = redis.asyncio.client.Pipeline
 
 
+def check_url(url: str) -> None:
+    """Raises `ValueError` for an address that no Redis can have, without it: a password may be in it."""
+    try:
+        parts = urlsplit(url)
+        number = parts.path.strip("/")
+        is_address = bool(parts.path) if parts.scheme == "unix" else number.isdecimal() or not number
+        pool = _connect(url).connection_pool
+        pool.make_connection()  # type: ignore[no-untyped-call]  # that connects to nothing yet
+    except (ValueError, TypeError, RedisError):
+        is_address = False
+    if not is_address or not url.isprintable():
+        raise ValueError(
+            "is no address of a Redis: it must be redis://USER:PASSWORD@HOST:PORT/NUMBER, of which all but "
+            "the host may be left out, or unix:///PATH; in a password, / and @ are written %2F and %40."
+        )
+
+
 class Link:
     """None as `url`: there is no Redis, and never an answer."""
 

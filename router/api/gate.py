@@ -8,6 +8,7 @@ from aiohttp import web
 from router.api.arrival import ARRIVED, FAILURE, SUBMITTED
 from router.api.errors import Refused, error_response, from_http_exception, is_openai
 from router.api.guard import Cors, Keys
+from router.api.headers import REQUEST_ID, header_value
 from router.api.route import Handler, Route
 from router.api.service import Service
 from router.scheduling.request import GenerationFailed
@@ -23,7 +24,7 @@ class Gate:
         config = service.config
         self._service = service
         self._metrics = metrics
-        self._keys = Keys(config.api_key, config.admin_key)
+        self._keys = Keys(config.api_key, config.admin_key, config.hostname)
         self._cors = Cors(config.cors_allow_origin)
         self._routes = {(route.method, route.path): route for route in routes}
 
@@ -86,7 +87,14 @@ class Gate:
             self._metrics.request_failure.labels(failure).inc()
 
     async def _add_headers(self, http: web.Request, response: web.StreamResponse) -> None:
+        """The only place where headers are made safe: a name of a model may hold any character.
+
+        A client's own id was a header before, and is given back as it came.
+        """
         headers = response.headers
         headers.update(self._cors.headers(http))
         headers.setdefault("x-helios-model", self._service.target.name)
         headers.setdefault("x-helios-version", self._service.version)
+        for name, value in list(headers.items()):
+            if name != REQUEST_ID and not (value.isascii() and value.isprintable()):
+                headers[name] = header_value(value)

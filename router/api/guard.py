@@ -1,14 +1,21 @@
-"""Keys, and what browsers may do. Keys are compared in constant time."""
+"""Keys, who may operate without them, and what browsers may do. Keys are compared in constant time."""
 
 import enum
 import hmac
+import ipaddress
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
 from router.api.errors import Refused
+from router.settings.config import Config
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_FORWARDED = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP", hdrs.VIA)  # set by proxies
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # RFC 9110's tokens
 _MAX_HEADER_NAMES = 64
@@ -23,30 +30,88 @@ class Guard(enum.Enum):
 
 
 class Keys:
-    """The keys of a server. Without an admin key, operation asks for the API key."""
+    """The keys of a server, and to whom it is open where it has none.
 
-    def __init__(self, api_key: str | None, admin_key: str | None):
+    Without an admin key, `/ops` asks for the API key, and takes commands from its own machine only.
+    """
+
+    def __init__(self, api_key: str | None, admin_key: str | None, hostname: str = ""):
         self._wanted = {Guard.OPEN: None, Guard.KEY: api_key, Guard.ADMIN: admin_key or api_key}
+        self._has_admin_key = admin_key is not None
+        self._names = {"localhost", socket.gethostname().lower(), hostname.lower()}
 
     def check(self, http: web.Request, guard: Guard) -> None:
-        """Raises `Refused`: 401 for a wrong key, 403 for operation from another site's page."""
+        """Raises `Refused`: 401 for a wrong key, 403 for who may not operate, whatever the key."""
         if guard is Guard.ADMIN and _is_cross_site(http):
             raise Refused("Operation is not open to web pages of other sites.", 403, "forbidden")
         wanted = self._wanted[guard]
-        if wanted is None:
-            return
-        scheme, _, given = http.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        fits = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), wanted.encode())
-        if scheme.lower() != "bearer" or not fits:
-            raise Refused(
-                f"This route needs `Authorization: Bearer` with the {guard.value}.", 401, "unauthorized"
-            )
+        if wanted is not None:
+            _check_key(http, wanted, guard)
+        elif guard is Guard.ADMIN and not self._is_ours(http.headers.get(hdrs.HOST)):
+            message = "This server has no such name: call it by its address, or give it an admin key."
+            raise Refused(message, 403, "forbidden")
+        if guard is Guard.ADMIN and not (self._has_admin_key or _only_looks(http) or _is_local(http)):
+            message = "Without an admin key, commands are taken from the server's own machine only."
+            raise Refused(message, 403, "forbidden")
+
+    def _is_ours(self, host: str | None) -> bool:
+        """A web page may give its own name this server's address, but not call it by that address."""
+        if host is None:
+            return True  # no browser
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+        except ValueError:
+            return False
+        return name in self._names or name.endswith(".localhost") or _is_address(name)
+
+
+def who_may(config: Config) -> str:
+    """What is open to whom, as one line for the person who starts the server."""
+    generation = "whoever has the API key" if config.api_key else "everyone who reaches it"
+    looks = "whoever has the admin key" if config.admin_key else generation
+    commands = looks if config.admin_key else f"this machine{' with that key' if config.api_key else ''}"
+    return (
+        f"Open: generation to {generation}, a look at /ops to {looks}, commands to {commands}, "
+        "health and metrics to everyone."
+    )
+
+
+def _check_key(http: web.Request, wanted: str, guard: Guard) -> None:
+    scheme, _, given = http.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    fits = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), wanted.encode())
+    if scheme.lower() != "bearer" or not fits:
+        message = f"This route needs `Authorization: Bearer` with the {guard.value}."
+        raise Refused(message, 401, "unauthorized")
 
 
 def _is_cross_site(http: web.Request) -> bool:
     """A browser names the page's origin: without keys, all that tells its calls from an operator's."""
     origin = http.headers.get(hdrs.ORIGIN)
-    return origin is not None and urlsplit(origin).netloc != http.host
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc != http.headers.get(hdrs.HOST)
+    except ValueError:
+        return True
+
+
+def _only_looks(http: web.Request) -> bool:
+    return http.method in ("GET", "HEAD")
+
+
+def _is_local(http: web.Request) -> bool:
+    """It comes from this machine, and not through a proxy on it."""
+    is_forwarded = any(name in http.headers for name in _FORWARDED)
+    return not is_forwarded and _is_address(http.remote or "", lambda address: address.is_loopback)
+
+
+def _is_address(text: str, is_fit: Callable[[Address], bool] = lambda _: True) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return is_fit(mapped or address)
 
 
 def _header_names(http: web.Request) -> str:

@@ -1,9 +1,16 @@
 """Response headers of generations: TGI's times and counts, in milliseconds and tokens, and ours."""
 
 from collections.abc import Sequence
+from urllib.parse import quote
+
+from aiohttp import web
 
 from router.api.service import Answer, Service
 from router.scheduling.request import Request
+
+REQUEST_ID = "x-request-id"
+_MAX_LABEL_CHARACTERS = 128
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 
 def start_headers(service: Service, request: Request) -> dict[str, str]:
@@ -14,9 +21,21 @@ def start_headers(service: Service, request: Request) -> dict[str, str]:
         "x-compute-type": "" if ready is None else ready.device,
         "x-helios-model": begun[0].model if begun else service.target.name,
         "x-helios-version": begun[0].version if begun else service.version,
-        "x-request-id": request.spec.label or str(request.id),
+        REQUEST_ID: request.spec.label or str(request.id),
         **{f"x-helios-{mark}": "true" for mark in service.config.marks},
     }
+
+
+def label_of(http: web.Request) -> str:
+    """The client's own name for its call, if it gives one; what is no UTF-8 is percent-encoded."""
+    label = http.headers.get(REQUEST_ID, "")[:_MAX_LABEL_CHARACTERS]
+    is_text = not any(0xD800 <= ord(character) < 0xE000 for character in label)
+    return label if is_text else header_value(label)
+
+
+def header_value(text: str) -> str:
+    """The same in printable ASCII: any other character as the percent-encoded bytes of its UTF-8."""
+    return quote(text, safe=_PRINTABLE, errors="surrogateescape")
 
 
 def total_headers(answers: Sequence[Answer], arrived: float, now: float) -> dict[str, str]:

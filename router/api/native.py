@@ -8,11 +8,11 @@ from router.api import bounds
 from router.api.arrival import ARRIVED
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid
-from router.api.headers import start_headers, total_headers
+from router.api.headers import label_of, start_headers, total_headers
 from router.api.native_answers import NativeEvents, StreamOptions, response
 from router.api.native_structs import CompatRequest, GenerateRequest, GenerateResponse, Parameters
 from router.api.respond import json_response
-from router.api.service import Service, answers_of, label_of
+from router.api.service import Service, answers_of
 from router.api.sse import stream
 from router.scheduling.request import Spec
 from router.text.prompt import Prompt

@@ -11,7 +11,7 @@ from router.api import bounds
 from router.api.arrival import ARRIVED
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid
-from router.api.headers import start_headers, total_headers
+from router.api.headers import label_of, start_headers, total_headers
 from router.api.openai_asked import (
     CHAT_NAMES,
     COMPLETION_NAMES,
@@ -26,7 +26,7 @@ from router.api.openai_shapes import ChatShape, CompletionShape, Head, Shape, us
 from router.api.openai_stream import OpenAIEvents
 from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Models
 from router.api.respond import json_response
-from router.api.service import Answer, Service, answers_of, label_of
+from router.api.service import Answer, Service, answers_of
 from router.api.sse import stream
 from router.scheduling.request import Request, Spec
 from router.text.prompt import Encoded, Prompt

@@ -26,7 +26,6 @@ _ADDRESSES = ("http://", "https://")  # Hugging Face's clients repeat the one th
 _CHARACTERS_PER_TOKEN = 4  # of English; good enough to refuse by
 _BODIES_ENCODED = 2  # of the largest size, at a time
 _LOADING_RETRY_S = 5
-_MAX_LABEL_CHARACTERS = 128
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -76,10 +75,10 @@ class Service:
 
     @property
     def root(self) -> str:
-        """Where a benchmark finds the tokenizer: a hub id, or the folder on this host."""
+        """What a benchmark looks for the tokenizer under: a hub id, else the name it is served by."""
         model_id = self.config.model_id
         is_hub_id = "/" in model_id and not Path(model_id).exists()
-        return model_id if is_hub_id else self._first.config.model
+        return model_id if is_hub_id else self.model
 
     @property
     def version(self) -> str:
@@ -96,8 +95,9 @@ class Service:
 
     def check_model(self, model: str | None) -> None:
         """Raises `Refused` 404 for a model that is not served here."""
-        names = (self.model, self.config.model_id, self.config.deployment, *self.candidates)
-        if model is not None and model not in names + _ALIASES and not model.startswith(_ADDRESSES):
+        names = (self.model, self.config.deployment, *self.candidates)
+        others = (*_ALIASES, self.config.model_id)
+        if model is not None and model not in names + others and not model.startswith(_ADDRESSES):
             known = ", ".join(dict.fromkeys(names))
             message = f"The model `{model}` is not served here; `model` may be {known}."
             raise Refused(message, 404, "model_not_found", field="model")
@@ -163,11 +163,6 @@ async def _answer_of(request: Request) -> Answer:
             if isinstance(event, Finished):
                 return Answer(request, tokens, event)
             tokens.append(event)
-
-
-def label_of(http: web.Request) -> str:
-    """The client's own name for its call, if it gives one."""
-    return http.headers.get("x-request-id", "")[:_MAX_LABEL_CHARACTERS]
 
 
 def _estimate_tokens(prompt: str | list[int]) -> int:

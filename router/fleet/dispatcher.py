@@ -151,7 +151,7 @@ class Dispatcher:
         if self._engines and all(engine.is_draining for engine in self._engines):
             raise self._overloaded("The server is being drained.")
         if self._engines and self._pool.is_hopeless:
-            raise GenerationFailed(f"No shard can serve: {self._engines[0].last_death}")
+            raise GenerationFailed("No shard can serve; the server's log says why.")
         if len(self._ledger.live) + num_requests > self._config.max_concurrent_requests:
             limit = self._config.max_concurrent_requests
             raise self._overloaded(f"The server is busy: it takes {limit} requests at a time.")

@@ -214,13 +214,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     # Security
     api_key: Annotated[
-        str | None, Flag("Security", "Asked of every call but health, readiness and metrics.")
+        str | None,
+        Flag(
+            "Security",
+            "Asked of every call but health, readiness and metrics. As a flag it shows in `ps`.",
+            is_secret=True,
+        ),
     ] = None
-    admin_key: Annotated[str | None, Flag("Security", "Asked of calls to /ops.")] = None
+    api_key_file: Annotated[str | None, Flag("Security", "File with that key.")] = None
+    admin_key: Annotated[
+        str | None,
+        Flag(
+            "Security",
+            "Asked of calls to /ops. Without one, commands are taken from this machine only.",
+            is_secret=True,
+        ),
+    ] = None
+    admin_key_file: Annotated[str | None, Flag("Security", "File with that key.")] = None
 
     # Telemetry
     redis_url: Annotated[
-        str | None, Flag("Telemetry", "A Redis to keep telemetry in. Default: an embedded one.")
+        str | None,
+        Flag("Telemetry", "A Redis to keep telemetry in. Default: an embedded one.", is_secret=True),
     ] = None
     deployment: Annotated[str, Flag("Telemetry", "The name this deployment's telemetry is kept under.")] = (
         "helios"
@@ -239,9 +254,27 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         options.check(self)
         if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             raise ConfigError("redis_url", "redis_url must begin with redis://, rediss:// or unix://.")
+        self._check_texts()
         self._check_lengths()
         self._check_shards()
         self.exit_choice.check()
+
+    def _check_texts(self) -> None:
+        names = {"model_id": self.model_id, "deployment": self.deployment}
+        for field, name in (names | {"served_model_name": self.served_model_name}).items():
+            if name is not None and not (name.strip() and name.isprintable()):
+                raise ConfigError(field, f"{field} must be a name in one line, not {name!r}.")
+        for field in ("api_key", "admin_key"):
+            key = getattr(self, field)
+            if key is not None and not (key.strip() == key and key.isprintable() and key):
+                raise ConfigError(field, f"{field} must be one line without spaces around it.")
+            if key is not None and getattr(self, f"{field}_file") is not None:
+                raise ConfigError(field, f"{field} has no use with {field}_file: give one of them.")
+
+    def with_keys_of_files(self) -> Self:
+        """The same with the keys that files hold. Raises `ConfigError` for a file without one."""
+        keys = {field: _key(self, field) for field in ("api_key", "admin_key")}
+        return msgspec.structs.replace(self, **keys, api_key_file=None, admin_key_file=None)
 
     def _check_lengths(self) -> None:
         prompt, total = self.max_input_tokens, self.max_total_tokens
@@ -357,8 +390,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model_name(self) -> str:
-        """The name that clients see."""
-        return self.served_model_name or self.model_id
+        """The name that clients see: not where on this machine a model lies."""
+        return self.served_model_name or _short(self.model_id)
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -412,6 +445,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             watts=self.watts,
             swap_reserve_bytes=self.swap_reserve_bytes,
         )
+
+
+def _key(config: Config, field: str) -> str | None:
+    path = getattr(config, f"{field}_file")
+    if path is None:
+        return getattr(config, field)  # type: ignore[no-any-return]
+    try:
+        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"{field}_file", f"{field}_file {path} cannot be read: {reason}.") from None
+    if not key or not key.isprintable():
+        raise ConfigError(f"{field}_file", f"{field}_file {path} must hold the key, in one line.")
+    return key
+
+
+def _short(model_id: str) -> str:
+    """A hub id as it is, of a path its last part."""
+    if not model_id.startswith(("/", ".", "~")) and not model_id.endswith(".gguf"):
+        return model_id
+    path = Path(model_id).expanduser().absolute()
+    return (path.stem if path.suffix == ".gguf" else path.name) or "model"
 
 
 def _absolute(path: str | None) -> str | None:

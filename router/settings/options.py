@@ -9,7 +9,7 @@ import difflib
 import functools
 import tomllib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -45,6 +45,7 @@ class Flag(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     env: str | None = None  # None: the field's name in capitals
     is_bytes: bool = False  # accepts 512MiB, 2GB
+    is_secret: bool = False  # or may hold one: not to be shown to anybody
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -124,6 +125,24 @@ def read(struct: type[S], parser: argparse.ArgumentParser, argv: Sequence[str], 
     except ConfigError as error:
         source = sources.get(error.field)
         raise ConfigError(error.field, f"{error} (from {source})" if source else str(error)) from None
+
+
+def take_secrets(struct: type[msgspec.Struct], env: MutableMapping[str, str]) -> None:
+    """Take out of an environment what would show there to every process that inherits it."""
+    for option in options_of(struct):
+        if option.flag.is_secret:
+            for name in option.env_names:
+                env.pop(name, None)
+
+
+def shown_secrets(struct: type[msgspec.Struct], argv: Sequence[str]) -> list[str]:
+    """The flags of a command line that tell a secret to everyone who may list processes."""
+    given = {word.partition("=")[0] for word in argv}
+    return [
+        option.flag_name
+        for option in options_of(struct)
+        if option.flag.is_secret and option.flag_name in given
+    ]
 
 
 def _named(options: Iterable[Option], name: str) -> Option:
@@ -226,7 +245,8 @@ def _one(option: Option, value: Any) -> Any:
     if option.kind is float and type(value) is int:
         return float(value)
     if type(value) is not option.kind:
-        raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {value!r}.")
+        given = "something else" if option.flag.is_secret else repr(value)
+        raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {given}.")
     return value
 
 

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from router.__main__ import main
+
 MEGABYTE = 1_000_000
 
 
@@ -116,6 +118,65 @@ def test_serving_goes_on_without_redis(simulated):
         assert generate(server, 3)["details"]["generated_tokens"] == 3
     with simulated(redis_url="redis://127.0.0.1:9/0") as server:
         assert generate(server, 3)["details"]["generated_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://[::1",
+        "redis://:s3cret@h:port",
+        "redis://:s3cret/x@h",
+        "redis://h:99999",
+        "redis://h/abc",
+        "unix://",
+        "redis://h?socket_timeout=abc",
+        "redis://h?foo=s3cret",
+        "rediss://h?ssl_cert_reqs=never",
+        "redis://h?protocol=9",
+        "localhost:6379",
+    ],
+)
+def test_an_address_that_no_redis_has_is_one_sentence_without_the_address(url, monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_URL", url)
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("helios serve: redis_url ")
+    assert said.count("\n") == 1
+    assert "s3cret" not in said
+
+
+def test_keys_stay_with_the_router(simulated, tmp_path, monkeypatch):
+    """Neither its children's environment nor what it says holds them."""
+    file = tmp_path / "key"
+    file.write_text("s3cret-file\n")
+    for name in ("API_KEY", "HF_TOKEN", "REDIS_URL"):
+        monkeypatch.setenv(name, "redis://:s3cret-environment@127.0.0.1:9")
+    with simulated(admin_key_file=file) as server:
+        key = {"authorization": "Bearer redis://:s3cret-environment@127.0.0.1:9"}
+        body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}).encode()
+        chat = urllib.request.Request(
+            server.url + "/v1/chat/completions", body, {"content-type": "application/json"} | key
+        )
+        assert urllib.request.urlopen(chat, timeout=60).status == 200
+        children = server.children()
+        assert len(children) >= 2
+        for child in children:
+            assert "s3cret" not in str(child.environ())
+            assert "s3cret" not in str(child.cmdline())
+        for path in ("/metrics", "/info", "/v1/models"):
+            asked = urllib.request.Request(server.url + path, headers=key)
+            assert "s3cret" not in urllib.request.urlopen(asked, timeout=60).read().decode()
+        asked = urllib.request.Request(
+            server.url + "/ops/state", headers={"authorization": "Bearer s3cret-file"}
+        )
+        assert "s3cret" not in urllib.request.urlopen(asked, timeout=60).read().decode()
+        assert "s3cret" not in server.log
+
+
+def test_a_key_on_the_command_line_is_warned_of(simulated):
+    with simulated(api_key="s3cret") as server:
+        assert "--api-key shows to every user" in server.log
+        assert "s3cret" not in server.log
 
 
 def test_weights_that_cannot_be_loaded_end_the_start_with_a_sentence(serve, tiny_model, tmp_path):

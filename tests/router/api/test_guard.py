@@ -1,7 +1,15 @@
-"""Keys and web pages."""
+"""Keys, operation without them, and web pages."""
+
+import asyncio
+import socket
+from unittest.mock import Mock
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
+from router.api.errors import Refused
+from router.api.guard import Guard, Keys, who_may
+from router.settings.config import Config
 from tests.router.http_fakes import Client, serving
 
 OPEN = ("/health", "/livez", "/readyz", "/metrics")
@@ -121,3 +129,155 @@ async def test_a_page_may_send_the_headers_that_its_client_has(client: Client) -
     }
     async with client.session.options(client.url + "/v1/chat/completions", headers=headers) as response:
         assert response.headers["Access-Control-Allow-Headers"] == wanted.replace(",", ", ")
+
+
+def status_for(keys: Keys, method: str, remote: str, **headers: str) -> int:
+    """Of a call to /ops, as of its guard."""
+    headers = {"Host": "127.0.0.1:3000"} | {name.replace("_", "-"): text for name, text in headers.items()}
+    transport = Mock()
+    transport.get_extra_info = {"peername": (remote, 5000)}.get
+    try:
+        keys.check(make_mocked_request(method, "/ops/x", headers, transport=transport), Guard.ADMIN)
+    except Refused as refused:
+        return refused.status
+    return 200
+
+
+@pytest.mark.parametrize(
+    ("remote", "more", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("127.8.8.8", {}, 200),
+        ("::1", {}, 200),
+        ("::ffff:127.0.0.1", {}, 200),
+        ("10.0.0.7", {}, 403),
+        ("2001:db8::7", {}, 403),
+        ("127.0.0.1", {"X_Forwarded_For": "10.0.0.7"}, 403),
+        ("127.0.0.1", {"Forwarded": "for=10.0.0.7"}, 403),
+        ("127.0.0.1", {"X_Real_IP": "10.0.0.7"}, 403),
+        ("127.0.0.1", {"Via": "1.1 proxy"}, 403),
+    ],
+)
+def test_without_an_admin_key_commands_are_this_machines_alone(
+    remote: str, more: dict[str, str], status: int
+) -> None:
+    assert status_for(Keys(None, None), "POST", remote, **more) == status
+    assert status_for(Keys(None, None), "GET", remote, **more) == 200
+    key = {"Authorization": "Bearer secret"}
+    assert status_for(Keys("secret", None), "POST", remote, **key, **more) == status
+    assert status_for(Keys("secret", None), "GET", remote, **key, **more) == 200
+    assert status_for(Keys("secret", None), "POST", remote, **more) == 401
+    assert status_for(Keys("secret", "root"), "POST", remote, **key, **more) == 401
+    assert status_for(Keys("secret", "root"), "POST", remote, Authorization="Bearer root", **more) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:3000", 200),
+        ("helios.localhost:3000", 200),
+        ("localhost.:3000", 200),
+        ("127.0.0.1:3000", 200),
+        ("10.1.2.3", 200),
+        ("[::1]:3000", 200),
+        (f"{socket.gethostname()}:3000", 200),
+        ("models.example:3000", 200),
+        ("evil.example", 403),
+        ("evil.example:3000", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_page_that_gives_its_own_name_this_address_may_not_operate(
+    method: str, host: str, status: int
+) -> None:
+    assert status_for(Keys(None, None, "Models.Example"), method, "127.0.0.1", Host=host) == status
+    origin = {"Host": host, "Origin": f"http://{host}"}
+    assert status_for(Keys(None, None, "Models.Example"), method, "127.0.0.1", **origin) == status
+    keyed = {"Host": host, "Authorization": "Bearer root"}
+    assert status_for(Keys(None, "root"), method, "10.0.0.7", **keyed) == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://[", "http://127.0.0.1:3001"])
+def test_a_page_of_another_origin_may_not_operate_with_a_key_either(origin: str) -> None:
+    more = {"Origin": origin, "Authorization": "Bearer root"}
+    assert status_for(Keys(None, "root"), "GET", "127.0.0.1", **more) == 403
+    assert status_for(Keys(None, "root"), "POST", "127.0.0.1", **more) == 403
+
+
+async def test_generation_is_open_by_any_name() -> None:
+    async with serving() as client:
+        headers = {"Host": "models.example", "X-Forwarded-For": "10.0.0.7"}
+        assert (await client.post("/generate", {"inputs": "Hi"}, headers=headers))[0] == 200
+        assert (await client.post("/ops/drain", {}, headers=headers))[0] == 403
+        assert (await client.post("/ops/drain", {}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "generation", "looks", "commands"),
+    [
+        ({}, "everyone who reaches it", "everyone who reaches it", "this machine"),
+        (
+            {"api_key": "s"},
+            "whoever has the API key",
+            "whoever has the API key",
+            "this machine with that key",
+        ),
+        (
+            {"admin_key": "s"},
+            "everyone who reaches it",
+            "whoever has the admin key",
+            "whoever has the admin key",
+        ),
+    ],
+)
+def test_what_is_open_to_whom_is_one_line(
+    settings: dict[str, str], generation: str, looks: str, commands: str
+) -> None:
+    said = who_may(Config(**settings))
+    assert said == (
+        f"Open: generation to {generation}, a look at /ops to {looks}, commands to {commands}, "
+        "health and metrics to everyone."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("modèle", "mod%C3%A8le"),
+        ("模型", "%E6%A8%A1%E5%9E%8B"),
+        ("50% off ~", "50% off ~"),
+        ("a\x7fb", "a%7Fb"),
+    ],
+)
+async def test_any_name_fits_into_a_header(name: str, header: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Config, "_check_texts", lambda _: None)
+    async with serving(served_model_name=name) as client:
+        for path in ("/generate", "/v1/completions", "/nowhere"):
+            body = {"inputs": "Hi", "prompt": "Hi"}
+            async with client.session.post(client.url + path, json=body) as response:
+                assert response.headers["x-helios-model"] == header
+                if path == "/v1/completions":
+                    assert (await response.json())["model"] == name
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("mine", "mine"), ("né", "né"), (b"\xff\xfe".decode(errors="surrogateescape"), "%FF%FE")],
+)
+async def test_a_clients_own_id_comes_back_and_is_listed(client: Client, sent: str, kept: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(client.url.rpartition(":")[2]))
+    body = b'{"inputs": "Hi"}'
+    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    head += f"x-request-id: {sent}"
+    writer.write(head.encode(errors="surrogateescape") + b"\r\n\r\n" + body)
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert f"x-request-id: {kept}\r\n".encode() in answer
+    status, listed = await client.get("/ops/requests")
+    assert (status, listed["requests"][0]["label"]) == (200, kept)

@@ -251,7 +251,7 @@ async def test_models_name_what_is_served(client: Client) -> None:
     assert status == 200
     [model] = answer["data"]
     assert (model["id"], model["object"]) == (client.config.model_name, "model")
-    assert model["root"] == "/models/tiny"
+    assert model["root"] == client.config.model_name
     assert model["max_model_len"] == 512
 
 

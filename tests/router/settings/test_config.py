@@ -141,6 +141,66 @@ def test_a_wrong_value_is_one_sentence_with_field_value_and_bound(argv, sentence
     assert str(caught.value) == sentence
 
 
+@pytest.mark.parametrize("field", ["model_id", "served_model_name", "deployment"])
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nSet-Cookie: x", "a\x00", " ", "a\u2028b"])
+def test_a_name_is_one_line(field, name):
+    with pytest.raises(ConfigError, match=f"{field} must be a name in one line"):
+        read(**{field.upper(): name})
+    assert getattr(read(**{field.upper(): "modèle 模型"}), field) == "modèle 模型"
+
+
+@pytest.mark.parametrize(
+    ("model_id", "name"),
+    [
+        ("someone/poet", "someone/poet"),
+        ("/home/me/models/poet", "poet"),
+        ("/home/me/models/poet/", "poet"),
+        ("~/poet", "poet"),
+        ("../poet", "poet"),
+        ("models/poet.gguf", "poet"),
+        ("/", "model"),
+    ],
+)
+def test_clients_are_not_told_where_a_model_lies(model_id, name):
+    assert Config(model_id=model_id).model_name == name
+    assert Config(model_id=model_id, served_model_name="bard").model_name == "bard"
+
+
+@pytest.mark.parametrize("kind", ["api", "admin"])
+def test_a_key_may_come_from_a_file(kind, tmp_path):
+    file = tmp_path / "key"
+    file.write_text("s3cret\n")
+    config = read_config([f"--{kind}-key-file", str(file)], {})
+    assert getattr(config, f"{kind}_key") == "s3cret"
+    assert getattr(config, f"{kind}_key_file") is None
+    for text in ("", " \n", "two\nlines"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=f"{kind}_key_file .* must hold the key, in one line"):
+            read_config([f"--{kind}-key-file", str(file)], {})
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_config([f"--{kind}-key-file", str(tmp_path / "absent")], {})
+    with pytest.raises(ConfigError, match="has no use with"):
+        read_config([f"--{kind}-key-file", str(file), f"--{kind}-key", "x"], {})
+    for key in ("", " x", "a\nb"):
+        with pytest.raises(ConfigError, match=f"{kind}_key must be one line"):
+            read_config([f"--{kind}-key", key], {})
+
+
+def test_what_is_secret_is_taken_out_of_the_environment_and_told_of_on_the_command_line():
+    environment = {"API_KEY": "a", "ADMIN_KEY": "b", "REDIS_URL": "redis://c", "PORT": "1"}
+    options.take_secrets(Config, environment)
+    assert environment == {"PORT": "1"}
+    argv = ["--api-key=a", "--port", "1", "--redis-url", "redis://c", "--api-key-file", "x"]
+    assert options.shown_secrets(Config, argv) == ["--api-key", "--redis-url"]
+
+
+def test_an_error_does_not_tell_a_secret(toml):
+    for line in ("api_key = 12345", 'api_key = "12345 "', 'redis_url = "12345"'):
+        with pytest.raises(ConfigError) as caught:
+            read(file=toml(line))
+        assert "12345" not in str(caught.value)
+
+
 def test_the_sentence_says_where_a_wrong_value_came_from(toml):
     with pytest.raises(ConfigError, match=r"not 70000\. \(from PORT of the environment\)"):
         read(PORT="70000")
