@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from shard.batch_tensors import BatchMaker
+from shard.engine.step_inputs import BatchMaker
 from shard.messages import Sampling
 from shard.models.checkpoint import Checkpoint
 from shard.runner import ModelRunner
-from tests.shard.engine import generate, make_runner
+from tests.shard.driving import generate, make_runner
 from tests.shard.exit_files import change_tensors, quantise, write_exits
-from tests.shard.test_streamed_scoring import scored
+from tests.shard.exits.test_streamed_scoring import scored
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.cuda.is_built(), reason="this torch was built without CUDA"
