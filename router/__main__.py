@@ -33,8 +33,6 @@ from telemetry.link import check_url
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 PROGRAM = "helios serve"
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
@@ -205,16 +203,15 @@ async def _serve(config: Config, menu: Menu) -> None:
     """
     stop = asyncio.Event()
 
-    def on_signal(number: signal.Signals) -> None:
+    def on_signal() -> None:
         if stop.is_set():
             os._exit(1)  # shards and Redis end themselves when their parent is gone
-        log.info("Told to stop (%s): what runs may end; told again, it ends at once.", number.name)
         stop.set()
         faulthandler.dump_traceback_later(config.shutdown_timeout_ms / 1000 + STOP_GRACE_S, exit=True)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
+        loop.add_signal_handler(number, on_signal)
     try:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with keeping(config.redis_url, config.deployment, name) as store:

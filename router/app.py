@@ -136,6 +136,8 @@ def _patience(config: Config) -> Patience:
 
 async def _starts(dispatcher: Dispatcher, stop: asyncio.Event) -> bool:
     """Start the shards; False if told to stop before one of them serves."""
+    if stop.is_set():
+        return False
     starting = asyncio.create_task(dispatcher.start())
     stopping = asyncio.create_task(stop.wait())
     try:

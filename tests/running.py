@@ -1,20 +1,27 @@
-"""A real `helios serve` in its own process, as a test sees it: an address, a log, signals, an end."""
+"""Processes that a test starts, a real `helios serve` among them: each answers in time or says why it cannot.
 
+Whatever becomes of a test, the wait for the end of its processes is bounded.
+"""
+
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
 ROOT = Path(__file__).parent.parent
 READY_TIMEOUT_S = 90
+ANSWER_TIMEOUT_S = 60
+END_TIMEOUT_S = 20
 
 
 class Server:
@@ -48,12 +55,10 @@ class Server:
     def wait_until_ready(self) -> None:
         """Raises `AssertionError` with the log when it ends, or says nothing, before it is ready."""
         assert self.process.stdout is not None
-        watchdog = threading.Timer(READY_TIMEOUT_S, self.process.kill)
-        watchdog.start()
-        self.ready_line = next((line for line in self.process.stdout if "http://" in line), "")
-        watchdog.cancel()
+        with _killed_after(READY_TIMEOUT_S, self.process):
+            self.ready_line = next((line for line in self.process.stdout if "http://" in line), "")
         if not self.ready_line:
-            raise AssertionError(f"not ready, exit code {self.process.wait()}:\n{self.log}")
+            raise AssertionError(f"not ready, exit code {self.process.wait(END_TIMEOUT_S)}:\n{self.log}")
         self.url = re.findall(r"http://[^\s/]+", self.ready_line)[0]
 
     def is_accepting(self) -> bool:
@@ -75,6 +80,49 @@ class Server:
 
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
+
+
+class Child:
+    """A process of Python's, killed when its block ends. Its standard output is for `first_line`."""
+
+    def __init__(self, *arguments: str, **more: Any):
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True, **more},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(END_TIMEOUT_S)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._errors.close()
+
+    def first_line(self) -> str:
+        """What it says first. Raises `AssertionError` with its complaints when it ends, or says nothing."""
+        assert self.process.stdout is not None
+        with _killed_after(ANSWER_TIMEOUT_S, self.process):
+            line = str(self.process.stdout.readline())
+        if not line:
+            status = self.process.wait(END_TIMEOUT_S)
+            self._errors.seek(0)
+            raise AssertionError(f"no answer, exit code {status}:\n{self._errors.read()}")
+        return line
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen[str]) -> Iterator[None]:
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
 def command(settings: dict[str, object]) -> list[str]:

@@ -129,6 +129,7 @@ class Dispatcher:
         for engine in self._engines:
             engine.retire()
             engine.end_swap(SwapError("The server is shutting down."))
+        log.info("Stopping: %d requests may end, and no shard is started.", len(self._ledger.live))
         if drain and not self._pool.is_hopeless:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.shutdown_timeout_ms / 1000):

@@ -77,15 +77,12 @@ class ChildLauncher:
         self._client = self._process = None
 
     async def _spawn(self, wake: Callable[[], None]) -> ShardClient:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._client = await _adopt(ours, self._patience, wake)
-            command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
-            try:
-                self._process = start_child(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
-            except OSError as error:
-                raise ShardDied(f"No process can be started for it: {error}.") from error
-            log.debug("Shard %d is process %d.", self._shard, self._process.pid)
+        try:
+            ours, self._process = _start_connected()
+        except OSError as error:
+            raise ShardDied(f"No process can be started for it: {error}.") from error
+        log.debug("Shard %d is process %d.", self._shard, self._process.pid)
+        self._client = await _adopt(ours, self._patience, wake)
         return self._client
 
 
@@ -116,6 +113,18 @@ class RemoteLauncher:
         if self._client is not None:
             await self._client.close()
         self._client = None
+
+
+def _start_connected() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """A shard's process, and our end of the socket that it holds."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
+            return ours, start_child(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+    except OSError:
+        ours.close()
+        raise
 
 
 async def _adopt(sock: socket.socket, patience: Patience, wake: Callable[[], None]) -> ShardClient:

@@ -8,6 +8,7 @@ from aiohttp import ClientSession, ClientTimeout
 
 from tests.running import Server
 
+_PATIENCE_S = 60.0
 LEAVING = {"exit_mode": "per_row", "exit_layers": "1,2", "no_exit_fallback": True}
 PROMPTS = [f"The {letter} dog thinks about the" for letter in "abcdefghijkl"]
 
@@ -67,21 +68,23 @@ class Client:
 
     async def is_empty(self) -> None:
         """Wait until no request is left and no block is held."""
-        while True:
-            state = await self.state()
-            [shard] = state["shards"]
-            free = shard["num_free_blocks"] == shard["num_blocks"]
-            if free and state["running"] == state["waiting"] == 0:
-                return
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(_PATIENCE_S):
+            while True:
+                state = await self.state()
+                [shard] = state["shards"]
+                free = shard["num_free_blocks"] == shard["num_blocks"]
+                if free and state["running"] == state["waiting"] == 0:
+                    return
+                await asyncio.sleep(0.02)
 
     async def has_scored(self, num_answers: int) -> dict[str, Any]:
         """Wait until so many answers were read again; what came of it."""
-        while True:
-            agreement = (await self.state())["agreement"]
-            if agreement["sequences"] >= num_answers:
-                return dict(agreement)
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(_PATIENCE_S):
+            while True:
+                agreement = (await self.state())["agreement"]
+                if agreement["sequences"] >= num_answers:
+                    return dict(agreement)
+                await asyncio.sleep(0.02)
 
 
 def session() -> ClientSession:

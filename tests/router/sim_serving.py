@@ -106,8 +106,9 @@ async def simulated(
 
 async def until(is_true: Callable[[], bool]) -> None:
     """Wait for what comes by itself."""
-    while not is_true():  # noqa: ASYNC110 (what is waited for has no event)
-        await asyncio.sleep(0.002)
+    async with asyncio.timeout(TIMEOUT_S):
+        while not is_true():  # noqa: ASYNC110 (what is waited for has no event)
+            await asyncio.sleep(0.002)
 
 
 async def text_of(request: Request) -> str:

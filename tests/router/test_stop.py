@@ -101,7 +101,7 @@ async def has_ended(server: Server, known: set[psutil.Process]) -> int:
     _, alive = await asyncio.to_thread(psutil.wait_procs, known, timeout=END_S)
     assert alive == []
     assert "Traceback" not in server.log
-    assert not re.search(r"Told to stop.*Shard \d+ is process", server.log, re.DOTALL), server.log
+    assert not re.search(r"Stopping:.*Shard \d+ is process", server.log, re.DOTALL), server.log
     assert server.process.returncode is not None
     return server.process.returncode
 

@@ -70,7 +70,7 @@ class Router:
     """The other end."""
 
     def __init__(self, sock: socket.socket):
-        sock.settimeout(10)
+        sock.settimeout(60)
         self._sock = sock
         self._messages = self._receive()
 
@@ -102,14 +102,14 @@ class Running:
 
     def __init__(self, connection: Connection, make: Callable[[ShardConfig], Runner]):
         self._server = Server(connection, CONFIG, make)
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         self.status = self._server.run()
 
     def end(self) -> int:
-        self._thread.join(10)
+        self._thread.join(60)
         return self.status
 
 
@@ -266,13 +266,17 @@ def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Router]]:
     """A simulated shard in a process of its own, ready."""
     theirs, ours = socket.socketpair()
     command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
-    with theirs, ours, subprocess.Popen(command, pass_fds=[theirs.fileno()]) as process:
-        theirs.close()
-        router = Router(ours)
-        router.say(Hello(PROTOCOL_VERSION, "", 0, ShardConfig("m", "sim")))
-        assert isinstance(router.hear(), Ready)
-        yield process, router
-        process.kill()
+    with theirs, ours:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        try:
+            theirs.close()
+            router = Router(ours)
+            router.say(Hello(PROTOCOL_VERSION, "", 0, ShardConfig("m", "sim")))
+            assert isinstance(router.hear(), Ready)
+            yield process, router
+        finally:
+            process.kill()
+            process.wait(20)
 
 
 def slow_to_load(folder: Path) -> ShardConfig:

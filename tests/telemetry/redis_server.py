@@ -38,20 +38,23 @@ class RedisServer:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + TIMEOUT_S
         while not self._answers():
+            assert self._process.poll() is None, "Redis has ended"
             assert time.monotonic() < deadline, "Redis did not start"
             time.sleep(0.01)
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(TIMEOUT_S)
             self._process = None
 
     def freeze(self) -> None:
         """Accept connections, and say nothing."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + TIMEOUT_S
         while psutil.Process(self._process.pid).status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < deadline, "Redis cannot be frozen"
             time.sleep(0.001)
 
     def thaw(self) -> None:

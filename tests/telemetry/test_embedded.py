@@ -17,6 +17,7 @@ from redis.backoff import ConstantBackoff
 
 from telemetry import embedded
 from telemetry.embedded import EmbeddedRedis, remove_stale
+from tests.running import Child
 
 HOLDER = """
 import asyncio
@@ -76,11 +77,10 @@ async def test_is_started_again_at_the_same_address_when_killed(server):
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
 def test_ends_with_the_process_that_started_it(blow):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
-    with holder:
-        server = psutil.Process(int(holder.stdout.readline()))
-        holder.send_signal(blow)
-    server.wait(timeout=10)
+    with Child("-c", HOLDER) as holder:
+        server = psutil.Process(int(holder.first_line()))
+        holder.process.send_signal(blow)
+        server.wait(timeout=20)
     assert not server.is_running()
 
 
@@ -117,7 +117,7 @@ def make_folder(parent, pid, age_s=3600.0):
 
 def test_what_killed_servers_left_is_removed_and_nothing_else(tmp_path):
     gone = subprocess.Popen([shutil.which("true")])
-    gone.wait()
+    gone.wait(20)
     stale = make_folder(tmp_path, gone.pid)
     with socket.socket(socket.AF_UNIX) as answering:
         used = make_folder(tmp_path, 10 * gone.pid)
@@ -142,19 +142,12 @@ def test_what_killed_servers_left_is_removed_and_nothing_else(tmp_path):
 def test_a_server_that_starts_removes_what_a_killed_one_left(tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path)}
 
-    def start():
-        return subprocess.Popen(
-            [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    with start() as first:
-        server = psutil.Process(int(first.stdout.readline()))
-        first.kill()
-    server.wait(timeout=10)
+    with Child("-c", HOLDER, env=environment) as first:
+        server = psutil.Process(int(first.first_line()))
+    server.wait(timeout=20)
     (left,) = tmp_path.glob("helios-redis-*")
     os.utime(left, (0, 0))
-    with start() as second:
-        second.stdout.readline()
+    with Child("-c", HOLDER, env=environment) as second:
+        second.first_line()
         assert not left.exists()
         assert len(list(tmp_path.glob("helios-redis-*"))) == 1
-        second.kill()

@@ -12,7 +12,7 @@ async def test_ticks_come_in_order_and_never_early() -> None:
     due = [began + 0.02 * step for step in range(10)]
     pacer = Pacer(due, lambda at: ticks.append((at, monotonic())), over.set)
     pacer.start()
-    await over.wait()
+    await asyncio.wait_for(over.wait(), 20)
     pacer.stop()
     assert [at for at, _ in ticks] == due
     assert all(now >= at for at, now in ticks)
@@ -23,7 +23,7 @@ async def test_late_times_are_called_at_once() -> None:
     ticks: list[float] = []
     pacer = Pacer([monotonic() - 5, monotonic() - 4], ticks.append, over.set)
     pacer.start()
-    await over.wait()
+    await asyncio.wait_for(over.wait(), 20)
     pacer.stop()
     assert len(ticks) == 2
 

@@ -65,8 +65,8 @@ async def page(client: Client, tmp_path: Path) -> AsyncIterator[Page]:
     try:
         assert process.stderr is not None
         async with asyncio.timeout(30):
-            while not (port := re.search(rb"ws://[^:]+:(\d+)/", await process.stderr.readline())):
-                pass
+            while not (port := re.search(rb"ws://[^:]+:(\d+)/", line := await process.stderr.readline())):
+                assert line, "the browser has ended"
         address = f"http://127.0.0.1:{port[1].decode()}/json/new?about:blank"
         async with client.session.put(address) as answer:
             target = (await answer.json())["webSocketDebuggerUrl"]
@@ -79,7 +79,8 @@ async def page(client: Client, tmp_path: Path) -> AsyncIterator[Page]:
             yield page
     finally:
         process.kill()
-        await process.wait()
+        async with asyncio.timeout(20):
+            await process.wait()
 
 
 async def test_the_page_shows_every_route_and_calls_them(page: Page) -> None:

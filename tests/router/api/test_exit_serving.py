@@ -139,7 +139,7 @@ async def test_clients_that_leave_in_mid_flight_leave_no_block_behind(leaving: C
         for i, (prompt, first) in enumerate(zip(PROMPTS, firsts, strict=True))
     ]
     for first in firsts:
-        await first.wait()
+        await asyncio.wait_for(first.wait(), 60)
     for stream in streams[::2]:
         stream.cancel()
     texts = await asyncio.gather(*streams, return_exceptions=True)
@@ -157,7 +157,7 @@ async def test_streams_outlive_their_shard_with_the_texts_they_would_have_had(le
         for prompt, first in zip(PROMPTS, firsts, strict=False)
     ]
     for first in firsts:
-        await first.wait()
+        await asyncio.wait_for(first.wait(), 60)
     [shard] = [child for child in leaving.server.children() if "shard" in child.cmdline()]
     shard.kill()
     assert await asyncio.gather(*streams) == undisturbed

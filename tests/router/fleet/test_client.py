@@ -22,7 +22,8 @@ from shard.messages import (
     ToShard,
     frame,
 )
-from tests.router.sim_serving import until
+from telemetry import tasks
+from tests.router.sim_serving import TIMEOUT_S, until
 
 HELLO = Hello(PROTOCOL_VERSION, "", 0, ShardConfig("m"))
 READY = Ready("m", "v1", "sim", "float32", 30, 30, 1000, 100, 16, 50, [2], 0, 0, 0.0)
@@ -62,10 +63,11 @@ class Wire:
     async def death(self) -> str:
         """Wait until it has died, and say of what."""
         with pytest.raises(ShardDied) as died:
-            while True:
-                self.client.take_answers()
-                await self.woken.wait()
-                self.woken.clear()
+            async with asyncio.timeout(TIMEOUT_S):
+                while True:
+                    self.client.take_answers()
+                    await self.woken.wait()
+                    self.woken.clear()
         return died.value.reason
 
 
@@ -80,7 +82,7 @@ async def wire() -> AsyncIterator[Wire]:
     yield Wire(client, peer, woken)
     await client.close()
     peer.writer.close()
-    await asyncio.gather(task, return_exceptions=True)
+    await tasks.ended([task], TIMEOUT_S)
 
 
 async def test_open_returns_what_the_shard_has_learned(wire: Wire) -> None:

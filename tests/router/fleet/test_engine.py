@@ -28,6 +28,7 @@ from shard.messages import (
     SwapFailed,
     TokenOutput,
 )
+from telemetry import tasks
 from tests.router.fakes import answer_of, make_request, make_spec, make_target
 from tests.router.sim_serving import until
 
@@ -114,8 +115,7 @@ async def stage():
     task = asyncio.create_task(stage.engine.run())
     await until(stage.pool.serving.is_set)
     yield stage
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await tasks.cancel(task)
 
 
 async def test_the_next_step_is_sent_before_the_one_that_runs_is_done_but_no_third(stage: Stage) -> None:

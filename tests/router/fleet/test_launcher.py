@@ -17,6 +17,7 @@ from router.fleet.launcher import ChildLauncher
 from shard.messages import ShardConfig
 from tests.router.fakes import expected_answer, make_spec
 from tests.router.sim_serving import FAST, shard_processes, simulated, text_of, until
+from tests.running import Child
 
 CONFIG = ShardConfig("m", device="sim")
 ROOT = Path(__file__).parents[3]
@@ -67,14 +68,10 @@ async def test_starts_that_fail_again_and_again_are_of_no_use(monkeypatch: pytes
 
 
 def test_a_shard_ends_when_its_router_is_killed() -> None:
-    router = subprocess.Popen([sys.executable, "-c", ROUTER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert router.stdout is not None
-    with router.stdout:
-        assert router.stdout.readline() == "serving\n"
-        [child] = psutil.Process(router.pid).children()
-        router.kill()
-        router.wait(10)
-        psutil.wait_procs([child], timeout=10)
+    with Child("-c", ROUTER) as router:
+        assert router.first_line() == "serving\n"
+        [child] = psutil.Process(router.process.pid).children()
+    psutil.wait_procs([child], timeout=20)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
@@ -92,8 +89,9 @@ async def listening_shard(secret: Path) -> AsyncIterator[tuple[int, asyncio.subp
     try:
         yield port, process
     finally:
-        process.terminate()
-        await process.wait()
+        process.kill()
+        async with asyncio.timeout(20):
+            await process.wait()
 
 
 @pytest.fixture

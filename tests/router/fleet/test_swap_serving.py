@@ -17,6 +17,7 @@ from tests.running import Server
 from tests.shard.exit_files import write_exits
 
 NUM_STREAMS = 32
+PATIENCE_S = 60.0
 PROMPTS = [f"Once upon a time there were {number} models" for number in range(NUM_STREAMS)]
 FEW = PROMPTS[:8]
 REPOSITORY = """
@@ -43,8 +44,9 @@ class Caller:
         """Streams that have all begun; what they end with, once they do."""
         wanted = self.num_begun + len(prompts)
         streams = asyncio.gather(*(self._stream(prompt, num_tokens) for prompt in prompts))
-        while self.num_begun < wanted:  # noqa: ASYNC110 (what is waited for has no event)
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(PATIENCE_S):
+            while self.num_begun < wanted:  # noqa: ASYNC110 (what is waited for has no event)
+                await asyncio.sleep(0.005)
         return streams
 
     async def swap(self, candidate: str, depth: int, **more: Any) -> dict[str, Any]:
@@ -69,20 +71,22 @@ class Caller:
             return (await answer.json())["decision_id"]
 
     async def outcome(self, id: str) -> dict[str, Any]:
-        while True:
-            async with self.session.get(f"{self.url}/ops/decisions/{id}") as answer:
-                decision = await answer.json()
-            if decision["outcome"]:
-                return decision
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                async with self.session.get(f"{self.url}/ops/decisions/{id}") as answer:
+                    decision = await answer.json()
+                if decision["outcome"]:
+                    return decision
+                await asyncio.sleep(0.02)
 
     async def shard(self) -> dict[str, Any]:
         async with self.session.get(self.url + "/ops/state") as answer:
             return (await answer.json())["shards"][0]
 
     async def until_shard(self, **wanted: Any) -> None:
-        while not (await self.shard()).items() >= wanted.items():  # noqa: ASYNC110 (likewise)
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(PATIENCE_S):
+            while not (await self.shard()).items() >= wanted.items():  # noqa: ASYNC110 (likewise)
+                await asyncio.sleep(0.01)
 
     async def _stream(self, prompt: str, num_tokens: int) -> dict[str, Any]:
         parameters = {"max_new_tokens": num_tokens, "ignore_eos": True, "details": True}

@@ -1,7 +1,6 @@
 """Chat templates that run for ever, ask for all memory, or write without an end: their process is ended."""
 
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -9,7 +8,7 @@ import pytest
 
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 from router.text.rendering import Renderer
-from tests.running import ROOT
+from tests.running import Child
 
 MESSAGES = [{"role": "user", "content": "Hé <there>"}]
 PLAIN = ChatTemplate(
@@ -94,13 +93,10 @@ def test_a_process_that_was_killed_is_replaced(renderer: Renderer, others: set[p
 @pytest.mark.parametrize("hangs", [False, True], ids=["idle", "hanging"])
 def test_a_process_ends_after_a_router_that_was_killed(hangs: bool) -> None:
     code = HOLDER.replace("HANGS", str(hangs))
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        process = psutil.Process(int(holder.stdout.readline()))
+    with Child("-c", code) as holder:
+        process = psutil.Process(int(holder.first_line()))
         if hangs:
             while process.cpu_times().user < 0.5:
-                assert holder.poll() is None
-        holder.kill()
+                assert holder.process.poll() is None
+                time.sleep(0.01)
     process.wait(60)

@@ -77,11 +77,12 @@ def hub(tiny_model):
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.files = {path.name: path.read_bytes() for path in tiny_model("llama").iterdir()}
         server.files |= {"README.md": b"about", "training.bin": b"much"}
-        thread = threading.Thread(target=server.serve_forever)
+        server.daemon_threads = True  # none is waited for
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server
         server.shutdown()
-        thread.join()
+        thread.join(20)
 
 
 @pytest.fixture
