@@ -100,6 +100,15 @@ def check_token_ids(field: str, ids: list[int], vocab_size: int) -> None:
             raise Invalid(field, f"holds {id}, but token ids are from 0 to {vocab_size - 1}")
 
 
+def _check_known(encoded: Encoded, vocab_size: int) -> None:
+    """A tokenizer may have tokens that its model has no embedding for."""
+    greatest = max(encoded.token_ids, default=0)
+    if greatest >= vocab_size:
+        token = encoded.tokenizer.piece(greatest).text
+        problem = f"holds the token {token!r} ({greatest}), but the model knows {vocab_size} tokens only"
+        raise Invalid("inputs", problem)
+
+
 def is_sampled(asked: Parameters) -> bool:
     """As in TGI: by `do_sample`, or by any parameter that only sampling has. Temperature 0 is greedy."""
     if asked.temperature == 0:
@@ -126,7 +135,11 @@ def sampling_of(asked: Parameters, index: int = 0) -> Sampling:
 
 
 def spec_of(asked: Parameters, encoded: Encoded, limits: Limits, now: float, label: str) -> Spec:
-    """Fill in every default. `now` is loop time on arrival. Raises `Invalid` when the lengths do not fit."""
+    """Fill in every default. `now` is loop time on arrival.
+
+    Raises `Invalid` when the lengths do not fit, or the model does not know a token.
+    """
+    _check_known(encoded, limits.vocab_size)
     return Spec(
         prompt_token_ids=encoded.token_ids,
         tokenizer=encoded.tokenizer,

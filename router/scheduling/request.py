@@ -188,7 +188,8 @@ class Request:
     def suit(self, generation: Generation) -> None:
         """Have prompt and answer in the ids of the model that is to take it.
 
-        Raises `GenerationFailed` when its template refuses the conversation, or it is too long for the model.
+        Raises `GenerationFailed` when its template refuses the conversation, or the model cannot take it: it
+        is too long, or has a token that the model does not know.
         """
         tokenizer, prompt = generation.tokenizer, self.spec.prompt
         if prompt is not None and not prompt.reads_alike(self.tokenizer, tokenizer):
@@ -199,6 +200,9 @@ class Request:
             error = (
                 f"The prompt has {self.num_tokens} tokens; the maximum context length of {name} is {most}."
             )
+            raise GenerationFailed(error, "validation", 422)
+        if max(self.prompt_token_ids) >= generation.ready.vocab_size:
+            error = f"The prompt has a token that {generation.target.name} does not know."
             raise GenerationFailed(error, "validation", 422)
 
     def start(self, shard: int, generation: Generation, now: float) -> None:

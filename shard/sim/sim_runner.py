@@ -16,6 +16,7 @@ from shard.engine.sequence_table import Chunk, SequenceTable
 from shard.generations import Unwanted
 from shard.memory import weight_bytes
 from shard.messages import Ready, Score, ShardConfig, Step, StepOutput, TokenOutput
+from shard.models.model_folder import ModelUnusable, read_config
 from shard.sim.sim_exits import Leave, PromptClass, SimExits, mix, report_of
 
 _FIRST_TOKEN = 256  # smaller ids are special tokens or single bytes in many vocabularies
@@ -142,7 +143,7 @@ class SimRunner:
             dtype=self._config.dtype.replace("auto", "bfloat16"),
             num_layers=self._costs.num_layers,
             depth=self.depth,
-            vocab_size=self._costs.vocab_size,
+            vocab_size=max(self._costs.vocab_size, _vocab_size(self._config.model)),
             max_total_tokens=self.table.max_total_tokens,
             block_size=self.table.block_size,
             num_blocks=self.table.pool.num_blocks,
@@ -258,6 +259,14 @@ class SimLoader:
         runner.load({part for other in self._made for part in other.weights}, is_wanted)
         self._made.add(runner)
         return runner
+
+
+def _vocab_size(model: str) -> int:
+    """Of the model that is simulated, whose tokenizer makes the prompts; 0 if there is none."""
+    try:
+        return int(read_config(Path(model)).get("vocab_size", 0))
+    except (ModelUnusable, OSError):
+        return 0
 
 
 def _decode_costs(content: bytes, path: str | None) -> CostModel:

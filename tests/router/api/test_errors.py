@@ -383,3 +383,23 @@ async def test_a_fault_of_ours_is_500_in_json(client: Client) -> None:
     client.dispatcher.submit = None  # type: ignore[method-assign,assignment]
     status, answer = await client.post("/generate", {"inputs": "Hi"})
     assert (status, answer["error_type"]) == (500, "incomplete_generation")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"inputs": "Hi <beyond>"}),
+        ("/generate_stream", {"inputs": "Hi <beyond>"}),
+        ("/v1/completions", {"prompt": ["Hi", "<beyond>"]}),
+        ("/v1/completions", {"prompt": [[72, 257]]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<beyond>"}]}),
+    ],
+)
+async def test_a_token_that_the_model_has_no_embedding_for_is_refused(
+    client: Client, path: str, body: dict[str, Any]
+) -> None:
+    client.tokenizer._backend.add_special_tokens(["<beyond>"])
+    status, told, _ = await refused(client, path, body)
+    assert status in (400, 422)
+    assert "257" in told
+    assert [request.prompt_token_ids for request in client.dispatcher.submitted] == [[39, 72]]

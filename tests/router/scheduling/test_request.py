@@ -108,6 +108,15 @@ def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:
     make_request(2, num_prompt_tokens=4).suit(small)
 
 
+def test_a_token_that_a_model_does_not_know_never_reaches_it() -> None:
+    small = make_generation(1, make_target("small"), vocab_size=1100)
+    request = make_request(1, spec=make_spec(first=1093))
+    with pytest.raises(GenerationFailed, match="a token that small does not know") as refused:
+        request.suit(small)
+    assert refused.value.status == 422
+    make_request(2, spec=make_spec(first=1092)).suit(small)
+
+
 def test_nobody_is_moved_to_a_model_that_could_not_read_it() -> None:
     mute = FakeTokenizer("mute")
     mute.apply_chat_template = _refuse  # type: ignore[method-assign]
