@@ -6,7 +6,6 @@ reported. Where a step's time goes is measured in steps of its own, since measur
 
 import argparse
 import functools
-import json
 import statistics
 import sys
 import time
@@ -18,16 +17,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shard.bench.agenda import Agenda
 from shard.bench.exits import read_distribution, run_modes, table_of
+from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
 from shard.bench.stopwatch import Stopwatch, measured_ms, synchronizer
 from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, positives
 from shard.engine.sampler import Sampler
 from shard.engine.step_inputs import BatchMaker
 from shard.exits.settings import Mode
+from shard.fetch.atomic_folder import make_once
 from shard.fetch.resolve import resolve
 from shard.messages import ShardConfig
-from shard.models.model_folder import ModelUnusable
+from shard.models.model_folder import ModelUnusable, has_weights
+from shard.models.random_weights import PREFIX, write_random_model
 from shard.runner import ModelRunner
 
 
@@ -42,22 +45,27 @@ class Point(msgspec.Struct, frozen=True):
     tokens_per_s: float
     prefill_tokens_per_s: float
     shares: dict[str, float]  # of a watched step, by kind of operation
+    limit_ms: float  # what memory alone would take
+    of_limit: float  # limit / step
 
 
-def measure(runner: ModelRunner, batch_size: int, context: int, num_steps: int) -> Point:
+def measure(runner: ModelRunner, batch_size: int, context: int, num_steps: int, bytes_per_ms: float) -> Point:
     """Prefill `batch_size` sequences of `context` random tokens, then time decode steps."""
     bench = _Decoding(runner, batch_size, context)
-    prefill_s = bench.prefill()
-    for _ in range(2):
-        bench.step()
-        bench.products()
-    steps, products = [], []
-    for _ in range(num_steps):
-        steps.append(bench.step())
-        products.append(bench.products())
-    shares = bench.shares(max(3, num_steps // 4))
-    bench.end()
+    try:
+        prefill_s = bench.prefill()
+        for _ in range(2):
+            bench.step()
+            bench.products()
+        steps, products = [], []
+        for _ in range(num_steps):
+            steps.append(bench.step())
+            products.append(bench.products())
+        shares = bench.shares(max(3, num_steps // 4))
+    finally:
+        bench.end()
     step_ms, products_ms = statistics.median(steps), statistics.median(products)
+    limit_ms = limit_of(runner, batch_size, context + num_steps / 2, bytes_per_ms).step_ms
     return Point(
         batch_size,
         context,
@@ -67,6 +75,8 @@ def measure(runner: ModelRunner, batch_size: int, context: int, num_steps: int) 
         round(batch_size / step_ms * 1000, 1),
         round(batch_size * context / prefill_s, 1),
         shares,
+        round(limit_ms, 3),
+        round(limit_ms / step_ms, 3),
     )
 
 
@@ -142,23 +152,26 @@ def main(arguments: list[str] | None = None) -> int:
     except (ModelUnusable, ValueError, OSError, MemoryError) as error:
         print(f"helios bench engine: {error}", file=sys.stderr)
         return 1
-    console = Console(stderr=True)
-    points = []
+    console, agenda = Console(stderr=True), Agenda(options.seconds)
+    bytes_per_ms = copied_bytes_per_ms(runner.decoder.embedding.device)
+    points: list[Point] = []
     for context in options.contexts:
         for batch_size in options.batch_sizes:
-            with console.status(f"batch {batch_size}, context {context}"):
-                points.append(measure(runner, batch_size, context, options.steps))
+            name = f"batch {batch_size}, context {context}"
+            with console.status(name):
+                point = functools.partial(measure, runner, batch_size, context, options.steps, bytes_per_ms)
+                points += agenda.run(name, point)
     console.print(_table(points))
     ready = runner.ready()
     about = {
-        "model": Path(ready.model).name,
+        "model": options.model_id,
         "dtype": ready.dtype,
         "compute_dtype": ready.compute_dtype,
         "device": ready.device,
         "ops": runner.ops.name,
+        "gigabytes_per_s": round(bytes_per_ms / 1e6, 1),
     }
-    print(json.dumps({"bench": "engine", **about, "points": msgspec.to_builtins(points)}))
-    return 0
+    return agenda.end({"bench": "engine", **about, "points": msgspec.to_builtins(points)})
 
 
 def _exit_modes(options: argparse.Namespace) -> int:
@@ -167,20 +180,27 @@ def _exit_modes(options: argparse.Namespace) -> int:
         print("helios bench engine: --exit-modes needs --replay-exits FILE", file=sys.stderr)
         return 2
     try:
-        replay = read_distribution(options.replay_exits)
-        points = run_modes(options, functools.partial(_config, options), replay)
+        replay, agenda = read_distribution(options.replay_exits), Agenda(options.seconds)
+        points = run_modes(options, functools.partial(_config, options), replay, agenda)
     except (ModelUnusable, ValueError, OSError, MemoryError) as error:
         print(f"helios bench engine: {error}", file=sys.stderr)
         return 1
     Console(stderr=True).print(table_of(points))
     about = {"model": options.model_id, "dtype": options.dtype, "device": options.device}
     replayed = {"exits": "replayed", "distribution": replay.shares, "source": replay.source}
-    print(json.dumps({"bench": "exits", **about, **replayed, "points": msgspec.to_builtins(points)}))
-    return 0
+    return agenda.end({"bench": "exits", **about, **replayed, "points": msgspec.to_builtins(points)})
+
+
+def _folder(model_id: str, cache: Path) -> Path:
+    """Of a shape, a folder without the tokenizer that a server needs: nothing is fetched to measure it."""
+    if not model_id.startswith(PREFIX):
+        return resolve(model_id, None, cache)
+    place = cache / "shapes" / model_id.replace(":", "-")
+    return make_once(place, has_weights, functools.partial(write_random_model, model_id))
 
 
 def _config(options: argparse.Namespace, **changes: Any) -> ShardConfig:
-    folder = resolve(options.model_id, None, options.cache_dir)
+    folder = _folder(options.model_id, options.cache_dir)
     fields: dict[str, Any] = {
         "device": options.device,
         "dtype": options.dtype,
@@ -200,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-id", default="embedded", help="as for `helios serve`, or random:SHAPE [the embedded model]")
     add("--batch-sizes", type=positives, default="1,8,32,64", help="sequences in a step [%(default)s]")
     add("--contexts", type=positives, default="256", help="tokens of context [%(default)s]")
+    add("--seconds", type=float, help="begin no further point after this long")
     add("--steps", type=int, default=30, help="timed steps for each point [%(default)s]")
     add("--num-layers", type=int, help="load only the first this many")
     add("--block-size", type=int, help="tokens in a KV block [16, on a GPU 256]")
@@ -219,7 +240,8 @@ def _modes(text: str) -> list[Mode]:
 
 def _table(points: list[Point]) -> Table:
     table = Table(
-        "batch", "context", "step ms", "products ms", "ratio", "tokens/s", "prefill tokens/s", "time by kind"
+        *("batch", "context", "step ms", "products ms", "ratio", "limit ms", "of limit"),
+        *("tokens/s", "prefill tokens/s", "time by kind"),
     )
     for point in points:
         kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in point.shares.items() if share >= 0.01)
@@ -229,9 +251,12 @@ def _table(points: list[Point]) -> Table:
             point.step_ms,
             point.products_ms,
             point.ratio,
+            point.limit_ms,
+            f"{point.of_limit:.0%}",
             point.tokens_per_s,
+            point.prefill_tokens_per_s,
         )
-        table.add_row(*map(str, numbers), str(point.prefill_tokens_per_s), kinds)
+        table.add_row(*map(str, numbers), kinds)
     return table
 
 

@@ -2,7 +2,7 @@
 
 Exit layers are drawn from a distribution (exit replay), so that any shape can be measured. Modes take turns,
 some steps each; beside each speed-up stands the bound that layers, head and fill allow by their own times
-(bench_bound.py).
+(bound.py).
 """
 
 import argparse
@@ -18,9 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shard.bench.agenda import Agenda
 from shard.bench.bound import Curve, Stream, Times, bound_of
+from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
 from shard.bench.stopwatch import measured_ms, synchronizer
+from shard.engine.kv_cache import free_bytes, is_elastic
 from shard.engine.sequence import Sequence
 from shard.engine.sequence_table import Chunk
 from shard.exits import fallback
@@ -37,6 +40,7 @@ WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by t
 ROUND_TOKENS = 8  # of each row, before the next mode has its turn
 FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed
 MEASURED_TIMES = 5  # each part alone
+BASE_KV_BYTES = 1 << 29  # for parts alone
 
 
 class ModePoint(msgspec.Struct, frozen=True):
@@ -48,6 +52,9 @@ class ModePoint(msgspec.Struct, frozen=True):
     step_ms: float
     speedup: float  # over full depth in the same run
     bound: float | None  # of the speed-up, by the times of layers, head and fill; None: not modelled
+    of_limit: (
+        float  # tokens per second over what memory alone would allow at full depth; more than 1 is possible
+    )
     mean_exit_layer: float
     num_free_blocks: int
     shares: dict[str, float]  # of the time: segments, head, KV fill, rest
@@ -86,7 +93,7 @@ class ModeRun:
                 self._layers += [token.exit_layer for token in tokens]
                 self._note(output.exits)
 
-    def point(self, full: "ModeRun", bound: float | None) -> ModePoint:
+    def point(self, full: "ModeRun", bound: float | None, limit_ms: float) -> ModePoint:
         """The figures, against full depth's."""
         return ModePoint(
             self.mode.value,
@@ -95,6 +102,7 @@ class ModeRun:
             round(statistics.median(self.ms), 2),
             round(self.rate / full.rate, 3),
             None if bound is None else round(bound, 2),
+            round(self.rate * limit_ms / self._batch_size, 3),
             round(statistics.mean(self._layers), 2),
             self.runner.table.pool.num_free,
             {part: round(ms / sum(self.ms), 3) for part, ms in self._parts.items() if ms},
@@ -183,35 +191,76 @@ def _row(runner: ModelRunner, number: int, num_tokens: int, context: int) -> Row
 
 
 def run_modes(
-    options: argparse.Namespace, make: Callable[..., ShardConfig], replay: ReplayFile
+    options: argparse.Namespace, make: Callable[..., ShardConfig], replay: ReplayFile, agenda: Agenda
 ) -> list[ModePoint]:
     """Every mode at every batch size, against full depth."""
-    layers = sorted(replay.shares)
+    bench = ModeBench(options, make, replay)
+    others = [mode for mode in options.exit_modes if mode is not Mode.FULL]
     points: list[ModePoint] = []
-    console = Console(stderr=True)
-    base = ModelRunner(
-        make(exit_mode="per_row", kv_fill="project", exit_layers=layers, kv_cache_bytes=1 << 27)
-    )
-    shares = [*(replay.shares[layer] for layer in layers), 1 - sum(replay.shares.values())]
     for batch_size in options.batch_sizes:
-        kv = _kv_bytes(base, batch_size, options)
-        runs = []
-        for mode in [Mode.FULL, *(m for m in options.exit_modes if m is not Mode.FULL)]:
-            config = make(**_mode_fields(mode, layers, options), kv_cache_bytes=kv, max_batch_size=batch_size)
+        has_full = False
+        for modes in bench.groups(others, batch_size):
+            name = f"batch {batch_size}, {', '.join(modes)}"
+            for measured in agenda.run(name, functools.partial(bench.measure, modes, batch_size)):
+                points += measured[has_full:]
+                has_full = True
+    return points
+
+
+class ModeBench:
+    """What all modes are measured with: one model's weights, one distribution of exits."""
+
+    def __init__(self, options: argparse.Namespace, make: Callable[..., ShardConfig], replay: ReplayFile):
+        self._options = options
+        self._make = make
+        self._layers = sorted(replay.shares)
+        self._shares = [*(replay.shares[layer] for layer in self._layers), 1 - sum(replay.shares.values())]
+        fields = {"exit_mode": "per_row", "kv_fill": "project", "exit_layers": self._layers}
+        self._base = ModelRunner(make(**fields, kv_cache_bytes=BASE_KV_BYTES))
+        self._device = self._base.decoder.embedding.device
+        self._bytes_per_ms = copied_bytes_per_ms(self._device)
+
+    @property
+    def _num_warmup_tokens(self) -> int:
+        """Of each row. Where nothing has to be chosen, enough for whom to catch up."""
+        return ROUND_TOKENS if self._options.no_exit_fallback else WARMUP_TOKENS
+
+    def groups(self, modes: list[Mode], batch_size: int) -> list[list[Mode]]:
+        """Modes to be measured in turns with full depth: as many as there is memory for, at least one."""
+        count = len(modes)
+        if not is_elastic(self._device):
+            count = max(1, free_bytes(self._device) // self._kv_bytes(batch_size) - 1)
+        return [modes[at : at + count] for at in range(0, len(modes), count)]
+
+    def measure(self, modes: list[Mode], batch_size: int) -> list[ModePoint]:
+        """Full depth, then each mode."""
+        console, context = Console(stderr=True), self._options.contexts[0]
+        runs: list[ModeRun] = []
+        for mode in [Mode.FULL, *modes]:
             with console.status(f"batch {batch_size}: preparing {mode}"):
-                runs.append(
-                    ModeRun(mode, ModelRunner(config, decoder=base.decoder), batch_size, options.contexts[0])
-                )
+                runs.append(ModeRun(mode, self._runner(mode, batch_size), batch_size, context))
         with console.status(f"batch {batch_size}: measuring"):
             for run in runs:
-                run.decode(WARMUP_TOKENS, counted=False)
-            for _ in range(max(1, options.steps // ROUND_TOKENS)):
+                run.decode(self._num_warmup_tokens, counted=False)
+            for _ in range(max(1, self._options.steps // ROUND_TOKENS)):
                 for run in runs:
                     run.decode(ROUND_TOKENS, counted=True)
-            times = measure_times(base, batch_size, min(options.contexts[0], 256))
-        stream = Stream(shares, batch_size, Fill(options.kv_fill))
-        points += [run.point(runs[0], bound_of(run.mode, times, stream)) for run in runs]
-    return points
+            times = measure_times(self._base, batch_size, min(context, 256))
+        stream = Stream(self._shares, batch_size, Fill(self._options.kv_fill))
+        length = context + self._num_warmup_tokens + self._options.steps / 2
+        limit_ms = limit_of(self._base, batch_size, length, self._bytes_per_ms).step_ms
+        return [run.point(runs[0], bound_of(run.mode, times, stream), limit_ms) for run in runs]
+
+    def _runner(self, mode: Mode, batch_size: int) -> ModelRunner:
+        fields = _mode_fields(mode, self._layers, self._options)
+        config = self._make(**fields, kv_cache_bytes=self._kv_bytes(batch_size), max_batch_size=batch_size)
+        return ModelRunner(config, decoder=self._base.decoder)
+
+    def _kv_bytes(self, batch_size: int) -> int:
+        """Room for every sequence in all layers, also for those that get ahead of others."""
+        made, block_size = 2 * (self._num_warmup_tokens + self._options.steps), self._base.table.block_size
+        num_blocks = batch_size * -(-(self._options.contexts[0] + made + 2 * block_size) // block_size)
+        return int(num_blocks * self._base.block_bytes)
 
 
 def _mode_fields(mode: Mode, layers: list[int], options: argparse.Namespace) -> dict[str, Any]:
@@ -228,14 +277,6 @@ def _mode_fields(mode: Mode, layers: list[int], options: argparse.Namespace) -> 
     }
 
 
-def _kv_bytes(runner: ModelRunner, batch_size: int, options: argparse.Namespace) -> int:
-    """Room for every sequence in all layers, also for those that get ahead of others."""
-    made = 2 * (WARMUP_TOKENS + options.steps)
-    num_tokens = options.contexts[0] + made + 2 * runner.table.block_size
-    num_blocks = batch_size * -(-num_tokens // runner.table.block_size)
-    return int(num_blocks * runner.block_bytes)
-
-
 def table_of(points: list[ModePoint]) -> Table:
     """For a person."""
     table = Table(
@@ -245,16 +286,23 @@ def table_of(points: list[ModePoint]) -> Table:
         "step ms",
         "speed-up",
         "bound",
+        "of limit",
         "mean exit",
         "free blocks",
         "time by part",
     )
     for point in points:
         parts = ", ".join(f"{part} {share:.0%}" for part, share in point.shares.items())
-        numbers = (point.tokens_per_s, point.step_ms, point.speedup, point.bound or "", point.mean_exit_layer)
-        table.add_row(
-            str(point.batch_size), point.mode, *map(str, numbers), str(point.num_free_blocks), parts
+        numbers = (
+            point.tokens_per_s,
+            point.step_ms,
+            point.speedup,
+            point.bound or "",
+            f"{point.of_limit:.0%}",
+            point.mean_exit_layer,
+            point.num_free_blocks,
         )
+        table.add_row(str(point.batch_size), point.mode, *map(str, numbers), parts)
     return table
 
 

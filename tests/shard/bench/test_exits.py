@@ -1,41 +1,55 @@
 """The benchmark of modes runs them all beside full depth, and sets bounds beside what it measures."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from shard.bench.exits import run_modes, table_of
-from shard.exits.replay import read_replay
+from shard.bench.agenda import Agenda
+from shard.bench.exits import ModeBench, run_modes, table_of
+from shard.exits.replay import ReplayFile, read_replay
 from shard.exits.settings import Mode
 from shard.messages import ShardConfig
 from tests.shard.driving import SETTINGS
 
 
-@pytest.mark.parametrize("fill", ["project", "recompute"])
-def test_every_mode_is_measured_against_full_depth(tiny_model, tmp_path: Path, fill: str):
+@pytest.fixture
+def asked(tiny_model, tmp_path: Path):
+    """`asked(**options)` is what `run_modes` is given, but for the agenda."""
     file = tmp_path / "shares.json"
     file.write_text('{"shares": {"1": 0.6, "2": 0.2}}')
-    options = argparse.Namespace(
-        exit_modes=[Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED],
-        batch_sizes=[1, 4],
-        contexts=[16],
-        steps=8,
-        kv_fill=fill,
-        replay_exits=file,
-        no_exit_fallback=True,
-    )
 
     def make(**changes: object) -> ShardConfig:
         fields = SETTINGS | {"model": str(tiny_model("llama"))} | changes
         return ShardConfig(**fields)  # type: ignore[arg-type]
 
-    points = run_modes(options, make, read_replay(file))
+    def ask(**options: object) -> tuple[argparse.Namespace, Callable[..., ShardConfig], ReplayFile]:
+        given = {
+            "exit_modes": [Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED],
+            "batch_sizes": [1, 4],
+            "contexts": [16],
+            "steps": 8,
+            "kv_fill": "recompute",
+            "replay_exits": file,
+            "no_exit_fallback": True,
+        } | options
+        return argparse.Namespace(**given), make, read_replay(file)
+
+    return ask
+
+
+@pytest.mark.parametrize("fill", ["project", "recompute"])
+def test_every_mode_is_measured_against_full_depth(asked, fill: str):
+    agenda = Agenda()
+    points = run_modes(*asked(kv_fill=fill), agenda)
+    assert not agenda.cut and not agenda.failed
     assert [(p.batch_size, p.mode) for p in points] == [
         (size, mode) for size in (1, 4) for mode in ("full", "per_row", "synchronized", "capped")
     ]
     for point in points:
-        assert point.tokens_per_s > 0
+        assert point.tokens_per_s > 0 and point.of_limit > 0
         assert point.mode == "full" or (point.bound is not None and point.bound >= 1)
     assert {p.mode: p.mean_exit_layer for p in points if p.mode in ("full", "capped")} == {
         "full": 4,
@@ -43,3 +57,35 @@ def test_every_mode_is_measured_against_full_depth(tiny_model, tmp_path: Path, f
     }
     assert all(1 < p.mean_exit_layer < 4 for p in points if p.mode in ("per_row", "synchronized"))
     assert table_of(points).row_count == len(points)
+
+
+def test_modes_take_turns_with_full_depth_as_far_as_memory_goes(asked, monkeypatch: pytest.MonkeyPatch):
+    """Each is measured once, full depth beside all of them and told once."""
+    bench = ModeBench(*asked())
+    monkeypatch.setattr("shard.bench.exits.is_elastic", lambda device: False)
+    others = [Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED]
+    for num_caches, groups in ((1, [1, 1, 1]), (2, [1, 1, 1]), (3, [2, 1]), (9, [3])):
+        free = num_caches * bench._kv_bytes(4)
+        monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device, free=free: free)
+        assert [len(group) for group in bench.groups(others, 4)] == groups
+    monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device: 0)
+    points = run_modes(*asked(batch_sizes=[2]), Agenda())
+    assert [point.mode for point in points] == ["full", "per_row", "synchronized", "capped"]
+
+
+def test_what_does_not_fit_or_is_late_costs_nothing_else(asked, monkeypatch: pytest.MonkeyPatch):
+    real = ModeBench.measure
+
+    def measure(self: ModeBench, modes: list[Mode], batch_size: int):
+        if batch_size == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has 1 GiB")
+        return real(self, modes, batch_size)
+
+    monkeypatch.setattr(ModeBench, "measure", measure)
+    agenda = Agenda()
+    points = run_modes(*asked(exit_modes=[Mode.CAPPED]), agenda)
+    assert [(point.batch_size, point.mode) for point in points] == [(4, "full"), (4, "capped")]
+    assert list(agenda.failed) == ["batch 1, capped"] and "9.00 GiB" in agenda.failed["batch 1, capped"]
+    late = Agenda(seconds=0)
+    assert run_modes(*asked(exit_modes=[Mode.CAPPED]), late) == []
+    assert late.cut == ["batch 1, capped", "batch 4, capped"] and not late.failed
