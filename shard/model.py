@@ -20,6 +20,7 @@ from shard.exits.settings import Mode, settings_of
 from shard.messages import ShardConfig
 from shard.models.checkpoint import digest
 from shard.models.load import Decoder, load_decoder
+from shard.models.model_folder import unread_weights
 from shard.models.shape import eos_token_ids, read_config
 from shard.models.shelf import Reader
 from shard.ops.choose import choose_ops
@@ -92,8 +93,10 @@ class Model:
     def _warnings(self) -> list[str]:
         """What a person should know who serves this; replayed exits promise nothing."""
         config, settings = self.config, self.settings
+        unread = unread_weights(Path(config.model))
+        ignored = [f"Of the files in {config.model}, {', '.join(unread)} are not read."] if unread else []
         if config.replay_exits:
-            return []
+            return ignored
         thresholds = {
             exit.layer: exit.threshold(settings.criterion, settings.threshold) for exit in self.exits
         }
@@ -106,7 +109,7 @@ class Model:
             depth=self.decoder.depth,
             thresholds=thresholds,
         )
-        return objections(served, Path(config.exits) if config.exits else None)
+        return ignored + objections(served, Path(config.exits) if config.exits else None)
 
     def _load_exits(self) -> list[Exit]:
         """The exits that the mode uses, in order. Raises `ExitError` and `CheckpointError`."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -319,6 +320,10 @@ class Engine:
 
     def _put(self, scheduler: Scheduler, delivery: Delivery, now: float) -> None:
         request, num_tokens = delivery.request, len(delivery.tokens)
+        if any(math.isnan(token.logprob) for token in delivery.tokens):
+            scheduler.drop(request)
+            self._pool.ledger.fail(request, GenerationFailed("The model's logits are not numbers."), now)
+            return
         request.put_prompt(delivery.prompt)
         is_over = request.put(delivery.tokens, delivery.finish, now)
         if num_tokens:

@@ -62,7 +62,11 @@ class ChatTemplate:
         """
         template = self._template
         pieces = template.generate(
-            messages=messages, add_generation_prompt=add_generation_prompt, **self.special_tokens
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self.special_tokens,
         )
         try:
             return _joined(pieces)

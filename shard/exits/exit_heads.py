@@ -23,6 +23,7 @@ from shard.models.weights import Weights
 from shard.ops.plain import Linear, PlainOps
 
 DESCRIPTION = "exits.json"
+WEIGHTS = "exits.safetensors"
 
 Vocabulary = Linear | Shortlist  # turns features (N, F) into logits (N, V)
 
@@ -133,8 +134,8 @@ class TrainedHeads:
         self._file = file
         self._folder = folder
         self._vocabulary: Linear | None = None
-        has_weights = folder is not None and any(folder.glob("*.safetensors"))
-        self.weights = self._open(folder) if folder is not None and has_weights else None
+        weights = None if folder is None else folder / WEIGHTS
+        self.weights = self._open(weights) if weights is not None and weights.is_file() else None
 
     def of(self, spec: ExitSpec, kind: str) -> Weights:
         """The weights, for a head that cannot be without. Raises `ExitError`."""

@@ -19,7 +19,7 @@ from typing import Any
 from shard.fetch.atomic_folder import make_once
 from shard.fetch.convert import CONVERSION
 from shard.fetch.pull import EMBEDDED_MODEL, pull
-from shard.models.model_folder import ModelUnusable, check_family, has_weights, is_complete, read_config
+from shard.models.model_folder import ModelUnusable, check_config, has_weights, is_complete, read_config
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -93,7 +93,7 @@ def _from_folder(source: Path, cache: Path) -> Path:
     packed = sorted(source.glob("*.gguf"))
     if packed and not has_weights(source):
         return _from_gguf(_only(packed, source), cache)
-    check_family(str(read_config(source).get("model_type", "")), str(source))
+    check_config(read_config(source), str(source))
     if is_complete(source):
         return source
     return make_once(

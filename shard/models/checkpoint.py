@@ -1,14 +1,13 @@
 """Reading single tensors out of a checkpoint folder, so that no more is read than is loaded."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from shard.models.model_folder import RANDOM_MARK
+from shard.models.model_folder import RANDOM_MARK, SINGLE_FILE, ModelUnusable, weight_files
 
 
 class CheckpointError(OSError):
@@ -25,6 +24,16 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
+
+    def __str__(self) -> str:
+        return str(self._at)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, by name, out of the files' headers."""
+        return {
+            name: tuple(self._files[file].get_slice(name).get_shape()) for name, file in self._file_of.items()
+        }
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """One tensor, memory-mapped. Raises `CheckpointError` if it is missing or not of `shape`."""
@@ -64,13 +73,11 @@ def _open(path: Path) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    try:
+        files = weight_files(folder)
+    except ModelUnusable as error:
+        raise CheckpointError(str(error)) from None
     missing = [file.name for file in files if not file.exists()]
     if missing or not files:
-        raise CheckpointError(f"{missing[0] if missing else '*.safetensors'} is missing in {folder}")
+        raise CheckpointError(f"{missing[0] if missing else SINGLE_FILE} is missing in {folder}")
     return files

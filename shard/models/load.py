@@ -7,6 +7,7 @@ from typing import Any
 from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.gpt import GPT2, OPT, GptDecoder
 from shard.models.llama import EMBEDDING, LAYERS, PREFIXES, LlamaDecoder
+from shard.models.manifest import check
 from shard.models.model_folder import RANDOM_MARK
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
@@ -27,7 +28,7 @@ def load_decoder(folder: Path, reader: Reader, num_layers: int | None, max_token
     depth = shape.num_layers if num_layers is None else num_layers
     if not 1 <= depth <= shape.num_layers:
         raise ValueError(f"num_layers must be between 1 and {shape.num_layers}, not {depth}")
-    weights = Weights(*_open(folder, config), source(folder), reader)
+    weights = Weights(*open_checkpoint(folder, config), source(folder), reader)
     if shape.family in GPT_LIKE:
         return GptDecoder(shape, no_rope(reader.device), reader.ops, weights, depth)
     rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
@@ -50,18 +51,23 @@ class MissingLayers:
         if source(self._folder) != self._source:
             raise CheckpointError(f"{self._folder} has changed since its first layers were loaded")
         if self._opened is None:
-            self._opened = _open(self._folder, read_config(self._folder))
+            self._opened = open_checkpoint(self._folder, read_config(self._folder))
         weights = Weights(*self._opened, self._source, self._make_reader())
         return self._decoder.only_layer(weights, f"{_layers_at(self._decoder.shape.family)}{index}.")
 
 
-def _open(folder: Path, config: Any) -> tuple[Checkpoint | RandomCheckpoint, str]:
-    """A model's checkpoint, and what stands before all its names."""
-    checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
-    if config.model_type in GPT_LIKE:
-        names = OPT if config.model_type == "opt" else GPT2
-        return checkpoint, checkpoint.prefix(names.prefixes, names.embedding)
-    return checkpoint, checkpoint.prefix(PREFIXES, EMBEDDING)
+def open_checkpoint(folder: Path, config: Any) -> tuple[Checkpoint | RandomCheckpoint, str]:
+    """A model's checkpoint, and what stands before all its names. Raises `CheckpointError`, also for what
+    `manifest.check` finds."""
+    names = {"opt": OPT, "gpt2": GPT2}.get(config.model_type)
+    prefixes, embedding = (PREFIXES, EMBEDDING) if names is None else (names.prefixes, names.embedding)
+    if (folder / RANDOM_MARK).exists():
+        random = RandomCheckpoint(config)
+        return random, random.prefix(prefixes, embedding)
+    checkpoint = Checkpoint(folder)
+    prefix = checkpoint.prefix(prefixes, embedding)
+    check(checkpoint, prefix, prefixes[0], config)
+    return checkpoint, prefix
 
 
 def _layers_at(family: str) -> str:

@@ -7,6 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+QUANTIZATIONS = ("fp8", "fbgemm_fp8", "compressed-tensors")  # dequantised when loaded
+_LANGUAGE_MODELS = (
+    *("ForCausalLM", "LMHeadModel"),
+    *("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "OPTModel", "GPT2Model"),  # without a head
+)
 RANDOM_MARK = "random_weights.json"  # in the place of weights: they are drawn when loaded
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gpt2")
 
@@ -26,28 +33,80 @@ def has_weights(folder: Path) -> bool:
     """True when the folder holds safetensors, and all of them if an index names them."""
     if (folder / RANDOM_MARK).is_file():
         return True
-    index = folder / "model.safetensors.index.json"
+    files = weight_files(folder)
+    return bool(files) and all(file.is_file() for file in files)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would read: model.safetensors, else those its index names; others never.
+
+    Empty when there is neither. Raises `ModelUnusable` for an index that is none.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    index = folder / INDEX
     if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / name).is_file() for name in files)
+        return []
+    described = read_json(index)
+    names = described.get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelUnusable(f"{index} has no weight_map from tensors to files: fetch the model again.")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def unread_weights(folder: Path) -> list[str]:
+    """Names of safetensors in a folder that are not part of what is served."""
+    read = {file.name for file in weight_files(folder)}
+    return sorted(file.name for file in folder.glob("*.safetensors") if file.name not in read)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises `ModelUnusable` when it is missing or not a JSON object."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise ModelUnusable(
             f"{folder} has no config.json: name a folder that holds a model in Hugging Face layout "
             "(config.json, tokenizer.json, *.safetensors) or a .gguf file."
-        ) from None
+        )
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises `ModelUnusable` with one sentence that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelUnusable(f"{path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise ModelUnusable(f"{path} is not valid JSON ({error}): fetch the model again.") from None
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise ModelUnusable(f"{path} is not a JSON object: fetch the model again.")
-    return config
+    return value
+
+
+def check_config(config: dict[str, Any], name: str) -> None:
+    """Raises `ModelUnusable` unless a config.json is of a language model that can be served as it says."""
+    check_family(str(config.get("model_type", "")), name)
+    for architecture in config.get("architectures") or []:
+        if not str(architecture).endswith(_LANGUAGE_MODELS):
+            raise ModelUnusable(
+                f"{name}/config.json: architectures names {architecture}, which is no model that generates "
+                "text: serve a ...ForCausalLM."
+            )
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if method not in QUANTIZATIONS or not _is_float8(quantization):
+            raise ModelUnusable(
+                f"{name}/config.json: quantization_config with quant_method {method!r} is not supported: "
+                f"serve the model unquantised, or quantised to 8-bit floats by {', '.join(QUANTIZATIONS)}."
+            )
+
+
+def _is_float8(quantization: dict[str, Any]) -> bool:
+    """compressed-tensors is many formats, of which one holds 8-bit floats."""
+    has_formats = quantization["quant_method"] == "compressed-tensors"
+    return not has_formats or quantization.get("format") == "float-quantized"
 
 
 def check_family(family: str, name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shard.models.checkpoint import CheckpointError
+from shard.models.manifest import HEAD, expected_shapes
 from shard.models.model_folder import RANDOM_MARK, ModelUnusable
 
 PREFIX = "random:"
@@ -93,11 +94,9 @@ class RandomCheckpoint:
     """Stands where a `Checkpoint` stands: tensors of the right names and shapes, one random pattern over."""
 
     def __init__(self, config: Any):
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self._shapes = expected_shapes(config)
+        if config.tie_word_embeddings:
+            del self._shapes[HEAD]
         generator = torch.Generator().manual_seed(0)
         self._pattern = torch.randn(PATTERN_NUMBERS, generator=generator).bfloat16()
 

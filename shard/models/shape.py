@@ -1,12 +1,12 @@
 """What a decoder needs to know of a model, read from its Hugging Face config."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shard.models.model_folder import FAMILIES
+from shard.models import model_folder
+from shard.models.model_folder import ModelUnusable, check_config
 from shard.ops.batch import Heads
 
 GPT_LIKE = ("opt", "gpt2")
@@ -34,12 +34,11 @@ def read_config(folder: Path) -> Any:
     """The folder's `transformers` config. Raises `UnsupportedModelError` for other families."""
     from transformers import AutoConfig  # seconds to import: only where a model is really loaded
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model type '{config.model_type}' is not supported; supported are {', '.join(FAMILIES)}"
-        )
-    return config
+    try:
+        check_config(model_folder.read_config(folder), str(folder))
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except ModelUnusable as error:
+        raise UnsupportedModelError(str(error)) from None
 
 
 def shape_of(config: Any) -> Shape:
@@ -50,7 +49,7 @@ def shape_of(config: Any) -> Shape:
 def eos_token_ids(folder: Path, config: Any) -> list[int]:
     """Tokens that end a generation: generation_config.json's, else the config's own."""
     path = folder / "generation_config.json"
-    named = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    named = model_folder.read_json(path).get("eos_token_id") if path.exists() else None
     ids = config.eos_token_id if named is None else named
     if ids is None:
         return []
@@ -97,10 +96,18 @@ def _gpt_shape(config: Any) -> Shape:
             raise UnsupportedModelError(
                 "OPT with norms after its blocks or projected embeddings (350m) is not supported"
             )
+        if config._remove_final_layer_norm:
+            raise UnsupportedModelError("OPT with _remove_final_layer_norm is not supported")
+        if not config.enable_bias or not config.layer_norm_elementwise_affine:
+            raise UnsupportedModelError(
+                "OPT with enable_bias or layer_norm_elementwise_affine false (Galactica) is not supported"
+            )
         activation, eps = config.activation_function, 1e-5
     else:
         if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
             raise UnsupportedModelError("GPT-2 with other than 1/sqrt(d) attention scaling is not supported")
+        if config.add_cross_attention:
+            raise UnsupportedModelError("GPT-2 with add_cross_attention is not supported")
         activation, eps = config.activation_function, config.layer_norm_epsilon
     dim = config.hidden_size // config.num_attention_heads
     return Shape(

@@ -8,10 +8,14 @@ from collections.abc import Hashable
 import torch
 
 from shard.models.checkpoint import Checkpoint, CheckpointError
+from shard.models.manifest import HEAD
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.shape import Shape
 from shard.models.shelf import Reader
 from shard.ops.plain import Linear
+
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_SAMPLED_ROWS = 64
 
 
 class Weights:
@@ -62,12 +66,10 @@ class Weights:
 
     def head_rows(self, embedding: torch.Tensor, shape: Shape) -> torch.Tensor:
         """The LM head's weights (V, H), for whoever wants some of its rows."""
-        if self._is_tied(shape):
+        if self._is_tied(embedding, shape):
             return embedding
         key = self._key("head rows")
-        return self._reader.once(
-            key, lambda: self._get("lm_head.weight", tuple(embedding.shape)), self._sizes
-        )
+        return self._reader.once(key, lambda: self._get(HEAD, tuple(embedding.shape)), self._sizes)
 
     def _key(self, *what: Hashable) -> tuple[Hashable, ...]:
         return (self._source, self._prefix, *what)
@@ -83,12 +85,15 @@ class Weights:
         return self._product(self._take(name + ".weight").t().contiguous(), self._take(name + ".bias"))
 
     def _head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
-        if self._is_tied(shape):
+        if self._is_tied(embedding, shape):
             return self._product(embedding)
-        return self._product(self._get("lm_head.weight", tuple(embedding.shape)))
+        return self._product(self._get(HEAD, tuple(embedding.shape)))
 
-    def _is_tied(self, shape: Shape) -> bool:
-        return shape.tied or "lm_head.weight" not in self._checkpoint
+    def _is_tied(self, embedding: torch.Tensor, shape: Shape) -> bool:
+        """A head in the file is the head, as in transformers, unless it is the embedding once more."""
+        if HEAD not in self._checkpoint:
+            return True
+        return shape.tied and torch.equal(self._reader.convert(self._checkpoint.read(HEAD)), embedding)
 
     def _product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         return self._reader.product(weight, bias)
@@ -101,10 +106,33 @@ class Weights:
         self._sizes[name] = tensor.numel()
         if tensor.dtype == torch.int8:
             tensor = self._dequantised(name, tensor)
+        elif tensor.dtype in _FLOAT8:
+            tensor = self._widened(name, tensor)
+        _check_finite(name, tensor)
         return self._reader.convert(tensor)
+
+    def _widened(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A matrix in float32 of one in 8-bit floats, with a scale for all of it, for rows, or for blocks."""
+        at = next((name + tail for tail in ("_scale_inv", "_scale") if name + tail in self._checkpoint), None)
+        if at is None:
+            raise CheckpointError(f"tensor '{name}' is of 8-bit floats and has no scale beside it")
+        scale = self._checkpoint.read(at).float()
+        if scale.numel() > 1:
+            rows, columns = tensor.shape
+            blocks = scale if scale.ndim == 2 else scale[:, None]
+            height, width = -(-rows // blocks.shape[0]), -(-columns // blocks.shape[1])
+            scale = blocks.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
+        return tensor.float() * scale
 
     def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A matrix in float32 of one in int8, symmetric by rows."""
         if tensor.ndim != 2:
             raise CheckpointError(f"tensor '{name}' is int8 and no matrix, which has no scale by rows")
         return tensor.float() * self._checkpoint.read(name + "_scale", (len(tensor), 1)).float()
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raises `CheckpointError` for numbers that are none, in whole vectors and some rows of matrices."""
+    step = max(1, len(tensor) // _SAMPLED_ROWS) if tensor.ndim > 1 else 1
+    if not torch.isfinite(tensor[::step]).all():
+        raise CheckpointError(f"tensor '{name}' holds NaN or infinite numbers: fetch the model again")

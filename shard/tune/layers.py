@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from shard.models.checkpoint import Checkpoint
 from shard.models.gpt import GPT2, OPT, activation_of
-from shard.models.llama import EMBEDDING, PREFIXES
-from shard.models.model_folder import RANDOM_MARK
+from shard.models.llama import EMBEDDING
+from shard.models.load import open_checkpoint
+from shard.models.manifest import HEAD
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
-from shard.models.shape import GPT_LIKE, Shape, read_config, shape_of
+from shard.models.shape import GPT_LIKE, Shape, UnsupportedModelError, read_config, shape_of
 from shard.ops.batch import Rope
 
 Tensors = dict[str, torch.Tensor]
@@ -78,14 +79,15 @@ def read_backbone(folder: Path, max_tokens: int, device: torch.device) -> Backbo
     """Raises `UnsupportedModelError` and `CheckpointError`."""
     config = read_config(folder)
     shape = shape_of(config)
-    checkpoint = RandomCheckpoint(config) if (folder / RANDOM_MARK).exists() else Checkpoint(folder)
-    prefix, embedding, norm = _names(checkpoint, shape)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(f"{folder} is quantised: tune the model that it was made of")
+    checkpoint, prefix = open_checkpoint(folder, config)
+    embedding, norm = _names(shape)
     if shape.family in GPT_LIKE:
         rope = no_rope(device)
     else:
         rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), device)
-    untied = "lm_head.weight" in checkpoint and not shape.tied
-    head = checkpoint.read("lm_head.weight" if untied else prefix + embedding).float().to(device)
+    head = checkpoint.read(HEAD if HEAD in checkpoint else prefix + embedding).float().to(device)
     norms = {
         part: checkpoint.read(f"{prefix}{norm}.{part}").float().to(device)
         for part in ("weight", "bias")
@@ -94,12 +96,10 @@ def read_backbone(folder: Path, max_tokens: int, device: torch.device) -> Backbo
     return Backbone(shape, rope, checkpoint, prefix, head, norms)
 
 
-def _names(checkpoint: Checkpoint | RandomCheckpoint, shape: Shape) -> tuple[str, str, str]:
-    """What stands before all names, and what embedding and final norm are called behind it."""
-    if shape.family in GPT_LIKE:
-        names = OPT if shape.family == "opt" else GPT2
-        return checkpoint.prefix(names.prefixes, names.embedding), names.embedding, names.norm
-    return checkpoint.prefix(PREFIXES, EMBEDDING), EMBEDDING, "norm"
+def _names(shape: Shape) -> tuple[str, str]:
+    """What embedding and final norm are called."""
+    names = {"opt": OPT, "gpt2": GPT2}.get(shape.family)
+    return (EMBEDDING, "norm") if names is None else (names.embedding, names.norm)
 
 
 def attend(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The loop of one shard, against a connection that is played by hand."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -32,7 +33,7 @@ from telemetry import tasks
 from tests.router.fakes import answer_of, make_request, make_spec, make_target
 from tests.router.sim_serving import until
 
-READY = Ready("m", "v1", "sim", "float32", 30, 30, 1000, 100, 16, 50, [2], 0, 0, 0.0)
+READY = Ready("m", "v1", "sim", "float32", 30, 30, 10_000, 100, 16, 50, [2], 0, 0, 0.0)
 
 
 class PlayedShard:
@@ -148,6 +149,20 @@ async def test_a_stop_string_ends_a_request_and_the_next_step_drops_it(
     assert stage.pool.ledger.live == {}
     await stage.shard.answer(second, token=9)
     assert answer_of(request) == [7]
+
+
+async def test_logits_that_are_no_numbers_fail_their_request_alone(stage: Stage) -> None:
+    request = await stage.submit(1)
+    [first, second] = stage.shard.sent
+    output = SequenceOutput(1, 0, 8, [TokenOutput(0, math.nan, 30)])
+    await stage.shard.say(StepOutput(first.number, [output], [], 49, 1))
+    assert (request.status, answer_of(request), stage.pool.ledger.live) == (Status.FINISHED, [], {})
+    with pytest.raises(GenerationFailed, match="not numbers") as failure:
+        await request.take()
+    assert failure.value.status == 424
+    assert stage.shard.sent[-1].drop == [(1, 0)]
+    await stage.shard.answer(second)
+    assert stage.engine.state == "serving"
 
 
 async def test_a_dead_shard_is_started_again_and_its_requests_with_their_tokens(stage: Stage) -> None:
