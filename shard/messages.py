@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
 
@@ -27,6 +27,8 @@ class FinishReason(enum.StrEnum):
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token of one sequence is drawn. Neutral values are the defaults: greedy, nothing filtered.
 
+    Token ids are below the model's vocabulary size.
+
     The noise at a position is a pure function of (seed, position, token id): no generator state exists, so
     replay, preemption and migration to another shard draw the same tokens.
     """
@@ -40,8 +42,18 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int = 0
+    logit_bias: dict[int, float] = {}  # by token id, added before anything else
+    allowed_token_ids: list[int] = []  # none: all
+    bad_token_ids: list[list[int]] = []  # no answer has one of these sequences in it
+    min_tokens: int = 0  # of the answer, before a token may end it
+    stop_token_ids: list[int] = []  # end it, beside the model's own
     num_top_tokens: int = 0  # alternatives reported with each token
     prompt_logprobs: bool = False  # report the log-probability of every prompt token but the first
+
+    @property
+    def names_tokens(self) -> bool:
+        """Holds token ids, which mean something else in another vocabulary."""
+        return bool(self.logit_bias or self.allowed_token_ids or self.bad_token_ids or self.stop_token_ids)
 
 
 class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -65,7 +65,7 @@ class ModelRunner:
         self.table = SequenceTable(
             self.max_blocks, config.block_tokens, self.model.eos_token_ids, self._max_tokens
         )
-        self._sampler = Sampler(self.ops, self._device)
+        self._sampler = Sampler(self.ops, self._device, self.model.eos_token_ids)
         self._make_batch = BatchMaker(config.block_tokens, self._device)
         self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self._make_batch, self._sampler)
         settings, exits = self.model.settings, self.model.exits
@@ -215,7 +215,7 @@ class ModelRunner:
         if settings.mode is Mode.FULL:
             return None
         stack = self.stack
-        gauge = Gauge(settings.criterion, settings.threshold, self.ops)
+        gauge = Gauge(settings.criterion, settings.threshold, self.ops, self._sampler.rules)
         if settings.mode is Mode.CAPPED:
             return Capped(stack, gauge, self._sampler, self._replay(None))
         if settings.mode is Mode.SPECULATIVE:

@@ -1,15 +1,18 @@
-"""From logits to tokens: penalties, temperature, min-p, top-k, top-p, typical-p, and stateless noise.
+"""From logits to tokens: token rules, penalties, temperature, filters, and stateless noise.
 
 The noise at a position is a pure function of (seed, position, token id), and the draw is Gumbel-max: the same
 sequence draws the same token in any batch, on any shard, after any preemption. Reported log-probabilities are
 the model's own, before temperature and filters.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 import numpy as np
 import torch
 
 from shard.engine.sequence import Sequence
+from shard.engine.token_rules import TokenRules
 from shard.messages import Sampling, TokenOutput
 from shard.ops.plain import PlainOps
 
@@ -35,7 +38,8 @@ MASK_64 = (1 << 64) - 1
 class Sampler:
     """Chooses tokens for the rows of a batch."""
 
-    def __init__(self, ops: PlainOps, device: torch.device):
+    def __init__(self, ops: PlainOps, device: torch.device, eos_token_ids: Iterable[int] = ()):
+        self.rules = TokenRules(eos_token_ids, device)
         self._ops = ops
         self._device = device
 
@@ -71,7 +75,7 @@ class Sampler:
         """Token ids (B,). Only rows whose scores change before the draw go through float32 copies."""
         temperatures = [draw.sequence.sampling.temperature for draw in draws]
         chosen = self._choose(logits, draws, temperatures)
-        changed = [i for i, draw in enumerate(draws) if changes_scores(draw.sequence.sampling)]
+        changed = [i for i, draw in enumerate(draws) if self._changes_scores(draw)]
         if changed:
             some = [draws[i] for i in changed]
             scores = self._changed_scores(logits[changed].float(), some)
@@ -84,10 +88,16 @@ class Sampler:
         keys = [noise_key(draw.sequence.sampling.seed, draw.num_tokens) for draw in draws]
         return self._ops.choose(scores, self._floats(temperatures), torch.tensor(keys, device=self._device))
 
+    def _changes_scores(self, draw: Draw) -> bool:
+        sequence = draw.sequence
+        return changes_scores(sequence.sampling) or self.rules.bind(sequence, draw.num_tokens)
+
     def _changed_scores(self, scores: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        """Penalties, temperature and filters, in TGI's order and vLLM's, on float32 scores (B, V)."""
+        """Rules, penalties, temperature and filters, in TGI's order and vLLM's, on float32 scores (B, V)."""
         samplings = [draw.sequence.sampling for draw in draws]
         for row, draw in zip(scores, draws, strict=True):
+            if self.rules.bind(draw.sequence, draw.num_tokens):
+                self.rules.apply(row, draw.sequence, draw.num_tokens)
             penalise(row, draw.token_ids, draw.sequence)
         scores /= self._floats([sampling.temperature or 1.0 for sampling in samplings])[:, None]
         if any(sampling.min_p for sampling in samplings):
@@ -112,7 +122,7 @@ class Sampler:
 
 
 def changes_scores(sampling: Sampling) -> bool:
-    """True when more than a temperature stands between the logits and the draw."""
+    """True when more than token rules and a temperature stands between the logits and the draw."""
     filters = sampling.top_k > 0 or sampling.top_p < 1 or sampling.typical_p < 1 or sampling.min_p > 0
     penalties = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1
     return bool(penalties) or (filters and sampling.temperature > 0)

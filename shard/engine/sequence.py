@@ -54,8 +54,11 @@ class Sequence:
 
     def finish_reason(self, eos_token_ids: frozenset[int], max_total_tokens: int) -> FinishReason | None:
         """Why the sequence is over, looking at its last token; None while it goes on."""
-        if self.num_new_tokens > 0 and not self.ignore_eos and self.token_ids[-1] in eos_token_ids:
-            return FinishReason.EOS
+        if self.num_new_tokens > self.sampling.min_tokens:
+            if not self.ignore_eos and self.token_ids[-1] in eos_token_ids:
+                return FinishReason.EOS
+            if self.token_ids[-1] in self.sampling.stop_token_ids:
+                return FinishReason.STOP
         if self.num_new_tokens >= self.max_new_tokens or self.num_tokens >= max_total_tokens:
             return FinishReason.LENGTH
         return None

@@ -40,7 +40,7 @@ class Capped:
         if self._replay is not None:
             confidences = [self._replayed(rows[i], limit) for i, limit in zip(drawing, limits, strict=True)]
         elif self._gauge.needs_logits:
-            confidences = self._gauge.of_logits(logits).tolist()
+            confidences = self._gauge.of_rows(logits, [rows[i] for i in drawing]).tolist()
         else:
             confidences = self._gauge.of_hidden(self._exit, front.last(drawing), before[drawing]).tolist()
         draws = [

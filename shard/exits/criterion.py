@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from shard.engine.token_rules import TokenRules
 from shard.exits.exit_heads import Criterion, Exit
 from shard.exits.segments import Row
 from shard.ops.plain import PlainOps
@@ -12,10 +13,11 @@ from shard.ops.plain import PlainOps
 class Gauge:
     """Confidences in [0, 1] by one criterion."""
 
-    def __init__(self, criterion: Criterion, threshold: float, ops: PlainOps):
+    def __init__(self, criterion: Criterion, threshold: float, ops: PlainOps, rules: TokenRules):
         self._criterion = criterion
         self._threshold = threshold
         self._ops = ops
+        self._rules = rules
 
     @property
     def needs_logits(self) -> bool:
@@ -33,6 +35,17 @@ class Gauge:
         if self._criterion is Criterion.MARGIN:
             return probabilities[:, 0] - probabilities[:, 1]
         return probabilities[:, 0]
+
+    def of_rows(self, logits: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+        """The same, of rows whose logits (N, V) these are: among the tokens that each may draw."""
+        confidences = self.of_logits(logits)
+        bound = [i for i, row in enumerate(rows) if self._rules.bind(row.sequence, row.sequence.num_tokens)]
+        if bound:
+            scores = logits[bound].float()
+            for row_scores, i in zip(scores, bound, strict=True):
+                self._rules.apply(row_scores, rows[i].sequence, rows[i].sequence.num_tokens)
+            confidences[bound] = self.of_logits(scores)
+        return confidences
 
     def of_hidden(self, exit: Exit, hidden: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
         """Confidences (N,) of hidden states (N, H), with those at the boundary before for `similarity`."""

@@ -66,7 +66,8 @@ class Voting:
         promising, logits = self._promising(exit, front, asked), None
         if promising:
             logits = exit.vocabulary(self._stack.features(segment, front, promising))
-            self._judge(exit, front, promising, self._gauge.of_logits(logits))
+            confidences = self._gauge.of_rows(logits, [front.rows[i] for i in promising])
+            self._judge(exit, front, promising, confidences)
         ms = (time.perf_counter() - started) * 1000
         self.gate.note_asked(segment, len(asked), sum(front.rows[i].passed for i in asked), ms)
         return Vote({i: at for at, i in enumerate(promising)}, logits, ms)

@@ -204,7 +204,9 @@ class SimRunner:
     def _next_token(self, sequence: Sequence, position: int) -> int:
         before, seed = sequence.token_ids[position - 1], sequence.sampling.seed
         token = self._costs.next_token(before, position, seed)
-        return _FIRST_TOKEN if sequence.ignore_eos and token == self._costs.eos_token_id else token
+        is_early = position - sequence.num_prompt_tokens < sequence.sampling.min_tokens
+        goes_on = sequence.ignore_eos or is_early
+        return _FIRST_TOKEN if goes_on and token == self._costs.eos_token_id else token
 
     def _score_prompt(self, chunk: Chunk) -> list[TokenOutput]:
         """Scores of the prompt tokens that follow those of the chunk."""

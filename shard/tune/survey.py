@@ -48,8 +48,8 @@ class Reader:
         self._pools = runner.kv_cache.layers
         self._num_blocks = runner.kv_cache.num_blocks
         self._block_size = runner.table.block_size
-        self._gauge = Gauge(criterion, 1.0, runner.ops)
         self._sampler = Sampler(runner.ops, runner.decoder.embedding.device)
+        self._gauge = Gauge(criterion, 1.0, runner.ops, self._sampler.rules)
 
     def groups(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
         """Answers that go through together."""
