@@ -26,6 +26,8 @@ def _message(message: Message, at: str) -> dict[str, Any]:
 
 def _text(message: Message, at: str) -> str:
     """No content, as beside tool calls, is an empty text: templates would write None."""
+    if message.content is None and message.role != "assistant":
+        raise Invalid(f"{at}.content", "is missing: only a message of the assistant may have none")
     if message.content is None or isinstance(message.content, str):
         return message.content or ""
     return "".join(_text_of_part(part, f"{at}.content") for part in message.content)

@@ -112,12 +112,16 @@ class ShardClient(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def data_received(self, data: bytes) -> None:
+        is_first = self.last_heard is None
         self.last_heard = self._loop.time()
         self._num_silent_beats = 0
         try:
             for message in self._frames.feed(data):
                 self._take(message)
         except ValueError as error:
+            if is_first:
+                speaks = "HTTP" if data.startswith(b"HTTP/") else "no shard's language"
+                self._die(ShardDied(f"What answers is no shard: it speaks {speaks}.", permanent=True))
             self._die(ShardDied(f"The shard sent what is no message: {error}."))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,7 +167,8 @@ class ShardClient(asyncio.Protocol):
         if not self._ready.done():
             allowed_ms = max(allowed_ms, _LOADING_TIMEOUT_MS)
         if silent_ms >= allowed_ms:
-            self._die(ShardDied(f"The shard has not answered for {silent_ms / 1000:.1f} s."))
+            doubt = " It has never said anything: is it one?" if self.last_heard is None else ""
+            self._die(ShardDied(f"The shard has not answered for {silent_ms / 1000:.1f} s.{doubt}"))
         elif self._num_unanswered_steps and self._num_step_beats * interval_ms >= self._patience.step_ms:
             self._die(ShardDied(f"A step has taken longer than {self._patience.step_ms / 1000:.1f} s."))
 

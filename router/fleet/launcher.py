@@ -25,6 +25,7 @@ _END_TIMEOUT_S = 0.5
 _POLL_S = 0.01
 _KILL_TIMEOUT_S = 10.0  # a process may be held by its device's driver for a while
 _CONNECT_TIMEOUT_S = 10.0
+_SILENT_S = 10.0
 
 
 class Launcher(Protocol):
@@ -106,13 +107,24 @@ class RemoteLauncher:
                 )
         except OSError as error:  # a timeout is one too
             raise ShardDied(f"No shard answers at {self._address}: {error or 'timed out'}.") from error
-        hello = Hello(PROTOCOL_VERSION, self._secret, self._shard, config)
-        return self._client, await self._client.open(hello)
+        client, hello = self._client, Hello(PROTOCOL_VERSION, self._secret, self._shard, config)
+        doubting = loop.call_later(_SILENT_S, self._doubt, client)
+        try:
+            return client, await client.open(hello)
+        except ShardDied as death:
+            raise ShardDied(f"At {self._address}: {death.reason}", death.permanent) from death
+        finally:
+            doubting.cancel()
 
     async def end(self) -> None:
         if self._client is not None:
             await self._client.close()
         self._client = None
+
+    def _doubt(self, client: ShardClient) -> None:
+        """A shard says that it lives while it loads; many other servers wait for a line that never comes."""
+        if client.last_heard is None:
+            log.warning("What listens at %s has said nothing yet: is it a shard?", self._address)
 
 
 def _start_connected() -> tuple[socket.socket, subprocess.Popen[bytes]]:

@@ -72,8 +72,11 @@ class ChatTemplate:
             return _joined(pieces)
         except MemoryError:
             raise ChatTemplateError("the model's chat template needs too much memory") from None
-        except Exception as error:  # whatever foreign code raises on a client's messages is a refusal of them
+        except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the model's chat template says: {error}") from error
+        except Exception as error:  # whatever foreign code raises on a client's messages is a refusal of them
+            reason = f"{type(error).__name__}: {error}"
+            raise ChatTemplateError(f"the model's chat template has no form for them ({reason})") from error
 
     def check(self) -> None:
         """Raises ChatTemplateError if it is no template. That runs what it makes of constants."""

@@ -144,6 +144,21 @@ async def test_nonsense_is_a_death(wire: Wire) -> None:
     assert "no message" in await wire.death()
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it speaks HTTP"),
+        (b"-ERR unknown command\r\n", "no shard's language"),
+    ],
+)
+async def test_a_port_of_another_kind_is_told_and_not_asked_again(wire: Wire, said: bytes, told: str) -> None:
+    wire.peer.loads = wire.peer.answers = False
+    wire.peer.writer.write(said)
+    with pytest.raises(ShardDied, match=told) as died:
+        await wire.client.open(HELLO)
+    assert died.value.permanent
+
+
 async def test_who_is_cancelled_while_closing_a_connection_is_cancelled(wire: Wire) -> None:
     await wire.client.open(HELLO)
     closing = asyncio.create_task(wire.client.close())

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from aiohttp import web
 
+from router.fleet import launcher
 from router.fleet.client import Patience, ShardDied
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.launcher import ChildLauncher
+from router.fleet.launcher import ChildLauncher, RemoteLauncher
 from shard.messages import ShardConfig
 from tests.router.fakes import expected_answer, make_spec
 from tests.router.sim_serving import FAST, shard_processes, simulated, text_of, until
@@ -136,6 +138,35 @@ async def test_a_router_with_the_wrong_secret_is_told_so_and_the_right_one_serve
                 raise AssertionError("unreachable")
         async with simulated(tmp_path, shard_addresses=address, shard_secret_file=str(secret)) as sim:
             await text_of(sim.dispatcher.submit(make_spec()))
+
+
+async def test_a_router_whose_shard_is_an_http_server_says_so(tmp_path: Path, secret: Path) -> None:
+    async def handle(http: web.BaseRequest) -> web.Response:
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(handle))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    address = (f"tcp://127.0.0.1:{runner.addresses[0][1]}",)
+    with pytest.raises(ShardDied, match=f"At {address[0]}: What answers is no shard: it speaks HTTP."):
+        async with simulated(tmp_path, shard_addresses=address, shard_secret_file=str(secret)):
+            raise AssertionError("unreachable")
+    await runner.cleanup()
+
+
+async def test_a_router_whose_shard_says_nothing_says_so(
+    tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launcher, "_SILENT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        starting = asyncio.create_task(
+            RemoteLauncher(address, 0, "sesame", Patience()).start(CONFIG, lambda: None)
+        )
+        await until(lambda: bool(caplog.records))
+        starting.cancel()
+        await asyncio.wait([starting])
+    assert f"What listens at {address} has said nothing yet: is it a shard?" in caplog.text
 
 
 def connection_of(dispatcher: Dispatcher) -> asyncio.Transport:
