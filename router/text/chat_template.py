@@ -15,7 +15,8 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
-import msgspec
+
+from router.text.added_tokens import read_object
 
 MAX_RENDERED_CHARACTERS = 4_000_000
 
@@ -48,7 +49,7 @@ class ChatTemplate:
         A `chat_template.jinja` beside the tokenizer wins over the field of tokenizer_config.json, as in
         transformers; `config_path` names a configuration that wins over both.
         """
-        config = _read_config(config_path or folder / "tokenizer_config.json")
+        config = read_object(config_path or folder / "tokenizer_config.json")
         source = _named_default(config.get("chat_template"))
         file = folder / "chat_template.jinja"
         if file.is_file() and not (config_path and source):
@@ -126,10 +127,6 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 
 def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(format)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.is_file() else {}
 
 
 def _named_default(template: str | list[dict[str, str]] | None) -> str | None:

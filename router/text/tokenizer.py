@@ -16,6 +16,7 @@ from typing import Any, Self
 import msgspec
 import tokenizers
 
+from router.text.added_tokens import read_backend
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 from router.text.rendering import renderer
 from shard.messages import TokenOutput
@@ -76,15 +77,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path, config_path: str | Path | None = None) -> Self:
-        """Read tokenizer.json and the chat template of a model folder.
+        """Read a model folder's chat template and tokenizer, with tokens named beside tokenizer.json.
 
         `config_path` names another tokenizer_config.json to take the chat template from. Raises OSError with
-        a sentence when there is no tokenizer.json.
+        a sentence for a file that is missing or cannot be read.
         """
-        path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"the model folder has no tokenizer: {path} is missing")
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = read_backend(Path(folder))
         backend.no_truncation()
         backend.no_padding()
         template = ChatTemplate.load(Path(folder), Path(config_path) if config_path else None)

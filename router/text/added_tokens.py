@@ -1,0 +1,87 @@
+"""Tokens that a model folder names beside tokenizer.json, added as transformers adds them.
+
+Tools that extend a vocabulary often write them into tokenizer_config.json or special_tokens_map.json alone: a
+prompt that holds one would otherwise be cut into other ids than the model was trained on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tokenizers
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class TokenizerUnreadable(OSError):
+    """A file of the tokenizer's that says nothing usable; one sentence names it."""
+
+
+def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a model folder with all of its tokens. Raises `OSError` with one sentence."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"the model folder has no tokenizer: {path} is missing")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerUnreadable(f"{path} is no tokenizer ({error}): fetch the model again.") from None
+    add_tokens(backend, folder)
+    return backend
+
+
+def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:
+    """What tokenizer_config.json and special_tokens_map.json name and tokenizer.json has not."""
+    path = folder / "tokenizer_config.json"
+    config = read_object(path)
+    for id, described in sorted(_described(config, path).items()):
+        if backend.id_to_token(id) == described.content and described.content in _added(backend):
+            continue
+        backend.add_tokens([described])
+        if backend.token_to_id(described.content) != id:
+            raise TokenizerUnreadable(
+                f"{path}: added_tokens_decoder gives {described.content!r} the id {id}, "
+                f"where tokenizer.json leaves it {backend.token_to_id(described.content)}."
+            )
+    known = _added(backend)
+    backend.add_special_tokens([token for token in _special(config, folder) if token.content not in known])
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object in a file, empty without one. Raises `TokenizerUnreadable`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise TokenizerUnreadable(f"{path} cannot be read ({error}): fetch the model again.") from None
+
+
+def _described(config: dict[str, Any], path: Path) -> dict[int, tokenizers.AddedToken]:
+    try:
+        entries = {int(id): token for id, token in (config.get("added_tokens_decoder") or {}).items()}
+        return {id: _token(token) for id, token in entries.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerUnreadable(f"{path}: added_tokens_decoder is no table of tokens ({error}).") from None
+
+
+def _special(config: dict[str, Any], folder: Path) -> list[tokenizers.AddedToken]:
+    """Named ones and others; special_tokens_map.json is asked for what the configuration does not name."""
+    named = read_object(folder / "special_tokens_map.json") | config
+    others = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
+    listed = list(others.values()) if isinstance(others, dict) else others
+    return [
+        _token(token, special=True) for token in (*(named.get(name) for name in _NAMED), *listed) if token
+    ]
+
+
+def _token(described: str | dict[str, Any], special: bool = False) -> tokenizers.AddedToken:
+    if isinstance(described, str):
+        return tokenizers.AddedToken(described, special=special, normalized=not special)
+    flags = {name: bool(described[name]) for name in _FLAGS if name in described}
+    return tokenizers.AddedToken(described["content"], **({"special": special} | flags))
+
+
+def _added(backend: tokenizers.Tokenizer) -> set[str]:
+    return {token.content for token in backend.get_added_tokens_decoder().values()}

@@ -1,0 +1,82 @@
+"""Tokens named beside tokenizer.json get transformers' own ids; files that cannot be read are named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from router.text.tokenizer import Tokenizer
+from tests.tiny_models import write_tiny_tokenizer
+
+TEXT = "a <tool> b<end>c <|im_end|><more> d<last>"
+PLAIN = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+
+def folder_with(path: Path, config: dict[str, Any], special: dict[str, Any] | None = None) -> Path:
+    write_tiny_tokenizer(path)
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    if special is not None:
+        (path / "special_tokens_map.json").write_text(json.dumps(special))
+    return path
+
+
+def next_id(path: Path) -> int:
+    write_tiny_tokenizer(path)
+    return len(AutoTokenizer.from_pretrained(path))
+
+
+@pytest.mark.parametrize("flags", [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}])
+def test_tokens_of_the_configuration_are_transformers_own(tmp_path: Path, flags):
+    first = next_id(tmp_path)
+    added = {
+        str(first): PLAIN | flags | {"content": "<tool>", "special": False},
+        str(first + 1): PLAIN | {"content": "<end>", "special": True},
+    }
+    folder = folder_with(tmp_path, {"added_tokens_decoder": added})
+    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
+    assert {first, first + 1} <= set(ours.encode(TEXT))
+    ids = ours.encode("x<tool>y<end>z")
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "x<tool>yz"
+
+
+@pytest.mark.parametrize(
+    ("config", "special"),
+    [
+        ({"extra_special_tokens": ["<more>", "<last>"]}, None),
+        ({"additional_special_tokens": ["<more>"]}, None),
+        ({"eos_token": "<last>"}, None),
+        ({"extra_special_tokens": {"image_token": "<more>"}}, None),
+        ({}, {"additional_special_tokens": ["<more>", "<last>"]}),
+    ],
+)
+def test_special_tokens_that_stand_nowhere_else(tmp_path: Path, config, special):
+    folder = folder_with(tmp_path, config, special)
+    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
+    assert ours.vocab_size == len(theirs)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("tokenizer.json", "{", r"tokenizer\.json is no tokenizer"),
+        ("tokenizer.json", "{}", r"tokenizer\.json is no tokenizer"),
+        ("tokenizer_config.json", "[", r"tokenizer_config\.json cannot be read"),
+        (
+            "tokenizer_config.json",
+            '{"added_tokens_decoder": {"x": 1}}',
+            "added_tokens_decoder",
+        ),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"9999": {"content": "<z>"}}}', "the id 9999"),
+        ("special_tokens_map.json", "7", r"special_tokens_map\.json cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_sentence(tmp_path: Path, file, text, complaint):
+    write_tiny_tokenizer(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(OSError, match=complaint):
+        Tokenizer.load(tmp_path)
