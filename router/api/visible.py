@@ -31,9 +31,8 @@ class VisibleText:
 
 
 def cut(finished: Finished) -> str:
-    """A whole answer without its stop string and what stands behind that."""
-    at = -1 if finished.stop is None else finished.text.find(finished.stop)
-    return finished.text if at < 0 else finished.text[:at]
+    """A whole answer without what stopped it and what stands behind that."""
+    return finished.text[: finished.stop_at]
 
 
 def len_of_partial_stop(text: str, stops: Sequence[str]) -> int:

@@ -40,7 +40,7 @@ class Kind(msgspec.Struct, frozen=True):
     """What decides which shards a request is left to that no model has begun."""
 
     prompts: str  # what the prompt is about; "": no matter, any model that takes it is as good
-    vocabulary: str | None = None  # its prompt is token ids of the tokenizer with this digest
+    vocabulary: str | None = None  # prompt or parameters have token ids of the tokenizer with this digest
 
 
 class Need(msgspec.Struct, frozen=True):

@@ -55,11 +55,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The end of a generation. `text` is the whole answer, stop included; `stop` the one that hit."""
+    """The end of a generation. `text` is the whole answer, stop included."""
 
     reason: FinishReason
     text: str
-    stop: str | None = None
+    stop_at: int | None = None  # where in the text the string or token that stopped it begins
 
 
 class Timeline(msgspec.Struct):
@@ -96,6 +96,8 @@ class Request:
         self._num_outputs_at_death: int | None = None
         self._retold: list[int] = []  # the answer as far as another tokenizer has made it, in this one's ids
         self._num_retold = 0  # `outputs` that stand for
+        self._num_characters = 0  # of the answer's text
+        self._num_characters_before = 0  # its latest token
         self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
         self._events: list[Token | Finished | GenerationFailed] = []
         self._reader: asyncio.Future[None] | None = None
@@ -120,10 +122,19 @@ class Request:
         return self.spec.max_new_tokens + len(self._retold) - self._num_retold
 
     @property
+    def sampling(self) -> Sampling:
+        """As of the answer in the ids of `tokenizer`."""
+        sampling, shift = self.spec.sampling, len(self._retold) - self._num_retold
+        if not sampling.min_tokens or not shift:
+            return sampling
+        return msgspec.structs.replace(sampling, min_tokens=max(0, sampling.min_tokens + shift))
+
+    @property
     def need(self) -> Need:
         """What a model must be for it to start, or to go on, there."""
         home = self.segments[-1].identity if self.segments and not self.is_homeless else None
-        vocabulary = self.tokenizer.digest if self.spec.prompt is None else None
+        is_bound = self.spec.prompt is None or self.spec.sampling.names_tokens
+        vocabulary = self.tokenizer.digest if is_bound else None
         prompts = "" if self.spec.exact else self.prompt_class  # no exit writes any of an exact answer
         return Need(home, vocabulary, self.spec.exact, prompts)
 
@@ -244,14 +255,16 @@ class Request:
             if self.timeline.first_token is None:
                 self.timeline.first_token = now
             self.outputs.append(output)
+            self._num_characters_before = self._num_characters
             piece = self._detokenizer.push(output)
+            self._num_characters += 0 if piece.special else len(piece.text)
             self._emit(piece)
             stop = self._detokenizer.find_stop(self.spec.stop)
-            if stop is not None:
-                self._finish(FinishReason.STOP, now, stop)
+            if stop is not None and len(self.outputs) > self.spec.sampling.min_tokens:
+                self._finish(FinishReason.STOP, now, self._stop_at(stop))
                 return True
         if finish is not None:
-            self._finish(finish, now)
+            self._finish(finish, now, self._num_characters_before if finish is FinishReason.STOP else None)
         return finish is not None
 
     def fail(self, error: GenerationFailed, now: float) -> None:
@@ -300,9 +313,14 @@ class Request:
         if self.segments and self.segments[-1].from_token == len(self.outputs):
             self.segments.pop()
 
-    def _finish(self, reason: FinishReason, now: float, stop: str | None = None) -> None:
+    def _stop_at(self, stop: str) -> int | None:
+        """Where the latest token completed it. None: special tokens are part of it, which no text has."""
+        at = self._detokenizer.text.find(stop, max(0, self._num_characters_before - len(stop) + 1))
+        return at if at >= 0 else None
+
+    def _finish(self, reason: FinishReason, now: float, stop_at: int | None = None) -> None:
         self._end(reason, now)
-        self._emit(Finished(reason, self._detokenizer.text, stop))
+        self._emit(Finished(reason, self._detokenizer.text, stop_at))
 
     def _end(self, outcome: FinishReason | GenerationFailed, now: float) -> None:
         if len(self.segments) > 1:

@@ -40,7 +40,7 @@ class Reading:
     def sequence(self) -> NewSequence:
         """The answer as part of the prompt, drawn for with the noise it was drawn with."""
         request = self.request
-        sampling = msgspec.structs.replace(request.spec.sampling, num_top_tokens=0, prompt_logprobs=False)
+        sampling = msgspec.structs.replace(request.sampling, num_top_tokens=0, prompt_logprobs=False)
         return NewSequence(
             self.id,
             0,

@@ -35,7 +35,7 @@ def new_sequence(request: Request, generation: int) -> NewSequence:
         request.num_prompt_tokens,
         request.max_new_tokens,
         spec.ignore_eos,
-        spec.sampling,
+        request.sampling,
         spec.exit_threshold,
         spec.exact,
         generation=generation,

@@ -23,7 +23,7 @@ def generate(pieces: list[str], stops: list[str]) -> tuple[list[str], Finished]:
         text += piece
         found = [(text.find(stop), stop) for stop in stops if stop in text]
         if found:
-            return pieces[:number], Finished(FinishReason.STOP, text, min(found)[1])
+            return pieces[:number], Finished(FinishReason.STOP, text, min(found)[0])
     return pieces, Finished(FinishReason.LENGTH, text)
 
 

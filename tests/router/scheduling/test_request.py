@@ -1,13 +1,15 @@
 """A request through changes of model: who wrote what, and in whose tokens."""
 
+import msgspec
 import pytest
 
 from router.catalog.served_model import Need
-from router.scheduling.request import GenerationFailed, Request
+from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
-from shard.messages import FinishReason, TokenOutput
+from shard.messages import FinishReason, Sampling, TokenOutput
 from tests.router.fakes import FakeTokenizer, make_generation, make_request, make_spec, make_target
+from tests.router.http_fakes import byte_tokenizer
 
 FULL = make_generation()
 SHALLOW = make_generation(1, depth=10, version="v1-10")
@@ -148,3 +150,62 @@ def test_scores_of_a_prompt_are_of_the_tokens_that_the_model_sees() -> None:
     assert len(request.prompt_scores) == 2
     request.suit(SHIFTED)
     assert request.prompt_scores == []
+
+
+def spelling(text: str, finish: FinishReason | None = None, **asked: object) -> Request:
+    """A request whose answer is this text, a token for each byte; `finish` comes with the last."""
+    tokenizer = byte_tokenizer()
+    sampling = Sampling(**{name: value for name, value in asked.items() if name != "stop"})  # type: ignore[arg-type]
+    spec = Spec(prompt_token_ids=[1], tokenizer=tokenizer, max_new_tokens=50, sampling=sampling)
+    request = Request(1, msgspec.structs.replace(spec, stop=asked.get("stop", ())), 0.0)
+    ids = tokenizer.encode(text)
+    for number, id in enumerate(ids, start=1):
+        if request.put([TokenOutput(id, -0.1, 30)], finish if number == len(ids) else None, 0.0):
+            break
+    return request
+
+
+async def end_of(request: Request) -> Finished:
+    *_, last = await request.take()
+    assert isinstance(last, Finished)
+    return last
+
+
+async def test_no_stop_string_ends_an_answer_of_too_few_tokens() -> None:
+    end = await end_of(spelling("ab ab ab ab", stop=("ab",), min_tokens=4))
+    assert (end.text, end.stop_at) == ("ab ab", 3)
+    end = await end_of(spelling("ab ab ab ab", stop=("ab",)))
+    assert (end.text, end.stop_at) == ("ab", 0)
+
+
+async def test_a_stop_token_is_where_the_answer_is_cut() -> None:
+    end = await end_of(spelling("a.b.", FinishReason.STOP))
+    assert (end.text, end.stop_at) == ("a.b.", 3)
+    end = await end_of(spelling("a.b.", FinishReason.LENGTH))
+    assert end.stop_at is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"logit_bias": {1: 1.0}}, {"allowed_token_ids": [1]}, {"bad_token_ids": [[1]]}, {"stop_token_ids": [1]}],
+)
+def test_who_names_tokens_stays_with_their_vocabulary(names: dict[str, object]) -> None:
+    spec = msgspec.structs.replace(make_spec(), sampling=Sampling(**names))  # type: ignore[arg-type]
+    request = make_request(1, spec=spec)
+    assert request.need.vocabulary == "fake"
+    assert not request.may_move_to(SHIFTED)
+    assert request.may_move_to(SHALLOW)
+
+
+def test_a_least_length_counts_what_was_written_in_other_tokens() -> None:
+    class Splitting(FakeTokenizer):
+        """Each id is two of another's."""
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return [int(word) for word in text.split() for _ in range(2)]
+
+    spec = msgspec.structs.replace(make_spec(), sampling=Sampling(min_tokens=5))
+    request = make_request(1, spec=spec)
+    write(request, 5, 6)
+    request.suit(make_generation(2, make_target("splitting", Splitting("splitting"))))
+    assert (request.sampling.min_tokens, request.max_new_tokens) == (7, 10)
