@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 PROTOCOL_VERSION = 3
+COLDEST = 1e-5  # temperatures below are 0, as in vLLM
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
 
@@ -49,6 +50,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token_ids: list[int] = []  # end it, beside the model's own
     num_top_tokens: int = 0  # alternatives reported with each token
     prompt_logprobs: bool = False  # report the log-probability of every prompt token but the first
+
+    def __post_init__(self) -> None:
+        if self.temperature < COLDEST:  # scores divided by it would be infinite; greedy is what it means
+            msgspec.structs.force_setattr(self, "temperature", 0.0)
 
     @property
     def names_tokens(self) -> bool:

@@ -18,7 +18,7 @@ RANDOM_MARK = "random_weights.json"  # in the place of weights: they are drawn w
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gpt2")
 
 
-class ModelUnusable(Exception):
+class ModelUnusable(ValueError):
     """No model can be served from what was named. The message is one sentence with what to do."""
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from tokenizers import Tokenizer
 
 from shard.models import model_folder
 from shard.models.model_folder import ModelUnusable, check_config
@@ -47,13 +48,28 @@ def shape_of(config: Any) -> Shape:
 
 
 def eos_token_ids(folder: Path, config: Any) -> list[int]:
-    """Tokens that end a generation: generation_config.json's, else the config's own."""
+    """Tokens that end a generation: generation_config.json's, else the config's own, and the tokenizer's."""
     path = folder / "generation_config.json"
     named = model_folder.read_json(path).get("eos_token_id") if path.exists() else None
     ids = config.eos_token_id if named is None else named
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else list(ids)
+    listed = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    own = _tokenizer_eos(folder)
+    return listed if own is None or own in listed else [*listed, own]
+
+
+def _tokenizer_eos(folder: Path) -> int | None:
+    """The id of the end token that the tokenizer's configuration names, for some models there alone."""
+    path = folder / "tokenizer_config.json"
+    described = model_folder.read_json(path) if path.exists() else {}
+    named = described.get("eos_token")
+    content = named.get("content") if isinstance(named, dict) else named
+    if content is None or not (folder / "tokenizer.json").exists():
+        return None
+    added = described.get("added_tokens_decoder") or {}
+    by_content = {token.get("content"): int(id) for id, token in added.items()}
+    if content in by_content:
+        return by_content[content]
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(content)
 
 
 def _llama_shape(config: Any) -> Shape:

@@ -27,6 +27,16 @@ def test_greedy_takes_the_likeliest_and_the_lowest_of_equals():
     assert draw(logits, [sequence([1]), sequence([1])]) == [7, 0]
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-9, 9e-6])
+def test_a_temperature_next_to_nothing_is_greedy(temperature):
+    torch.manual_seed(0)
+    logits = torch.randn(3, VOCAB)
+    cold = [sequence([1], temperature=temperature, seed=seed) for seed in range(3)]
+    assert draw(logits, cold) == logits.argmax(-1).tolist()
+    assert cold[0].sampling == Sampling(seed=0)
+    assert Sampling(temperature=1e-4).temperature == 1e-4
+
+
 def test_a_draw_does_not_depend_on_its_batch():
     torch.manual_seed(0)
     logits = torch.randn(6, VOCAB)

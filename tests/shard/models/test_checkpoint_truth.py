@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from shard.models.checkpoint import CheckpointError
 from shard.models.model_folder import ModelUnusable, check_config, has_weights, unread_weights, weight_files
-from shard.models.shape import UnsupportedModelError
+from shard.models.shape import UnsupportedModelError, eos_token_ids, read_config
 from tests.shard.driving import generate, make_runner
 
 PROMPT = [5, 6, 7, 8]
@@ -248,3 +248,26 @@ def test_a_base_model_is_read_without_its_prefix(changed, tiny_model):
         weights=lambda tensors: {name.removeprefix("model."): tensor for name, tensor in tensors.items()},
     )
     assert served(folder) == served(tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "tokenizer", "expected"),
+    [
+        ({"eos_token_id": 7}, None, None, [7]),
+        ({"eos_token_id": 7}, {"eos_token_id": [8, 9]}, None, [8, 9]),
+        ({"eos_token_id": None}, None, "<|im_end|>", [2]),
+        ({"eos_token_id": 7}, None, {"content": "<|im_end|>"}, [7, 2]),
+        ({"eos_token_id": 2}, None, "<|im_end|>", [2]),
+        ({"eos_token_id": None}, None, "<far>", [400]),
+        ({"eos_token_id": None}, None, "<nowhere>", []),
+    ],
+)
+def test_an_answer_ends_at_what_any_file_names(changed, config, generation, tokenizer, expected):
+    folder = changed("llama", config)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    described |= {"eos_token": tokenizer, "added_tokens_decoder": {"400": {"content": "<far>"}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    assert eos_token_ids(folder, read_config(folder)) == expected
