@@ -1,9 +1,9 @@
-# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make bench [ARGS=...]   make exits
+# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make bench [ARGS=...]   make exits   make gpu [WHEELS=DIR OUT=DIR]
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench exits clean
+.PHONY: help serve test lint bench exits gpu gpu-wheels clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -34,6 +34,14 @@ bench: $(INSTALLED)
 exits: $(INSTALLED)
 	@$(BIN)/helios tune embedded --recipe embedded --head-rank 192 --head-rerank 32 --num-answers 5120 --steps 800 \
 	  --resume --out shard/exits_embedded $(ARGS)
+
+# What only a GPU can show, in under nine minutes: docs/gpu.md. Run by a Python that has torch; nothing is fetched.
+gpu:
+	@$(or $(PYTHON),python3) -m tests.gpu.run --device "$(or $(DEVICE),cuda)" --out "$(or $(OUT),gpu-report)" \
+	  --wheels "$(WHEELS)" $(ARGS)
+
+gpu-wheels: $(INSTALLED)
+	@$(BIN)/python -m tests.gpu.wheels "$(or $(WHEELS),$(error name a folder: make gpu-wheels WHEELS=DIR))" $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

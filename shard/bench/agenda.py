@@ -11,10 +11,18 @@ from shard.engine.kv_cache import memory_errors
 T = TypeVar("T")
 
 
-class Agenda:
-    """Remembers what was not measured, and why."""
+Heard = Callable[[Any], None]
 
-    def __init__(self, seconds: float | None = None):
+
+def unheard(measured: Any) -> None:
+    """Nobody wants to know before the end."""
+
+
+class Agenda:
+    """Remembers what was not measured, and why; `heard` is told of each point at once."""
+
+    def __init__(self, seconds: float | None = None, heard: Heard = unheard):
+        self._heard = heard
         self._end = None if seconds is None else time.monotonic() + seconds
         self.cut: list[str] = []  # not begun in time
         self.failed: dict[str, str] = {}  # a sentence for each
@@ -26,11 +34,13 @@ class Agenda:
             return []
         try:
             with memory_errors():
-                return [measure()]
+                measured = measure()
         except MemoryError as error:
             self.failed[name] = str(error)
             print(f"helios bench engine: {name}: {error}", file=sys.stderr)
             return []
+        self._heard(measured)
+        return [measured]
 
     def end(self, result: dict[str, Any]) -> int:
         """Print one JSON line; the exit status."""

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from shard.bench.agenda import Agenda
+from shard.bench.agenda import Agenda, Heard, unheard
 from shard.bench.exits import read_distribution, run_modes, table_of
 from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
@@ -142,17 +142,17 @@ class _Decoding:
         self._engine.end()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints a table, then one JSON line."""
+def main(arguments: list[str] | None = None, heard: Heard = unheard) -> int:
+    """Prints a table, then one JSON line; `heard` is told of what was measured as it comes."""
     options = _parser().parse_args(arguments)
     if options.exit_modes:
-        return _exit_modes(options)
+        return _exit_modes(options, heard)
     try:
         runner = ModelRunner(_config(options))
     except (ModelUnusable, ValueError, OSError, MemoryError) as error:
         print(f"helios bench engine: {error}", file=sys.stderr)
         return 1
-    console, agenda = Console(stderr=True), Agenda(options.seconds)
+    console, agenda = Console(stderr=True), Agenda(options.seconds, heard)
     bytes_per_ms = copied_bytes_per_ms(runner.decoder.embedding.device)
     points: list[Point] = []
     for context in options.contexts:
@@ -174,13 +174,13 @@ def main(arguments: list[str] | None = None) -> int:
     return agenda.end({"bench": "engine", **about, "points": msgspec.to_builtins(points)})
 
 
-def _exit_modes(options: argparse.Namespace) -> int:
+def _exit_modes(options: argparse.Namespace, heard: Heard) -> int:
     """The other benchmark: modes of early exit against full depth."""
     if options.replay_exits is None:
         print("helios bench engine: --exit-modes needs --replay-exits FILE", file=sys.stderr)
         return 2
     try:
-        replay, agenda = read_distribution(options.replay_exits), Agenda(options.seconds)
+        replay, agenda = read_distribution(options.replay_exits), Agenda(options.seconds, heard)
         points = run_modes(options, functools.partial(_config, options), replay, agenda)
     except (ModelUnusable, ValueError, OSError, MemoryError) as error:
         print(f"helios bench engine: {error}", file=sys.stderr)
@@ -191,7 +191,7 @@ def _exit_modes(options: argparse.Namespace) -> int:
     return agenda.end({"bench": "exits", **about, **replayed, "points": msgspec.to_builtins(points)})
 
 
-def _folder(model_id: str, cache: Path) -> Path:
+def folder_of(model_id: str, cache: Path) -> Path:
     """Of a shape, a folder without the tokenizer that a server needs: nothing is fetched to measure it."""
     if not model_id.startswith(PREFIX):
         return resolve(model_id, None, cache)
@@ -200,7 +200,7 @@ def _folder(model_id: str, cache: Path) -> Path:
 
 
 def _config(options: argparse.Namespace, **changes: Any) -> ShardConfig:
-    folder = _folder(options.model_id, options.cache_dir)
+    folder = folder_of(options.model_id, options.cache_dir)
     fields: dict[str, Any] = {
         "device": options.device,
         "dtype": options.dtype,
