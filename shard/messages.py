@@ -25,6 +25,37 @@ class FinishReason(enum.StrEnum):
     STOP = "stop_sequence"
 
 
+class Mode(enum.StrEnum):
+    """Who leaves a model early, and where."""
+
+    FULL = "full"
+    SYNCHRONIZED = "synchronized"  # all rows of a batch together (Miao et al.)
+    PER_ROW = "per_row"
+    CAPPED = "capped"  # every row at the last layer loaded (HELIOS)
+    SPECULATIVE = "speculative"  # drafts at an exit, verified at full depth (LayerSkip)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Says what full depth says."""
+        return self in (Mode.FULL, Mode.SPECULATIVE)
+
+
+class Fill(enum.StrEnum):
+    """What becomes of the keys and values of layers not run."""
+
+    PROJECT = "project"  # made of the exit's hidden state (Miao et al.)
+    RECOMPUTE = "recompute"  # computed when the row next goes deeper (EE-LLM)
+
+
+class Criterion(enum.StrEnum):
+    """What is compared with an exit's threshold: always in [0, 1], higher is surer."""
+
+    SOFTMAX = "softmax"  # the top probability (CALM, Schuster et al. 2022)
+    MARGIN = "margin"  # top probability less the second (DREX)
+    SIMILARITY = "similarity"  # cosine of the hidden state with that at the boundary before (CALM)
+    CLASSIFIER = "classifier"  # a learned probe on the hidden state
+
+
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token of one sequence is drawn. Neutral values are the defaults: greedy, nothing filtered.
 
@@ -103,12 +134,12 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     max_batch_size: int = 64  # sequences in one step
     max_batch_tokens: int = 512  # tokens computed in one step
     num_threads: int | None = None  # CPU compute threads; None: all cores divided by the shards
-    exit_mode: str = "full"  # full | synchronized | per_row | capped | speculative
-    exit_criterion: str = "softmax"  # softmax | margin | similarity | classifier
+    exit_mode: Mode = Mode.FULL
+    exit_criterion: Criterion = Criterion.SOFTMAX
     exit_threshold: float = 0.9  # where an exit has none of its own
     exit_layers: list[int] = []  # exits by the model's own norm and head; without `exits`
     exits: str | None = None  # folder with exits.json
-    kv_fill: str = "recompute"  # project | recompute
+    kv_fill: Fill = Fill.RECOMPUTE
     exit_fallback: bool = True  # run at full depth where leaving early does not pay
     exit_deferral: bool = True  # per_row: rows that stay may wait for each other
     score_budget: float = 0.02  # share of the time for scores where layers are missing; 0: no scores there

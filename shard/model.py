@@ -16,8 +16,8 @@ from shard.exits.exit_heads import (
     load_exits,
     read_exits,
 )
-from shard.exits.settings import Mode, settings_of
-from shard.messages import ShardConfig
+from shard.exits.settings import settings_of
+from shard.messages import Mode, ShardConfig
 from shard.models.checkpoint import digest
 from shard.models.load import Decoder, load_decoder
 from shard.models.model_folder import unread_weights

@@ -17,12 +17,12 @@ from shard.exits.criterion import Gauge
 from shard.exits.early_exit import EarlyExit
 from shard.exits.replay import Replay, read_replay
 from shard.exits.segments import Stack
-from shard.exits.settings import Mode
 from shard.exits.speculative import Speculative
 from shard.exits.streamed_scoring import StreamedScoring
 from shard.memory import Weights
 from shard.messages import (
     ExitReport,
+    Mode,
     Ready,
     SequenceOutput,
     ShardConfig,

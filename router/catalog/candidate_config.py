@@ -8,7 +8,7 @@ from router.catalog.repository import Candidate, Choice, Repository, default_pat
 from router.settings.config import Config
 from router.settings.options import ConfigError
 from router.settings.toml_lines import TomlError
-from shard.messages import ShardConfig
+from shard.messages import Mode, ShardConfig
 
 _NAMED_BY_CANDIDATES = (
     "model_id",
@@ -53,7 +53,7 @@ def begun_with(config: Config, repository: Repository) -> Config:
         model_id=first.model,
         revision=first.revision,
         num_layers=depth,
-        exit_mode=first.mode if depth is None else "capped",
+        exit_mode=first.mode if depth is None else Mode.CAPPED,
         exits=_exits(first, depth),
         replay_exits=first.replay_exits,
         cost_model=first.cost_model or config.cost_model,
@@ -69,7 +69,7 @@ def shard_config(config: Config, candidate: Candidate, folder: Path, depth: int 
     return msgspec.structs.replace(
         by_flags,
         num_layers=depth,
-        exit_mode=candidate.mode if depth is None else "capped",
+        exit_mode=candidate.mode if depth is None else Mode.CAPPED,
         exit_layers=[] if candidate.exits is not None else list(config.exit_choice.layers),
         exits=_exits(candidate, depth),
         replay_exits=candidate.replay_exits or by_flags.replay_exits,
@@ -83,19 +83,19 @@ def is_capped(choice: Choice, num_layers: int) -> bool:
 
 
 def _exits(candidate: Candidate, depth: int | None) -> str | None:
-    return candidate.exits if depth is not None or candidate.mode != "full" else None
+    return candidate.exits if depth is not None or candidate.mode != Mode.FULL else None
 
 
 def _flags_as_candidate(config: Config) -> Candidate:
     """A repository of one, in which there is nothing to choose."""
-    mode, depth = config.exit_mode or "full", config.exit_choice.depth
-    is_whole = mode != "capped"
+    mode, depth = config.exit_mode or Mode.FULL, config.exit_choice.depth
+    is_whole = mode != Mode.CAPPED
     return Candidate(
         name=config.model_name,
         model=config.model_id,
         revision=config.revision,
         exits=config.exits,
-        mode=mode if mode != "capped" else "full",
+        mode=mode if is_whole else Mode.FULL,
         depths=() if is_whole or depth is None else (depth,),
         whole=is_whole,
     )

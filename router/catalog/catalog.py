@@ -15,7 +15,7 @@ from router.catalog.repository import Candidate, Choice, Repository
 from router.catalog.served_model import Target
 from router.settings.config import Config
 from router.text.tokenizer import Tokenizer
-from shard.messages import ShardConfig
+from shard.messages import Mode, ShardConfig
 
 _SIMULATED_LAYERS = 30  # of a cost model that does not say
 
@@ -139,7 +139,7 @@ def _dish_of_flags(config: Config, candidate: Candidate, dish: Dish) -> Dish:
     """As it is asked for when whole, and capped at each of its exits."""
     whole = config.shard_config(dish.folder, 0)
     most = min(dish.num_layers, whole.num_layers or dish.num_layers)
-    is_capped = whole.exit_mode == "capped"
+    is_capped = whole.exit_mode == Mode.CAPPED
     num_layers = dish.num_layers if is_capped else most
     deepest = most if is_capped else most - 1
     depths = tuple(layer for layer in _exit_layers(whole) if layer <= deepest)
@@ -160,7 +160,7 @@ def _exit_layers(config: ShardConfig) -> list[int]:
 def _capped(whole: ShardConfig, depth: int) -> ShardConfig:
     """The first layers of a model, every token leaving at the last of them."""
     layers = [depth] if whole.exit_layers else []
-    return msgspec.structs.replace(whole, num_layers=depth, exit_mode="capped", exit_layers=layers)
+    return msgspec.structs.replace(whole, num_layers=depth, exit_mode=Mode.CAPPED, exit_layers=layers)
 
 
 def _simulated(config: Config, candidate: Candidate) -> tuple[int, int | None]:

@@ -16,7 +16,6 @@ from router.settings.config import Config
 from shard.quality.certificate import Certificate, CertificateError, Guarantee, read_certificate
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_LOSSLESS = ("full", "speculative")  # modes that say what full depth says
 
 
 def facts_of(config: Config, dish: Dish) -> Facts:
@@ -67,7 +66,7 @@ def _proven(config: Config, dish: Dish) -> dict[int, float]:
     """Lower bounds of agreement by depth, from the certificate; at full depth in the candidate's own mode."""
     candidate = dish.candidate
     certificate = None if candidate.exits is None else read_certificate(Path(candidate.exits))
-    proven = {dish.num_layers: 1.0} if candidate.mode in _LOSSLESS else {}
+    proven = {dish.num_layers: 1.0} if candidate.mode.is_lossless else {}
     if certificate is None:
         return proven
     dtype = config.storage_dtype

@@ -15,9 +15,9 @@ from msgspec import Meta
 from router.settings.options import parse_bytes
 from router.settings.toml_lines import TomlError, read_toml
 from router.text.prompt_class import PromptClass
+from shard.messages import Mode
 
 Objective = Literal["throughput", "latency", "energy"]
-Mode = Literal["full", "synchronized", "per_row", "speculative"]
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -55,7 +55,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     revision: str | None = None
     exits: str | None = None  # folder of exits; likewise
     replay_exits: str | None = None  # file to draw exit layers from, for measurements; likewise
-    mode: Mode = "full"
+    mode: Mode = Mode.FULL
     depths: tuple[Count, ...] = ()  # layers at which it may be capped
     whole: bool = True  # may serve at its full depth
     prompts: tuple[PromptClass, ...] = ()  # that its exits were made for, and proven on; none: all
@@ -199,11 +199,13 @@ def _contradictions(repository: Repository) -> Iterable[tuple[tuple[str | int, .
 
 
 def _candidate_contradictions(candidate: Candidate) -> Iterable[tuple[str, str]]:
+    if candidate.mode == Mode.CAPPED:
+        yield "mode", "capped is what every depth is served in: name depths, and the mode of the whole model."
     if list(candidate.depths) != sorted(set(candidate.depths)):
         yield "depths", f"must rise, not {list(candidate.depths)}."
     if not candidate.depths and not candidate.whole:
         yield "whole", f"is false, but depths is empty: {candidate.name!r} could never serve."
     has_exits = candidate.exits is not None or candidate.cost_model is not None
-    if not has_exits and (candidate.depths or candidate.mode != "full"):
+    if not has_exits and (candidate.depths or candidate.mode != Mode.FULL):
         field = "depths" if candidate.depths else "mode"
         yield field, "needs exits, the folder that says where the model can be left."

@@ -10,6 +10,7 @@ import msgspec
 
 from router.catalog.repository import Choice
 from router.policy.observation import Facts, Seen
+from shard.messages import Mode
 from telemetry.cost import CostFit
 from telemetry.history import Row
 
@@ -102,7 +103,7 @@ def _row_that_tells(seen: Seen, choice: Choice) -> Row | None:
 
 def _is_plain(seen: Seen, choice: Choice) -> bool:
     facts = seen.facts[choice.candidate]
-    return choice.depth == facts.num_layers and facts.candidate.mode == "full"
+    return choice.depth == facts.num_layers and facts.candidate.mode == Mode.FULL
 
 
 def _alone_ms(seen: Seen, run: Run) -> float:

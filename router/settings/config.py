@@ -13,7 +13,7 @@ from router.settings import options
 from router.settings.exit_flags import ExitChoice
 from router.settings.machine import Machine
 from router.settings.options import ConfigError, Flag
-from shard.messages import ShardConfig
+from shard.messages import Criterion, Fill, Mode, ShardConfig
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -85,7 +85,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     # Early exit
     exit_mode: Annotated[
-        Literal["full", "synchronized", "per_row", "capped", "speculative"] | None,
+        Mode | None,
         Flag("Early exit", "Which tokens leave the model early. Default: full, or as the repository says."),
     ] = None
     exit_layers: Annotated[
@@ -94,17 +94,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     exits: Annotated[str | None, Flag("Early exit", "Folder with exits.json and trained exit heads.")] = None
     exit_criterion: Annotated[
-        Literal["softmax", "margin", "similarity", "classifier"],
+        Criterion,
         Flag("Early exit", "What an exit's confidence is."),
-    ] = "softmax"
+    ] = Criterion.SOFTMAX
     exit_threshold: Annotated[
         float,
         Flag("Early exit", "Confidence to leave with, where an exit has no threshold of its own.", 0, 1),
     ] = 0.9
     kv_fill: Annotated[
-        Literal["project", "recompute"],
+        Fill,
         Flag("Early exit", "How layers not run get their keys and values: of the exit's state, or exactly."),
-    ] = "recompute"
+    ] = Fill.RECOMPUTE
     no_exit_fallback: Annotated[
         bool, Flag("Early exit", "Leave early also where running in full is measured to be faster.")
     ] = False
@@ -403,7 +403,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def exit_choice(self) -> ExitChoice:
         return ExitChoice(
             model_id=self.model_id,
-            mode=self.exit_mode or "full",
+            mode=self.exit_mode or Mode.FULL,
             named_layers=self.exit_layers,
             folder=self.exits,
             replay=self.replay_exits,

@@ -9,15 +9,16 @@ import msgspec
 
 from router.settings.layerskip import exit_layers_of
 from router.settings.options import ConfigError
+from shard.messages import Mode
 
-REPLAYING_MODES = ("synchronized", "per_row", "capped")  # which go by where each token may leave
+REPLAYING_MODES = (Mode.SYNCHRONIZED, Mode.PER_ROW, Mode.CAPPED)  # which go by where each token may leave
 
 
 class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is to be left early. `named_layers` are the user's own; `layers` those that are used."""
 
     model_id: str
-    mode: str
+    mode: Mode
     named_layers: tuple[int, ...]
     folder: str | None
     replay: str | None
@@ -26,14 +27,14 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers named, else those that the checkpoint was trained for. None where a folder has them."""
-        if self.mode in ("full", "capped") or self.folder is not None:
+        if self.mode in (Mode.FULL, Mode.CAPPED) or self.folder is not None:
             return self.named_layers
         return self.named_layers or exit_layers_of(self.model_id)
 
     @property
     def depth(self) -> int | None:
         """Layers to load; None: all."""
-        if self.mode == "capped" and self.num_layers is None and self.named_layers:
+        if self.mode == Mode.CAPPED and self.num_layers is None and self.named_layers:
             return self.named_layers[-1]
         return self.num_layers
 
@@ -58,16 +59,16 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("exit_layers", f"exit_layers must rise, not {layers}.")
 
     def _check_mode(self) -> None:
-        if self.mode == "full" and (self.named_layers or self.folder is not None):
+        if self.mode == Mode.FULL and (self.named_layers or self.folder is not None):
             field = "exit_layers" if self.named_layers else "exits"
             raise ConfigError(
                 field,
                 f"{field} has no use in exit_mode full, in which nothing is left early: "
                 "choose synchronized, per_row, capped or speculative.",
             )
-        if self.mode == "capped":
+        if self.mode == Mode.CAPPED:
             self._check_cap()
-        elif self.mode != "full" and not self.layers and self.folder is None:
+        elif self.mode != Mode.FULL and not self.layers and self.folder is None:
             raise ConfigError(
                 "exit_mode",
                 f"exit_mode {self.mode} needs exit_layers or exits: where the model may be left.",

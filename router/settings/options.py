@@ -6,6 +6,7 @@ A value is taken from the flag, else the environment, else the file, else the st
 
 import argparse
 import difflib
+import enum
 import functools
 import tomllib
 import types
@@ -79,9 +80,13 @@ def _option(field: Any, hint: Any) -> Option:
     inner = hint.__origin__
     if get_origin(inner) in (Union, types.UnionType):
         inner = next(part for part in get_args(inner) if part is not type(None))
-    choices = get_args(inner) if get_origin(inner) is Literal else ()
     is_many = get_origin(inner) is tuple
-    kind = str if choices else get_args(inner)[0] if is_many else inner
+    kind = get_args(inner)[0] if is_many else inner
+    choices = get_args(inner) if get_origin(inner) is Literal else ()
+    if choices:
+        kind = str
+    elif issubclass(kind, enum.StrEnum):
+        choices = tuple(member.value for member in kind)
     return Option(field.name, hint.__metadata__[0], kind, is_many, choices, field.default)
 
 
@@ -250,14 +255,14 @@ def _one(option: Option, value: Any) -> Any:
     return value
 
 
-def _parse(option: Option, text: str) -> float | bool:
+def _parse(option: Option, text: str) -> Any:
     if option.kind is bool and text.lower() in _YES + _NO:
         return text.lower() in _YES
     try:
         if option.flag.is_bytes:
             return parse_bytes(text)
         if option.kind is not bool:
-            return option.kind(text)  # type: ignore[no-any-return]
+            return option.kind(text)
     except (KeyError, ValueError, OverflowError):
         pass
     raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {text!r}.")
@@ -273,6 +278,8 @@ def parse_bytes(text: str) -> int:
 def _what(option: Option) -> str:
     if option.flag.is_bytes:
         return "a number of bytes such as 512MiB"
+    if option.choices:
+        return _either(option.choices)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names[option.kind]
 

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import msgspec
 
 from shard.exits.deferral import MAX_WAIT_STEPS
-from shard.exits.settings import Fill, Mode
+from shard.messages import Fill, Mode
 
 
 class Curve(msgspec.Struct, frozen=True):

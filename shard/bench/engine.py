@@ -25,10 +25,9 @@ from shard.bench.stopwatch import Stopwatch, measured_ms, synchronizer
 from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, positives
 from shard.engine.sampler import Sampler
 from shard.engine.step_inputs import BatchMaker
-from shard.exits.settings import Mode
 from shard.fetch.atomic_folder import make_once
 from shard.fetch.resolve import resolve
-from shard.messages import ShardConfig
+from shard.messages import Mode, ShardConfig
 from shard.models.model_folder import ModelUnusable, has_weights
 from shard.models.random_weights import PREFIX, write_random_model
 from shard.runner import ModelRunner

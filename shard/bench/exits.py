@@ -31,8 +31,7 @@ from shard.exits.deferral import MAX_WAIT_STEPS
 from shard.exits.fallback import NUM_WINDOWS, WINDOW_STEPS
 from shard.exits.replay import ReplayFile
 from shard.exits.segments import Behind, Front, Row, Stack
-from shard.exits.settings import Fill, Mode
-from shard.messages import NewSequence, ShardConfig
+from shard.messages import Fill, Mode, NewSequence, ShardConfig
 from shard.runner import ModelRunner
 
 TRIAL_STEPS = 2 * (fallback.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor, at most

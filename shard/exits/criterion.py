@@ -5,8 +5,9 @@ import math
 import torch
 
 from shard.engine.token_rules import TokenRules
-from shard.exits.exit_heads import Criterion, Exit
+from shard.exits.exit_heads import Exit
 from shard.exits.segments import Row
+from shard.messages import Criterion
 from shard.ops.plain import PlainOps
 
 

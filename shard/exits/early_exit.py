@@ -25,8 +25,8 @@ from shard.exits.exit_vote import Voting
 from shard.exits.fallback import Governor
 from shard.exits.replay import Replay
 from shard.exits.segments import Behind, Front, Row, Stack
-from shard.exits.settings import Fill, Mode, Settings
-from shard.messages import ExitReport, TokenOutput
+from shard.exits.settings import Settings
+from shard.messages import ExitReport, Fill, Mode, TokenOutput
 
 
 class Tally:

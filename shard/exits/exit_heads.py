@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from shard.exits.rerank_head import Shortlist
+from shard.messages import Criterion
 from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.load import Decoder
 from shard.models.shelf import Reader, source
@@ -30,15 +31,6 @@ Vocabulary = Linear | Shortlist  # turns features (N, F) into logits (N, V)
 
 class ExitError(ValueError):
     """An exit description that does not fit; one sentence names the field and the bound."""
-
-
-class Criterion(enum.StrEnum):
-    """What is compared with an exit's threshold: always in [0, 1], higher is surer."""
-
-    SOFTMAX = "softmax"  # the top probability (CALM, Schuster et al. 2022)
-    MARGIN = "margin"  # top probability less the second (DREX)
-    SIMILARITY = "similarity"  # cosine of the hidden state with that at the boundary before (CALM)
-    CLASSIFIER = "classifier"  # a learned probe on the hidden state
 
 
 class HeadKind(enum.StrEnum):

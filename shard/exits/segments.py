@@ -15,8 +15,7 @@ import torch
 from shard.engine.sequence_table import Chunk
 from shard.engine.step_inputs import BatchMaker
 from shard.exits.exit_heads import Exit
-from shard.exits.settings import Fill
-from shard.messages import TokenOutput
+from shard.messages import Fill, TokenOutput
 from shard.models.load import Decoder
 from shard.ops.batch import KV, Batch
 

@@ -1,24 +1,8 @@
 """How exits are used on a shard: the mode, the criterion, and what fills the layers not run."""
 
-import enum
-
 import msgspec
 
-from shard.exits.exit_heads import Criterion
-from shard.messages import ShardConfig
-
-
-class Mode(enum.StrEnum):
-    FULL = "full"
-    SYNCHRONIZED = "synchronized"
-    PER_ROW = "per_row"
-    CAPPED = "capped"
-    SPECULATIVE = "speculative"
-
-
-class Fill(enum.StrEnum):
-    PROJECT = "project"
-    RECOMPUTE = "recompute"
+from shard.messages import Criterion, Fill, Mode, ShardConfig
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -33,7 +17,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def settings_of(config: ShardConfig) -> Settings:
-    """The part of a shard's configuration that is about exits. Raises `ValueError` for unknown names."""
+    """The part of a shard's configuration that is about exits."""
     mode, fill = Mode(config.exit_mode), Fill(config.kv_fill)
     return Settings(
         mode=mode,

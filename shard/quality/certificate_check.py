@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from shard.messages import Criterion, Fill, Mode
 from shard.quality.certificate import (
     Basis,
     Certificate,
@@ -16,15 +17,13 @@ from shard.quality.certificate import (
     read_certificate,
 )
 
-LOSSLESS = ("full", "speculative")
-
 
 class Served(msgspec.Struct, frozen=True):
     """What a shard is asked to serve."""
 
-    mode: str
-    fill: str
-    criterion: str
+    mode: Mode
+    fill: Fill
+    criterion: Criterion
     dtype: str  # of weights and KV; arithmetic may be wider
     model: str  # digest of the weights
     depth: int
@@ -33,7 +32,7 @@ class Served(msgspec.Struct, frozen=True):
 
 def objections(served: Served, exits: Path | None) -> list[str]:
     """Where it goes beyond the certificate of its exit folder; none where nothing can be lost."""
-    if served.mode in LOSSLESS:
+    if served.mode.is_lossless:
         return []
     try:
         certificate = read_certificate(exits) if exits else None
@@ -48,7 +47,7 @@ def objections(served: Served, exits: Path | None) -> list[str]:
 
 
 def _against(certificate: Certificate, served: Served, heads: str) -> list[str]:
-    if served.mode == "capped":
+    if served.mode == Mode.CAPPED:
         agreement = certificate.depth_agreement(served.depth, served.dtype)
         if agreement is None:
             return [f"The certificate says nothing of {served.depth} layers in {served.dtype}."]

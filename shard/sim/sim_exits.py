@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import msgspec
 
 from shard.engine.sequence import Sequence
-from shard.messages import ExitReport, ShardConfig
+from shard.messages import ExitReport, Mode, ShardConfig
 
 
 class PromptClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +69,7 @@ class SimExits:
     def __init__(
         self, config: ShardConfig, classes: tuple[PromptClass, ...], num_layers: int, vocab_size: int
     ):
-        self._mode = config.exit_mode
+        self._mode = Mode(config.exit_mode)
         self._layers = config.exit_layers
         self._threshold = config.exit_threshold
         self._classes = classes
@@ -80,26 +80,26 @@ class SimExits:
     @property
     def reports(self) -> bool:
         """True in modes whose shards report exits."""
-        return self._mode != "full"
+        return self._mode != Mode.FULL
 
     def leaves(self, sequences: list[Sequence]) -> dict[int, Leave]:
         """For each sequence, by its id, how its next token is taken."""
         leaves = {sequence.id: self._leave(sequence) for sequence in sequences}
-        if self._mode != "synchronized" or not leaves:
+        if self._mode != Mode.SYNCHRONIZED or not leaves:
             return leaves
         layer = max(leave.layer for leave in leaves.values())
         return {id: msgspec.structs.replace(leave, layer=layer) for id, leave in leaves.items()}
 
     def _leave(self, sequence: Sequence) -> Leave:
         votes = sequence.may_exit and sequence.num_new_tokens > 0
-        if self._mode in ("full", "speculative") or (self._mode != "capped" and not votes):
+        if self._mode.is_lossless or (self._mode != Mode.CAPPED and not votes):
             return Leave(self._depth)
         known = self._class_of(sequence)
         at = (sequence.token_ids[-1], sequence.num_tokens)
         settled = known.settled_at(uniform(*at, 1), self._num_layers)
         is_lucky = uniform(*at, 2) < known.agreement
         threshold = self._threshold if sequence.exit_threshold is None else sequence.exit_threshold
-        if self._mode == "capped":
+        if self._mode == Mode.CAPPED:
             confidence = known.confidence(settled <= self._depth)
             is_right = settled <= self._depth or is_lucky
             return Leave(self._depth, confidence, is_right, confidence < threshold)

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_revision_flag, positive
-from shard.exits.exit_heads import Criterion, check_exits, read_exits
-from shard.exits.settings import Fill, Mode, Settings
+from shard.exits.exit_heads import check_exits, read_exits
+from shard.exits.settings import Settings
 from shard.fetch.resolve import resolve
-from shard.messages import ShardConfig
+from shard.messages import Criterion, Fill, Mode, ShardConfig
 from shard.models.checkpoint import digest
 from shard.models.model_folder import ModelUnusable
 from shard.models.shape import Shape, read_config, shape_of

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from shard.messages import ShardConfig
+from shard.messages import Mode, ShardConfig
 from shard.models.shape import read_config, shape_of
 from shard.precision import precision_of
 from shard.runner import ModelRunner
@@ -49,7 +49,7 @@ def measure(ask: Ask) -> Costs:
         dtype=ask.machine.dtype,
         kv_cache_bytes=1 << 28,
         num_threads=ask.machine.num_threads,
-        exit_mode="per_row",
+        exit_mode=Mode.PER_ROW,
         exits=str(ask.out),
     )
     return measure_costs(ModelRunner(config))

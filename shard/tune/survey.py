@@ -12,9 +12,9 @@ import torch
 from shard.engine.sampler import Draw, Sampler
 from shard.engine.sequence_table import lay_out
 from shard.exits.criterion import Gauge
-from shard.exits.exit_heads import Criterion, Exit, Vocabulary
+from shard.exits.exit_heads import Exit, Vocabulary
 from shard.exits.segments import Front, Row
-from shard.messages import NewSequence
+from shard.messages import Criterion, NewSequence
 from shard.runner import ModelRunner
 from shard.score.answers import Answer
 from shard.tune.path import Survey, Votes

@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from shard.exits.exit_heads import DESCRIPTION, Criterion
-from shard.exits.settings import Mode
-from shard.messages import ShardConfig
+from shard.exits.exit_heads import DESCRIPTION
+from shard.messages import Criterion, Mode, ShardConfig
 from shard.runner import ModelRunner
 from shard.tune.path import Thresholds
 

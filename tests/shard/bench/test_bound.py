@@ -3,7 +3,7 @@
 import pytest
 
 from shard.bench.bound import Curve, Stream, Times, bound_of
-from shard.exits.settings import Fill, Mode
+from shard.messages import Fill, Mode
 
 SHARES = [0.74, 0.12, 0.07, 0.07]
 

@@ -10,8 +10,7 @@ import torch
 from shard.bench.agenda import Agenda
 from shard.bench.exits import ModeBench, run_modes, table_of
 from shard.exits.replay import ReplayFile, read_replay
-from shard.exits.settings import Mode
-from shard.messages import ShardConfig
+from shard.messages import Mode, ShardConfig
 from tests.shard.driving import SETTINGS
 
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import torch
 
+from shard.messages import Criterion, Fill, Mode
 from shard.models.checkpoint import digest
 from shard.quality.certificate import (
     CERTIFICATE,
@@ -73,7 +74,7 @@ def test_lower_thresholds_other_heads_and_another_model_are_named(tiny_model, ex
     ]
     (exits / "exits.json").write_text((exits / "exits.json").read_text().replace("0.5", "0.9", 1))
     assert warnings(model, exits) == []  # higher ones are safer
-    served = Served("per_row", "recompute", "softmax", "float32", "other", 4, {1: 0.8, 2: 0.8})
+    served = Served(Mode.PER_ROW, Fill.RECOMPUTE, Criterion.SOFTMAX, "float32", "other", 4, {1: 0.8, 2: 0.8})
     assert "of another model" in objections(served, exits)[0]
     with (exits / "exits.safetensors").open("ab") as file:
         file.write(b" ")

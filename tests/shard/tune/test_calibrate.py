@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shard.exits.exit_heads import Criterion, read_exits
-from shard.exits.settings import Mode, Settings
-from shard.messages import ShardConfig
+from shard.exits.exit_heads import read_exits
+from shard.exits.settings import Settings
+from shard.messages import Criterion, Mode, ShardConfig
 from shard.quality.certificate import Setting, read_certificate
 from shard.tune import calibrate, calibration
 from shard.tune.calibration import Asked, Calibration

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shard.exits.exit_heads import Criterion
-from shard.messages import NewSequence, Sampling, ShardConfig, Step, Work
+from shard.messages import Criterion, NewSequence, Sampling, ShardConfig, Step, Work
 from shard.runner import ModelRunner
 from shard.score.answers import Answer
 from shard.tune.closed_loop import Wanted, answer, measure
