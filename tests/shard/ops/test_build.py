@@ -94,6 +94,7 @@ def test_the_kernels_compile_for_aarch64(tmp_path: Path):
     compiler = shutil.which(CROSS_COMPILER)
     if compiler is None:
         pytest.skip(f"{CROSS_COMPILER} is not installed")
-    command = [compiler, *COMPILE_FLAGS, "-O1", "-Werror", "-c", str(SOURCE), "-o", str(tmp_path / "kernels.o")]
+    flags = [*COMPILE_FLAGS, "-O1", "-Werror"]
+    command = [compiler, *flags, "-c", str(SOURCE), "-o", str(tmp_path / "kernels.o")]
     compiled = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert compiled.returncode == 0, compiled.stderr

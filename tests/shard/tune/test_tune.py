@@ -202,4 +202,6 @@ def check_served_as_trained(model: Path, exits: Path, states: Path) -> None:
     logits = logits_of(head, head.features(back, batch.states[1], batch.rows), rows, back.head)
     said = logits.gather(1, torch.tensor(made.ids)[:, None])[:, 0]
     spread = logits.max(1).values - logits.mean(1)
-    assert ((logits.max(1).values - said) / spread)[there].max() < 0.02  # cached states are bfloat16
+    gaps = ((logits.max(1).values - said) / spread)[there].sort().values
+    # Cached states are bfloat16, which may put a token in or out of those that a proposing head lets decide.
+    assert gaps[: len(gaps) - (head.rerank is not None)].max() < 0.02
