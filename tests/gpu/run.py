@@ -105,6 +105,8 @@ def run(part: Part, python: str, left_s: float, scratch: Path, log: int) -> Outc
     findings = scratch / f"{_normal(part.name)}.jsonl"
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"FINDINGS": str(findings), "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    if "pytest" in part.arguments:
+        environment.setdefault("OMP_NUM_THREADS", "2")  # of each of several workers
     os.write(log, f"\n=== {part.name}: {' '.join(part.arguments)}\n".encode())
     begins_at, started = os.lseek(log, 0, os.SEEK_CUR), time.monotonic()
     process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """Driving a runner by hand, the way a router would: prompts in, tokens out."""
 
+import itertools
 import os
 from collections.abc import Sequence as Items
 from pathlib import Path
@@ -24,6 +25,18 @@ DTYPE = os.environ.get("HELIOS_TEST_DTYPE", "float32")  # set where rows of CPUs
 def make_runner(folder: Path, **config) -> ModelRunner:
     settings = SETTINGS | config
     return ModelRunner(ShardConfig(model=str(folder), **settings))
+
+
+def between(values: list[float], share: float = 0.5) -> float:
+    """A threshold that about this share of the values lies under, in the middle of the widest gap there.
+
+    Sums round differently in another batch, and on another device: no value may stand on a threshold.
+    """
+    ranked, reach = sorted(values), len(values) // 8 + 1
+    middle = int(share * len(ranked))
+    near = ranked[max(0, middle - reach) : middle + reach + 1]
+    low, high = max(itertools.pairwise(near), key=lambda pair: pair[1] - pair[0])
+    return (low + high) / 2
 
 
 def kv_bytes(num_blocks: int, folder: Path, **config) -> int:
