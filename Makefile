@@ -26,6 +26,7 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 bench: $(INSTALLED)
 	@$(BIN)/helios bench engine $(ARGS)

@@ -26,11 +26,21 @@ from shard.messages import (
     Work,
 )
 from shard.runner import ModelRunner
-from shard.score.answers import Answer
 
 STEP_TOKENS = 512  # prompt tokens computed in one step, besides one token of every sequence that decodes
 BATCH_SIZE = 64
 GREEDY = Sampling()
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A prompt and its answer as tokens. `num_bytes` is the length of the answer's text."""
+
+    number: int  # of the line, from 1
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    num_bytes: int
+    exit_layers: list[int]  # none: not known
+    sampling: Sampling
 
 
 class Completion(msgspec.Struct, frozen=True):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from shard.bench.stopwatch import synchronizer
 from shard.engine.full_depth import FullDepth
 from shard.engine.kv_cache import KVCache, check_spare, free_bytes, is_elastic, memory_errors
 from shard.engine.sampler import Sampler
@@ -32,6 +31,7 @@ from shard.messages import (
 from shard.model import Model, empty_of, ops_of
 from shard.models.load import Decoder, MissingLayers
 from shard.models.shelf import Reader
+from shard.stopwatch import synchronizer
 
 
 class ModelRunner:

@@ -11,7 +11,7 @@ from loadgen.cli.units import BadQuantity, seconds, share, weights
 from loadgen.load.options import LoadOptions
 from loadgen.load.run import Pace
 from loadgen.load.slo import Goals
-from loadgen.results.window import Trim
+from loadgen.load.trim import Trim
 from loadgen.traffic.arrivals import Bursts, Spacing, arrival_times, parse_rate
 from loadgen.traffic.datasets import SHIPPED, Conversation, read_dataset, shipped
 from loadgen.traffic.drift import Phase, Schedule

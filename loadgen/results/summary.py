@@ -11,6 +11,7 @@ from loadgen.client.peer import Peer
 from loadgen.client.records import Outcome, Record
 from loadgen.load.run import Run
 from loadgen.load.slo import Goals
+from loadgen.load.trim import Trim
 from loadgen.results.exits import Exits, exit_figures
 from loadgen.results.health import ClientHealth, client_health
 from loadgen.results.integrity import Integrity, integrity_of
@@ -18,7 +19,7 @@ from loadgen.results.server import ServerSays, server_says
 from loadgen.results.stats import Distribution, describe
 from loadgen.results.swaps import Swap, Version, swaps_of, versions_of
 from loadgen.results.timeline import Floats, Timeline, timeline_of
-from loadgen.results.window import Trim, Window, measured_records, measured_window
+from loadgen.results.window import Window, measured_records, measured_window
 
 
 class Latencies(msgspec.Struct, frozen=True):

@@ -5,15 +5,9 @@ import msgspec
 from loadgen.cli.units import seconds, share
 from loadgen.client.records import Outcome, Record
 from loadgen.load.run import Run
+from loadgen.load.trim import Trim
 
 MIN_REQUESTS = 20  # a window with fewer starts inside is not used
-
-
-class Trim(msgspec.Struct, frozen=True):
-    """How much to cut at each end: a share of the time in which requests were started, or seconds."""
-
-    warmup: str = "10%"
-    cooldown: str = "0%"
 
 
 class Window(msgspec.Struct, frozen=True):

@@ -11,13 +11,13 @@ from aiohttp import web
 
 from router.api.arrival import SUBMITTED
 from router.api.bounds import Limits, limits_of
+from router.api.encoding import SHORT_CHARACTERS, EncodingPool
 from router.api.errors import Invalid, Refused
 from router.catalog.served_model import Target
 from router.fleet.dispatcher import Dispatcher
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.settings.config import Config
 from router.text.chat_template import ChatTemplateError
-from router.text.encoding import SHORT_CHARACTERS, EncodingPool
 from router.text.prompt import Encoded, Prompt
 from router.text.tokenizer import Token, Tokenizer
 

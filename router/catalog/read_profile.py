@@ -11,7 +11,7 @@ import msgspec
 
 from router.catalog.catalog import Dish
 from router.catalog.memory_check import weight_bytes
-from router.policy.observation import Facts
+from router.catalog.profile import Facts
 from router.settings.config import Config
 from shard.quality.certificate import Certificate, CertificateError, Guarantee, read_certificate
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import msgspec
 
+from router.catalog.profile import Facts
 from router.catalog.repository import Choice, Repository
 from router.catalog.served_model import Generation
 from router.control.loop_observer import Listener
 from router.control.swap_controller import Conductor, Order
 from router.fleet.swap import SwapRefused, Wish
 from router.policy.decision import Decision, Kind
-from router.policy.observation import Device, Facts
+from router.policy.observation import Device
 from router.policy.reassessor import Now, Reassessor
-from router.policy.worth import UNITS
+from router.policy.weighing import UNITS
 from telemetry import tasks
 from telemetry.audit import Outcome
 from telemetry.sample import Record, Window

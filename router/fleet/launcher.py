@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from router.child import start_child
 from router.fleet.client import Patience, ShardClient, ShardDied
-from router.settings.child import start_child
 from router.settings.config import Config
 from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
 

@@ -8,8 +8,9 @@ import math
 
 import msgspec
 
+from router.catalog.profile import Facts
 from router.catalog.repository import Choice
-from router.policy.observation import Facts, Seen
+from router.policy.observation import Seen
 from shard.messages import Mode
 from telemetry.cost import CostFit
 from telemetry.history import Row

@@ -4,9 +4,10 @@ The floor is kept by proof: a choice needs a certificate whose lower bound reach
 live answers can only take that away again, never give it.
 """
 
+from router.catalog.profile import Facts
 from router.catalog.repository import Choice, is_good_enough
 from router.policy.cost import run_of, step_ms
-from router.policy.observation import Facts, Seen
+from router.policy.observation import Seen
 from telemetry.history import Row
 
 _LEAST_ANSWERS = 8  # read again at full depth, before they count against a certificate

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 import msgspec
 
+from router.catalog.profile import Facts
 from router.catalog.repository import Choice, Repository
 from router.policy.classes import admitted, demand_for, foreign_to
 from router.policy.decide import decide
 from router.policy.decision import Decision, Kind
 from router.policy.history_rows import Circumstances, brought_up, pooled, row_of, tells
-from router.policy.observation import Device, Facts, Seen, Standing
+from router.policy.observation import Device, Seen, Standing
 from router.policy.traffic import Answered, Watch
 from telemetry.history import History, Row
 from telemetry.sample import Window

@@ -10,10 +10,10 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from router.catalog.candidate_config import shard_config
 from router.catalog.catalog import Dish
+from router.catalog.profile import Facts
 from router.catalog.read_profile import facts_of
 from router.catalog.repository import Candidate, Choice, Floor, Repository
 from router.catalog.served_model import Target
-from router.policy.observation import Facts
 from router.scheduling.request import Spec
 from router.settings.config import Config
 from router.text.prompt import Prompt

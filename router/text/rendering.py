@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from router.settings.child import start_child
+from router.child import start_child
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 
 MAX_RENDERING_S = 2.0

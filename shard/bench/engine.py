@@ -21,7 +21,6 @@ from shard.bench.agenda import Agenda, Heard, unheard
 from shard.bench.exits import read_distribution, run_modes, table_of
 from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
-from shard.bench.stopwatch import Stopwatch, measured_ms, synchronizer
 from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, positives
 from shard.engine.sampler import Sampler
 from shard.engine.step_inputs import BatchMaker
@@ -31,6 +30,7 @@ from shard.messages import Mode, ShardConfig
 from shard.models.model_folder import ModelUnusable, has_weights
 from shard.models.random_weights import PREFIX, write_random_model
 from shard.runner import ModelRunner
+from shard.stopwatch import Stopwatch, measured_ms, synchronizer
 
 
 class Point(msgspec.Struct, frozen=True):

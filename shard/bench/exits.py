@@ -22,7 +22,6 @@ from shard.bench.agenda import Agenda
 from shard.bench.bound import Curve, Stream, Times, bound_of
 from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
-from shard.bench.stopwatch import measured_ms, synchronizer
 from shard.engine.kv_cache import free_bytes, is_elastic
 from shard.engine.sequence import Sequence
 from shard.engine.sequence_table import Chunk
@@ -33,6 +32,7 @@ from shard.exits.replay import ReplayFile
 from shard.exits.segments import Behind, Front, Row, Stack
 from shard.messages import Fill, Mode, NewSequence, ShardConfig
 from shard.runner import ModelRunner
+from shard.stopwatch import measured_ms, synchronizer
 
 TRIAL_STEPS = 2 * (fallback.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor, at most
 WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by then

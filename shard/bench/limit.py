@@ -5,8 +5,8 @@ import statistics
 import msgspec
 import torch
 
-from shard.bench.stopwatch import measured_ms, synchronizer
 from shard.runner import ModelRunner
+from shard.stopwatch import measured_ms, synchronizer
 
 GPU_COPY_BYTES, CPU_COPY_BYTES = 1 << 30, 1 << 27  # several times the device's caches
 NUM_COPIES = 9

@@ -12,6 +12,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from shard.messages import Sampling
+from shard.offline import Answer
 
 
 class AnswersUnusable(Exception):
@@ -29,17 +30,6 @@ class Line(msgspec.Struct, frozen=True):
     exit_layers: list[int] = []
     sampling: Sampling = Sampling()
     outcome: str = "ok"
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """A prompt and its answer as tokens. `num_bytes` is the length of the answer's text."""
-
-    number: int  # of the line, from 1
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-    num_bytes: int
-    exit_layers: list[int]  # none: not known
-    sampling: Sampling
 
 
 class Bounds(msgspec.Struct, frozen=True):

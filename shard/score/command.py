@@ -20,10 +20,10 @@ from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_r
 from shard.fetch.resolve import resolve
 from shard.messages import ShardConfig
 from shard.models.model_folder import ModelUnusable
-from shard.offline import OfflineEngine
+from shard.offline import Answer, OfflineEngine
 from shard.quality.agreement import Agreement, Report, Share
 from shard.runner import ModelRunner
-from shard.score.answers import Answer, AnswersUnusable, Bounds, read_answers
+from shard.score.answers import AnswersUnusable, Bounds, read_answers
 
 PROGRAM = "helios score"
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from shard.messages import NewSequence, Sampling, TokenOutput
-from shard.offline import OfflineEngine
+from shard.offline import Answer, OfflineEngine
 from shard.runner import ModelRunner
-from shard.score.answers import Answer
 
 
 class Wanted(msgspec.Struct, frozen=True):

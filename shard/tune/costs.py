@@ -6,11 +6,11 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from shard.bench.stopwatch import measured_ms, synchronizer
 from shard.engine.sequence_table import Chunk, lay_out
 from shard.exits.segments import Row
 from shard.messages import NewSequence
 from shard.runner import ModelRunner
+from shard.stopwatch import measured_ms, synchronizer
 
 CONTEXT = 128  # tokens before the one that is timed
 REPEATS = 25

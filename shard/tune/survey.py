@@ -15,8 +15,8 @@ from shard.exits.criterion import Gauge
 from shard.exits.exit_heads import Exit, Vocabulary
 from shard.exits.segments import Front, Row
 from shard.messages import Criterion, NewSequence
+from shard.offline import Answer
 from shard.runner import ModelRunner
-from shard.score.answers import Answer
 from shard.tune.path import Survey, Votes
 
 PASS_TOKENS = 1024

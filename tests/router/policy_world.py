@@ -5,9 +5,10 @@ from collections import Counter
 
 import msgspec
 
+from router.catalog.profile import Facts
 from router.catalog.repository import Candidate, Choice, Floor, Loop, Repository
 from router.policy.decision import Decision, Kind
-from router.policy.observation import Device, Facts
+from router.policy.observation import Device
 from router.policy.reassessor import Now, Reassessor
 from router.policy.traffic import Answered
 from telemetry.cost import StepSample

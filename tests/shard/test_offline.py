@@ -6,7 +6,7 @@ import pytest
 
 from shard import OfflineEngine
 from shard.messages import FinishReason, NewSequence, Sampling
-from shard.score.answers import Answer
+from shard.offline import Answer
 from tests.shard.driving import generate, make_runner
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [40, 41], list(range(3, 60))]

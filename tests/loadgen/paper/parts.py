@@ -7,13 +7,13 @@ from loadgen.client.ops import Decision
 from loadgen.client.records import Segment
 from loadgen.client.scrape import Scrape
 from loadgen.load.slo import Goals
+from loadgen.load.trim import Trim
 from loadgen.paper.experiment import Done, Load, Part
 from loadgen.paper.footprint import Load as Loaded
 from loadgen.paper.footprint import footprint_of
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import EARLY, FULL, HELIOS, Budget, systems_of
 from loadgen.results.summary import Measured, summarise
-from loadgen.results.window import Trim
 from tests.loadgen.making import record, run_of
 
 LOADS = [Load("equal requests in flight", 8), Load("each at its own largest batch", 40)]

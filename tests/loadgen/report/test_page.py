@@ -15,12 +15,12 @@ from loadgen.client.records import Outcome, Segment
 from loadgen.client.scrape import Scrape
 from loadgen.load.run import Run
 from loadgen.load.slo import Goals
+from loadgen.load.trim import Trim
 from loadgen.report.export import export
 from loadgen.report.page import page_of
 from loadgen.report.page_parts import Section
 from loadgen.report.scales import linear, logarithmic, short
 from loadgen.results.summary import Summary, summarise
-from loadgen.results.window import Trim
 from tests.loadgen.making import record, run_of
 
 CHROMIUM = shutil.which("chromium")

@@ -1,10 +1,10 @@
 import numpy as np
 
 from loadgen.load.slo import Goals
+from loadgen.load.trim import Trim
 from loadgen.results.comparison import Better, Verdict, compare_answers, compare_rounds, verdict_of
 from loadgen.results.stats import Interval
 from loadgen.results.summary import Summary, summarise
-from loadgen.results.window import Trim
 from tests.loadgen.making import record, run_of
 
 

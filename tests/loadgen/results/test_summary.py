@@ -6,8 +6,8 @@ from loadgen.client.records import Outcome
 from loadgen.client.scrape import Scrape
 from loadgen.load.run import Run
 from loadgen.load.slo import Goals
+from loadgen.load.trim import Trim
 from loadgen.results.summary import summarise
-from loadgen.results.window import Trim
 from tests.loadgen.making import record, run_of
 
 

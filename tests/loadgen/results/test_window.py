@@ -1,4 +1,5 @@
-from loadgen.results.window import Trim, measured_records, measured_window
+from loadgen.load.trim import Trim
+from loadgen.results.window import measured_records, measured_window
 from tests.loadgen.making import record, run_of
 
 

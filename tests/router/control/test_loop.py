@@ -3,12 +3,12 @@
 import msgspec
 import pytest
 
+from router.catalog.profile import Facts
 from router.catalog.repository import Candidate, Choice, Floor, Repository
 from router.catalog.served_model import Generation
 from router.control.loop import Loop
 from router.fleet.swap import SwapRefused, Wish
 from router.policy.decision import Kind
-from router.policy.observation import Facts
 from router.policy.traffic import Answered
 from router.text.prompt import Prompt
 from shard.messages import ExitReport, StepOutput

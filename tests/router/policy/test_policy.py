@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.catalog.profile import Facts
 from router.catalog.repository import Candidate, Choice, Figures, Floor, Limits, Loop, Repository
 from router.policy.decide import decide
 from router.policy.decision import Kind
 from router.policy.eligibility import why_never
-from router.policy.observation import Demand, Device, Evaluation, Facts, Seen, Standing
+from router.policy.observation import Demand, Device, Evaluation, Seen, Standing
 from telemetry.cost import CostFit
 from telemetry.history import Interval, Row
 

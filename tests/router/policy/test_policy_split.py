@@ -12,7 +12,7 @@ from router.policy.classes import alone
 from router.policy.decide import decide
 from router.policy.decision import Kind
 from router.policy.observation import Demand, Evaluation, Seen, Standing
-from router.policy.sharing import share_out
+from router.policy.splitting import share_out
 from telemetry.history import Interval
 from tests.router.policy.test_policy import CHOICES, facts_of, is_allowed, moments, row, seen_of
 from tests.router.policy_world import Fleet, fleet

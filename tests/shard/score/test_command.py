@@ -9,8 +9,8 @@ import pytest
 
 from shard import OfflineEngine
 from shard.messages import Sampling
+from shard.offline import Answer
 from shard.score import command
-from shard.score.answers import Answer
 from tests.shard.driving import generate, make_runner
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [40, 41]]

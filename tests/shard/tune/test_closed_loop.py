@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from shard.messages import Criterion, NewSequence, Sampling, ShardConfig, Step, Work
+from shard.offline import Answer
 from shard.runner import ModelRunner
-from shard.score.answers import Answer
 from shard.tune.closed_loop import Wanted, answer, measure
 from shard.tune.survey import survey
 from shard.tune.trials import Trials

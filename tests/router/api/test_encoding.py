@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from router.api.encoding import EncodingPool
 from router.scheduling.request import GenerationFailed
-from router.text.encoding import EncodingPool
 
 SHORT, LONG, VERY_LONG = 100, 10_000, 100_000
 TIMEOUT_S = 20

@@ -1,0 +1,27 @@
+"""What is known of a candidate before it is loaded: its size by layers, and what was proven of its depths."""
+
+import msgspec
+
+from router.catalog.repository import Candidate, Choice
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a candidate once its files were looked at."""
+
+    candidate: Candidate
+    num_layers: int
+    layer_bytes: int  # weights of one layer
+    other_bytes: int  # weights outside of layers
+    kv_bytes: int  # per token and layer
+    proven: dict[int, float] = {}  # depth -> lower bound of agreement with its own full depth
+    trouble: str = ""  # why it cannot be served; "": nothing is known against it
+
+    @property
+    def choices(self) -> list[Choice]:
+        """By depth."""
+        own = self.candidate
+        depths = [depth for depth in own.depths if depth < self.num_layers]
+        return [Choice(own.name, depth) for depth in [*depths, *([self.num_layers] if own.whole else [])]]
+
+    def weight_bytes(self, depth: int) -> int:
+        return self.other_bytes + depth * self.layer_bytes
