@@ -99,7 +99,8 @@ def _bring(reader: Reader) -> None:
     """Copy what was read to a device that has room for it now, beside the steps that run there."""
     if reader.device.type != "cuda":
         return
-    with suppress(MemoryError), torch.cuda.stream(torch.cuda.Stream(reader.device)):  # else when committed
+    stream = torch.cuda.Stream(reader.device)
+    with suppress(MemoryError), memory_errors(), torch.cuda.stream(stream):  # else when committed
         check_spare(reader.device, reader.num_staged_bytes + CUDA_ACTIVATION_BYTES)
         reader.arrive()
 

@@ -130,11 +130,14 @@ class StagingReader(Reader):
 
     def arrive(self) -> None:
         """Copy everything to the device. A tensor stays the same object: whoever holds it has it there."""
-        for tensor in self._staged:
-            tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        self._staged = []
+        try:
+            while self._staged:
+                tensor = self._staged[-1]
+                tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
+                self._staged.pop()  # it has arrived, though memory may end before the next
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.current_stream(self.device).synchronize()
 
     def _take_in(self, new: list[torch.Tensor]) -> None:
         for tensor in new:

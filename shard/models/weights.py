@@ -93,7 +93,10 @@ class Weights:
         """A head in the file is the head, as in transformers, unless it is the embedding once more."""
         if HEAD not in self._checkpoint:
             return True
-        return shape.tied and torch.equal(self._reader.convert(self._checkpoint.read(HEAD)), embedding)
+        if not shape.tied:
+            return False
+        head = self._reader.convert(self._checkpoint.read(HEAD))
+        return torch.equal(head.cpu(), embedding.cpu())  # one may wait on the host for its device
 
     def _product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         return self._reader.product(weight, bias)

@@ -2,8 +2,8 @@
 
 Its kernel takes the start and the number of each sequence's keys; block tables only from torch 2.13 on, and
 then in blocks of 256 alone. So decoding gives it each block as a sequence of its own: KV is read where it
-lies, once, and the answers are weighed by their log-sum-exps (flash-decoding, Dao et al. 2023). Longer
-chunks are bound by arithmetic: their blocks are gathered first.
+lies, and the answers are weighed by their log-sum-exps (flash-decoding, Dao et al. 2023). Longer chunks are
+bound by arithmetic: their blocks are gathered first, some sequences at a time.
 """
 
 from itertools import accumulate, pairwise
@@ -17,23 +17,25 @@ from shard.ops.batch import KV, Batch, Heads
 
 DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
-MAX_PARTS = 65_535  # sequences of one call: a CUDA grid is no larger
+MAX_PARTS = 8192  # blocks in one call: enough to fill any GPU, and their answers are memory
+FEW_QUERIES = 4  # of a sequence, for which reading its keys once for each costs no more than gathering them
+GATHERED_KEYS = 1 << 16  # at once, unless one sequence has more: gathered keys are memory beside the pools
 
 
 class Singles(msgspec.Struct, frozen=True):
-    """S sequences with one query each, as S * W blocks."""
+    """S queries, each over the W blocks of its sequence."""
 
-    rows: torch.Tensor | None  # (S,) their queries among the batch's; None: all
+    rows: torch.Tensor | None  # (S,) where they are among the batch's; None: all
     part_starts: torch.Tensor  # (S * W + 1,) int32: 0, 1, 2, ...
     slots: torch.Tensor  # (S, W) int32: the first slot seen of each block
     num_keys: torch.Tensor  # (S, W) int32: keys seen from there on, 1 where there are none
     unseen: torch.Tensor  # (S, W): blocks without a key that is seen
 
 
-class Chunks(msgspec.Struct, frozen=True):
+class Chunk(msgspec.Struct, frozen=True):
     """Sequences with several queries, their blocks one after the other."""
 
-    rows: torch.Tensor | None  # their queries among the batch's; None: all
+    rows: torch.Tensor  # (Q,) their queries among the batch's
     query_starts: torch.Tensor  # (C + 1,) int32, among `rows`
     blocks: torch.Tensor  # (P,) int64
     slots: torch.Tensor  # (C + 1,) int32: where each sequence's keys begin among the blocks gathered
@@ -46,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
     """How a batch goes through the kernel, the same in every layer."""
 
     singles: Singles | None
-    chunks: Chunks | None
+    chunks: list[Chunk]
 
 
 def plan_of(batch: Batch, block_size: int, window: int) -> Plan:
@@ -55,52 +57,38 @@ def plan_of(batch: Batch, block_size: int, window: int) -> Plan:
     """
     tables = batch.block_tables[:, : -(-batch.max_keys // block_size)]  # blocks reserved have no keys yet
     if batch.max_queries == 1:
-        return Plan(_singles(tables, batch.num_keys, None, block_size, window), None)
-    starts, num_keys = batch.query_starts.tolist(), batch.num_keys.tolist()
+        return Plan(_singles(None, tables, batch.num_keys, block_size, window), [])
+    starts, ends = batch.query_starts.tolist(), batch.num_keys.tolist()
     counts = [end - start for start, end in pairwise(starts)]
-    single = [i for i, count in enumerate(counts) if count == 1]
-    several = [i for i, count in enumerate(counts) if count > 1]
-    device, singles = tables.device, None
-    if single:
-        at = torch.tensor(single, device=device)
-        singles = _singles(tables[at], batch.num_keys[at], batch.query_starts[at], block_size, window)
-    rows = [row for i in several for row in range(starts[i], starts[i + 1])] if single else None
-    blocks = [-(-num_keys[i] // block_size) for i in several]
-    owners = [i for i, count in zip(several, blocks, strict=True) for _ in range(count)]
-    nths = [nth for count in blocks for nth in range(count)]
-
-    def ints(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
-    chunks = Chunks(
-        None if rows is None else torch.tensor(rows, device=device),
-        ints([0, *accumulate(counts[i] for i in several)]),
-        tables[torch.tensor(owners, device=device), torch.tensor(nths, device=device)].long(),
-        ints([0, *accumulate(count * block_size for count in blocks)]),
-        ints([num_keys[i] for i in several]),
-        max(counts[i] for i in several),
-        max(num_keys[i] for i in several),
-    )
-    return Plan(singles, chunks)
+    few = [(i, query) for i, count in enumerate(counts) if count <= FEW_QUERIES for query in range(count)]
+    singles = None
+    if few:
+        owners, rows = _ints([i for i, _ in few], tables), [starts[i] + query for i, query in few]
+        num_keys = [ends[i] - counts[i] + query + 1 for i, query in few]
+        singles = _singles(_ints(rows, tables), tables[owners], _ints(num_keys, tables), block_size, window)
+    several = [i for i, count in enumerate(counts) if count > FEW_QUERIES]
+    groups = _groups([(i, ends[i]) for i in several])
+    return Plan(singles, [_chunk(group, tables, starts, ends, block_size) for group in groups])
 
 
 def attend(q: torch.Tensor, heads: Heads, plan: Plan, kv: KV) -> torch.Tensor:
     """Causal attention, q (T, Hq, D) -> (T, Hq, D), over pools of (num_blocks, block_size, Hkv, D)."""
-    singles, chunks = plan.singles, plan.chunks
-    if chunks is None:
-        assert singles is not None
-        return _attend_singles(q, heads, singles, kv)
-    if singles is None:
-        return _attend_chunks(q, heads, chunks, kv)
+    if plan.singles is not None and plan.singles.rows is None:
+        return _attend_singles(q, heads, plan.singles, kv)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    assert singles.rows is not None and chunks.rows is not None
-    out[singles.rows] = _attend_singles(q[singles.rows], heads, singles, kv)
-    out[chunks.rows] = _attend_chunks(q[chunks.rows], heads, chunks, kv)
+    if plan.singles is not None:
+        out[plan.singles.rows] = _attend_singles(q[plan.singles.rows], heads, plan.singles, kv)
+    for chunk in plan.chunks:
+        out[chunk.rows] = _attend_chunk(q[chunk.rows], heads, chunk, kv)
     return out
 
 
+def _ints(values: list[int], like: torch.Tensor, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)
+
+
 def _singles(
-    tables: torch.Tensor, num_keys: torch.Tensor, rows: torch.Tensor | None, block_size: int, window: int
+    rows: torch.Tensor | None, tables: torch.Tensor, num_keys: torch.Tensor, block_size: int, window: int
 ) -> Singles:
     firsts = torch.arange(0, tables.shape[1] * block_size, block_size, device=tables.device)
     ends = (num_keys[:, None] - firsts).clamp(0, block_size)
@@ -115,15 +103,47 @@ def _singles(
     )
 
 
+def _groups(keys: list[tuple[int, int]]) -> list[list[int]]:
+    """Sequences, given with their numbers of keys, in groups that are gathered at once."""
+    groups: list[list[int]] = []
+    num_keys = 0
+    for i, count in keys:
+        if not groups or num_keys + count > GATHERED_KEYS:
+            groups.append([])
+            num_keys = 0
+        groups[-1].append(i)
+        num_keys += count
+    return groups
+
+
+def _chunk(
+    group: list[int], tables: torch.Tensor, starts: list[int], ends: list[int], block_size: int
+) -> Chunk:
+    counts = [starts[i + 1] - starts[i] for i in group]
+    num_blocks = [-(-ends[i] // block_size) for i in group]
+    owners = [i for i, num in zip(group, num_blocks, strict=True) for _ in range(num)]
+    return Chunk(
+        _ints([row for i in group for row in range(starts[i], starts[i + 1])], tables),
+        _ints([0, *accumulate(counts)], tables, torch.int32),
+        tables[
+            _ints(owners, tables), _ints([nth for num in num_blocks for nth in range(num)], tables)
+        ].long(),
+        _ints([0, *accumulate(num * block_size for num in num_blocks)], tables, torch.int32),
+        _ints([ends[i] for i in group], tables, torch.int32),
+        max(counts),
+        max(ends[i] for i in group),
+    )
+
+
 def _attend_singles(q: torch.Tensor, heads: Heads, singles: Singles, kv: KV) -> torch.Tensor:
-    """(S, Hq, D) -> (S, Hq, D), some sequences at a time where there are very many blocks."""
+    """(S, Hq, D) -> (S, Hq, D), some queries at a time where there are very many blocks."""
     count = max(1, MAX_PARTS // singles.slots.shape[1])
     pieces = [_attend_some(q, heads, singles, kv, slice(at, at + count)) for at in range(0, len(q), count)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _attend_some(q: torch.Tensor, heads: Heads, singles: Singles, kv: KV, some: slice) -> torch.Tensor:
-    """Each block's answer to its sequence's query, then all of a sequence as one."""
+    """Each block's answer to a query, then those of all blocks as one."""
     q, slots = q[some], singles.slots[some]
     num, width = slots.shape
     out, log_sums = flash(
@@ -143,15 +163,15 @@ def _attend_some(q: torch.Tensor, heads: Heads, singles: Singles, kv: KV, some: 
     return weighed.sum(dim=1).to(q.dtype)
 
 
-def _attend_chunks(q: torch.Tensor, heads: Heads, chunks: Chunks, kv: KV) -> torch.Tensor:
+def _attend_chunk(q: torch.Tensor, heads: Heads, chunk: Chunk, kv: KV) -> torch.Tensor:
     return flash(
         q,
-        KV(kv.keys[chunks.blocks], kv.values[chunks.blocks]),
-        chunks.query_starts,
-        chunks.slots,
-        chunks.num_keys,
-        max_queries=chunks.max_queries,
-        max_keys=chunks.max_keys,
+        KV(kv.keys[chunk.blocks], kv.values[chunk.blocks]),
+        chunk.query_starts,
+        chunk.slots,
+        chunk.num_keys,
+        max_queries=chunk.max_queries,
+        max_keys=chunk.max_keys,
         scale=heads.scale,
         is_causal=True,
         window=heads.window,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from shard.engine.kv_cache import KVCache
+from shard.engine.kv_cache import KVCache, memory_errors
 from shard.exits.exit_heads import ExitError
 from shard.generations import Generations, Unwanted
 from shard.loader import Allowance, ModelLoader
@@ -165,6 +165,27 @@ def test_depths_of_one_model_share_their_layers_and_exits(
     shared = set(old.weights) & set(new.weights)
     assert weight_bytes([old.weights, new.weights]) == sum(old.weights.values())
     assert shared == set(new.weights)
+
+
+def test_a_head_that_is_the_embedding_once_more_is_held_once_beside_a_model_that_runs(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    tensors = dict(_tensors(folder))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    shard = driver(folder)
+    before = sum(living(shard)[0].weights.values())
+    shard.ask(*prompts(1))
+    shard.step()
+    shard.change(config(folder, num_layers=2))
+    old, new = living(shard).values()
+    assert old.decoder.head is new.decoder.head
+    assert weight_bytes([old.weights, new.weights]) == before
+    shard.finish()
+    assert shard.asked[0].tokens == expected(shard.asked[0], tiny_model("llama"))
 
 
 def _pointers(layer) -> list[int]:
@@ -371,6 +392,30 @@ def test_what_is_staged_arrives_in_the_same_tensors(tiny_model: Callable[[str], 
     assert reader.num_staged_bytes == 0
     for tensor, before, value in staged:
         assert tensor.data_ptr() != before and tensor.equal(value)
+
+
+def test_what_has_arrived_when_memory_ends_does_not_come_again(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = StagingReader(PlainOps(16), torch.empty(0), Shelf())
+    decoder = load_decoder(tiny_model("gpt2"), reader, None, 64)
+    wanted, real, copies = decoder.embedding.clone(), torch.Tensor.to, 0
+
+    def to(tensor: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+        nonlocal copies
+        copies += 1
+        if copies == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 KiB. GPU 0 is full")
+        return real(tensor, *given, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    num_staged = len(reader._staged)
+    with pytest.raises(MemoryError), memory_errors():
+        reader.arrive()
+    assert len(reader._staged) == num_staged - 3
+    reader.arrive()
+    assert copies == num_staged + 1 and reader.num_staged_bytes == 0
+    assert decoder.embedding.equal(wanted)
 
 
 def test_what_is_prepared_is_named_as_a_fresh_shard_would(tiny_model: Callable[[str], Path]) -> None:

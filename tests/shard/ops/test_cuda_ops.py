@@ -29,6 +29,8 @@ BATCHES = {
     "decoding": [(1, 1), (1, 20), (1, 600), (1, 256), (1, 257)],
     "prompts": [(7, 50), (300, 300), (40, 513)],
     "both": [(1, 1), (200, 200), (1, 300), (16, 60), (1, 31)],
+    "drafts": [(3, 3), (4, 259), (1, 40), (2, 17)],
+    "drafts and prompts": [(4, 40), (9, 600), (2, 257), (5, 5)],
 }
 
 
@@ -95,6 +97,22 @@ def test_more_blocks_than_one_call_takes_go_in_several(stand_in, monkeypatch):
     batch = batch_of([(1, 60), (1, 3), (1, 50), (1, 17), (1, 64)], 16)
     kv, q = filled(ops, heads, batch), queries(batch, heads)
     close(ops.attend(q, heads, batch, kv), PlainOps.attend(ops, q, heads, batch, kv))
+
+
+def test_keys_are_gathered_some_sequences_at_a_time(stand_in, monkeypatch):
+    """However many there are, and one that is longer alone."""
+    torch.manual_seed(0)
+    heads, ops, gathered = Heads(4, 2, 32, 1.0), CudaOps(16), []
+    batch = batch_of([(9, 60), (40, 40), (7, 250), (1, 80), (8, 30), (6, 90)], 16)
+    kv, q = filled(ops, heads, batch), queries(batch, heads)
+    expected = PlainOps.attend(ops, q, heads, batch, kv)
+    real = flash.flash
+    monkeypatch.setattr(
+        flash, "flash", lambda q, kv, *more, **by: gathered.append(kv) or real(q, kv, *more, **by)
+    )
+    monkeypatch.setattr(flash, "GATHERED_KEYS", 128)
+    close(ops.attend(q, heads, batch, kv), expected)
+    assert [len(each.keys) * 16 for each in gathered[1:]] == [64 + 48, 256, 32 + 96]
 
 
 @pytest.mark.parametrize(
