@@ -66,8 +66,9 @@ def make_generation(ticket: int = 0, target: Target | None = None, **ready: Any)
 
 
 def make_spec(num_prompt_tokens: int = 8, max_new_tokens: int = 8, first: int = 1000, **more: Any) -> Spec:
-    """A prompt of consecutive ids from `first` on; sampled with `first` as its seed, so answers differ."""
-    prompt = list(range(first, first + num_prompt_tokens))
+    """A prompt of consecutive ids of the vocabulary; sampled with `first` as its seed, so answers differ."""
+    begin = first % (READY.vocab_size - 1000)
+    prompt = list(range(begin, begin + num_prompt_tokens))
     sampling = Sampling(seed=first)
     asked = {"tokenizer": TOKENIZER, "prompt": Prompt("".join(f"{id} " for id in prompt))} | more
     return Spec(prompt_token_ids=prompt, max_new_tokens=max_new_tokens, sampling=sampling, **asked)
