@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 
 from shard.engine.step_inputs import BatchMaker
 from shard.messages import Sampling
+from shard.models import load
 from shard.models.checkpoint import Checkpoint
 from shard.runner import ModelRunner
 from tests.shard.driving import generate, make_runner
@@ -54,12 +55,16 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors asked for are fakes, on a GPU of the Hopper generation if they are to be on one."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     known: dict[int, list[Any]] = {}  # what was put into some of them
-    read, make = Checkpoint.read, BatchMaker.__call__
+    read, make, open_checkpoint = Checkpoint.read, BatchMaker.__call__, load.open_checkpoint
 
     def reading(self: Checkpoint, *given: Any) -> torch.Tensor:
         with unset_fake_temporarily():
             tensor = read(self, *given)
         return mode.from_tensor(tensor)
+
+    def opening(folder: Path, config: Any) -> Any:
+        with unset_fake_temporarily():
+            return open_checkpoint(folder, config)
 
     def making(self: BatchMaker, chunks: list[Any]) -> Any:
         batch = make(self, chunks)
@@ -77,6 +82,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     kept: list[Any] = []  # so that ids stay theirs
     monkeypatch.setattr(Checkpoint, "read", reading)
+    monkeypatch.setattr(load, "open_checkpoint", opening)
     monkeypatch.setattr(BatchMaker, "__call__", making)
     monkeypatch.setattr("shard.models.weights._check_finite", lambda *_: None)  # of numbers on the host
     monkeypatch.setattr(FakeTensor, "tolist", telling)
@@ -119,6 +125,8 @@ def test_every_mode(tiny_model, tmp_path: Path, config: dict[str, Any], request)
     run(make(model, exits=str(exits), **config))
 
 
-def test_scores_through_layers_that_are_missing(tiny_model, fake_cuda):
-    runner = make(tiny_model("llama"), num_layers=2, exit_mode="capped", exit_layers=[2])
+def test_scores_through_layers_that_are_missing(tiny_model, request):
+    model = tiny_model("llama")
+    request.getfixturevalue("fake_cuda")  # once the model is there
+    runner = make(model, num_layers=2, exit_mode="capped", exit_layers=[2])
     assert len(scored(runner, PROMPTS[1], PROMPTS[2])) == len(PROMPTS[2])
