@@ -49,6 +49,7 @@ class CannotServe(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 after a shutdown that was asked for, 2 for wrong settings, 1 when it cannot serve."""
+    _open_standard_streams()
     signal.signal(signal.SIGTERM, _exit_on_signal)  # until the event loop takes signals over
     try:
         argv = sys.argv[1:] if argv is None else argv
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error} See {PROGRAM} --help.", 2)
     except CannotServe as error:
         return _fail(str(error), 1)
+    except Exception as error:
+        log.debug("The server failed.", exc_info=True)
+        what = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(".")
+        return _fail(f"It cannot go on ({what}): --log-level debug shows where.", 1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
@@ -159,7 +164,7 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
     local = Path(model_id).expanduser()
     model = str(local.resolve()) if local.exists() else model_id
     command = [sys.executable, "-m", "shard.fetch.resolve", model, "--end-with-stdin"]
-    command += ["--cache", str(config.cache.resolve())]
+    command += ["--cache", str(config.cache.resolve()), "--log-level", config.log_level]
     if revision is not None:
         command += ["--revision", revision]
     # It ends when its standard input does: with this process at the latest. It may take any time, as it may
@@ -234,6 +239,15 @@ def _announce(config: Config, address: str) -> None:
         f"-H 'content-type: application/json' -d '{body}'",
         flush=True,
     )
+
+
+def _open_standard_streams() -> None:
+    """Where one was closed, what is opened next takes its place, which libuv and children do not expect."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _exit_on_signal(number: int, _: object) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from shard.cli import add_log_level_flag, set_up_logging
 from shard.messages import Hello
 from shard.server import Connection, Refused, Server
 
@@ -16,7 +17,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Serve one router, then end. Over tcp, begin again for the next one, in a process without a past."""
     parser = _parser()
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging(options.log_level)
     if options.fd is not None:
         _end(_serve(socket.socket(fileno=options.fd), secret=""))
     if options.secret_file is None:
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--secret-file", metavar="FILE", help="file with the secret that the router must know"
     )
+    add_log_level_flag(parser)
     return parser
 
 
@@ -76,8 +78,9 @@ def _await_router(address: tuple[str, int], secret: str) -> tuple[Connection, He
 
 def _end(status: int) -> NoReturn:
     """Leave at once: the interpreter's own way out could wait for a step that runs."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed by whoever started this
+            stream.flush()
     os._exit(status)
 
 

@@ -1,10 +1,13 @@
-"""Flags that the shard's commands share: which model, on what, kept where."""
+"""Flags that the shard's commands share: which model, on what, kept where, how much is logged."""
 
 import argparse
+import faulthandler
+import logging
 import os
 from pathlib import Path
 
 DTYPES = ["auto", "float32", "float16", "bfloat16"]
+LOG_LEVELS = ["debug", "info", "warning", "error"]
 
 
 def add_device_flags(parser: argparse.ArgumentParser, dtypes: list[str] = DTYPES) -> None:
@@ -31,7 +34,23 @@ def add_kv_cache_flag(parser: argparse.ArgumentParser, default: int = 1 << 30) -
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     """--cache-dir."""
     help = "where models, compiled kernels and measurements are kept [%(default)s]"
-    parser.add_argument("--cache-dir", type=Path, default=default_cache_dir(), help=help)
+    parser.add_argument("--cache-dir", type=_folder, default=_cache(), help=help)
+
+
+def add_log_level_flag(parser: argparse.ArgumentParser) -> None:
+    """--log-level, for `set_up_logging`."""
+    help = "least level that is logged; debug: tracebacks too [%(default)s]"
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help=help)
+
+
+def set_up_logging(level: str) -> None:
+    """To standard error, for the whole process. What libraries have to debug is left out."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(number, logging.INFO), format="%(levelname)s %(name)s: %(message)s")
+    for name in ("shard", "helios"):
+        logging.getLogger(name).setLevel(number)
+    if level == "debug":
+        faulthandler.enable()
 
 
 def positive(text: str) -> int:
@@ -48,5 +67,16 @@ def positives(text: str) -> list[int]:
 
 
 def default_cache_dir() -> Path:
-    """HELIOS_CACHE, else a folder in the user's home."""
-    return Path(os.environ.get("HELIOS_CACHE") or "~/.cache/helios").expanduser()
+    """HELIOS_CACHE, else a folder in the user's home. Raises `RuntimeError` for a user without one."""
+    return Path(_cache()).expanduser()
+
+
+def _cache() -> str:
+    return os.environ.get("HELIOS_CACHE") or "~/.cache/helios"
+
+
+def _folder(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text} is in no home folder that is known: name another") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from shard.cli import default_cache_dir
 from shard.engine.kv_cache import block_bytes
 from shard.exits.exit_heads import (
     DESCRIPTION,
@@ -28,8 +29,6 @@ from shard.ops.plain import PlainOps
 from shard.precision import Precision, precision_of
 from shard.quality.certificate import heads_digest
 from shard.quality.certificate_check import Served, objections
-
-CACHE = Path.home() / ".cache" / "helios"
 
 
 class Model:
@@ -128,7 +127,7 @@ def ops_of(config: ShardConfig) -> PlainOps:
     """The operations for a configuration's device; sets how many threads compute."""
     num_threads = config.num_threads or os.cpu_count() or 1
     torch.set_num_threads(num_threads)
-    cache = Path(config.cache_dir) if config.cache_dir else CACHE
+    cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
     device = torch.device(config.device)
     return choose_ops(device, precision_in(config), config.block_tokens, num_threads, cache)
 

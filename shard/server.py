@@ -7,18 +7,19 @@ meanwhile, at low priority; they are committed between two steps.
 
 import contextlib
 import hmac
+import logging
 import os
 import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Protocol
 
 import msgspec
 
+from shard import failure
 from shard.energy import Meter, counter_of
 from shard.generations import Generations, Unwanted
 from shard.messages import (
@@ -43,6 +44,8 @@ from shard.messages import (
     ToShard,
     frame,
 )
+
+log = logging.getLogger(__name__)
 
 _MAX_HELLO_BYTES = 64 * 1024  # from someone who has not shown the secret yet
 _HELLO_TIMEOUT_S = 10.0
@@ -180,17 +183,16 @@ class Server:
             meter = Meter(counter_of(self._config))
             runner = self._runner = self._make(self._config)
             self._connection.send(msgspec.structs.replace(runner.ready(), energy=meter.source))
-        except _UNUSABLE as error:
-            return self._fail(error, permanent=True)
         except Exception as error:
-            traceback.print_exc()
-            return self._fail(error, permanent=False)
+            log.debug("The model was not loaded.", exc_info=True)
+            is_permanent = isinstance(error, _UNUSABLE) or not self._config.device.startswith("cuda")
+            return self._fail(failure.sentence(error, _loading(self._config)), is_permanent)
         threading.Thread(target=self._prepare, args=(runner,), name="preparing", daemon=True).start()
         try:
             self._run_steps(runner, meter)
         except Exception as error:
-            traceback.print_exc()
-            self._fail(error, permanent=False)
+            log.exception("A step failed.")
+            self._fail(str(error) or type(error).__name__, is_permanent=False)
 
     def _run_steps(self, runner: Runner, meter: Meter) -> None:
         while True:
@@ -204,7 +206,8 @@ class Server:
     def _prepare(self, runner: Runner) -> None:
         """Prepare models as they are asked for, for as long as the process lives."""
         if sys.platform == "linux":  # where a priority can be a thread's own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PREPARING_NICENESS)
+            with contextlib.suppress(OSError):  # where that is not allowed, it has the same as the others
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PREPARING_NICENESS)
         while True:
             prepare = self._preparations.get()
             try:
@@ -212,13 +215,13 @@ class Server:
             except Unwanted:
                 self._connection.send(SwapFailed(prepare.ticket, "It was discarded while being prepared."))
             except Exception as error:
-                if not isinstance(error, _UNUSABLE):
-                    traceback.print_exc()
-                self._connection.send(SwapFailed(prepare.ticket, _sentence(error)))
+                log.debug("A model was not prepared.", exc_info=True)
+                reason = failure.sentence(error, _loading(prepare.config))
+                self._connection.send(SwapFailed(prepare.ticket, reason))
 
-    def _fail(self, error: Exception, permanent: bool) -> None:
+    def _fail(self, reason: str, is_permanent: bool) -> None:
         self._has_failed = True
-        self._connection.say_last(Failed(_sentence(error), permanent))
+        self._connection.say_last(Failed(reason, is_permanent))
         time.sleep(_PARTING_S)  # the router hangs up long before, at which the process ends
         self._connection.close()
 
@@ -232,7 +235,5 @@ def _objection(hello: ToShard | None, secret: str) -> str | None:
     return None
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, MemoryError) and not str(error):
-        return "There is not enough memory for the model."
-    return str(error) or type(error).__name__
+def _loading(config: ShardConfig) -> str:
+    return f"Loading {config.model} on {config.device}"

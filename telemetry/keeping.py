@@ -28,9 +28,9 @@ async def _embedded_url(stack: contextlib.AsyncExitStack) -> str | None:
     if binary is None:
         log.warning("No redis-server was found: serving without telemetry that lasts.")
         return None
-    server = EmbeddedRedis(binary)
-    stack.push_async_callback(server.stop)
     try:
+        server = EmbeddedRedis(binary)
+        stack.push_async_callback(server.stop)
         await server.start()
     except OSError as error:
         log.warning("Serving without telemetry that lasts: %s", error)

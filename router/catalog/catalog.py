@@ -167,6 +167,8 @@ def _simulated(config: Config, candidate: Candidate) -> tuple[int, int | None]:
     """Layers of a cost model and its longest sequence; None: it does not say."""
     path = candidate.cost_model or config.cost_model
     costs = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    if not isinstance(costs, dict):
+        raise ValueError(f"The cost model {path} cannot be read: it is no JSON object")
     return costs.get("num_layers", _SIMULATED_LAYERS), costs.get("max_total_tokens")
 
 

@@ -47,6 +47,10 @@ class ShardDied(Exception):
         self.permanent = permanent
 
 
+class ShardVanished(ShardDied):
+    """Its connection ended, and it did not say why."""
+
+
 class Patience(msgspec.Struct, frozen=True):
     """How long a shard may keep silent, and how long a step may take."""
 
@@ -125,7 +129,7 @@ class ShardClient(asyncio.Protocol):
             self._die(ShardDied(f"The shard sent what is no message: {error}."))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._die(ShardDied("The shard process ended or closed its connection."))
+        self._die(ShardVanished("The shard process ended or closed its connection."))
 
     def _take(self, message: ToRouter) -> None:
         match message:

@@ -313,7 +313,8 @@ class Dispatcher:
                 await engine.run()
                 return
             except ShardDied as death:
-                log.error("Shard %d is not started again: %s", engine.shard, death)
+                if self._pool.serving.is_set():  # else `start` raises it
+                    log.error("Shard %d is not started again: %s", engine.shard, death)
                 return
             except Exception as error:
                 log.exception("The engine of shard %d failed; it is begun again.", engine.shard)

@@ -59,7 +59,7 @@ class Engine:
                 death = await self._live()
                 self._bury(death, self._loop.time())
                 await self._launcher.end()
-                if death.permanent and self.generation is None:
+                if self._is_useless(death):
                     raise death
                 await self._pause(backoff.pause_s(self._loop.time() - began))
         finally:
@@ -335,7 +335,8 @@ class Engine:
 
     def _bury(self, death: ShardDied, now: float) -> None:
         """Put what ran on a shard that has died back into the queue, but for what it has died of."""
-        log.warning("Shard %d is gone: %s", self.shard, death)
+        if not self._is_useless(death):  # of which whoever started it tells
+            log.warning("Shard %d is gone: %s", self.shard, death)
         scheduler, self.scheduler, self._client = self.scheduler, None, None
         self.last_death = death
         self._pool.routes.serve(self.shard, None)
@@ -359,6 +360,10 @@ class Engine:
             scheduler.release()
         for request in scheduler.lose():
             self._pool.ledger.fail(request, _condemnation(request), now)
+
+    def _is_useless(self, death: ShardDied) -> bool:
+        """It never has served, and never will."""
+        return death.permanent and self.generation is None
 
     def _why_none_serves(self, death: ShardDied) -> GenerationFailed:
         if not self._retired.is_set():

@@ -6,6 +6,7 @@ answer is killed. Children hold one end of a socket whose other end dies with th
 
 import asyncio
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -14,13 +15,18 @@ from pathlib import Path
 from typing import Protocol
 
 from router.child import start_child
-from router.fleet.client import Patience, ShardClient, ShardDied
+from router.fleet.client import Patience, ShardClient, ShardDied, ShardVanished
 from router.settings.config import Config
 from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
 
 log = logging.getLogger(__name__)
 
 _MAX_FAILED_STARTS = 3  # in a row, before a start counts as of no use
+_ADVICE = {
+    signal.SIGKILL: "most likely the machine has run out of memory; lower --kv-cache-bytes or --num-shards",
+    signal.SIGILL: "this CPU lacks an instruction; try --dtype float32, or another --cache-dir",
+    signal.SIGBUS: "a file that it reads was cut off, or the machine has run out of memory",
+}
 _END_TIMEOUT_S = 0.5
 _POLL_S = 0.01
 _KILL_TIMEOUT_S = 10.0  # a process may be held by its device's driver for a while
@@ -44,17 +50,26 @@ def launcher_of(config: Config, shard: int) -> Launcher:
     """The launcher of shard number `shard`. Raises `OSError` if the secret's file cannot be read."""
     patience = Patience(config.heartbeat_timeout_ms, config.step_timeout_ms)
     if not config.shard_addresses:
-        return ChildLauncher(shard, patience)
-    secret = Path(config.shard_secret_file).read_text().strip() if config.shard_secret_file else ""
+        return ChildLauncher(shard, patience, config.log_level)
+    secret = _secret(config.shard_secret_file) if config.shard_secret_file else ""
     return RemoteLauncher(config.shard_addresses[shard], shard, secret, patience)
+
+
+def _secret(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise OSError(f"shard_secret_file {file} cannot be read: {reason}") from None
 
 
 class ChildLauncher:
     """Shards as `python -m shard` on this host."""
 
-    def __init__(self, shard: int, patience: Patience):
+    def __init__(self, shard: int, patience: Patience, log_level: str = "info"):
         self._shard = shard
         self._patience = patience
+        self._log_level = log_level
         self._num_failed_starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._client: ShardClient | None = None
@@ -66,7 +81,8 @@ class ChildLauncher:
         except ShardDied as death:
             self._num_failed_starts += 1
             permanent = death.permanent or self._num_failed_starts >= _MAX_FAILED_STARTS
-            raise ShardDied(death.reason, permanent) from death
+            reason = await self._fate(config) if isinstance(death, ShardVanished) else death.reason
+            raise ShardDied(reason, permanent) from death
         self._num_failed_starts = 0
         return client, ready
 
@@ -77,9 +93,21 @@ class ChildLauncher:
             await _reap(self._process)
         self._client = self._process = None
 
+    async def _fate(self, config: ShardConfig) -> str:
+        """What became of a process that has not said why it ended."""
+        who = f"The process that was to load {config.model} on {config.device}"
+        if self._process is None or not await _has_ended(self._process, _END_TIMEOUT_S):
+            return f"{who} closed its connection."
+        status = self._process.returncode
+        if status >= 0:
+            return f"{who} ended with exit status {status}: what it wrote before says why."
+        number = signal.Signals(-status)
+        advice = _ADVICE.get(number, "--log-level debug shows where")
+        return f"{who} was ended by {number.name}: {advice}."
+
     async def _spawn(self, wake: Callable[[], None]) -> ShardClient:
         try:
-            ours, self._process = _start_connected()
+            ours, self._process = _start_connected(self._log_level)
         except OSError as error:
             raise ShardDied(f"No process can be started for it: {error}.") from error
         log.debug("Shard %d is process %d.", self._shard, self._process.pid)
@@ -127,12 +155,13 @@ class RemoteLauncher:
             log.warning("What listens at %s has said nothing yet: is it a shard?", self._address)
 
 
-def _start_connected() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _start_connected(log_level: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """A shard's process, and our end of the socket that it holds."""
     ours, theirs = socket.socketpair()
     try:
         with theirs:
             command = [sys.executable, "-m", "shard", "--fd", str(theirs.fileno())]
+            command += ["--log-level", log_level]
             return ours, start_child(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
     except OSError:
         ours.close()
@@ -152,6 +181,8 @@ async def _adopt(sock: socket.socket, patience: Patience, wake: Callable[[], Non
 async def _reap(process: subprocess.Popen[bytes]) -> None:
     """See a child to its end. It ends itself when its connection is gone; one that hangs is killed."""
     if await _has_ended(process, _END_TIMEOUT_S):
+        if process.returncode < 0:
+            log.warning("Process %d was ended by %s.", process.pid, signal.Signals(-process.returncode).name)
         return
     process.kill()
     if not await _has_ended(process, _KILL_TIMEOUT_S):

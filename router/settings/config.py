@@ -412,7 +412,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cache(self) -> Path:
-        return Path(self.cache_dir).expanduser().absolute()
+        return _path("cache_dir", self.cache_dir)
 
     def shard_config(self, model_path: Path, shard: int) -> ShardConfig:
         """What shard number `shard` is asked to be. Of a settled config, else defaults of the CPU hold.
@@ -471,3 +471,11 @@ def _short(model_id: str) -> str:
 
 def _absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().absolute()) if path else None
+
+
+def _path(field: str, path: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        problem = f"{field} {path} is in a home folder, and none is known for this user"
+        raise ConfigError(field, f"{problem}: name another folder, or set HOME.") from None

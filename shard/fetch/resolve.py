@@ -7,6 +7,7 @@ complete folder is answered from its files alone, in milliseconds.
 import argparse
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -16,10 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shard import failure
+from shard.cli import add_log_level_flag, set_up_logging
 from shard.fetch.atomic_folder import make_once
 from shard.fetch.convert import CONVERSION
 from shard.fetch.pull import EMBEDDED_MODEL, pull
 from shard.models.model_folder import ModelUnusable, check_config, has_weights, is_complete, read_config
+
+log = logging.getLogger("shard.fetch")
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -159,13 +164,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--revision")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--end-with-stdin", action="store_true", help="end when whoever asked is gone")
+    add_log_level_flag(parser)
     options = parser.parse_args(arguments)
+    set_up_logging(options.log_level)
     if options.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         print(resolve(options.model_id, options.revision, options.cache))
     except ModelUnusable as error:
         print(f"helios: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        log.debug("The model was not prepared.", exc_info=True)
+        doing = f"Preparing {options.model_id} in {options.cache} (--cache-dir)"
+        print(f"helios: {failure.sentence(error, doing)}", file=sys.stderr)
         return 1
     return 0
 

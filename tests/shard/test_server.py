@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from shard.generations import Unwanted
@@ -34,6 +35,9 @@ from shard.messages import (
 from shard.server import Connection, Refused, Runner, Server
 
 CONFIG = ShardConfig("m")
+LOADING = f"Loading {CONFIG.model} on {CONFIG.device}"
+DEBUG = "--log-level debug shows where"
+MEMORY = "lower --kv-cache-bytes, --max-batch-size or --num-shards, or serve a smaller model"
 READY = Ready("m", "v1", "sim", "float32", 30, 30, 1000, 100, 16, 50, [2], 0, 0, 0.0)
 
 
@@ -100,8 +104,10 @@ def ends() -> Iterator[tuple[Connection, Router]]:
 class Running:
     """A server at work on a thread of its own."""
 
-    def __init__(self, connection: Connection, make: Callable[[ShardConfig], Runner]):
-        self._server = Server(connection, CONFIG, make)
+    def __init__(
+        self, connection: Connection, make: Callable[[ShardConfig], Runner], config: ShardConfig = CONFIG
+    ):
+        self._server = Server(connection, config, make)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -168,12 +174,12 @@ class Unpreparable(SlowRunner):
 
 
 @pytest.mark.parametrize(
-    ("error", "reason", "is_told"),
+    ("error", "reason"),
     [
-        (OSError("tensor 'x' is missing"), "tensor 'x' is missing", False),
-        (MemoryError(), "There is not enough memory for the model.", False),
-        (Unwanted(), "It was discarded while being prepared.", False),
-        (RuntimeError("out of luck"), "out of luck", True),
+        (OSError("tensor 'x' is missing"), f"{LOADING} failed (OSError: tensor 'x' is missing): {DEBUG}."),
+        (MemoryError(), f"{LOADING} takes more memory than there is: {MEMORY}."),
+        (Unwanted(), "It was discarded while being prepared."),
+        (RuntimeError("out of luck"), f"{LOADING} failed (RuntimeError: out of luck): {DEBUG}."),
     ],
 )
 def test_what_cannot_be_prepared_is_said_and_steps_go_on(
@@ -181,7 +187,6 @@ def test_what_cannot_be_prepared_is_said_and_steps_go_on(
     capsys: pytest.CaptureFixture[str],
     error: Exception,
     reason: str,
-    is_told: bool,
 ) -> None:
     connection, router = ends
     running = Running(connection, lambda config: Unpreparable(config, error))
@@ -192,11 +197,11 @@ def test_what_cannot_be_prepared_is_said_and_steps_go_on(
     assert isinstance(router.hear(), StepOutput)
     router.hang_up()
     assert running.end() == 0
-    assert ("Traceback" in capsys.readouterr().err) == is_told
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_runner_that_breaks_is_reported_and_ends_the_shard(
-    ends: tuple[Connection, Router], capsys: pytest.CaptureFixture[str]
+    ends: tuple[Connection, Router], caplog: pytest.LogCaptureFixture
 ) -> None:
     connection, router = ends
     running = Running(connection, BrokenRunner)
@@ -206,26 +211,27 @@ def test_a_runner_that_breaks_is_reported_and_ends_the_shard(
     assert router.hear() is None
     router.hang_up()
     assert running.end() == 1
-    assert "ArithmeticError" in capsys.readouterr().err
+    assert "ArithmeticError" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("error", "reason", "permanent"),
+    ("error", "device", "reason", "permanent"),
     [
-        (ValueError("no such model"), "no such model", True),
-        (MemoryError(), "There is not enough memory for the model.", True),
-        (RuntimeError("the device fell off"), "the device fell off", False),
+        (ValueError("no such model"), "cpu", f"failed (ValueError: no such model): {DEBUG}.", True),
+        (MemoryError(), "cpu", f"takes more memory than there is: {MEMORY}.", True),
+        (RuntimeError("broken"), "cpu", f"failed (RuntimeError: broken): {DEBUG}.", True),
+        (RuntimeError("it fell off"), "cuda:0", f"failed (RuntimeError: it fell off): {DEBUG}.", False),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_reported_in_a_sentence(
-    ends: tuple[Connection, Router], error: Exception, reason: str, permanent: bool
+    ends: tuple[Connection, Router], error: Exception, device: str, reason: str, permanent: bool
 ) -> None:
     def fail(config: ShardConfig) -> Runner:
         raise error
 
     connection, router = ends
-    running = Running(connection, fail)
-    assert router.hear() == Failed(reason, permanent)
+    running = Running(connection, fail, msgspec.structs.replace(CONFIG, device=device))
+    assert router.hear() == Failed(f"Loading {CONFIG.model} on {device} {reason}", permanent)
     router.hang_up()
     assert running.end() == 1
 

@@ -1,6 +1,7 @@
 """A store for as long as a server lives, with or without a Redis."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,16 @@ async def test_without_any_redis_at_all_it_goes_on(monkeypatch, caplog):
     async with keeping(None, "poems", "one") as store:
         assert not store.is_ok
     assert "did not start" in caplog.text
+
+
+async def test_without_a_folder_for_a_redis_of_its_own_it_goes_on(monkeypatch, caplog):
+    def refuse(**_):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    async with keeping(None, "poems", "one") as store:
+        assert not store.is_ok
+    assert "Serving without telemetry that lasts: No usable temporary directory" in caplog.text
 
 
 async def test_a_redis_that_is_not_there_is_no_error(caplog):

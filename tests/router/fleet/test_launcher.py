@@ -69,6 +69,38 @@ async def test_starts_that_fail_again_and_again_are_of_no_use(monkeypatch: pytes
     assert deaths == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("kill -KILL $$", "was ended by SIGKILL: most likely the machine has run out of memory"),
+        ("kill -ILL $$", "was ended by SIGILL: this CPU lacks an instruction"),
+        ("kill -SEGV $$", "was ended by SIGSEGV: --log-level debug shows where"),
+        ("exit 3", "ended with exit status 3: what it wrote before says why"),
+    ],
+)
+async def test_a_child_that_dies_without_a_word_is_told_of_by_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, told: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{end}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    launcher = ChildLauncher(0, Patience())
+    with pytest.raises(ShardDied) as died:
+        await launcher.start(CONFIG, lambda: None)
+    await launcher.end()
+    assert died.value.reason.startswith("The process that was to load m on sim ")
+    assert told in died.value.reason
+
+
+async def test_a_child_that_cannot_be_started_at_all_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    launcher = ChildLauncher(0, Patience())
+    with pytest.raises(ShardDied, match=r"No process can be started for it: .*No such file"):
+        await launcher.start(CONFIG, lambda: None)
+    await launcher.end()
+
+
 def test_a_shard_ends_when_its_router_is_killed() -> None:
     with Child("-c", ROUTER) as router:
         assert router.first_line() == "serving\n"

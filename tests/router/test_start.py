@@ -1,0 +1,104 @@
+"""A server that cannot start says why in one sentence, the last that it says, and shows no traceback."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.running import ROOT, command, environment
+
+Told = tuple[int, str]
+
+
+def told(settings: dict[str, object], **variables: str) -> Told:
+    """Exit code and standard error of a server that does not start."""
+    asked = {"hostname": "127.0.0.1", "port": 0, "kv_cache_bytes": "16MiB"} | settings
+    ended = subprocess.run(
+        command(asked), cwd=ROOT, env=environment() | variables, capture_output=True, text=True, timeout=100
+    )
+    return ended.returncode, ended.stderr
+
+
+@pytest.fixture
+def broken(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A small model whose config.json transformers refuses, once a shard reads it."""
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "broken")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"initializer_range": "wide"}))
+    return folder
+
+
+@pytest.mark.parametrize("log_level", ["info", "debug"])
+def test_a_model_that_a_library_cannot_load(broken: Path, log_level: str) -> None:
+    code, said = told({"model_id": broken, "device": "cpu", "log_level": log_level})
+    assert code == 1
+    last = said.strip().splitlines()[-1]
+    assert last.startswith(f"helios serve: Loading {broken} on cpu failed (")
+    assert "initializer_range" in last
+    assert ("Traceback" in said) == (log_level == "debug")
+    assert said.count("Loading") == 1
+
+
+def test_a_cost_model_that_is_none(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "costs.json").write_text("[]")
+    costs = tmp_path / "costs.json"
+    code, said = told({"model_id": tiny_model("llama"), "device": "sim", "cost_model": costs})
+    assert code == 1
+    assert said.strip().splitlines()[-1].startswith(f"helios serve: The cost model {costs} cannot be read")
+    assert "Traceback" not in said
+
+
+def test_a_tokenizer_that_is_none(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    (folder / "tokenizer.json").write_bytes(os.urandom(100))
+    code, said = told({"model_id": folder, "device": "sim"})
+    assert code == 1
+    assert said.strip().startswith(f"helios serve: {folder / 'tokenizer.json'} is no tokenizer (")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"model_id": "embedded", "cache_dir": "/proc/none"}, "helios: Preparing embedded in /proc/none"),
+        (
+            {"shard_addresses": "tcp://127.0.0.1:9", "shard_secret_file": "/nowhere"},
+            "helios serve: shard_secret_file /nowhere cannot be read: No such",
+        ),
+    ],
+    ids=["cache", "secret"],
+)
+def test_files_that_cannot_be_had(
+    tiny_model: Callable[[str], Path], settings: dict[str, object], sentence: str
+) -> None:
+    usual = {"model_id": tiny_model("llama"), "device": "sim"}
+    code, said = told(usual | settings)
+    assert code == 1
+    assert said.strip().splitlines()[-1].startswith(sentence)
+    assert "Traceback" not in said
+
+
+def test_standard_streams_may_be_closed(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """The first files opened then would take their places."""
+    log = tmp_path / "log"
+    shell = " ".join(command({"model_id": tiny_model("llama"), "device": "sim", "port": 0}))
+    with log.open("w") as stderr:
+        server = subprocess.Popen(["/bin/sh", "-c", f"exec {shell} <&- >&-"], cwd=ROOT, stderr=stderr)
+    try:
+        for _ in range(600):
+            if "is ready" in log.read_text() or server.poll() is not None:
+                break
+            try:
+                server.wait(0.1)
+            except subprocess.TimeoutExpired:
+                continue
+        server.terminate()
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+    assert "is ready" in log.read_text()
+    assert "did not start" not in log.read_text()  # the embedded Redis
