@@ -30,6 +30,8 @@ from shard.messages import (
     SwapFailed,
 )
 
+MAX_DISCARDED = 64  # tickets remembered, since the order to prepare one may come after that to discard it
+
 
 class Engine(Protocol):
     """One model at a depth, and the sequences on it."""
@@ -149,7 +151,7 @@ class Generations:
     def discard(self, ticket: int) -> None:
         """Forget what is prepared, or being prepared, under a ticket. Any thread may call it."""
         with self._preparing:
-            self._discarded.add(ticket)
+            self._discarded = {old for old in self._discarded if old > ticket - MAX_DISCARDED} | {ticket}
         self._forget(ticket)
 
     def commit(self, commit: Commit) -> Committed | SwapFailed:

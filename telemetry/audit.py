@@ -75,8 +75,7 @@ class AuditLog:
         if not decision.router:
             decision = msgspec.structs.replace(decision, router=self._router)
         self._kept[decision.id] = decision
-        while len(self._kept) > self._max_kept:
-            del self._kept[next(iter(self._kept))]
+        self._forget_old()
         self._note(decision)
 
     def update(self, id: str, **changes: Any) -> Decision:
@@ -85,6 +84,15 @@ class AuditLog:
         self._kept[id] = decision
         self._note(decision)
         return decision
+
+    def _forget_old(self) -> None:
+        """The oldest go, but for those whose outcome is to come, of which twice as many are kept."""
+        while len(self._kept) > self._max_kept:
+            settled = (id for id, kept in self._kept.items() if kept.outcome is not Outcome.PENDING)
+            oldest = next(settled, None)
+            if oldest is None and len(self._kept) <= 2 * self._max_kept:
+                return
+            del self._kept[oldest or next(iter(self._kept))]
 
     def find(self, id: str) -> Decision | None:
         return self._kept.get(id)

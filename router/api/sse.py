@@ -40,25 +40,23 @@ async def stream(http: web.Request, requests: list[Request], open: Opening) -> w
     Raises `GenerationFailed` until the first token is there, so that a refusal has its true status; later
     failures become an event.
     """
-    batches = _one(requests[0]) if len(requests) == 1 else _many(requests)
-    index, news = await anext(batches)
-    format, headers = open()
-    response = web.StreamResponse(headers=_HEADERS | headers)
-    try:
-        await response.prepare(http)
-        await response.write(format.events(index, news))
-        async for index, news in batches:
+    async with contextlib.aclosing(_one(requests[0]) if len(requests) == 1 else _many(requests)) as batches:
+        index, news = await anext(batches)
+        format, headers = open()
+        response = web.StreamResponse(headers=_HEADERS | headers)
+        try:
+            await response.prepare(http)
             await response.write(format.events(index, news))
-        await response.write(format.end())
-    except ConnectionError:
-        http[FAILURE] = "dropped"
-    except Exception as error:
-        failure = _failure_of(error)
-        http[FAILURE] = failure.kind
-        with contextlib.suppress(ConnectionError):
-            await response.write(format.failure(failure))
-    finally:
-        await batches.aclose()
+            async for index, news in batches:
+                await response.write(format.events(index, news))
+            await response.write(format.end())
+        except ConnectionError:
+            http[FAILURE] = "dropped"
+        except Exception as error:
+            failure = _failure_of(error)
+            http[FAILURE] = failure.kind
+            with contextlib.suppress(ConnectionError):
+                await response.write(format.failure(failure))
     return response
 
 

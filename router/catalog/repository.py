@@ -97,7 +97,6 @@ class Loop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drift_sensitivity: Positive = 8.0  # how far surprises add up before they count; less: earlier
     depth_by: Literal["cost", "share"] = "cost"  # share: the least exit that had `depth_share` of the tokens
     depth_share: Share = 0.75
-    scoring_budget: Share = 0.02  # of the time, to read answers again at full depth where layers are missing
     class_share: Share = 0.2  # prompts of a class count in a decision from this share of the traffic on
 
 

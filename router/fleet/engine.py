@@ -22,6 +22,8 @@ from shard.messages import Committed, FinishReason, Ready, Step, StepOutput
 
 log = logging.getLogger(__name__)
 
+MAX_OFFERED = 8  # changes of model that a shard may still answer: it works on one at a time
+
 
 class Engine:
     """A shard, its scheduler while it serves, and what it is known by when it does not."""
@@ -41,7 +43,8 @@ class Engine:
         self._client: ShardClient | None = None
         self._swap: Swap | None = None
         self._num_blocks_at_start = 0
-        self._offered: dict[int, Target] = {}  # to this life of the shard, by ticket
+        self._offered: dict[int, Target] = {}  # to this life of the shard, by ticket; the latest few
+        self._last_ticket = 0
         self._woken = asyncio.Event()
         self._retired = asyncio.Event()
         self._is_loading = False
@@ -142,7 +145,8 @@ class Engine:
         self.check_swappable()
         assert self.scheduler is not None
         assert self._client is not None
-        ticket = len(self._offered) + 1
+        ticket = self._last_ticket = self._last_ticket + 1
+        self._offered = {old: kept for old, kept in self._offered.items() if old > ticket - MAX_OFFERED}
         config = msgspec.structs.replace(target.config, device=self._device)
         target = self._offered[ticket] = msgspec.structs.replace(target, config=config)
         self._swap = Swap(ticket, target, self._client, self.scheduler, self._go_on)
@@ -246,6 +250,7 @@ class Engine:
         limits = Limits(config.max_batch_size, config.max_batch_tokens, ready.block_size)
         generation = self.generation = Generation(0, self.target, ready)
         self._offered.clear()
+        self._last_ticket = 0
         self._num_blocks_at_start = ready.num_blocks
         queue, backlog = self._pool.queue, self._pool.backlog
         self.scheduler = Scheduler(self.shard, limits, self.generation, queue, backlog)

@@ -13,6 +13,8 @@ from telemetry.cost import StepSample
 from telemetry.sample import ClassUse, Record, Window
 from telemetry.store import Store
 
+MAX_LIVING = 64  # models of one shard that may still have sequences: each more is a change of model ago
+
 
 class Recorder:
     """An `Observer` that fills one window per shard, candidate and depth between two flushes."""
@@ -95,6 +97,7 @@ class Recorder:
         if generation.ticket == 0:
             self._forget(shard)
         self._generations[shard, generation.ticket] = generation
+        self._prune(shard, generation.ticket)
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
         pass
@@ -134,6 +137,11 @@ class Recorder:
             self._metered.discard(shard)
         else:
             self._metered.add(shard)
+
+    def _prune(self, shard: int, newest: int) -> None:
+        """Forget models that were changed so often since that none of their sequences can be left."""
+        for key in [key for key in self._generations if key[0] == shard and key[1] < newest - MAX_LIVING]:
+            del self._generations[key]
 
     def _forget(self, shard: int) -> None:
         self._metered.discard(shard)

@@ -37,6 +37,8 @@ class Shelf:
     def put(self, key: Hashable, thing: torch.Tensor | Linear, sizes: dict[str, int]) -> None:
         self._things[key] = thing
         self._sizes[key] = sizes
+        if len(self._sizes) > 2 * len(self._things) + 64:  # those of things that are gone
+            self._sizes = {kept: sizes for kept, sizes in self._sizes.items() if kept in self._things}
 
 
 class Reader:

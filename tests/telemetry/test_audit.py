@@ -55,10 +55,23 @@ def test_what_was_written_is_forgotten_unless_redis_forgot_it() -> None:
 def test_memory_is_bounded() -> None:
     log = AuditLog(max_kept=10)
     for number in range(100):
-        log.append(decision(number))
+        log.append(decision(number, outcome=Outcome.STAYED))
     assert [entry.at for entry in log.latest()] == [number / 1000 for number in range(99, 89, -1)]
     assert log.find(decision(5).id) is None
     assert len(log.unwritten()) == 40
     assert log.num_dropped == 60
     log.write_again()
     assert {entry.id for entry in log.unwritten()} == {decision(number).id for number in range(60, 100)}
+
+
+def test_what_came_of_a_decision_can_be_said_however_many_were_taken_meanwhile() -> None:
+    log = AuditLog(max_kept=10)
+    log.append(decision(0))
+    for number in range(1, 600):
+        log.append(decision(number, outcome=Outcome.REFUSED))
+    assert log.update(decision(0).id, outcome=Outcome.COMMITTED).outcome is Outcome.COMMITTED
+    log.append(decision(600, outcome=Outcome.REFUSED))
+    assert log.find(decision(0).id) is None
+    for number in range(700, 1000):
+        log.append(decision(number))
+    assert len(log.latest()) == 20

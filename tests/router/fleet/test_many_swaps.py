@@ -1,0 +1,66 @@
+"""A thousand changes of model leave nothing behind: not in the router, not in a shard."""
+
+import tracemalloc
+from collections.abc import Callable
+
+import msgspec
+import torch
+
+from router.observers.recorder import Recorder
+from shard.generations import Generations
+from shard.messages import Commit, Committed, Prepare, Prepared, ShardConfig, Step
+from shard.models.shelf import Reader, Shelf
+from shard.ops.plain import PlainOps
+from shard.sim.sim_runner import SimLoader
+from telemetry.store import Store
+from tests.router.fakes import make_generation
+
+NUM_SWAPS = 1000
+WARM = 300
+MAX_GROWTH_BYTES = 16 * 1024  # a hundredth of a small object for each change
+
+
+def assert_flat(change: Callable[[int], None]) -> None:
+    """Memory after all changes is what it was after the first few."""
+    tracemalloc.start()
+    try:
+        for number in range(1, WARM):
+            change(number)
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(WARM, NUM_SWAPS):
+            change(number)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < MAX_GROWTH_BYTES
+
+
+def test_a_shard_remembers_neither_models_nor_what_was_discarded() -> None:
+    config = ShardConfig("m", "sim")
+    shard = Generations(config, SimLoader())
+
+    def change(number: int) -> None:
+        target = msgspec.structs.replace(config, num_layers=5 + number % 2)
+        shard.discard(2 * number)
+        assert isinstance(shard.prepare(Prepare(2 * number + 1, target)), Prepared)
+        assert isinstance(shard.commit(Commit(2 * number + 1)), Committed)
+        shard.run(Step(number, []))
+
+    assert_flat(change)
+
+
+def test_the_recorder_remembers_the_latest_models() -> None:
+    recorder = Recorder(Store(None, "poems", "one"))
+    assert_flat(lambda number: recorder.on_shard_ready(0, make_generation(number)))
+
+
+def test_weights_that_are_gone_leave_no_sizes() -> None:
+    shelf = Shelf()
+
+    def change(number: int) -> None:
+        reader = Reader(PlainOps(16), torch.empty(0), shelf)
+        sizes: dict[str, int] = {}
+        for name in ("a", "b"):
+            reader.once((number, name), lambda: torch.zeros(4), sizes)
+
+    assert_flat(change)
