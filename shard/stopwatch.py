@@ -49,6 +49,42 @@ class Stopwatch:
         return timed
 
 
+class Laps:
+    """Times of parts of a step, told as soon as they are known: on a CPU at once, on a GPU by `settle`.
+
+    A GPU is asked and works later: a clock beside the calls would time the asking. Marks that lie among the
+    work tell when it came by.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._on_gpu = device.type == "cuda"
+        self._open: list[tuple[Any, Any, Callable[[float], None]]] = []
+
+    def start(self) -> Any:
+        """A mark where a part begins; several may end there, and overlap."""
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def stop(self, start: Any, tell: Callable[[float], None]) -> None:
+        """The part that began at a mark ends here; `tell` is to hear of its milliseconds."""
+        if self._on_gpu:
+            self._open.append((start, self.start(), tell))
+        else:
+            tell((time.perf_counter() - start) * 1000)
+
+    def settle(self) -> None:
+        """Tell what has not been told, in the order of the ends; waits for the last of them."""
+        told, self._open = self._open, []
+        if told:
+            told[-1][1].synchronize()
+        for start, end, tell in told:
+            tell(start.elapsed_time(end))
+
+
 def synchronizer(device: torch.device) -> Callable[[], None]:
     """Waits until a device has done what it was given; where that is done at once, it does nothing."""
     return functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None

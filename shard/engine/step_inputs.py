@@ -12,7 +12,7 @@ class BatchMaker:
 
     def __init__(self, block_size: int, device: torch.device):
         self._block_size = block_size
-        self._device = device
+        self.device = device
 
     def __call__(self, chunks: list[Chunk]) -> Batch:
         """The chunks' tokens side by side. Each chunk has at least one token, and its blocks."""
@@ -35,10 +35,10 @@ class BatchMaker:
             self._tensor(slots),
             self._tensor(starts),
             self._tensor([chunk.end for chunk in chunks]),
-            torch.from_numpy(tables).to(self._device),
+            torch.from_numpy(tables).to(self.device),
             max(chunk.num_tokens for chunk in chunks),
             max(chunk.end for chunk in chunks),
         )
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+        return torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -3,8 +3,6 @@
 A row that is less sure than its threshold leaves all the same and is counted: a breach.
 """
 
-import time
-
 from shard.engine.sampler import Draw, Sampler
 from shard.engine.sequence_table import Chunk
 from shard.exits.criterion import Gauge
@@ -25,15 +23,18 @@ class Capped:
 
     def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
         """For each chunk its next token, or none while its prompt goes on."""
-        started = time.perf_counter()
+        laps, times_ms = self._stack.laps, list[float]()
+        lap = laps.start()
         rows = [Row(chunk, 1) for chunk in chunks]
         front = self._stack.start(rows)
         before = front.hidden[front.batch.query_starts[1:] - 1]
         self._stack.run(0, front)
-        segment_ms = (time.perf_counter() - started) * 1000
+        laps.stop(lap, times_ms.append)
+        lap = laps.start()
         drawing = [i for i, row in enumerate(rows) if row.chunk.samples]
         if not drawing:
-            return [[] for _ in rows], ExitReport(segment_ms=[segment_ms])
+            laps.settle()
+            return [[] for _ in rows], ExitReport(segment_ms=times_ms)
         features = self._stack.features(0, front, drawing)
         logits = self._exit.vocabulary(features)
         limits = [self._gauge.threshold(self._exit, rows[i]) for i in drawing]
@@ -49,13 +50,15 @@ class Capped:
         ]
         for i, token in zip(drawing, self._sampler.choose(logits, draws), strict=True):
             rows[i].tokens = [token]
+        laps.stop(lap, times_ms.append)
+        laps.settle()
         return [row.tokens for row in rows], ExitReport(
             tokens_by_exit={self._exit.layer: len(drawing)},
             confidence_sum=sum(confidences),
             num_confident=len(confidences),
             breaches=sum(sure < limit for sure, limit in zip(confidences, limits, strict=True)),
-            segment_ms=[segment_ms],
-            head_ms=(time.perf_counter() - started) * 1000 - segment_ms,
+            segment_ms=times_ms[:1],
+            head_ms=times_ms[1],
         )
 
     def _replayed(self, row: Row, limit: float) -> float:

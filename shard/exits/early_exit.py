@@ -11,6 +11,7 @@ of every layer that was run equals a full forward's.
 Prompts run to full depth and have no vote. Rows that may not leave early have none either.
 """
 
+import functools
 import time
 
 import torch
@@ -42,11 +43,17 @@ class Tally:
         self.num_waiting = 0
         self.num_deep_tokens = 0  # that entered the second segment
 
-    def note_fills(self, segment: int, behind: Behind) -> None:
-        """What a segment's pass did for tokens that had left before it."""
-        self.kv_fills += behind.num_fills
-        self.fill_ms += behind.ms
-        self.segment_ms[segment] -= behind.ms
+    def note_segment(self, segment: int, behind: Behind | None, ms: float) -> None:
+        """A segment's pass, with what it did for tokens that had left before it."""
+        self.segment_ms[segment] += ms
+        if behind is not None:
+            self.kv_fills += behind.num_fills
+            self.fill_ms += behind.ms
+            self.segment_ms[segment] -= behind.ms
+
+    def note_head(self, ms: float) -> None:
+        """A head was run, to ask or to draw."""
+        self.head_ms += ms
 
     def report(self, rows: list[Row]) -> ExitReport:
         """In the words of the wire."""
@@ -136,13 +143,11 @@ class EarlyExit:
 
     def _run_segment(self, segment: int, front: Front, tally: Tally) -> Front | None:
         """Run it and ask at the exit behind it; who goes on."""
-        started = time.perf_counter()
+        laps = self._stack.laps
+        lap = laps.start()
         before = front.last(list(range(len(front.rows)))) if self._voting.compares_hidden else None
         self._stack.run(segment, front)
-        tally.segment_ms[segment] += (time.perf_counter() - started) * 1000
-        if front.behind is not None:
-            tally.note_fills(segment, front.behind)
-        self._voting.gate.note_segment(segment, tally.segment_ms[segment])
+        laps.stop(lap, functools.partial(self._note_segment, segment, front.behind, tally))
         if segment == len(self._stack.exits):
             return front
         voters = [i for i, row in enumerate(front.rows) if row.votes]
@@ -152,12 +157,16 @@ class EarlyExit:
             self._deferral.note_vote(len(voters), len(voters) - len(leaving))
         return self._part(segment, front, leaving) if leaving else front
 
+    def _note_segment(self, segment: int, behind: Behind | None, tally: Tally, ms: float) -> None:
+        tally.note_segment(segment, behind, ms)
+        self._voting.gate.note_segment(segment, tally.segment_ms[segment])
+
     def _leaving(
         self, segment: int, front: Front, voters: list[int], before: torch.Tensor | None, tally: Tally
     ) -> list[int]:
         """Rows that leave behind a segment; what their tokens are drawn from goes to the tally."""
-        vote = self._voting.ask(segment, front, [i for i in voters if not front.rows[i].passed], before)
-        tally.head_ms += vote.head_ms
+        asked = [i for i in voters if not front.rows[i].passed]
+        vote = self._voting.ask(segment, front, asked, before, tally.note_head)
         leaving = [i for i in voters if front.rows[i].passed]
         if self._settings.mode is Mode.SYNCHRONIZED:
             decoding = [row for row in front.rows if is_decoding(row.chunk)]
@@ -224,11 +233,13 @@ class EarlyExit:
 
     def _draw(self, tally: Tally) -> None:
         """The tokens of all rows of the step, wherever they left."""
-        started = time.perf_counter()
+        laps = self._stack.laps
+        lap = laps.start()
         if tally.drawing.multiply():
-            self._voting.gate.note_head((time.perf_counter() - started) * 1000)
+            laps.stop(lap, self._voting.gate.note_head)
         tally.drawing.draw(self._sampler)
-        tally.head_ms += (time.perf_counter() - started) * 1000
+        laps.stop(lap, tally.note_head)
+        laps.settle()
 
     def _note_costs(self, rows: list[Row], tally: Tally) -> None:
         """What passes took, for those who decide about waiting."""

@@ -1,7 +1,8 @@
 """Rows are asked at an exit: the sure ones pass, by the criterion chosen or by a replayed distribution."""
 
+import functools
 import math
-import time
+from collections.abc import Callable
 
 import msgspec
 import torch
@@ -12,13 +13,14 @@ from shard.exits.exit_heads import Exit
 from shard.exits.replay import Replay
 from shard.exits.segments import Front, Row, Stack
 
+Heard = Callable[[float], None]
+
 
 class Vote(msgspec.Struct, frozen=True):
     """What asking has left behind for the draw."""
 
     at: dict[int, int] = {}  # row of the front -> row of the logits
     logits: torch.Tensor | None = None  # (N, V) of the rows asked by them
-    head_ms: float = 0.0
 
     def logits_of(self, indices: list[int]) -> torch.Tensor:
         """Logits of some of the rows asked by them."""
@@ -41,8 +43,13 @@ class Voting:
         """True when `ask` is to be given the hidden states at the boundary before."""
         return self._gauge.compares_hidden and self._replay is None
 
-    def ask(self, segment: int, front: Front, asked: list[int], before: torch.Tensor | None) -> Vote:
-        """Let rows pass that are sure enough at the exit behind a segment; who cannot be is not asked."""
+    def ask(
+        self, segment: int, front: Front, asked: list[int], before: torch.Tensor | None, heard: Heard
+    ) -> Vote:
+        """Let rows pass that are sure enough at the exit behind a segment; who cannot be is not asked.
+
+        `heard` is told how many milliseconds the head took.
+        """
         exit = self._stack.exits[segment]
         if self._replay is None:
             asked = [i for i in asked if self._gauge.threshold(exit, front.rows[i]) < math.inf]
@@ -50,7 +57,7 @@ class Voting:
             for row in (front.rows[i] for i in asked):
                 row.passed = self._replay.layer(row.sequence, row.sequence.num_tokens) <= exit.layer
         elif asked and self._gauge.needs_logits:
-            return self._ask_head(segment, exit, front, asked)
+            return self._ask_head(segment, exit, front, asked, heard)
         elif asked:
             earlier = None if before is None else before[asked]
             self._judge(exit, front, asked, self._gauge.of_hidden(exit, front.last(asked), earlier))
@@ -61,16 +68,18 @@ class Voting:
         limit = self._gauge.threshold(self._stack.exits[segment], row)
         return row.confidence is not None and row.confidence < limit
 
-    def _ask_head(self, segment: int, exit: Exit, front: Front, asked: list[int]) -> Vote:
-        started = time.perf_counter()
+    def _ask_head(self, segment: int, exit: Exit, front: Front, asked: list[int], heard: Heard) -> Vote:
+        laps = self._stack.laps
+        lap = laps.start()
         promising, logits = self._promising(exit, front, asked), None
         if promising:
             logits = exit.vocabulary(self._stack.features(segment, front, promising))
             confidences = self._gauge.of_rows(logits, [front.rows[i] for i in promising])
             self._judge(exit, front, promising, confidences)
-        ms = (time.perf_counter() - started) * 1000
-        self.gate.note_asked(segment, len(asked), sum(front.rows[i].passed for i in asked), ms)
-        return Vote({i: at for at, i in enumerate(promising)}, logits, ms)
+        num_passed = sum(front.rows[i].passed for i in asked)
+        laps.stop(lap, functools.partial(self.gate.note_asked, segment, len(asked), num_passed))
+        laps.stop(lap, heard)
+        return Vote({i: at for at, i in enumerate(promising)}, logits)
 
     def _promising(self, exit: Exit, front: Front, asked: list[int]) -> list[int]:
         """Rows for which the exit's probe, where it has a say, finds its head worth running."""

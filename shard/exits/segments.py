@@ -7,7 +7,7 @@ its keys and values: what filling at every exit would write, but all at once and
 a product that runs anyway; and never for a sequence that ends before.
 """
 
-import time
+import functools
 
 import msgspec
 import torch
@@ -18,6 +18,7 @@ from shard.exits.exit_heads import Exit
 from shard.messages import Fill, TokenOutput
 from shard.models.load import Decoder
 from shard.ops.batch import KV, Batch
+from shard.stopwatch import Laps
 
 
 class Carried:
@@ -78,6 +79,11 @@ class Behind(msgspec.Struct):
     num_fills: int = 0  # keys and values written, counted per token and layer
     ms: float = 0.0  # their share, by tokens, of the time of such products
 
+    def note(self, num_behind: int, num_tokens: int, ms: float) -> None:
+        """One product over so many tokens, of which so many only fill."""
+        self.num_fills += num_behind
+        self.ms += ms * num_behind / num_tokens
+
 
 class Front:
     """How far some rows have come: hidden states of the tokens each has in hand, up to its chunk's end."""
@@ -111,6 +117,7 @@ class Stack:
     def __init__(
         self, decoder: Decoder, exits: list[Exit], pools: list[KV], make_batch: BatchMaker, fill: Fill
     ):
+        self.laps = Laps(make_batch.device)
         self.decoder = decoder
         self.exits = exits
         self.bounds = sorted({0, *(exit.layer for exit in exits), decoder.depth})
@@ -175,11 +182,10 @@ class Stack:
         behind, pool = front.behind, self._pools[layer]
         if behind is None:
             return self.decoder.project(layer, front.hidden, front.batch, pool)
-        started = time.perf_counter()
+        lap = self.laps.start()
         num_behind, both = len(behind.hidden), torch.cat((behind.hidden, front.hidden))
         queries = self.decoder.project(layer, both, behind.both, pool)
-        behind.num_fills += num_behind
-        behind.ms += (time.perf_counter() - started) * 1000 * num_behind / len(both)
+        self.laps.stop(lap, functools.partial(behind.note, num_behind, len(both)))
         return queries[num_behind:]
 
     def _behind(self, segment: int, front: Front, pending: list[list[torch.Tensor]]) -> Behind | None:

@@ -5,8 +5,10 @@ Drafts make what verification needs: the KV of the shallow layers and the hidden
 draft is accepted if it is equal: the output is `full`'s, greedy and sampled.
 """
 
+import functools
 import time
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -76,6 +78,7 @@ class Speculative:
         ]
         front = self._verify(rows, drafts)
         drawn = self._draw(front, drafts)
+        self._stack.laps.settle()
         drafted = accepted = 0
         for draft in drafts.values():
             del draft.row.sequence.token_ids[draft.start + 1 :]
@@ -100,13 +103,14 @@ class Speculative:
         spans = [Row(Chunk(d.row.sequence, d.start + number, 1), self._stack.num_segments) for d in drafts]
         of = {id(row): draft for row, draft in zip(spans, drafts, strict=True)}
         front: Front | None = self._stack.start(spans)
-        started = time.perf_counter()
+        laps = self._stack.laps
+        lap = laps.start()
         for segment in range(len(self._stack.exits)):
             assert front is not None
             self._stack.run(segment, front)
             out = [i for i, row in enumerate(front.rows) if of[id(row)].plan.exit == segment]
             if out:
-                self._costs.note_shallow(segment, (time.perf_counter() - started) * 1000)
+                laps.stop(lap, functools.partial(self._costs.note_shallow, segment))
                 front = self._stop(segment, front, out, [of[id(front.rows[i])] for i in out], number)
             if front is None:
                 return
@@ -127,7 +131,7 @@ class Speculative:
         return self._stack.front([front.rows[i] for i in staying], [pieces[i] for i in staying])
 
     def _draft(self, segment: int, front: Front, asked: list[int], drafts: list[Draft]) -> None:
-        started = time.perf_counter()
+        lap = self._stack.laps.start()
         exit = self._stack.exits[segment]
         logits = exit.vocabulary(self._stack.features(segment, front, asked))
         sequences = [draft.row.sequence for draft in drafts]
@@ -135,24 +139,24 @@ class Speculative:
         for draft, token in zip(drafts, drawn, strict=True):
             draft.tokens.append(token.id)
             draft.row.sequence.token_ids.append(token.id)
-        self._costs.note_head(segment, (time.perf_counter() - started) * 1000)
+        self._stack.laps.stop(lap, functools.partial(self._costs.note_head, segment))
 
     def _verify(self, rows: list[Row], drafts: dict[Sequence, Draft]) -> Front:
         """One pass beyond the exits for all drafted positions, together with the prompts of the step."""
         prompts = [row for row in rows if row.sequence not in drafts]
         front = self._stack.start(prompts) if prompts else None
-        began: dict[int, float] = {}
+        laps, began = self._stack.laps, dict[int, Any]()
         for segment in range(self._stack.num_segments):
             joining = [d.row for d in drafts.values() if d.plan.exit == segment - 1]
             if joining:
-                began[segment - 1] = time.perf_counter()
+                began[segment - 1] = laps.start()
             front = self._stack.enter(segment, front, joining)
             if front is not None:
                 self._stack.run(segment, front)
         assert front is not None
         if not prompts:
-            for exit, at in began.items():
-                self._costs.note_deep(exit, (time.perf_counter() - at) * 1000)
+            for exit, lap in began.items():
+                laps.stop(lap, functools.partial(self._costs.note_deep, exit))
         return front
 
     def _draw(self, front: Front, drafts: dict[Sequence, Draft]) -> dict[Row, list[TokenOutput]]:

@@ -21,6 +21,7 @@ from shard.messages import Score
 from shard.models.checkpoint import CheckpointError
 from shard.models.load import MissingLayers
 from shard.ops.batch import KV
+from shard.stopwatch import synchronizer
 
 log = logging.getLogger("helios.shard")
 
@@ -58,6 +59,7 @@ class StreamedScoring:
         self._pools = pools
         self._make_batch = make_batch
         self._budget = budget
+        self._synchronize = synchronizer(make_batch.device)
         self._readings: dict[int, Reading] = {}  # by sequence id
         self._credit_ms = 0.0
 
@@ -111,6 +113,7 @@ class StreamedScoring:
         else:
             reading.pieces, reading.sequence.waits = None, False
             del self._readings[reading.sequence.id]
+        self._synchronize()
         return (time.perf_counter() - started) * 1000
 
     def _pieces(self, sequence: Sequence, hidden: torch.Tensor) -> Iterator[list[Score]]:

@@ -50,6 +50,18 @@ OTHERS = [{"exit_mode": "speculative"}] + [
 ]
 
 
+class Event:
+    """A mark among work that nobody does."""
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self, stream: None) -> None: ...
+    def synchronize(self) -> None: ...
+    def elapsed_time(self, later: "Event") -> float:
+        return 1.0
+
+
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tensors asked for are fakes, on a GPU of the Hopper generation if they are to be on one."""
@@ -88,6 +100,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(FakeTensor, "tolist", telling)
     monkeypatch.setattr(FakeTensorMode, "may_turn_const", lambda *_: False)  # would be copied to a real GPU
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     with mode:
