@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from shard.model import CACHE
+from shard.cli import default_cache_dir
 from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
 from shard.ops.build import build
 from shard.ops.native import LONG_CHUNK, NativeOps
@@ -36,7 +36,7 @@ LENGTHS = [
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    built = build(CACHE, usable_cpu())
+    built = build(default_cache_dir(), usable_cpu())
     if built is None:
         pytest.skip("no C++ compiler on this machine")
     return built
