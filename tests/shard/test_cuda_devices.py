@@ -33,6 +33,12 @@ SAMPLINGS = [
         typical_p=0.8, temperature=0.5, frequency_penalty=0.1, presence_penalty=0.2, prompt_logprobs=True
     ),
 ]
+RULED = [
+    Sampling(logit_bias={5: 1.0}, min_tokens=2, stop_token_ids=[9]),
+    Sampling(temperature=1.0, min_p=0.1, allowed_token_ids=[3, 4, 5, 6]),
+    Sampling(bad_token_ids=[[7, 7], [3]], num_top_tokens=1),
+    Sampling(temperature=0.4, top_k=2, typical_p=0.5, logit_bias={3: -2.0}),
+]
 PROMPTS = [[5, 6, 7], [8] * 40, [9] * 20, [10] * 25]
 EXITING = [
     {"exit_mode": mode, "exit_criterion": criterion, "kv_fill": fill, "exit_deferral": fill == "project"}
@@ -117,8 +123,8 @@ def make(folder: Path, **config: Any) -> ModelRunner:
 
 def run(runner: ModelRunner) -> None:
     """Prompts in chunks, then answers: nobody is sure enough to leave, then everybody is."""
-    for exit_threshold in (None, 0.4):
-        made = generate(runner, PROMPTS, 3, SAMPLINGS, chunk=30, exit_threshold=exit_threshold)
+    for exit_threshold, asked in ((None, SAMPLINGS), (0.4, RULED)):
+        made = generate(runner, PROMPTS, 3, asked, chunk=30, exit_threshold=exit_threshold)
         assert all(len(each.ids) == 3 for each in made)
 
 
