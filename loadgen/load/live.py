@@ -47,7 +47,7 @@ class LiveView:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(timeout=5)
 
 
 class PlainView:

@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
 LAG_PERIOD_S = 0.01
+_JOIN_S = 10.0  # to draw what it is at; then it is left behind, and ends with the process
 
 
 class Pacer:
     """Calls `tick(due)` on the loop at each of the given rising times. Late times are called at once.
 
-    `at_end` is called on the loop after the last one. Stop it before the loop closes.
+    `at_end` is called on the loop after the last one, or when the times fail: `error` is what they raised.
+    Stop it before the loop closes.
     """
 
     def __init__(
         self, times: Iterable[float], tick: Callable[[float], None], at_end: Callable[[], None] = lambda: None
     ):
+        self.error: Exception | None = None
         self._times = times
         self._tick = tick
         self._at_end = at_end
@@ -35,14 +38,17 @@ class Pacer:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
-        for due in self._times:
-            wait = due - monotonic()
-            if (wait > 0 and self._stopped.wait(wait)) or self._stopped.is_set():
-                return
-            self._loop.call_soon_threadsafe(self._tick, due)
+        try:
+            for due in self._times:
+                wait = due - monotonic()
+                if (wait > 0 and self._stopped.wait(wait)) or self._stopped.is_set():
+                    return
+                self._loop.call_soon_threadsafe(self._tick, due)
+        except Exception as error:
+            self.error = error
         self._loop.call_soon_threadsafe(self._at_end)
 
 

@@ -124,6 +124,8 @@ class Runner:
         pacer.start()
         await self._all_started.wait()
         pacer.stop()
+        if pacer.error is not None:
+            raise pacer.error
         if self._held:
             _, late = await asyncio.wait(self._held, timeout=_finite(self._pace.drain_s))
             self.stop()

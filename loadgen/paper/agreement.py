@@ -12,6 +12,7 @@ from loadgen.client.peer import Unusable
 from loadgen.client.records import Outcome, Record
 
 MAX_ANSWERS = 48  # of each system
+SCORING_S = 7200.0
 
 
 class Quality(msgspec.Struct, frozen=True):
@@ -48,7 +49,10 @@ async def quality_of(records: Sequence[Record], model: str, file: Path) -> Quali
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        said, problem = await process.communicate()
+        async with asyncio.timeout(SCORING_S):
+            said, problem = await process.communicate()
+    except TimeoutError:
+        raise Unusable(f"answers were not scored in {SCORING_S / 3600:.0f} hours") from None
     finally:
         if process.returncode is None:
             process.kill()

@@ -36,7 +36,7 @@ async def serving(flags: Sequence[str]) -> AsyncIterator[str]:
         raise Unusable(f"helios serve was not ready in {READY_S:.0f} s: {' '.join(flags)}") from None
     finally:
         await _stop(process)
-        await reader
+        await asyncio.wait([reader], timeout=STOP_S)
 
 
 async def _read(process: asyncio.subprocess.Process, words: deque[str], url: "asyncio.Future[str]") -> None:
@@ -67,4 +67,5 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
             await process.wait()
     except TimeoutError:
         process.kill()
-        await process.wait()
+        async with asyncio.timeout(STOP_S):
+            await process.wait()

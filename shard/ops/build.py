@@ -27,6 +27,7 @@ TUNE_FLAGS = ["-mtune=native"]
 COMPILERS = ("g++", "c++")
 COMPILE_TIMEOUT_S = 120  # it takes ten seconds on an idle core
 _ASK_TIMEOUT_S = 20
+_KILL_TIMEOUT_S = 10
 
 
 class BuildFailed(Exception):
@@ -88,7 +89,7 @@ def _run(command: list[str], folder: Path) -> None:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                process.wait(_KILL_TIMEOUT_S)
     if status != 0:
         lines = said.read_text(errors="replace").splitlines() or [f"exit status {status}"]
         first = next((line for line in lines if "error" in line), lines[0])

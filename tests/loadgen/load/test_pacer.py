@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections.abc import Iterator
 from time import monotonic
 
 from loadgen.load.pacer import LagMeter, Pacer
@@ -26,6 +27,19 @@ async def test_late_times_are_called_at_once() -> None:
     await asyncio.wait_for(over.wait(), 20)
     pacer.stop()
     assert len(ticks) == 2
+
+
+async def test_times_that_fail_end_the_wait_and_are_told_of() -> None:
+    def fail() -> Iterator[float]:
+        yield monotonic()
+        raise ValueError("no such file")
+
+    over = asyncio.Event()
+    pacer = Pacer(fail(), lambda at: None, over.set)
+    pacer.start()
+    await asyncio.wait_for(over.wait(), 20)
+    pacer.stop()
+    assert str(pacer.error) == "no such file"
 
 
 async def test_a_stopped_pacer_ticks_no_more() -> None:
