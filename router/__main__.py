@@ -24,6 +24,7 @@ from router.catalog import memory_check
 from router.catalog.candidate_config import begun_with, repository_of
 from router.catalog.catalog import Dish, Menu, dish_of
 from router.catalog.repository import Repository
+from router.child import start_child
 from router.fleet.client import ShardDied
 from router.settings import logs, machine, options
 from router.settings.config import Config
@@ -37,7 +38,6 @@ PROGRAM = "helios serve"
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
 _RESOLVER_END_S = 10.0  # to remove what it has begun to make
-PACKAGE_ROOT = Path(__file__).parents[1]  # where children find our packages, wherever this was started
 DESCRIPTION = """\
 Serve a model over HTTP. Each flag can also be set by an environment variable of the same name in capitals
 (MODEL_ID, PORT, ...) or in a TOML file; a flag wins over the environment, and that over the file."""
@@ -169,14 +169,12 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
         command += ["--revision", revision]
     # It ends when its standard input does: with this process at the latest. It may take any time, as it may
     # fetch gigabytes: the network's own timeouts and Ctrl-C are what bounds that.
-    process = subprocess.Popen(
-        command, cwd=PACKAGE_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = start_child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin, process.stdout:
         try:
-            answer = process.stdout.read()
+            answer = process.stdout.read().decode()
         except BaseException:
             process.terminate()
             raise
@@ -192,7 +190,7 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
     return Path(answer.strip())
 
 
-def _exit_status(process: subprocess.Popen[str]) -> int:
+def _exit_status(process: subprocess.Popen[bytes]) -> int:
     """Of a process that is about to end: it is given a little time."""
     try:
         return process.wait(_RESOLVER_END_S)

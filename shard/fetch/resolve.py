@@ -157,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
     for number in _ENDING:
         signal.signal(number, _end)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, _ENDING
+    )  # blocked by who started it, for as long as it imports
     parser = argparse.ArgumentParser(
         prog="python -m shard.fetch.resolve", description="Find or fetch a model."
     )
