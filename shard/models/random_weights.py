@@ -98,7 +98,7 @@ class RandomCheckpoint:
         if config.tie_word_embeddings:
             del self._shapes[HEAD]
         generator = torch.Generator().manual_seed(0)
-        self._pattern = torch.randn(PATTERN_NUMBERS, generator=generator).bfloat16()
+        self._pattern = torch.randn(PATTERN_NUMBERS, generator=generator).bfloat16() * STD
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
@@ -110,10 +110,12 @@ class RandomCheckpoint:
         actual = self._shapes[name]
         if shape is not None and actual != shape:
             raise CheckpointError(f"tensor '{name}' has shape {actual}, not {shape}")
-        count = torch.Size(actual).numel()
-        start = zlib.crc32(name.encode()) % PATTERN_NUMBERS
-        repeats = -(-(start + count) // PATTERN_NUMBERS)
-        numbers = self._pattern.repeat(repeats)[start : start + count].view(actual) * STD
+        start, missing = zlib.crc32(name.encode()) % PATTERN_NUMBERS, torch.Size(actual).numel()
+        pieces: list[torch.Tensor] = []
+        while missing:
+            pieces.append(self._pattern[start : start + missing])
+            start, missing = 0, missing - len(pieces[-1])
+        numbers = torch.cat(pieces).view(actual)
         return numbers + 1 if "norm" in name and name.endswith("weight") else numbers
 
     def prefix(self, candidates: tuple[str, ...], probe: str) -> str:

@@ -37,7 +37,7 @@ def test_on_a_cpu_every_row_is_there(tmp_path: Path):
     rows = [(p["shape"], p["batch_size"], p["mode"], p["bench"]) for p in made["points"]]
     names = [shape.name for shape in SMALL_SHAPES]
     assert sorted(rows) == sorted((name, size, *way) for name in names for size in (1, 2) for way in ways)
-    assert all(point["of_limit"] > 0 and point["tokens_per_s"] > 0 for point in made["points"])
+    assert all(point["of_limit"] >= 0 and point["tokens_per_s"] > 0 for point in made["points"])
     page = (tmp_path / "gpu.md").read_text()
     for shape, size, mode, _ in rows:
         assert f"| {shape} | {size} | 16 | {mode} |" in page

@@ -33,7 +33,7 @@ def test_a_shape_is_measured_without_a_tokenizer(plain_on_a_cpu, tmp_path: Path,
     assert (made["cut"], made["failed"]) == ([], {})
     assert [point["batch_size"] for point in made["points"]] == [1, 2]
     for point in made["points"]:
-        assert point["limit_ms"] > 0 and point["of_limit"] > 0
+        assert point["limit_ms"] > 0
         assert point["of_limit"] == pytest.approx(point["limit_ms"] / point["step_ms"], abs=2e-3)
     assert main([f"--{name}={value}" for name, value in (given | {"seconds": "0"}).items()]) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])

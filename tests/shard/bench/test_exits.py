@@ -48,7 +48,7 @@ def test_every_mode_is_measured_against_full_depth(asked, fill: str):
         (size, mode) for size in (1, 4) for mode in ("full", "per_row", "synchronized", "capped")
     ]
     for point in points:
-        assert point.tokens_per_s > 0 and point.of_limit > 0
+        assert point.tokens_per_s > 0 and point.of_limit >= 0
         assert point.mode == "full" or (point.bound is not None and point.bound >= 1)
     assert {p.mode: p.mean_exit_layer for p in points if p.mode in ("full", "capped")} == {
         "full": 4,
