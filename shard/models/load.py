@@ -8,10 +8,10 @@ from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.gpt import GPT2, OPT, GptDecoder
 from shard.models.llama import EMBEDDING, LAYERS, PREFIXES, LlamaDecoder
 from shard.models.manifest import check
-from shard.models.model_folder import RANDOM_MARK
+from shard.models.model_folder import RANDOM_MARK, ModelUnusable, scale_block
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
-from shard.models.shape import GPT_LIKE, read_config, shape_of
+from shard.models.shape import GPT_LIKE, UnsupportedModelError, read_config, shape_of
 from shard.models.shelf import Reader, source
 from shard.models.weights import Weights
 
@@ -28,7 +28,7 @@ def load_decoder(folder: Path, reader: Reader, num_layers: int | None, max_token
     depth = shape.num_layers if num_layers is None else num_layers
     if not 1 <= depth <= shape.num_layers:
         raise ValueError(f"num_layers must be between 1 and {shape.num_layers}, not {depth}")
-    weights = Weights(*open_checkpoint(folder, config), source(folder), reader)
+    weights = Weights(*open_checkpoint(folder, config), source(folder), reader, _scale_block(config))
     if shape.family in GPT_LIKE:
         return GptDecoder(shape, no_rope(reader.device), reader.ops, weights, depth)
     rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
@@ -45,14 +45,16 @@ class MissingLayers:
         self._make_reader = make_reader
         self._source = source(folder)
         self._opened: tuple[Checkpoint | RandomCheckpoint, str] | None = None
+        self._scale_block: tuple[int, int] | None = None
 
     def read(self, index: int) -> Decoder:
         """A model of one layer alone. Raises `CheckpointError`, also when the files are others by now."""
         if source(self._folder) != self._source:
             raise CheckpointError(f"{self._folder} has changed since its first layers were loaded")
         if self._opened is None:
-            self._opened = open_checkpoint(self._folder, read_config(self._folder))
-        weights = Weights(*self._opened, self._source, self._make_reader())
+            config = read_config(self._folder)
+            self._opened, self._scale_block = open_checkpoint(self._folder, config), _scale_block(config)
+        weights = Weights(*self._opened, self._source, self._make_reader(), self._scale_block)
         return self._decoder.only_layer(weights, f"{_layers_at(self._decoder.shape.family)}{index}.")
 
 
@@ -68,6 +70,13 @@ def open_checkpoint(folder: Path, config: Any) -> tuple[Checkpoint | RandomCheck
     prefix = checkpoint.prefix(prefixes, embedding)
     check(checkpoint, prefix, prefixes[0], config)
     return checkpoint, prefix
+
+
+def _scale_block(config: Any) -> tuple[int, int] | None:
+    try:
+        return scale_block(getattr(config, "quantization_config", None))
+    except ModelUnusable as error:
+        raise UnsupportedModelError(str(error)) from None
 
 
 def _layers_at(family: str) -> str:

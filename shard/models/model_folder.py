@@ -103,6 +103,35 @@ def check_config(config: dict[str, Any], name: str) -> None:
             )
 
 
+def scale_block(quantization: dict[str, Any] | None) -> tuple[int, int] | None:
+    """Rows and columns of a matrix that share one scale, None where scales are of rows or whole matrices.
+
+    Raises `ModelUnusable` for a quantization_config whose blocks are no sizes.
+    """
+    described = quantization or {}
+    if described.get("quant_method") == "fp8":
+        key, sizes = "weight_block_size", [described.get("weight_block_size", [128, 128])]
+    else:
+        key = "block_structure"
+        groups = described.get("config_groups")
+        weights = (
+            [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) else []
+        )
+        sizes = [weight.get(key) for weight in weights] or [None]
+    if all(size is None for size in sizes):
+        return None
+    block = sizes[0]
+    if not isinstance(block, list) or [type(size) for size in block] != [int, int] or min(block) < 1:
+        raise ModelUnusable(
+            f"config.json: {key} is {block!r} in quantization_config, not two sizes from 1 up."
+        )
+    if any(size != block for size in sizes):
+        raise ModelUnusable(
+            f"config.json: {key} differs between groups of quantization_config, which is not supported."
+        )
+    return block[0], block[1]
+
+
 def _is_float8(quantization: dict[str, Any]) -> bool:
     """compressed-tensors is many formats, of which one holds 8-bit floats."""
     has_formats = quantization["quant_method"] == "compressed-tensors"

@@ -15,22 +15,30 @@ from shard.models.shelf import Reader
 from shard.ops.plain import Linear
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+_SCALE_TAILS = ("_scale_inv", "_scale")
 _SAMPLED_ROWS = 64
 
 
 class Weights:
     """Reads a family's tensors by the names that follow the checkpoint's own prefix.
 
-    `source` names the checkpoint: what other models have from it already is not read again.
+    `source` names the checkpoint: what other models have from it already is not read again. `scale_block`
+    is the rows and columns of a matrix in 8-bit floats that have one scale.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint | RandomCheckpoint, prefix: str, source: Hashable, reader: Reader
+        self,
+        checkpoint: Checkpoint | RandomCheckpoint,
+        prefix: str,
+        source: Hashable,
+        reader: Reader,
+        scale_block: tuple[int, int] | None = None,
     ):
         self._checkpoint = checkpoint
         self._prefix = prefix
         self._source = source
         self._reader = reader
+        self._scale_block = scale_block
         self._sizes: dict[str, int] = {}  # of what was read so far
 
     def __contains__(self, name: str) -> bool:
@@ -107,25 +115,40 @@ class Weights:
     def _get(self, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
         tensor = self._checkpoint.read(name, shape)
         self._sizes[name] = tensor.numel()
+        scale = next((name + tail for tail in _SCALE_TAILS if name + tail in self._checkpoint), None)
         if tensor.dtype == torch.int8:
             tensor = self._dequantised(name, tensor)
         elif tensor.dtype in _FLOAT8:
-            tensor = self._widened(name, tensor)
+            tensor = self._widened(name, tensor, scale)
+        elif scale is not None:
+            raise CheckpointError(f"tensor '{name}' is not of 8 bits, and has a scale beside it: '{scale}'")
         _check_finite(name, tensor)
         return self._reader.convert(tensor)
 
-    def _widened(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _widened(self, name: str, tensor: torch.Tensor, scale_name: str | None) -> torch.Tensor:
         """A matrix in float32 of one in 8-bit floats, with a scale for all of it, for rows, or for blocks."""
-        at = next((name + tail for tail in ("_scale_inv", "_scale") if name + tail in self._checkpoint), None)
-        if at is None:
+        if scale_name is None:
             raise CheckpointError(f"tensor '{name}' is of 8-bit floats and has no scale beside it")
-        scale = self._checkpoint.read(at).float()
-        if scale.numel() > 1:
-            rows, columns = tensor.shape
-            blocks = scale if scale.ndim == 2 else scale[:, None]
-            height, width = -(-rows // blocks.shape[0]), -(-columns // blocks.shape[1])
-            scale = blocks.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
-        return tensor.float() * scale
+        scale = self._checkpoint.read(scale_name).float()
+        if scale.numel() == 1:
+            return tensor.float() * scale.reshape(())
+        rows, columns = tensor.shape
+        if self._scale_block is None:
+            if tuple(scale.shape) not in ((rows, 1), (rows,)):
+                raise CheckpointError(
+                    f"tensor '{scale_name}' has shape {tuple(scale.shape)}, not {(rows, 1)}: config.json "
+                    "names no block size in its quantization_config"
+                )
+            return tensor.float() * scale.reshape(rows, 1)
+        height, width = self._scale_block
+        blocks = (-(-rows // height), -(-columns // width))
+        if tuple(scale.shape) != blocks:
+            raise CheckpointError(
+                f"tensor '{scale_name}' has shape {tuple(scale.shape)}, not {blocks} as blocks of {height} x "
+                f"{width} in config.json's quantization_config ask"
+            )
+        wide = scale.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
+        return tensor.float() * wide
 
     def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A matrix in float32 of one in int8, symmetric by rows."""

@@ -17,6 +17,11 @@ from tests.shard.driving import generate, make_runner
 
 PROMPT = [5, 6, 7, 8]
 MIXED = ["full_attention", "full_attention", "sliding_attention", "sliding_attention"]
+COMPRESSED_BLOCKS = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"weights": {"strategy": "block", "block_structure": [16, 16]}}},
+}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -125,9 +130,9 @@ def to_float8(tensors: Tensors, scale_name: str, block: int | None, per_row: boo
             continue
         rows, columns = tensor.shape
         if block is not None:
-            tiles = tensor.reshape(rows // block, block, columns // block, block)
-            scale = tiles.abs().amax((1, 3)) / 448
-            wide = scale.repeat_interleave(block, 0).repeat_interleave(block, 1)
+            padded = torch.nn.functional.pad(tensor, (0, -columns % block, 0, -rows % block))
+            scale = padded.unfold(0, block, block).unfold(1, block, block).abs().amax((2, 3)) / 448
+            wide = scale.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
         elif per_row:
             wide = scale = tensor.abs().amax(1, keepdim=True) / 448
         else:
@@ -143,6 +148,7 @@ def to_float8(tensors: Tensors, scale_name: str, block: int | None, per_row: boo
         ({"quant_method": "fp8", "weight_block_size": [16, 16]}, ".weight_scale_inv", 16, False),
         ({"quant_method": "fbgemm_fp8"}, ".weight_scale", None, True),
         ({"quant_method": "compressed-tensors", "format": "float-quantized"}, ".weight_scale", None, False),
+        (COMPRESSED_BLOCKS, ".weight_scale", 16, False),
     ],
 )
 def test_8_bit_floats_are_served_by_their_scales(
@@ -157,6 +163,63 @@ def test_8_bit_floats_are_served_by_their_scales(
     with torch.inference_mode():
         torch.testing.assert_close(weights.qkv(hidden), expected.qkv(hidden), atol=0.6, rtol=0.1)
         assert not torch.equal(weights.qkv(hidden), expected.qkv(hidden))
+
+
+@pytest.mark.parametrize("block", [16, 40, 48, 80])
+def test_blocks_of_8_bit_floats_may_end_in_the_middle_of_one(changed, tiny_model, block):
+    """Sizes that do not divide matrices of (96, 64) and (64, 96), whose rows differ much in scale."""
+    draw = torch.logspace(0, 2, 96)
+    original = {
+        name: tensor * draw[: len(tensor), None] if name.endswith("_proj.weight") else tensor
+        for name, tensor in load_file(tiny_model("llama") / "model.safetensors").items()
+    }
+    quantization = {"quant_method": "fp8", "weight_block_size": [block, block]}
+    made = to_float8(original, ".weight_scale_inv", block, False)
+    folder = changed("llama", {"quantization_config": quantization}, lambda _: made)
+    layer = make_runner(folder).decoder.layers[0]
+    hidden = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
+    for product, names in (
+        (layer.gate_up, ("gate_proj", "up_proj")),
+        (layer.down, ("down_proj",)),
+    ):
+        weight = torch.cat([original[f"model.layers.0.mlp.{name}.weight"] for name in names])
+        given = hidden[:, : weight.shape[1]]
+        with torch.inference_mode():
+            difference = product(given) - given @ weight.T
+        assert difference.norm(dim=0).max() < 0.05 * (given @ weight.T).norm(dim=0).max()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "complaint"),
+    [
+        ({"quant_method": "fp8"}, r"_scale_inv' has shape \(4, 4\), not \(1, 1\) as blocks of 128 x 128"),
+        ({"quant_method": "fp8", "weight_block_size": [32, 16]}, r"not \(2, 4\) as blocks of 32 x 16"),
+        ({"quant_method": "fp8", "weight_block_size": None}, r"not \(64, 1\): config.json names no block"),
+        ({"quant_method": "fbgemm_fp8"}, r"config.json names no block size"),
+        ({"quant_method": "fp8", "weight_block_size": [16]}, r"config.json: weight_block_size is \[16\]"),
+        (
+            {"quant_method": "fp8", "weight_block_size": [0, 16]},
+            r"config.json: weight_block_size is \[0, 16\]",
+        ),
+    ],
+)
+def test_scales_that_do_not_fit_the_block_size_are_refused(changed, quantization, complaint):
+    folder = changed(
+        "llama",
+        {"quantization_config": quantization},
+        lambda tensors: to_float8(tensors, ".weight_scale_inv", 16, False),
+    )
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=complaint):
+        make_runner(folder)
+
+
+def test_a_scale_beside_a_matrix_that_is_not_of_8_bits_is_refused(changed):
+    def add(tensors: Tensors) -> Tensors:
+        name = "model.layers.0.self_attn.q_proj.weight"
+        return tensors | {name + "_scale": torch.full((64, 1), 2.0)}
+
+    with pytest.raises(CheckpointError, match=r"q_proj.weight' is not of 8 bits, and has a scale beside it"):
+        make_runner(changed("llama", weights=add))
 
 
 def test_8_bit_floats_without_a_scale_are_refused(changed):
