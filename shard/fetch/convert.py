@@ -14,6 +14,7 @@ from typing import Any
 from shard.models.model_folder import ModelUnusable, check_family
 
 CONVERSION = "v2"  # of what is written here: folders made by another one are made again
+_GPT2_SPLITS = ("", "default", "gpt-2")  # what transformers does to text where it knows no other way
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,19 @@ class GgufHeader:
     family: str
     pre_tokenizer: str
     head_dim: int | None
+    rope_dims: int | None
     has_scaled_rope: bool
+    tensors: tuple[str, ...]
     matrix_dtype: str  # of a 16-bit or 32-bit file's matrices; float32, which holds their values, for others
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
     """Write the model in a .gguf file as a complete model folder.
 
-    Nothing is lost: matrices of 16 bits stay as they are, quantised ones become the float32 values that their
-    blocks stand for, and so do norms and biases. Rounding is for whoever loads them. Raises `ModelUnusable`
-    for a damaged file, one with layers or a tokenizer missing, or one that cannot be served.
+    Nothing is lost: every tensor of the file is used, matrices of 16 bits stay as they are, quantised ones
+    become the float32 values that their blocks stand for, and so do norms and biases. Rounding is for whoever
+    loads them. Raises `ModelUnusable` for a damaged file, one with layers or a tokenizer missing, one with
+    something in it that transformers would leave out, or one that cannot be served.
     """
     try:
         header = _read_header(source)
@@ -45,8 +49,10 @@ def convert_gguf(source: Path, folder: Path) -> None:
             f"{source} scales its positions in a way read from safetensors only: serve that form."
         )
     with _quiet_transformers():
+        config = _gguf_config(source, header)
+        _check_places(source, header, config)
         tokenizer = _gguf_tokenizer(source, header.pre_tokenizer)
-        model = _gguf_model(source, header)
+        model = _load_model(source.parent, config=config, gguf_file=source.name, dtype="float32")
     tokenizer.model_max_length = model.config.max_position_embeddings
     _save(model, folder, header.matrix_dtype)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
@@ -94,26 +100,68 @@ def _read_header(source: Path) -> GgufHeader:
         family=family,
         pre_tokenizer=fact("tokenizer.ggml.pre") or "",
         head_dim=fact(f"{family}.attention.key_length"),
+        rope_dims=fact(f"{family}.rope.dimension_count"),
         has_scaled_rope=scaling or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors),
+        tensors=tuple(tensor.name for tensor in reader.tensors),
         matrix_dtype={("F16",): "float16", ("BF16",): "bfloat16"}.get(tuple(matrices), "float32"),
     )
 
 
-def _gguf_model(source: Path, header: GgufHeader) -> Any:
+def _gguf_config(source: Path, header: GgufHeader) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    try:
+        config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    except Exception as error:  # its checks of a configuration have no class in common
+        raise ModelUnusable(
+            f"{source} describes no model ({_first_sentence(error)}): fetch another."
+        ) from None
     if header.head_dim is not None and hasattr(config, "head_dim"):
         config.head_dim = header.head_dim
-    return _load_model(source.parent, config=config, gguf_file=source.name, dtype="float32")
+    head_dim = header.head_dim or config.hidden_size // config.num_attention_heads
+    if header.rope_dims not in (None, head_dim):
+        raise ModelUnusable(
+            f"{source}: {header.family}.rope.dimension_count is {header.rope_dims}, and only all {head_dim} "
+            "dims of a head can be rotated: serve another model."
+        )
+    return config
+
+
+def _check_places(source: Path, header: GgufHeader, config: Any) -> None:
+    """Raises `ModelUnusable` for a tensor that the model has no place for: transformers drops it."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    from shard.models.manifest import expected_shapes
+
+    architectures = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
+    if header.family not in architectures:
+        raise ModelUnusable(
+            f"{source} is of architecture {header.family!r}, which has no names for tensors in GGUF files: "
+            "serve its safetensors."
+        )
+    places = get_tensor_name_map(architectures[header.family], config.num_hidden_layers)
+    used = {places.get_name(name, (".weight", ".bias")) for name in expected_shapes(config)}
+    if unused := [name for name in header.tensors if name not in used]:
+        raise ModelUnusable(
+            f"{source} holds the tensor {unused[0]}, which a {header.family} of {config.num_hidden_layers} "
+            "layers has no place for: serve its safetensors."
+        )
 
 
 def _gguf_tokenizer(source: Path, pre_tokenizer: str) -> Any:
+    """Raises `ModelUnusable` where transformers does not know how the model splits text."""
+    from tokenizers.pre_tokenizers import Sequence
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    backend = tokenizer.backend_tokenizer
     if pre_tokenizer == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = _digits_then_bytes()
+        backend.pre_tokenizer = _digits_then_bytes()
+    elif pre_tokenizer not in _GPT2_SPLITS and not isinstance(backend.pre_tokenizer, Sequence):
+        raise ModelUnusable(
+            f"{source}: tokenizer.ggml.pre is {pre_tokenizer!r}, whose way to split text is not supported: "
+            "serve its safetensors."
+        )
     return tokenizer
 
 

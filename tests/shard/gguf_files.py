@@ -17,14 +17,18 @@ def write_gguf(
     rope_scaling: str = "",
     matrices: str = "F32",
     left_out: str | None = None,
+    added: dict[str, int] | None = None,
+    rope_dims: int | None = None,
+    architecture: str | None = None,
 ) -> Path:
     """The float32 model of a folder (llama or qwen) as a .gguf file with matrices of some ggml type.
 
-    Without a tokenizer where `pre_tokenizer` is None, without the tensors whose names start with `left_out`.
+    Without a tokenizer where `pre_tokenizer` is None, without the tensors whose names start with `left_out`,
+    with vectors `added` by their names and lengths.
     """
     config = json.loads((model / "config.json").read_text())
-    writer = gguf.GGUFWriter(path, config["model_type"])
-    _add_shape(writer, config)
+    writer = gguf.GGUFWriter(path, architecture or config["model_type"])
+    _add_shape(writer, config, rope_dims)
     if rope_scaling:
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope_scaling))
     if pre_tokenizer is not None:
@@ -42,6 +46,8 @@ def write_gguf(
             writer.add_tensor(at, gguf.quants.quantize(ordered, kind), raw_dtype=kind)
         else:
             writer.add_tensor(at, ordered)
+    for name, length in (added or {}).items():
+        writer.add_tensor(name, np.full(length, 2.0, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -49,7 +55,7 @@ def write_gguf(
     return path
 
 
-def _add_shape(writer: gguf.GGUFWriter, config: dict) -> None:
+def _add_shape(writer: gguf.GGUFWriter, config: dict, rope_dims: int | None) -> None:
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -59,7 +65,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: dict) -> None:
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_dimension_count(rope_dims or head_dim)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])

@@ -76,6 +76,65 @@ def test_what_lacks_a_part_is_refused_and_never_filled_in(tiny_model, tmp_path, 
         convert_gguf(file, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("shape", "added"),
+    [
+        ("llama", {"blk.1.attn_q.bias": 64}),
+        ("llama", {"blk.0.attn_q_norm.weight": 16}),
+        ("llama", {"blk.4.attn_norm.weight": 64}),
+        ("llama", {"blk.0.ffn_gate_inp.weight": 64}),
+        ("llama", {"nonsense.weight": 64}),
+        ("qwen2", {"blk.0.attn_output.bias": 64}),
+        ("qwen3", {"blk.0.attn_k.bias": 64}),
+    ],
+)
+def test_a_tensor_that_no_part_of_the_model_takes_is_refused_and_never_dropped(
+    tiny_model, tmp_path, shape, added
+):
+    file = write_gguf(tiny_model(shape), tmp_path / "model.gguf", added=added)
+    with pytest.raises(
+        ModelUnusable, match=rf"model\.gguf holds the tensor {next(iter(added))}, which a {shape}"
+    ):
+        convert_gguf(file, tmp_path)
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen2", "qwen3"])
+def test_heads_that_are_rotated_in_part_are_refused(tiny_model, tmp_path, shape):
+    file = write_gguf(tiny_model(shape), tmp_path / "model.gguf", rope_dims=8)
+    with pytest.raises(ModelUnusable, match=r"model\.gguf: \w+\.rope\.dimension_count is 8, and only all"):
+        convert_gguf(file, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["deepseek-llm", "command-r", "refact", "nonsense"])
+def test_a_way_to_split_text_that_is_not_known_is_refused_by_name(tiny_model, tmp_path, name):
+    file = write_gguf(tiny_model("llama"), tmp_path / "model.gguf", name)
+    with pytest.raises(ModelUnusable, match=rf"tokenizer\.ggml\.pre is '{name}'"):
+        convert_gguf(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"),
+    [
+        ("default", ["I", "'", "VE", "Ġ12345", "Ġ", "Ġb"]),
+        ("gpt-2", ["I", "'", "VE", "Ġ12345", "Ġ", "Ġb"]),
+        ("smollm", ["I", "'", "VE", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġb"]),
+        ("llama-bpe", ["I", "'VE", "Ġ", "123", "45", "Ġ", "Ġb"]),
+        ("qwen2", ["I", "'VE", "Ġ", "1", "2", "3", "4", "5", "Ġ", "Ġb"]),
+    ],
+)
+def test_text_is_split_as_the_file_says(tiny_model, tmp_path, name, pieces):
+    convert_gguf(write_gguf(tiny_model("llama"), tmp_path / "model.gguf", name), tmp_path)
+    backend = AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer
+    assert [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("I'VE 12345  b")] == pieces
+
+
+@pytest.mark.parametrize("family", ["mistral", "opt"])
+def test_an_architecture_that_is_none_of_gguf_files_is_one_sentence(tiny_model, tmp_path, family):
+    file = write_gguf(tiny_model("llama"), tmp_path / "model.gguf", architecture=family)
+    with pytest.raises(ModelUnusable, match=r"model\.gguf (is of architecture 'mistral'|describes no model)"):
+        convert_gguf(file, tmp_path)
+
+
 def test_a_converted_model_keeps_its_limits_ends_and_chat_template(tiny_model, tmp_path):
     original = AutoTokenizer.from_pretrained(tiny_model("llama"))
     convert_gguf(write_gguf(tiny_model("llama"), tmp_path / "model.gguf"), tmp_path)
