@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from os.path import expanduser  # leaves a home that is not known as it is written
 from pathlib import Path
 
 import uvloop
@@ -161,7 +162,7 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
 
     Raises `CannotServe` with nothing to add: that process has said why.
     """
-    local = Path(model_id).expanduser()
+    local = Path(expanduser(model_id))
     model = str(local.resolve()) if local.exists() else model_id
     command = [sys.executable, "-m", "shard.fetch.resolve", model, "--end-with-stdin"]
     command += ["--cache", str(config.cache.resolve()), "--log-level", config.log_level]

@@ -1,5 +1,6 @@
 """From settings to the repository that is served, and from a candidate at a depth to a shard's settings."""
 
+from os.path import expanduser  # leaves a home that is not known as it is written
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,7 @@ def repository_of(config: Config) -> Repository:
         if own_words:
             sentence = f"{own_words[0]} has no use with repository: each of its candidates names its own."
             raise ConfigError(own_words[0], sentence)
-        return _read(Path(config.repository).expanduser())
+        return _read(Path(expanduser(config.repository)))
     if own_words or config.device == "sim" or config.shard_addresses:
         return Repository(candidates=(_flags_as_candidate(config),))
     return _read(default_path())

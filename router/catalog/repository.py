@@ -6,6 +6,7 @@ can be loaded, and has the depths that the file allows, is found out when it is.
 
 from collections.abc import Iterable
 from importlib import resources
+from os.path import expanduser  # leaves a home that is not known as it is written
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -165,7 +166,7 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def _located(candidate: Candidate, folder: Path) -> Candidate:
-    model = folder / Path(candidate.model).expanduser()
+    model = folder / Path(expanduser(candidate.model))
     return msgspec.structs.replace(
         candidate,
         model=str(model) if model.exists() else candidate.model,
@@ -176,7 +177,7 @@ def _located(candidate: Candidate, folder: Path) -> Candidate:
 
 
 def _from(folder: Path, path: str | None) -> str | None:
-    return None if path is None else str((folder / Path(path).expanduser()).resolve())
+    return None if path is None else str((folder / Path(expanduser(path))).resolve())
 
 
 def _contradictions(repository: Repository) -> Iterable[tuple[tuple[str | int, ...], str]]:

@@ -4,6 +4,7 @@ The defaults stand here, and the command line, the environment's names and the f
 the fields (options.py). What is learned while running comes in a shard's `Ready`, not from here.
 """
 
+from os.path import expanduser  # leaves a home that is not known as it is written
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -452,8 +453,8 @@ def _key(config: Config, field: str) -> str | None:
     if path is None:
         return getattr(config, field)  # type: ignore[no-any-return]
     try:
-        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        key = Path(expanduser(path)).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(f"{field}_file", f"{field}_file {path} cannot be read: {reason}.") from None
     if not key or not key.isprintable():
@@ -465,12 +466,12 @@ def _short(model_id: str) -> str:
     """A hub id as it is, of a path its last part."""
     if not model_id.startswith(("/", ".", "~")) and not model_id.endswith(".gguf"):
         return model_id
-    path = Path(model_id).expanduser().absolute()
+    path = Path(expanduser(model_id)).absolute()
     return (path.stem if path.suffix == ".gguf" else path.name) or "model"
 
 
 def _absolute(path: str | None) -> str | None:
-    return str(Path(path).expanduser().absolute()) if path else None
+    return str(Path(expanduser(path)).absolute()) if path else None
 
 
 def _path(field: str, path: str) -> Path:

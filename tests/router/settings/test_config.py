@@ -1,8 +1,11 @@
 """Settings: flag over environment over file over default, and one sentence for what cannot be."""
 
+from pathlib import Path
+
 import pytest
 
 from router.__main__ import read_config
+from router.catalog.candidate_config import begun_with, repository_of
 from router.settings import options
 from router.settings.config import GIB, MIB, Config
 from router.settings.machine import Machine
@@ -299,3 +302,57 @@ def test_the_machines_own_name_in_hostname_is_not_an_address_to_listen_on(monkey
     monkeypatch.setattr("socket.gethostname", lambda: "3f2a9c")
     assert read_config(["--device", "cpu"], {"HOSTNAME": "3f2a9c"}).hostname == "0.0.0.0"
     assert read_config(["--device", "cpu"], {"HOSTNAME": "10.1.2.3"}).hostname == "10.1.2.3"
+
+
+GARBAGE = [
+    "",
+    " ",
+    "x",
+    "-1",
+    "1e400",
+    "nan",
+    "-inf",
+    "9" * 400,
+    "é",
+    "~nobody/x",
+    "/tmp",
+    "a,,b",
+    "tcp://h:99999",
+    "\udcff",
+]
+GARBAGE_IN_TOML = [
+    "-1",
+    "nan",
+    "true",
+    '"x"',
+    "[1]",
+    '["a", 1]',
+    "{a = 1}",
+    "1979-05-27",
+    "9" * 30,
+    '"\\u0000"',
+]
+
+
+@pytest.mark.parametrize("option", options.options_of(Config), ids=lambda option: option.name)
+def test_no_garbage_ends_in_anything_but_a_sentence(option, toml, capsys):
+    """Or it is taken, as a name may be anything; then whatever is derived from it can be."""
+    asked = [([f"{option.flag_name}={text}"], {}) for text in GARBAGE]
+    asked += [([], {option.env_names[0]: text}) for text in GARBAGE]
+    for argv, environment in asked:
+        assert "\n" not in told_of(argv, environment)
+        assert "\n" not in capsys.readouterr().err.removesuffix("\n")
+    for text in GARBAGE_IN_TOML:
+        assert "\n" not in told_of(["--config", str(toml(f"{option.name} = {text}"))], {})
+
+
+def told_of(argv, environment):
+    """The sentence with which it is refused; "" if it is taken, or argparse has said why not."""
+    try:
+        config = read_config(argv, environment)
+        begun_with(config, repository_of(config)).settle(CPU_BOX).shard_config(Path("/model"), 0)
+    except ConfigError as error:
+        return str(error)
+    except SystemExit as error:
+        assert error.code == 2
+    return ""
