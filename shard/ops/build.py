@@ -1,4 +1,4 @@
-"""Compiles kernels.cpp for the instructions this CPU has, and keeps the library in the cache folder.
+"""Compiles the kernels for the instructions this CPU has, and keeps their library in the cache folder.
 
 The folder may move between machines (a home on NFS, an image, a snapshot): a library's name tells what it was
 made for, so that none is loaded that has instructions this CPU has not.
@@ -20,7 +20,9 @@ from shard.cpu import Cpu
 
 log = logging.getLogger("helios.shard")
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+SOURCES: dict[str, list[str]] = {"kernels.cpp": [], "products.cpp": ["-fno-associative-math"]}
+HEADERS = ("vectors.h",)
 COMPILE_FLAGS = ["-O3", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17"]
 # When to use which instruction, not which there are: a compiler may look at the machine for that.
 TUNE_FLAGS = ["-mtune=native"]
@@ -65,11 +67,14 @@ def _compile(compiler: str, flags: list[str], library: Path) -> None:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            object_file, shared = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-            _run([compiler, *flags, "-c", str(SOURCE), "-o", str(object_file)], Path(folder))
+            objects = []
+            for name, own in SOURCES.items():
+                objects.append(f"{folder}/{name}.o")
+                _run([compiler, *flags, *own, "-c", str(FOLDER / name), "-o", objects[-1]], Path(folder))
             # Linked without -ffast-math, which would make the whole process flush denormals, and against
             # torch's own OpenMP, so that both share one pool of threads.
-            _run([compiler, "-shared", str(object_file), *_openmp(), "-lm", "-o", str(shared)], Path(folder))
+            shared = f"{folder}/kernels.so"
+            _run([compiler, "-shared", *objects, *_openmp(), "-lm", "-o", shared], Path(folder))
             os.replace(shared, library)
     except OSError as error:
         raise BuildFailed(f"the kernels cannot be compiled in {library.parent} ({error})") from None
@@ -104,7 +109,8 @@ def _openmp() -> list[str]:
 def _digest(compiler: str, flags: list[str], cpu: Cpu) -> str:
     """Names a build: source, flags, compiler, torch and the processor's instructions."""
     parts = [
-        SOURCE.read_text(),
+        *((FOLDER / name).read_text() for name in (*SOURCES, *HEADERS)),
+        *(flag for own in SOURCES.values() for flag in own),
         *flags,
         _version(compiler),
         torch.__version__,

@@ -1,10 +1,7 @@
 // What torch has no fast CPU operator for, fused: paged attention, rotary embedding with the write into the
-// KV cache, RMSNorm, SiLU gating, choosing tokens from logits, and products with weights narrower than the
-// arithmetic. Products that oneDNN does well stay with it.
+// KV cache, RMSNorm, SiLU gating, and choosing tokens from logits. Matrix products are oneDNN's, or products.cpp's.
 //
-// Plain C functions over raw pointers, so that this builds in seconds without torch's headers. Storage is
-// bfloat16, float16 or float32; arithmetic is float32. Vectors are 16 lanes wide by GCC's vector extensions:
-// one AVX-512 register, or as many narrower ones as the machine has. Nothing here is of one architecture.
+// Plain C functions over raw pointers, so that this builds in seconds without torch's headers.
 //
 // KV layout, per layer: keys   [block][kv head][group][dim / 2][16 tokens][2]  (a lane is a token: no reduction)
 //                       values [block][kv head][group][16 tokens][dim]         (a lane is a dim:   no reduction)
@@ -21,117 +18,13 @@
 #include <utility>
 #include <vector>
 
+#include "vectors.h"
+
+int helios_num_threads = 1;
+
 namespace {
 
-constexpr int kLanes = 16;
-constexpr int kPair = 2 * kLanes;
 constexpr int64_t kAhead = 4;  // groups between what is read and what is fetched
-
-// What the machine's registers hold, and how many sums of 16 lanes they keep beside what is being read.
-#if defined(__AVX512F__)
-constexpr int kRegisterBytes = 64, kMaxSums = 24;
-#elif defined(__AVX__)
-constexpr int kRegisterBytes = 32, kMaxSums = 6;
-#elif defined(__aarch64__)
-constexpr int kRegisterBytes = 16, kMaxSums = 6;
-#else
-constexpr int kRegisterBytes = 16, kMaxSums = 3;
-#endif
-constexpr int kParts = kLanes * 4 / kRegisterBytes, kRegisterLanes = kLanes / kParts;
-typedef float Floats __attribute__((vector_size(kRegisterBytes)));
-typedef uint32_t Words __attribute__((vector_size(kRegisterBytes)));
-
-// 16 lanes. GCC keeps a vector that is wider than the registers in memory, but not an array of such that fit.
-struct Vec {
-    Floats part[kParts];
-};
-
-inline Vec operator+(const Vec& a, const Vec& b) {
-    Vec sum;
-    for (int i = 0; i < kParts; i++) sum.part[i] = a.part[i] + b.part[i];
-    return sum;
-}
-inline void add_product(Vec& sum, const Vec& vector, float factor) {
-    for (int i = 0; i < kParts; i++) sum.part[i] += vector.part[i] * factor;
-}
-
-struct bfloat16 {
-    uint16_t bits;
-};
-struct float16 {  // as bits: compilers differ in what they make of _Float16 where there are no instructions for it
-    uint16_t bits;
-};
-
-template <typename To, typename From> To bits_as(From from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
-
-inline float widen(float value) { return value; }
-inline float widen(bfloat16 value) { return bits_as<float>(static_cast<uint32_t>(value.bits) << 16); }
-inline float widen(float16 value) {
-    uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
-    uint32_t wide = bits_as<uint32_t>(bits_as<float>(magnitude) * 0x1p112f);  // subnormals become normal
-    wide |= magnitude >= 0x0f800000u ? 0x7f800000u : 0u;  // infinity, not a number
-    return bits_as<float>(wide | static_cast<uint32_t>(value.bits & 0x8000u) << 16);
-}
-
-// Round to nearest, ties to even.
-template <typename T> T narrow(float value);
-template <> inline float narrow<float>(float value) { return value; }
-template <> inline bfloat16 narrow<bfloat16>(float value) {
-    uint32_t bits = bits_as<uint32_t>(value);
-    return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
-}
-template <> inline float16 narrow<float16>(float value) {
-    uint32_t bits = bits_as<uint32_t>(value), sign = bits & 0x80000000u, magnitude = bits ^ sign;
-    uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    uint32_t small = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;  // subnormal
-    uint32_t large = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    uint32_t half = magnitude < 0x38800000u ? small : magnitude >= 0x477ff000u ? large : normal;
-    return {static_cast<uint16_t>(half | sign >> 16)};
-}
-
-// 32 neighbouring numbers as their even and their odd ones.
-struct Pairs {
-    Vec even, odd;
-};
-
-inline Pairs load_pairs(const float* from) {
-    Words evens;
-    for (int i = 0; i < kRegisterLanes; i++) evens[i] = 2 * i;
-    Pairs pairs;
-    for (int i = 0; i < kParts; i++) {
-        Floats low, high;
-        std::memcpy(&low, from + 2 * i * kRegisterLanes, sizeof low);
-        std::memcpy(&high, from + (2 * i + 1) * kRegisterLanes, sizeof high);
-        pairs.even.part[i] = __builtin_shuffle(low, high, evens);
-        pairs.odd.part[i] = __builtin_shuffle(low, high, evens + 1);
-    }
-    return pairs;
-}
-
-inline Floats widen_low(Words words, const bfloat16*) { return reinterpret_cast<Floats>(words << 16); }
-inline Floats widen_high(Words words, const bfloat16*) { return reinterpret_cast<Floats>(words & 0xffff0000u); }
-inline Floats widen_low(Words words, const float16*) {
-    Words magnitude = (words & 0x7fffu) << 13;
-    Words wide = reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude) * 0x1p112f);
-    return reinterpret_cast<Floats>(wide | ((words & 0x8000u) << 16));  // weights and KV are finite
-}
-inline Floats widen_high(Words words, const float16* type) { return widen_low(words >> 16, type); }
-
-template <typename T> inline Pairs load_pairs(const T* from) {
-    Pairs pairs;
-    for (int i = 0; i < kParts; i++) {
-        Words words;
-        std::memcpy(&words, from + 2 * i * kRegisterLanes, sizeof words);
-        pairs.even.part[i] = widen_low(words, from);
-        pairs.odd.part[i] = widen_high(words, from);
-    }
-    return pairs;
-}
 
 // exp(x) to float32 precision in a dozen operations (Cephes' polynomial), so that loops over it vectorize
 // without calls. x is at most 0 or small: no overflow is looked for.
@@ -151,8 +44,6 @@ inline float exponential(float x) {
     return (p * f * f + f + 1.0f) * power;
 }
 
-int num_threads = 1;
-
 // ---------------------------------------------------------------------------------------------- elementwise
 
 template <typename T>
@@ -165,13 +56,13 @@ void normalize(T* out, const T* x, const T* weight, int64_t dim, float eps) {
 
 template <typename T>
 void rms_norm(T* out, const T* x, const T* weight, int64_t rows, int64_t dim, float eps) {
-#pragma omp parallel for num_threads(num_threads) if (rows > 8)
+#pragma omp parallel for num_threads(helios_num_threads) if (rows > 8)
     for (int64_t row = 0; row < rows; row++) normalize(out + row * dim, x + row * dim, weight, dim, eps);
 }
 
 template <typename T>
 void silu_mul(T* out, const T* gate_up, int64_t rows, int64_t dim) {
-#pragma omp parallel for num_threads(num_threads) if (rows > 4)
+#pragma omp parallel for num_threads(helios_num_threads) if (rows > 4)
     for (int64_t row = 0; row < rows; row++) {
         const T* gate = gate_up + row * 2 * dim;
         const T* up = gate + dim;
@@ -212,7 +103,7 @@ void rope_write(T* qkv, const float* cos, const float* sin, const T* q_norm, con
                 const int64_t* positions, const int64_t* slots, S* keys, S* values, int64_t num_tokens,
                 Heads heads, int64_t groups_per_block, int64_t rotary) {
     int64_t width = (heads.query + 2 * heads.kv) * heads.dim;
-#pragma omp parallel for num_threads(num_threads) if (num_tokens > 4)
+#pragma omp parallel for num_threads(helios_num_threads) if (num_tokens > 4)
     for (int64_t token = 0; token < num_tokens; token++) {
         T* row = qkv + token * width;
         const float* c = cos + positions[token] * (rotary / 2);
@@ -230,10 +121,9 @@ void rope_write(T* qkv, const float* cos, const float* sin, const T* q_norm, con
             const T* v = k + heads.kv * heads.dim;
             int64_t base = ((block * heads.kv + h) * groups_per_block + in_block) * heads.padded() * kLanes;
             S* to = values + base + lane * heads.padded();
-            for (int64_t d = 0; d < heads.dim; d++) {
+            for (int64_t d = 0; d < heads.dim; d++)
                 keys[base + (d / 2 * kLanes + lane) * 2 + d % 2] = convert<S>(k[d]);
-                to[d] = convert<S>(v[d]);
-            }
+            for (int64_t d = 0; d < heads.dim; d++) to[d] = convert<S>(v[d]);
         }
     }
 }
@@ -434,87 +324,13 @@ void attend(const Attention<T, S>& attention, const int32_t* tables, int64_t tab
                 tiles.push_back({static_cast<int32_t>(i), static_cast<int32_t>(head), static_cast<int32_t>(row),
                                  static_cast<int32_t>(std::min<int64_t>(kMaxRows, rows - row))});
     }
-#pragma omp parallel num_threads(num_threads) if (tiles.size() > 1)
+#pragma omp parallel num_threads(helios_num_threads) if (tiles.size() > 1)
     {
         Scratch scratch;
 #pragma omp for schedule(dynamic, 4)
         for (size_t i = 0; i < tiles.size(); i++)
             run_tile(attention, sequences[tiles[i].sequence], tiles[i], scratch);
     }
-}
-
-// ------------------------------------------------------------------------------------------------- products
-
-// out[row] = bias + summand[row] + weight x[row], where weights are panels of 16 outputs, [N / 16][K / 2][16][2]:
-// a lane is an output, and a panel stays in the nearest cache while all rows go through it.
-template <typename S>
-struct Product {
-    float* out;
-    const float *x, *bias, *summand;  // bias and summand may be missing
-    const S* panels;
-    int64_t num_rows, num_outputs, num_inputs;
-
-    int64_t num_panels() const { return (num_outputs + kLanes - 1) / kLanes; }
-
-    // P panels for R rows at once: enough sums in flight to hide the latency of each, no more than stay in registers.
-    template <int R, int P>
-    void run(int64_t row, int64_t panel) const {
-        int64_t num_pairs = (num_inputs + 1) / 2;
-        const S* weights[P];
-        for (int p = 0; p < P; p++) weights[p] = panels + std::min(panel + p, num_panels() - 1) * num_pairs * kPair;
-        const float* from = x + row * num_inputs;
-        Vec sums[P][R] = {};
-        for (int64_t k = 0; k + 1 < num_inputs; k += 2)
-            for (int p = 0; p < P; p++) {
-                Pairs pairs = load_pairs(weights[p] + k * kLanes);
-                for (int r = 0; r < R; r++) add_product(sums[p][r], pairs.even, from[r * num_inputs + k]);
-                for (int r = 0; r < R; r++) add_product(sums[p][r], pairs.odd, from[r * num_inputs + k + 1]);
-            }
-        if (num_inputs % 2)
-            for (int p = 0; p < P; p++) {
-                Pairs pairs = load_pairs(weights[p] + (num_inputs - 1) * kLanes);
-                for (int r = 0; r < R; r++) add_product(sums[p][r], pairs.even, from[(r + 1) * num_inputs - 1]);
-            }
-        for (int p = 0; p < P && panel + p < num_panels(); p++)
-            for (int r = 0; r < R; r++) finish(sums[p][r], row + r, (panel + p) * kLanes);
-    }
-
-    void finish(const Vec& sum, int64_t row, int64_t first) const {
-        float lanes[kLanes];
-        std::memcpy(lanes, &sum, sizeof lanes);
-        int64_t count = std::min<int64_t>(kLanes, num_outputs - first), at = row * num_outputs + first;
-        if (bias) for (int64_t i = 0; i < count; i++) lanes[i] += bias[first + i];
-        if (summand) for (int64_t i = 0; i < count; i++) lanes[i] += summand[at + i];
-        std::memcpy(out + at, lanes, count * sizeof(float));
-    }
-
-    static constexpr int panels_at_once(int rows) { return std::max(1, std::min(4, kMaxSums / rows)); }
-
-    // Rows [row, end) of panels [panel, until), R rows at once or fewer: as even a split as there is.
-    template <int R>
-    void run_rows(int64_t row, int64_t end, int64_t panel, int64_t until, int64_t num_tiles) const {
-        constexpr int P = panels_at_once(R);
-        for (; num_tiles > 0 && (end - row) > (R - 1) * num_tiles; row += R, num_tiles--)
-            for (int64_t p = panel; p < until; p += P) run<R, P>(row, p);
-        if constexpr (R > 1) if (row < end) run_rows<R - 1>(row, end, panel, until, num_tiles);
-    }
-};
-
-constexpr int64_t kItemPanels = 4, kItemRows = 96;  // of what one thread takes at a time
-constexpr int kRowsAtOnce = std::min(12, kMaxSums);
-
-template <typename S>
-void multiply(const Product<S>& product) {
-    int64_t panel_items = (product.num_panels() + kItemPanels - 1) / kItemPanels;
-    int64_t row_items = (product.num_rows + kItemRows - 1) / kItemRows;
-#pragma omp parallel for num_threads(num_threads) schedule(static) collapse(2)
-    for (int64_t i = 0; i < row_items; i++)
-        for (int64_t j = 0; j < panel_items; j++) {
-            int64_t row = i * kItemRows, end = std::min(product.num_rows, row + kItemRows);
-            int64_t panel = j * kItemPanels, until = std::min(product.num_panels(), panel + kItemPanels);
-            int64_t num_tiles = (end - row + kRowsAtOnce - 1) / kRowsAtOnce;
-            product.template run_rows<kRowsAtOnce>(row, end, panel, until, num_tiles);
-        }
 }
 
 // --------------------------------------------------------------------------------------------------- logits
@@ -530,7 +346,7 @@ uint32_t mix(uint32_t x) {
 
 template <typename T>
 void log_sum_exp(const T* logits, float* out, int64_t rows, int64_t vocab) {
-#pragma omp parallel for num_threads(num_threads) if (rows > 1)
+#pragma omp parallel for num_threads(helios_num_threads) if (rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         const T* from = logits + row * vocab;
         float most = -FLT_MAX, sum = 0;
@@ -562,7 +378,7 @@ int64_t argmax(int64_t count, Score score) {
 // Lane by lane, then over the lanes.
 template <typename T>
 void top_two(const T* logits, float* out, int64_t rows, int64_t vocab) {
-#pragma omp parallel for num_threads(num_threads) if (rows > 1)
+#pragma omp parallel for num_threads(helios_num_threads) if (rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         const T* from = logits + row * vocab;
         float first[kLanes], second[kLanes];
@@ -591,7 +407,7 @@ template <typename T>
 void likeliest(const T* logits, int64_t* out, int64_t rows, int64_t vocab, int64_t count) {
     constexpr int64_t kColumns = 64 * kLanes, kStretch = 4 * kLanes;
     using Scored = std::pair<float, int64_t>;
-#pragma omp parallel for num_threads(num_threads) if (rows > 1)
+#pragma omp parallel for num_threads(helios_num_threads) if (rows > 1)
     for (int64_t row = 0; row < rows; row++) {
         const T* from = logits + row * vocab;
         float least = -FLT_MAX;
@@ -624,7 +440,7 @@ void likeliest(const T* logits, int64_t* out, int64_t rows, int64_t vocab, int64
 template <typename T>
 void choose(const T* logits, const float* inverse_temperatures, const uint32_t* keys, int64_t* out, int64_t rows,
             int64_t vocab) {
-#pragma omp parallel num_threads(num_threads) if (rows > 1)
+#pragma omp parallel num_threads(helios_num_threads) if (rows > 1)
     {
         std::vector<float> scores(vocab);
 #pragma omp for
@@ -666,7 +482,7 @@ int32_t greatest(int32_t low, int32_t high, Enough enough) {  // enough(low) hol
 }
 
 void keep_top_rows(float* scores, const int64_t* counts, const float* masses, int64_t rows, int64_t vocab) {
-#pragma omp parallel num_threads(num_threads) if (rows > 1)
+#pragma omp parallel num_threads(helios_num_threads) if (rows > 1)
     {
         std::vector<int32_t> order(vocab);
         std::vector<float> weight(vocab);
@@ -744,13 +560,6 @@ void keep_top_rows(float* scores, const int64_t* counts, const float* masses, in
                      tables, table_stride, query_starts, num_keys, num_sequences, max_queries);                  \
     }
 
-#define HELIOS_PRODUCT(NAME, S)                                                                                  \
-    extern "C" void multiply_##NAME(float* out, const float* x, const float* bias, const float* summand,         \
-                                    const S* panels, int64_t num_rows, int64_t num_outputs,                      \
-                                    int64_t num_inputs) {                                                        \
-        multiply<S>({out, x, bias, summand, panels, num_rows, num_outputs, num_inputs});                         \
-    }
-
 HELIOS_ACTIVATIONS(f32, float)
 HELIOS_ACTIVATIONS(f16, float16)
 HELIOS_ACTIVATIONS(bf16, bfloat16)
@@ -759,10 +568,8 @@ HELIOS_CACHE(f32_f16, float, float16)
 HELIOS_CACHE(f32_bf16, float, bfloat16)
 HELIOS_CACHE(f16_f16, float16, float16)
 HELIOS_CACHE(bf16_bf16, bfloat16, bfloat16)
-HELIOS_PRODUCT(f16, float16)
-HELIOS_PRODUCT(bf16, bfloat16)
 
 extern "C" void keep_top(float* scores, const int64_t* counts, const float* masses, int64_t rows, int64_t vocab) {
     keep_top_rows(scores, counts, masses, rows, vocab);
 }
-extern "C" void set_num_threads(int count) { num_threads = count; }
+extern "C" void set_num_threads(int count) { helios_num_threads = count; }

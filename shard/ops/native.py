@@ -1,4 +1,4 @@
-"""The operations as compiled C++ (kernels.cpp) for CPUs, and products with weights packed once.
+"""The operations as compiled C++ (kernels.cpp, products.cpp) for CPUs, and products with weights packed once.
 
 Built on first use (build.py); without a compiler the shard runs `PlainOps` and says so.
 """

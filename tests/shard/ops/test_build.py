@@ -9,7 +9,7 @@ import pytest
 
 from shard.cpu import Cpu
 from shard.ops import build as building
-from shard.ops.build import COMPILE_FLAGS, SOURCE, build
+from shard.ops.build import COMPILE_FLAGS, FOLDER, SOURCES, build
 from shard.precision import usable_cpu
 
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
@@ -22,7 +22,9 @@ def quick_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("no C++ compiler on this machine")
     source = tmp_path / "quick.cpp"
     source.write_text('extern "C" int answer() { return 42; }')
-    monkeypatch.setattr(building, "SOURCE", source)
+    monkeypatch.setattr(building, "FOLDER", tmp_path)
+    monkeypatch.setattr(building, "SOURCES", {"quick.cpp": []})
+    monkeypatch.setattr(building, "HEADERS", ())
     return source
 
 
@@ -90,11 +92,12 @@ def assert_is_missing(cache: Path, caplog: pytest.LogCaptureFixture, why: str) -
     assert why in record.getMessage()
 
 
-def test_the_kernels_compile_for_aarch64(tmp_path: Path):
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_kernels_compile_for_aarch64(source: str, tmp_path: Path):
     compiler = shutil.which(CROSS_COMPILER)
     if compiler is None:
         pytest.skip(f"{CROSS_COMPILER} is not installed")
-    flags = [*COMPILE_FLAGS, "-O1", "-Werror"]
-    command = [compiler, *flags, "-c", str(SOURCE), "-o", str(tmp_path / "kernels.o")]
+    flags = [*COMPILE_FLAGS, *SOURCES[source], "-O1", "-Werror"]
+    command = [compiler, *flags, "-c", str(FOLDER / source), "-o", str(tmp_path / "kernels.o")]
     compiled = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert compiled.returncode == 0, compiled.stderr
