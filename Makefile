@@ -1,9 +1,9 @@
-# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make bench [ARGS=...]   make exits   make gpu [WHEELS=DIR OUT=DIR]
+# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make docs   make bench [ARGS=...]   make exits   make gpu [WHEELS=DIR OUT=DIR]
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench exits gpu gpu-wheels clean
+.PHONY: help serve test lint docs bench exits gpu gpu-wheels clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -27,6 +27,10 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+
+# What of docs/ is made from the code.
+docs: $(INSTALLED)
+	@$(BIN)/python -m router.api.parameters_page > docs/parameters.md
 
 bench: $(INSTALLED)
 	@$(BIN)/helios bench engine $(ARGS)

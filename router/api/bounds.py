@@ -10,7 +10,9 @@ from router.api.native_structs import Parameters
 from router.api.sampling_parameters import WARPERS, drawn_by
 from router.scheduling.request import Spec
 from router.settings.config import Config
+from router.text.bad_words import bad_token_ids
 from router.text.prompt import Encoded
+from router.text.tokenizer import Tokenizer
 from shard.messages import Ready, Sampling
 
 DEFAULT_MAX_NEW_TOKENS = 100  # TGI's
@@ -51,7 +53,8 @@ def limits_of(config: Config, ready: Ready, max_total_tokens: int, supports_exac
 
 def check(asked: Parameters, limits: Limits) -> None:
     """Raises `Invalid`. Bounds that need no configuration were checked when the body was decoded."""
-    _check_supported(asked, limits)
+    _check_exact(asked, limits)
+    _check_tokens(asked, limits.vocab_size)
     _check_best_of(asked, limits)
     _check_stop(asked.stop or [], limits)
     if (asked.top_n_tokens or 0) > limits.max_top_n_tokens:
@@ -62,13 +65,7 @@ def check(asked: Parameters, limits: Limits) -> None:
         raise Invalid("seed", f"must be <= {_MAX_SEED}. Given: {asked.seed}")
 
 
-def _check_supported(asked: Parameters, limits: Limits) -> None:
-    if asked.watermark:
-        raise Invalid("watermark", "is not supported: Helios puts no watermark into text")
-    if asked.grammar is not None:
-        raise Invalid("grammar", "is not supported yet: output cannot be constrained to a grammar")
-    if asked.adapter_id:
-        raise Invalid("adapter_id", "is not supported: no adapters are served")
+def _check_exact(asked: Parameters, limits: Limits) -> None:
     if asked.exact and not limits.supports_exact:
         problem = f"needs all {limits.num_layers} layers, and no shard has more than {limits.depth}"
         raise Invalid("exact", problem)
@@ -91,6 +88,12 @@ def _check_stop(stop: list[str], limits: Limits) -> None:
         raise Invalid("stop", "must not hold an empty string")
     if any(len(text) > MAX_STOP_CHARACTERS for text in stop):
         raise Invalid("stop", f"strings must have at most {MAX_STOP_CHARACTERS} characters")
+
+
+def _check_tokens(asked: Parameters, vocab_size: int) -> None:
+    check_token_ids("logit_bias", list(asked.logit_bias or ()), vocab_size)
+    check_token_ids("allowed_token_ids", asked.allowed_token_ids or [], vocab_size)
+    check_token_ids("stop_token_ids", asked.stop_token_ids or [], vocab_size)
 
 
 def check_token_ids(field: str, ids: list[int], vocab_size: int) -> None:
@@ -121,13 +124,15 @@ def seed_of(asked: Parameters, index: int) -> int:
     return random.getrandbits(63) if asked.seed is None else (asked.seed + index) % 2**63
 
 
-def sampling_of(asked: Parameters, index: int = 0) -> Sampling:
+def sampling_of(asked: Parameters, tokenizer: Tokenizer) -> Sampling:
+    """How the first answer is drawn. `tokenizer` makes ids of what was given as text."""
     sampled = is_sampled(asked)
     temperature = 1.0 if asked.temperature is None else asked.temperature
     wanted: dict[str, Any] = drawn_by(asked) | {
         "temperature": temperature if sampled else 0.0,
         "top_k": min(asked.top_k or 0, _MAX_TOP_K),
-        "seed": seed_of(asked, index) if sampled else 0,
+        "seed": seed_of(asked, 0) if sampled else 0,
+        "bad_token_ids": bad_token_ids(asked.bad_words or (), tokenizer),
         "num_top_tokens": asked.top_n_tokens or 0,
         "prompt_logprobs": bool(asked.decoder_input_details),
     }
@@ -140,12 +145,16 @@ def spec_of(asked: Parameters, encoded: Encoded, limits: Limits, now: float, lab
     Raises `Invalid` when the lengths do not fit, or the model does not know a token.
     """
     _check_known(encoded, limits.vocab_size)
+    max_new_tokens = _max_new_tokens(asked, len(encoded.token_ids), limits)
+    if (asked.min_tokens or 0) > max_new_tokens:
+        problem = f"must be <= {max_new_tokens}, the most there may be. Given: {asked.min_tokens}"
+        raise Invalid("min_tokens", problem)
     return Spec(
         prompt_token_ids=encoded.token_ids,
         tokenizer=encoded.tokenizer,
         prompt=encoded.prompt,
-        max_new_tokens=_max_new_tokens(asked, len(encoded.token_ids), limits),
-        sampling=sampling_of(asked),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling_of(asked, encoded.tokenizer),
         stop=tuple(asked.stop or ()),
         ignore_eos=bool(asked.ignore_eos),
         priority=asked.priority or 0,
@@ -158,7 +167,11 @@ def spec_of(asked: Parameters, encoded: Encoded, limits: Limits, now: float, lab
 
 def with_seed(spec: Spec, asked: Parameters, index: int) -> Spec:
     """The same generation again, with other noise: answer number `index` of several."""
-    return msgspec.structs.replace(spec, sampling=sampling_of(asked, index))
+    if index == 0 or spec.sampling.temperature == 0:
+        return spec
+    return msgspec.structs.replace(
+        spec, sampling=msgspec.structs.replace(spec.sampling, seed=seed_of(asked, index))
+    )
 
 
 def _max_new_tokens(asked: Parameters, num_prompt_tokens: int, limits: Limits) -> int:

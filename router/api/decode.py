@@ -10,7 +10,7 @@ from router.api.errors import Refused
 
 T = TypeVar("T")
 
-_AT_PATH = re.compile(r"(?P<problem>.*) - at `\$\.?(?P<path>.*?)`$", re.DOTALL)
+_AT_PATH = re.compile(r"(?P<problem>.*) - at (?P<key>`key` in )?`\$\.?(?P<path>.*?)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`(?: - at `\$\.?(?P<path>[^`]*)`)?$")
 
 
@@ -71,5 +71,6 @@ def _misfit(message: str) -> Refused:
         return Refused(f"`{path}` is missing", 422, "validation", path)
     if at := _AT_PATH.fullmatch(message):
         problem = at["problem"][:1].lower() + at["problem"][1:]
-        return Refused(f"`{at['path']}`: {problem}", 422, "validation", at["path"])
+        owner = "a key: " if at["key"] else ""
+        return Refused(f"`{at['path']}`: {owner}{problem}", 422, "validation", at["path"])
     return Refused(f"The body: {message[:1].lower()}{message[1:]}", 422, "validation")

@@ -6,8 +6,9 @@ from aiohttp import web
 
 from router.api import bounds
 from router.api.arrival import ARRIVED
-from router.api.decode import decode, read_body
+from router.api.decode import read_body
 from router.api.errors import Invalid
+from router.api.fields import TGI, decode_call
 from router.api.headers import label_of, start_headers, total_headers
 from router.api.native_answers import NativeEvents, StreamOptions, response
 from router.api.native_structs import CompatRequest, GenerateRequest, GenerateResponse, Parameters
@@ -29,7 +30,7 @@ class NativeApi:
         return await self.compat_body(http, await read_body(http))
 
     async def compat_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
-        asked = decode(body, CompatRequest)
+        asked = decode_call(body, TGI, CompatRequest)
         request = GenerateRequest(asked.inputs, asked.parameters)
         if asked.stream:
             return await self._stream(http, request)
@@ -37,11 +38,11 @@ class NativeApi:
         return json_response([answer], headers)
 
     async def generate(self, http: web.Request) -> web.StreamResponse:
-        headers, answer = await self._answer(http, decode(await read_body(http), GenerateRequest))
+        headers, answer = await self._answer(http, decode_call(await read_body(http), TGI, GenerateRequest))
         return json_response(answer, headers)
 
     async def generate_stream(self, http: web.Request) -> web.StreamResponse:
-        return await self._stream(http, decode(await read_body(http), GenerateRequest))
+        return await self._stream(http, decode_call(await read_body(http), TGI, GenerateRequest))
 
     async def _answer(
         self, http: web.Request, request: GenerateRequest

@@ -1,6 +1,6 @@
 """The bodies of TGI's routes. Bounds that need no configuration stand in the types, thus in /openapi.json."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -27,9 +27,6 @@ class Parameters(SamplingParameters, frozen=True, kw_only=True):
     details: Annotated[bool | None, Meta(description="Tokens, and how the text came about.")] = None
     decoder_input_details: Annotated[bool | None, Meta(description="Score the prompt's tokens.")] = None
     top_n_tokens: Annotated[NotNegative | None, Meta(description="Alternatives per token.")] = None
-    watermark: Annotated[bool | None, Meta(description="Not supported.")] = None
-    grammar: Annotated[Any, Meta(description="Not supported.")] = None
-    adapter_id: Annotated[str | None, Meta(description="Not supported.")] = None
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):

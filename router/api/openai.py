@@ -9,8 +9,9 @@ from aiohttp import web
 
 from router.api import bounds
 from router.api.arrival import ARRIVED
-from router.api.decode import decode, read_body
+from router.api.decode import read_body
 from router.api.errors import Invalid
+from router.api.fields import CHAT, COMPLETION, decode_call
 from router.api.headers import label_of, start_headers, total_headers
 from router.api.openai_asked import (
     CHAT_NAMES,
@@ -21,7 +22,7 @@ from router.api.openai_asked import (
     naming,
     prompts_of,
 )
-from router.api.openai_messages import messages_of
+from router.api.openai_messages import chat_prompt
 from router.api.openai_shapes import ChatShape, CompletionShape, Head, Shape, usage_of
 from router.api.openai_stream import OpenAIEvents
 from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Models
@@ -63,26 +64,24 @@ class OpenAIApi:
         )
 
     async def chat_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
-        asked = decode(body, ChatRequest)
+        asked = decode_call(body, CHAT, ChatRequest)
         self._service.check_model(asked.model)
         with naming(CHAT_NAMES):
             call = chat_call(asked)
-            messages = messages_of(asked)
-            self._admit(call, ["".join(message["content"] for message in messages)])
-            adds_prompt = asked.add_generation_prompt is not False
-            prompt = Prompt(messages=messages, add_generation_prompt=adds_prompt)
+            prompt = chat_prompt(asked)
+            self._admit(call, ["".join(message["content"] for message in prompt.messages or [])])
             specs = await self._specs(http, call, [prompt])
         shape = ChatShape(bool(asked.logprobs))
         return await self._run(http, call, shape, specs)
 
     async def completion_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
-        asked = decode(body, CompletionRequest)
+        asked = decode_call(body, COMPLETION, CompletionRequest)
         self._service.check_model(asked.model)
         with naming(COMPLETION_NAMES):
             call = completion_call(asked)
             prompts = prompts_of(asked, self._service.config.max_client_batch_size)
             self._admit(call, prompts)
-            adds = asked.add_special_tokens is not False
+            adds = asked.add_special_tokens
             made = [Prompt(p, add_special_tokens=adds) if isinstance(p, str) else p for p in prompts]
             specs = await self._specs(http, call, made)
         echoed = [self._text(prompt) for prompt in prompts for _ in range(call.n)] if asked.echo else None

@@ -1,4 +1,4 @@
-"""What an OpenAI client asked for, in TGI's parameters. Refuses what is not supported, never ignores it."""
+"""What an OpenAI client asked for, in TGI's parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,11 +36,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 def chat_call(asked: ChatRequest) -> Call:
     """Raises `Invalid`."""
-    _check_common(asked)
-    if asked.tools and asked.tool_choice != "none":
-        raise Invalid("tools", "is not supported yet: tool calls need constrained output")
-    if asked.tool_choice not in (None, "none", "auto"):
-        raise Invalid("tool_choice", "is not supported yet: tool calls need constrained output")
     if asked.top_logprobs and not asked.logprobs:
         raise Invalid("top_logprobs", "needs `logprobs` to be true")
     max_tokens = asked.max_completion_tokens or asked.max_tokens
@@ -49,9 +44,6 @@ def chat_call(asked: ChatRequest) -> Call:
 
 def completion_call(asked: CompletionRequest) -> Call:
     """Raises `Invalid`."""
-    _check_common(asked)
-    if asked.suffix:
-        raise Invalid("suffix", "is not supported: put what follows into the prompt")
     _check_best_of(asked)
     max_tokens = msgspec.UNSET if asked.max_tokens is None else asked.max_tokens
     scores_prompt = bool(asked.echo) and asked.logprobs is not None
@@ -71,13 +63,6 @@ def _call(asked: CommonFields, parameters: Parameters, per_prompt: int) -> Call:
     )
 
 
-def _check_common(asked: CommonFields) -> None:
-    if asked.logit_bias:
-        raise Invalid("logit_bias", "is not supported")
-    if asked.response_format is not None and asked.response_format.type != "text":
-        raise Invalid("response_format", "is not supported yet: output cannot be constrained; only `text` is")
-
-
 def _check_best_of(asked: CompletionRequest) -> None:
     best_of, n = asked.best_of or asked.n or 1, asked.n or 1
     if best_of < n:
@@ -95,18 +80,8 @@ def _parameters(
         "max_new_tokens": max_tokens,
         "stop": ([asked.stop] if asked.stop else []) if isinstance(asked.stop, str) else asked.stop,
         "top_n_tokens": num_top_tokens,
-        "ignore_eos": asked.ignore_eos or _fills_up(asked.min_tokens, max_tokens),
     }
     return Parameters(**wanted)
-
-
-def _fills_up(min_tokens: int | None, max_tokens: int | msgspec.UnsetType | None) -> bool:
-    """Whether exactly `max_tokens` are asked for. A least number below that is not supported."""
-    if not min_tokens:
-        return False
-    if min_tokens != max_tokens:
-        raise Invalid("min_tokens", f"must be 0 or equal `max_tokens`. Given: {min_tokens}")
-    return True
 
 
 def prompts_of(asked: CompletionRequest, max_prompts: int) -> list[str] | list[list[int]]:

@@ -6,9 +6,49 @@ import msgspec
 
 from router.api.errors import Invalid
 from router.api.openai_structs import ChatRequest, ContentPart, Message
+from router.text.chat_template import RESERVED
+from router.text.prompt import Prompt
 
 _ROLES = {"developer": "system"}  # OpenAI's newer name, which templates do not know
+_REFUSED = {
+    "audio": "messages are text",
+    "function_call": "calls are `tool_calls`",
+    "prefix": "the last message of the assistant is gone on with; see `continue_final_message`",
+}
 _TEXTS = ("text", "refusal")  # parts; each has its text under its own name
+
+
+def chat_prompt(asked: ChatRequest) -> Prompt:
+    """What is to be written by the model's template. Raises `Invalid`.
+
+    As in TGI, what the assistant said last is gone on with, unless the client says otherwise.
+    """
+    messages = messages_of(asked)
+    continues = asked.continue_final_message
+    if continues is None:
+        continues = asked.add_generation_prompt is None and _is_begun(messages[-1])
+    elif continues and asked.add_generation_prompt:
+        raise Invalid("continue_final_message", "and `add_generation_prompt` exclude each other")
+    adds_prompt = asked.add_generation_prompt
+    return Prompt(
+        messages=messages,
+        add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
+        continue_final_message=continues,
+        template_arguments=_template_arguments(asked),
+        add_special_tokens=asked.add_special_tokens,
+    )
+
+
+def _is_begun(message: dict[str, Any]) -> bool:
+    return message["role"] == "assistant" and not message.get("tool_calls")
+
+
+def _template_arguments(asked: ChatRequest) -> dict[str, Any]:
+    arguments = asked.chat_template_kwargs or {}
+    for name in RESERVED:
+        if name in arguments:
+            raise Invalid(f"chat_template_kwargs.{name}", "is not for the client to set there")
+    return arguments
 
 
 def messages_of(asked: ChatRequest) -> list[dict[str, Any]]:
@@ -17,6 +57,9 @@ def messages_of(asked: ChatRequest) -> list[dict[str, Any]]:
 
 
 def _message(message: Message, at: str) -> dict[str, Any]:
+    for name in _REFUSED:
+        if getattr(message, name):
+            raise Invalid(f"{at}.{name}", f"is not supported: {_REFUSED[name]}")
     fields: dict[str, Any] = msgspec.to_builtins(message)
     fields |= {"role": _ROLES.get(message.role, message.role), "content": _text(message, at)}
     if message.tool_calls:

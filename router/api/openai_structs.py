@@ -10,12 +10,14 @@ from router.api.sampling_parameters import NotNegative, Positive, SamplingParame
 Temperature = Annotated[float, Meta(ge=0)]
 
 
+# A field that would change the text: given with another value, it is refused.
+Unsupported = Annotated[
+    Any, Meta(description="Not supported.", extra_json_schema={"enum": [None, False, "", [], {}]})
+]
+
+
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    type: str
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -30,6 +32,10 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: Annotated[str | None, Meta(description="For templates that know it.")] = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    prefix: Unsupported = None
 
 
 class CommonFields(SamplingParameters, frozen=True, kw_only=True):
@@ -39,26 +45,28 @@ class CommonFields(SamplingParameters, frozen=True, kw_only=True):
     temperature: Annotated[Temperature | None, Meta(description="Default: 1. 0: greedy.")] = None
     n: Annotated[Annotated[int, Meta(ge=1, le=128)] | None, Meta(description="Answers per prompt.")] = None
     stop: Annotated[str | list[str] | None, Meta(description="Cut from the text.")] = None
-    stream: bool | None = None
+    stream: Annotated[bool | None, Meta(description="Events, one per token.")] = None
     stream_options: StreamOptions | None = None
-    min_tokens: Annotated[
-        NotNegative | None, Meta(description="0, or as many as max_tokens (then like ignore_eos).")
-    ] = None
-    user: str | None = None
-    logit_bias: Annotated[Any, Meta(description="Not supported.")] = None
-    response_format: Annotated[ResponseFormat | None, Meta(description="Only `text`.")] = None
 
 
 class ChatRequest(CommonFields, frozen=True, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_tokens: Annotated[Positive | None, Meta(description="Default: as many as fit.")] = None
-    max_completion_tokens: Positive | None = None
-    logprobs: bool | None = None
-    top_logprobs: NotNegative | None = None
-    tools: Annotated[list[Any] | None, Meta(description="Not supported.")] = None
-    tool_choice: Annotated[Any, Meta(description="Not supported.")] = None
-    tool_prompt: str | None = None
-    add_generation_prompt: bool | None = None
+    max_completion_tokens: Annotated[Positive | None, Meta(description="The same.")] = None
+    logprobs: Annotated[bool | None, Meta(description="How likely each token was.")] = None
+    top_logprobs: Annotated[NotNegative | None, Meta(description="Alternatives per token.")] = None
+    add_generation_prompt: Annotated[
+        bool | None, Meta(description="Default: true, unless the last message is the assistant's.")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, Meta(description="Default: true, if the last message is the assistant's.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Meta(description="Variables for the model's template.")
+    ] = None
+    add_special_tokens: Annotated[
+        bool | None, Meta(description="Beside those that the template writes. Default: false.")
+    ] = None
 
 
 class CompletionRequest(CommonFields, frozen=True, kw_only=True):
@@ -69,11 +77,10 @@ class CompletionRequest(CommonFields, frozen=True, kw_only=True):
     max_tokens: Annotated[
         NotNegative | None, Meta(description="Default: 100. 0 with echo and logprobs: only score.")
     ] = None
-    best_of: Positive | None = None
+    best_of: Annotated[Positive | None, Meta(description="Make so many, return the likeliest `n`.")] = None
     echo: Annotated[bool | None, Meta(description="Put the prompt before the text.")] = None
     logprobs: Annotated[NotNegative | None, Meta(description="Alternatives per token.")] = None
-    suffix: Annotated[str | None, Meta(description="Not supported.")] = None
-    add_special_tokens: bool | None = None
+    add_special_tokens: Annotated[bool | None, Meta(description="Default: true.")] = None
 
 
 # Answers

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from router.api.errors import NativeError, OpenAIError, is_openai
+from router.api.fields import DIALECTS, REFUSED, TOOLS, Dialect
 from router.api.guard import Guard
 from router.api.route import Route
 
@@ -30,6 +31,8 @@ def document(routes: list[Route], version: str) -> Json:
     types = _types(routes)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(map(repr, types), references, strict=True))
+    for dialect in DIALECTS:
+        _close(components, dialect)
     paths: dict[str, Json] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
@@ -46,6 +49,31 @@ def document(routes: list[Route], version: str) -> Json:
             "securitySchemes": {guard.name.lower(): _BEARER for guard in (Guard.KEY, Guard.ADMIN)},
         },
     }
+
+
+def _close(components: dict[str, Json], dialect: Dialect) -> None:
+    """Say of the bodies of a dialect what is refused, so that what fits the schema is taken."""
+    own = components[(dialect.parameters or dialect.body).__name__]
+    own["patternProperties"] = _refusals(REFUSED.keys() - own["properties"].keys())
+    if dialect.parameters is None:
+        return
+    misplaced = own["properties"].keys()
+    for body in dialect.bodies:
+        outer = components[body.__name__]
+        refusals = _refusals(REFUSED.keys() - misplaced - outer["properties"].keys())
+        outer["patternProperties"] = refusals | {_pattern(misplaced): {"type": "null"}}
+
+
+def _refusals(names: Iterable[str]) -> Json:
+    """One pattern for fields with the same neutral values. Tools may stand beside `tool_choice`: none."""
+    groups: dict[bytes, list[str]] = {}
+    for name in set(names) - set(TOOLS):
+        groups.setdefault(msgspec.json.encode(REFUSED[name].accepted), []).append(name)
+    return {_pattern(group): {"enum": msgspec.json.decode(values)} for values, group in groups.items()}
+
+
+def _pattern(names: Iterable[str]) -> str:
+    return f"^({'|'.join(sorted(names))})$"
 
 
 _BEARER = {"type": "http", "scheme": "bearer"}

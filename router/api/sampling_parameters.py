@@ -16,6 +16,9 @@ NotNegative = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=128)]
+
+MAX_BAD_WORDS = 128  # each is looked for at every token
 
 
 class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +51,23 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
         Penalty | None, Meta(description="Subtracted from a token's logit once the answer has it.")
     ] = None
     seed: Annotated[NotNegative | None, Meta(description="The same seed, the same answer.")] = None
+    logit_bias: Annotated[
+        dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None,
+        Meta(description="Added to the logits of tokens, by their ids."),
+    ] = None
+    allowed_token_ids: Annotated[
+        Annotated[list[NotNegative], Meta(min_length=1)] | None, Meta(description="No others are drawn.")
+    ] = None
+    bad_words: Annotated[
+        Annotated[list[BadWord], Meta(max_length=MAX_BAD_WORDS)] | None,
+        Meta(description="Not in the answer, where they begin a text or a word."),
+    ] = None
+    min_tokens: Annotated[
+        NotNegative | None, Meta(description="Nothing but length ends the answer before it has so many.")
+    ] = None
+    stop_token_ids: Annotated[
+        list[NotNegative] | None, Meta(description="The answer ends with the first of these.")
+    ] = None
     ignore_eos: Annotated[bool | None, Meta(description="Go on behind the end-of-text token.")] = None
     exit_threshold: Annotated[
         Fraction | None, Meta(description="Confidence at which a token may leave early; 1: never.")

@@ -9,8 +9,9 @@ from aiohttp import web
 from router.api import bounds
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid
+from router.api.fields import CHAT, decode_call
 from router.api.native_structs import DetokenizedText, DetokenizeRequest, TokenizedText, TokenizeRequest
-from router.api.openai_messages import messages_of
+from router.api.openai_messages import chat_prompt
 from router.api.openai_structs import ChatRequest
 from router.api.service import Service, template_errors
 from router.text.prompt import Prompt
@@ -62,13 +63,12 @@ class TextApi:
 
     async def chat_tokenize(self, http: web.Request) -> web.StreamResponse:
         """A conversation as the model would get it."""
-        asked, tokenizer = decode(await read_body(http), ChatRequest), self._service.tokenizer
-        adds_prompt = asked.add_generation_prompt is not False
-        prompt = Prompt(messages=messages_of(asked), add_generation_prompt=adds_prompt)
+        asked = decode_call(await read_body(http), CHAT, ChatRequest)
+        tokenizer, prompt = self._service.tokenizer, chat_prompt(asked)
 
         def work() -> bytes:
             text = prompt.written(tokenizer)
-            spans = _json_of_spans(tokenizer.encode_spans(text, add_special_tokens=False))
+            spans = _json_of_spans(tokenizer.encode_spans(text, prompt.adds_special_tokens))
             return _json({"tokenize_response": msgspec.Raw(spans), "templated_text": text})
 
         with template_errors():

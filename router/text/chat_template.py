@@ -6,8 +6,9 @@ It has the helpers that templates written for transformers expect.
 import datetime
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import jinja2
@@ -19,6 +20,8 @@ import jinja2.sandbox
 from router.text.added_tokens import read_object
 
 MAX_RENDERED_CHARACTERS = 4_000_000
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class ChatTemplateError(ValueError):
@@ -56,21 +59,29 @@ class ChatTemplate:
             source = file.read_text(encoding="utf-8")
         return None if source is None else cls(source, _special_tokens(config))
 
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         """The prompt text, however long that takes: what serves clients asks a `Renderer`.
 
-        Raises ChatTemplateError if the template refuses the conversation, or writes without an end.
+        With `continue_final_message` it ends where the last message's content does. `template_arguments` are
+        none of `RESERVED`. Raises ChatTemplateError if the template refuses the conversation, or writes
+        without an end.
         """
         template = self._template
         pieces = template.generate(
-            messages=messages,
+            messages=_marked(messages) if continue_final_message else messages,
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **self.special_tokens,
+            **{**self.special_tokens, **template_arguments},
         )
         try:
-            return _joined(pieces)
+            text = _joined(pieces)
         except MemoryError:
             raise ChatTemplateError("the model's chat template needs too much memory") from None
         except jinja2.TemplateError as error:
@@ -78,6 +89,7 @@ class ChatTemplate:
         except Exception as error:  # whatever foreign code raises on a client's messages is a refusal of them
             reason = f"{type(error).__name__}: {error}"
             raise ChatTemplateError(f"the model's chat template has no form for them ({reason})") from error
+        return _up_to_mark(text) if continue_final_message else text
 
     def check(self) -> None:
         """Raises ChatTemplateError if it is no template. That runs what it makes of constants."""
@@ -91,6 +103,23 @@ class ChatTemplate:
             raise ChatTemplateError("the model's chat template needs too much memory") from None
         except Exception as error:  # as of rendering
             raise ChatTemplateError(f"the model's chat template cannot be read: {error}") from error
+
+
+def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where the last message's content ends stands a mark, as in transformers: templates trim and add."""
+    *others, last = messages
+    return [*others, last | {"content": last["content"] + _MARK}]
+
+
+def _up_to_mark(text: str) -> str:
+    """Raises ChatTemplateError when the template wrote no mark."""
+    before, mark, after = text.rpartition(_MARK.strip())
+    if not mark:
+        raise ChatTemplateError(
+            "the model's chat template does not show where the last message ends, so that it cannot be gone "
+            "on with (`add_generation_prompt`: true asks for an answer to it)"
+        )
+    return before if after.startswith(" ") else before.rstrip()  # a template that trims would have cut here
 
 
 def _joined(pieces: Iterator[str]) -> str:

@@ -23,19 +23,30 @@ class Prompt(msgspec.Struct, frozen=True):
     text: str = ""
     messages: list[dict[str, Any]] | None = None  # a conversation, in place of a text
     add_generation_prompt: bool = True  # to a conversation
-    add_special_tokens: bool = True  # to a text
+    continue_final_message: bool = False  # of a conversation, which ends in the middle of it
+    template_arguments: dict[str, Any] = {}  # for a conversation's template
+    add_special_tokens: bool | None = None  # None: to a text; a conversation's template writes them itself
     truncate: int | None = None  # keep the last so many tokens
 
     @property
     def num_characters(self) -> int:
         """About as many are to be encoded."""
-        return len(self.text) + len(msgspec.json.encode(self.messages or []))
+        return len(self.text) + len(msgspec.json.encode((self.messages or [], self.template_arguments)))
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        return self.messages is None if self.add_special_tokens is None else self.add_special_tokens
 
     def written(self, tokenizer: Tokenizer) -> str:
         """The text that is encoded. Raises ChatTemplateError when the template refuses the conversation."""
         if self.messages is None:
             return self.text
-        return tokenizer.apply_chat_template(self.messages, self.add_generation_prompt)
+        return tokenizer.apply_chat_template(
+            self.messages,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            template_arguments=self.template_arguments,
+        )
 
     def encoded(self, tokenizer: Tokenizer, answer: str = "") -> tuple[list[int], list[int]]:
         """Token ids of the prompt, and of an answer begun. Safe on any thread. Raises ChatTemplateError.
@@ -43,9 +54,8 @@ class Prompt(msgspec.Struct, frozen=True):
         They are encoded as one text: a token that spans the seam counts as the prompt's.
         """
         written = self.written(tokenizer)
-        adds = self.add_special_tokens and self.messages is None
-        prompt = tokenizer.encode(written, adds)
-        both = tokenizer.encode(written + answer, adds) if answer else prompt
+        prompt = tokenizer.encode(written, self.adds_special_tokens)
+        both = tokenizer.encode(written + answer, self.adds_special_tokens) if answer else prompt
         first = 0 if self.truncate is None else max(0, len(prompt) - self.truncate)
         return both[first : len(prompt)], both[len(prompt) :]
 

@@ -121,13 +121,11 @@ class Tokenizer:
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The prompt text of a conversation. Raises ChatTemplateError."""
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """The prompt text of a conversation, as `ChatTemplate.render`. Raises ChatTemplateError."""
         if self.chat_template is None:
             raise ChatTemplateError("this model has no chat template; use /generate or /v1/completions")
-        return renderer().render(
-            self.chat_template, messages=messages, add_generation_prompt=add_generation_prompt
-        )
+        return renderer().render(self.chat_template, messages=messages, **options)
 
     def detokenizer(self, prompt_token_ids: list[int]) -> "Detokenizer":
         """A stream of text that continues the prompt, also in the middle of a character."""

@@ -46,6 +46,15 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
     return Tokenizer(backend, ChatTemplate(template, {}) if template else None)
 
 
+def ask(path: str, text: str = "Hi", **more: Any) -> dict[str, Any]:
+    """A body that asks a route for text; `more` goes where its parameters stand."""
+    if path == "/v1/completions":
+        return {"prompt": text} | more
+    if path in ("/v1/chat/completions", "/chat_tokenize"):
+        return {"messages": [{"role": "user", "content": text}]} | more
+    return {"inputs": text, "parameters": more}
+
+
 class FakeDispatcher:
     """Answers every prompt with `says`, a token at a time; a test may hold it, or make it refuse or fail."""
 

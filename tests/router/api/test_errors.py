@@ -8,7 +8,7 @@ import aiohttp.compression_utils
 import pytest
 
 from router.scheduling.request import GenerationFailed
-from tests.router.http_fakes import Client, serving
+from tests.router.http_fakes import Client, ask, serving
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 JSON = {"Content-Type": "application/json"}
@@ -67,9 +67,20 @@ def native(**parameters: Any) -> dict[str, Any]:
         ({"seed": 2**64}, "`seed` must be <= 18446744073709551615"),
         ({"top_n_tokens": 6}, "`top_n_tokens` must be <= 5. Given: 6"),
         ({"details": 1}, "`parameters.details`: expected `bool | null`, got `int`"),
-        ({"watermark": True}, "`watermark` is not supported"),
-        ({"grammar": {"type": "regex", "value": "a"}}, "`grammar` is not supported yet"),
-        ({"adapter_id": "a"}, "`adapter_id` is not supported"),
+        ({"watermark": True}, "`watermark` is not supported: no watermark is put into text"),
+        ({"grammar": {"type": "regex", "value": "a"}}, "`grammar` is not supported: output cannot be"),
+        ({"adapter_id": "a"}, "`adapter_id` is not supported: no adapters are served"),
+        ({"logit_bias": {"5": 101}}, "`parameters.logit_bias[...]`: expected `float` <= 100"),
+        ({"logit_bias": {"a": 1}}, "`parameters.logit_bias`: a key: expected `int`, got `str`"),
+        ({"logit_bias": {"257": 1}}, "`logit_bias` holds 257, but token ids are from 0 to 256"),
+        ({"logit_bias": {"-1": 1}}, "`logit_bias` holds -1"),
+        ({"stop_token_ids": [257]}, "`stop_token_ids` holds 257"),
+        ({"allowed_token_ids": [10**30]}, "`allowed_token_ids` holds 1000"),
+        ({"allowed_token_ids": []}, "`parameters.allowed_token_ids`: expected `array` of length >= 1"),
+        ({"bad_words": [""]}, "`parameters.bad_words[0]`: expected `str` of length >= 1"),
+        ({"bad_words": ["a"] * 129}, "`parameters.bad_words`: expected `array` of length <= 128"),
+        ({"min_tokens": 11, "max_new_tokens": 10}, "`min_tokens` must be <= 10, the most there may be"),
+        ({"min_p": 1.1}, "`parameters.min_p`: expected `float` <= 1"),
         ({"exit_threshold": 1.5}, "`parameters.exit_threshold`: expected `float` <= 1"),
         ({"deadline_ms": 0}, "`parameters.deadline_ms`: expected `int` >= 1"),
     ],
@@ -136,16 +147,26 @@ async def test_native_bodies_have_their_shape(client: Client, body: Any, message
         ({"stop": ["a"] * 5}, "stop", "up to 4"),
         ({"top_logprobs": 2}, "top_logprobs", "needs `logprobs`"),
         ({"logprobs": True, "top_logprobs": 6}, "top_logprobs", "<= 5"),
-        ({"tools": [{"type": "function"}]}, "tools", "is not supported yet"),
-        ({"tool_choice": "required"}, "tool_choice", "is not supported yet"),
+        ({"tools": [{"type": "function"}]}, "tools", "is not supported: tools cannot be called yet"),
+        ({"tool_choice": "required"}, "tool_choice", "is not supported"),
+        ({"response_format": {"type": "json_object", "value": {}}}, "response_format", "is not supported"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "is not supported"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens", "must be <= 5"),
         (
-            {"response_format": {"type": "json_object", "value": {}}},
-            "response_format",
-            "is not supported yet",
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message",
+            "and `add_generation_prompt` exclude each other",
         ),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "is not supported yet"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "is not supported"),
-        ({"min_tokens": 3, "max_tokens": 5}, "min_tokens", "must be 0 or equal `max_tokens`"),
+        (
+            {"chat_template_kwargs": {"tools": []}},
+            "chat_template_kwargs.tools",
+            "is not for the client",
+        ),
+        (
+            {"messages": [{"role": "assistant", "audio": {"id": "x"}}]},
+            "messages[0].audio",
+            "is not supported: messages are text",
+        ),
         ({"temperature": -0.1}, "temperature", ">= 0"),
         ({"seed": 2**70}, "seed", "must be <="),
     ],
@@ -320,8 +341,10 @@ async def test_wrong_routes_and_methods_are_told_in_json(
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
 async def test_an_unknown_model_is_404_and_the_known_ones_are_named(client: Client, path: str) -> None:
-    body = CHAT | {"prompt": "Hi", "tokens": [1], "model": "gpt-9"}
-    status, told, _ = await refused(client, path, body)
+    body: dict[str, Any] = {"/tokenize": {"prompt": "Hi"}, "/detokenize": {"tokens": [1]}}.get(path) or ask(
+        path
+    )
+    status, told, _ = await refused(client, path, body | {"model": "gpt-9"})
     assert status == 404
     assert "`gpt-9` is not served here" in told
     assert client.config.model_name in told
@@ -361,10 +384,7 @@ async def test_a_failure_before_the_first_token_has_its_status_on_streams_too(
     client: Client, path: str
 ) -> None:
     client.dispatcher.fails_after = 0
-    body: dict[str, Any] = CHAT | {"prompt": "Hi", "stream": True}
-    if path in ROUTES[:3]:
-        body = {"inputs": "Hi", "stream": True}
-    status, answer = await client.post(path, body)
+    status, answer = await client.post(path, ask(path) | {"stream": True})
     assert status == 424
     assert answer["error_type"] == "generation"
 

@@ -10,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from router.api.errors import Refused
 from router.api.guard import Guard, Keys, who_may
 from router.settings.config import Config
-from tests.router.http_fakes import Client, serving
+from tests.router.http_fakes import Client, ask, serving
 
 OPEN = ("/health", "/livez", "/readyz", "/metrics")
 KEYED = ("/info", "/v1/models", "/docs", "/openapi.json")
@@ -54,15 +54,14 @@ async def test_every_other_route_asks_for_the_api_key(path: str, key: str | None
 
 async def test_generations_ask_for_the_api_key_in_their_dialect() -> None:
     async with serving(api_key="secret") as client:
-        body = {"inputs": "Hi", "prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}]}
         for path in ("/", "/generate", "/generate_stream", "/invocations"):
-            status, answer = await client.post(path, body)
+            status, answer = await client.post(path, ask(path))
             assert (status, answer["error_type"]) == (401, "unauthorized")
         for path in ("/v1/completions", "/v1/chat/completions"):
-            status, answer = await client.post(path, body)
+            status, answer = await client.post(path, ask(path))
             assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
         headers = {"Authorization": "Bearer secret"}
-        assert (await client.post("/generate", body, headers=headers))[0] == 200
+        assert (await client.post("/generate", ask("/generate"), headers=headers))[0] == 200
         assert len(client.dispatcher.submitted) == 1
 
 
@@ -258,8 +257,7 @@ async def test_any_name_fits_into_a_header(name: str, header: str, monkeypatch: 
     monkeypatch.setattr(Config, "_check_texts", lambda _: None)
     async with serving(served_model_name=name) as client:
         for path in ("/generate", "/v1/completions", "/nowhere"):
-            body = {"inputs": "Hi", "prompt": "Hi"}
-            async with client.session.post(client.url + path, json=body) as response:
+            async with client.session.post(client.url + path, json=ask(path)) as response:
                 assert response.headers["x-helios-model"] == header
                 if path == "/v1/completions":
                     assert (await response.json())["model"] == name

@@ -230,9 +230,8 @@ async def test_the_best_of_several_completions_are_given(client: Client) -> None
     assert answer["usage"]["completion_tokens"] == 14
 
 
-@pytest.mark.parametrize("more", [{"ignore_eos": True, "max_tokens": 4}, {"min_tokens": 4, "max_tokens": 4}])
-async def test_the_end_token_can_be_ignored(client: Client, more: dict[str, Any]) -> None:
-    await complete(client, **more)
+async def test_the_end_token_can_be_ignored(client: Client) -> None:
+    await complete(client, ignore_eos=True, max_tokens=4)
     assert client.dispatcher.submitted[-1].spec.ignore_eos
 
 
@@ -303,3 +302,46 @@ async def test_chat_tokenize_shows_what_the_model_gets(client: Client) -> None:
     assert status == 200
     assert answer["templated_text"] == CHAT_PROMPT
     assert "".join(token["text"] for token in answer["tokenize_response"]) == CHAT_PROMPT
+
+
+BEGUN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well "}]
+
+
+@pytest.mark.parametrize(
+    ("more", "prompt"),
+    [
+        ({}, "user: Hi\nassistant: Well "),
+        ({"continue_final_message": True}, "user: Hi\nassistant: Well "),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "user: Hi\nassistant: Well "),
+        ({"add_generation_prompt": True}, "user: Hi\nassistant: Well \nbot: "),
+        ({"continue_final_message": False}, "user: Hi\nassistant: Well \nbot: "),
+        ({"add_generation_prompt": False}, "user: Hi\nassistant: Well \n"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat_tokenize"])
+async def test_what_the_assistant_began_is_gone_on_with_unless_asked_otherwise(
+    client: Client, path: str, more: dict[str, Any], prompt: str
+) -> None:
+    status, answer = await client.post(path, {"messages": BEGUN} | more)
+    assert status == 200, answer
+    assert (answer["templated_text"] if path == "/chat_tokenize" else prompts(client)[-1]) == prompt
+
+
+async def test_what_another_began_is_gone_on_with_when_asked() -> None:
+    async with serving() as client:
+        await chat(client, continue_final_message=True)
+        assert prompts(client) == ["user: Hi"]
+
+
+async def test_a_call_of_a_tool_is_not_gone_on_with(client: Client) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    await chat(client, messages=[{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert prompts(client) == ["assistant: \nbot: "]
+
+
+async def test_a_client_sets_variables_of_the_template() -> None:
+    async with serving(template="{{ mood or 'calm' }}{{ messages[0].reasoning_content }}") as client:
+        message = {"role": "user", "content": "Hi", "reasoning_content": "!"}
+        await chat(client, messages=[message], chat_template_kwargs={"mood": "glad"})
+        await chat(client, messages=[message], chat_template_kwargs={})
+        assert prompts(client) == ["glad!", "calm!"]

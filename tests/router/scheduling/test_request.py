@@ -129,7 +129,7 @@ def test_nobody_is_moved_to_a_model_that_could_not_read_it() -> None:
     assert not text.may_move_to(make_generation(1, make_target("small"), max_total_tokens=8))
 
 
-def _refuse(messages: object, add_generation_prompt: bool) -> str:
+def _refuse(messages: object, **options: object) -> str:
     raise ChatTemplateError("no template")
 
 

@@ -30,6 +30,45 @@ def test_templates_render_as_in_transformers(source: str) -> None:
     assert ChatTemplate(source, SPECIAL).render(MESSAGES) == expected
 
 
+@pytest.mark.parametrize(
+    "content", ["Once upon", "Once upon ", "  Once\n", "", "Once Once", "a CONTINUE_FINAL"]
+)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}{{ add_generation_prompt }}",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</s>{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{{ m.content.split('x')[-1].lstrip() }}</s>{% endfor %}",
+    ],
+    ids=["as it is", "trimmed", "twice"],
+)
+def test_a_message_is_gone_on_with_as_in_transformers(source: str, content: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [*MESSAGES[:1], {"role": "assistant", "content": content}]
+    [expected], _ = render_jinja_template([messages], chat_template=source, continue_final_message=True)
+    template = ChatTemplate(source, {})
+    assert template.render(messages, add_generation_prompt=False, continue_final_message=True) == expected
+    assert messages[-1]["content"] == content
+
+
+def test_what_a_template_does_not_write_cannot_be_gone_on_with() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content | lower }}{% endfor %}", {})
+    with pytest.raises(ChatTemplateError, match="cannot be gone"):
+        template.render(MESSAGES, continue_final_message=True)
+
+
+def test_a_template_gets_variables_of_the_clients_as_in_transformers() -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = (
+        "{{ bos_token }}{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    given = {"enable_thinking": False, "bos_token": "<own>"}
+    [expected], _ = render_jinja_template([MESSAGES], chat_template=source, **SPECIAL | given)
+    assert ChatTemplate(source, SPECIAL).render(MESSAGES, template_arguments=given) == expected
+
+
 def test_the_date_can_be_asked_for() -> None:
     year = ChatTemplate("{{ strftime_now('%Y') }}", {}).render([])
     assert year.isdecimal()
