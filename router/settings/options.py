@@ -1,20 +1,20 @@
 """A struct's fields as command line flags, environment variables and keys of a TOML file.
 
-Knows nothing of what the fields mean: each carries a `Flag` in its annotation, and the struct checks itself.
-A value is taken from the flag, else the environment, else the file, else the struct's default.
+Knows nothing of what the fields mean: types and bounds are msgspec's, which converts and checks the values of
+all three. A value is taken from the flag, else the environment, else the file, else the struct's default.
 """
 
 import argparse
 import difflib
-import enum
 import functools
+import re
 import tomllib
-import types
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
+from msgspec import Meta, inspect
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -24,8 +24,9 @@ _UNITS = {
     **{prefix + "b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
     **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
 }
-_YES = ("1", "true", "yes", "on")
-_NO = ("0", "false", "no", "off")
+_SWITCHES = {**dict.fromkeys(("yes", "on"), True), **dict.fromkeys(("no", "off"), False)}  # beside msgspec's
+_AT_FIELD = re.compile(r"at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?")
+_BOUND = re.compile(r"Expected `\w+` (?P<sign>>=|<=) (?P<value>\S+)")
 
 
 class ConfigError(ValueError):
@@ -36,27 +37,29 @@ class ConfigError(ValueError):
         self.field = field
 
 
-class Flag(msgspec.Struct, frozen=True):
-    """How a field looks to a person: its group in --help, a line on it, its bounds, its other names."""
+class Setting(msgspec.Struct, frozen=True):
+    """What of a field msgspec has no word for."""
 
-    group: str
-    help: str
-    at_least: float | None = None
-    at_most: float | None = None
+    group: str  # in --help
     aliases: tuple[str, ...] = ()
     env: str | None = None  # None: the field's name in capitals
     is_bytes: bool = False  # accepts 512MiB, 2GB
     is_secret: bool = False  # or may hold one: not to be shown to anybody
 
 
+def setting(group: str, help: str, **more: Any) -> Meta:
+    """What makes a field a setting, in its annotation: a line for --help, and fields of `Setting`."""
+    return Meta(description=help, extra={"setting": Setting(group, **more)})
+
+
 class Option(msgspec.Struct, frozen=True):
-    """A field as it was declared: `kind` is str, int, float or bool, of which `is_many` are taken."""
+    """A setting as it was declared: its values are of `type`, of which `is_many` are taken."""
 
     name: str
-    flag: Flag
-    kind: type
+    help: str
+    setting: Setting
+    type: inspect.Type
     is_many: bool
-    choices: tuple[str, ...]
     default: Any
 
     @property
@@ -65,48 +68,63 @@ class Option(msgspec.Struct, frozen=True):
 
     @property
     def env_names(self) -> list[str]:
-        return [self.flag.env or self.name.upper(), *(alias.upper() for alias in self.flag.aliases)]
+        aliases = (alias.upper() for alias in self.setting.aliases)
+        return [self.setting.env or self.name.upper(), *aliases]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        match self.type:
+            case inspect.LiteralType(values):
+                return tuple(map(str, values))
+            case inspect.EnumType(kind):
+                return tuple(member.value for member in kind)
+            case _:
+                return ()
+
+    @property
+    def is_number(self) -> bool:
+        return isinstance(self.type, inspect.IntType | inspect.FloatType)
+
+    @property
+    def is_flag(self) -> bool:
+        return isinstance(self.type, inspect.BoolType)
+
+    @property
+    def kind(self) -> str:
+        """What a value is, for a sentence."""
+        match self.type:
+            case _ if self.setting.is_bytes:
+                return "a number of bytes such as 512MiB"
+            case _ if self.choices:
+                return ", ".join(self.choices[:-1]) + f" or {self.choices[-1]}"
+            case inspect.IntType():
+                return "a whole number"
+            case inspect.FloatType():
+                return "a number"
+            case inspect.BoolType():
+                return "true or false"
+            case _:
+                return "text"
 
 
 @functools.cache
 def options_of(struct: type[msgspec.Struct]) -> tuple[Option, ...]:
-    """The declared options of a struct, in order. Fields without a `Flag` are not options."""
-    hints = get_type_hints(struct, include_extras=True)
-    declared = ((field, hints[field.name]) for field in msgspec.structs.fields(struct))
-    return tuple(_option(field, hint) for field, hint in declared if hasattr(hint, "__metadata__"))
+    """The settings of a struct, in order."""
+    described = inspect.type_info(struct)
+    assert isinstance(described, inspect.StructType)
+    return tuple(_option(field) for field in described.fields)
 
 
-def _option(field: Any, hint: Any) -> Option:
-    inner = hint.__origin__
-    if get_origin(inner) in (Union, types.UnionType):
-        inner = next(part for part in get_args(inner) if part is not type(None))
-    is_many = get_origin(inner) is tuple
-    kind = get_args(inner)[0] if is_many else inner
-    choices = get_args(inner) if get_origin(inner) is Literal else ()
-    if choices:
-        kind = str
-    elif issubclass(kind, enum.StrEnum):
-        choices = tuple(member.value for member in kind)
-    return Option(field.name, hint.__metadata__[0], kind, is_many, choices, field.default)
-
-
-def check(values: msgspec.Struct) -> None:
-    """Raises `ConfigError` for the first field that is out of its bounds or none of its choices."""
-    for option in options_of(type(values)):
-        value = getattr(values, option.name)
-        for one in value if option.is_many else [value]:
-            if one is not None:
-                _check(option, one)
-
-
-def _check(option: Option, value: Any) -> None:
-    flag = option.flag
-    if option.choices and value not in option.choices:
-        raise ConfigError(option.name, f"{option.name} must be {_either(option.choices)}, not {value!r}.")
-    if flag.at_least is not None and not value >= flag.at_least:  # not a number: neither of both
-        raise ConfigError(option.name, f"{option.name} must be at least {flag.at_least}, not {value}.")
-    if flag.at_most is not None and not value <= flag.at_most:
-        raise ConfigError(option.name, f"{option.name} must be at most {flag.at_most}, not {value}.")
+def _option(field: inspect.Field) -> Option:
+    assert isinstance(field.type, inspect.Metadata) and field.type.extra and field.type.extra_json_schema
+    inner: inspect.Type = field.type.type
+    if isinstance(inner, inspect.UnionType):
+        inner = next(part for part in inner.types if not isinstance(part, inspect.NoneType))
+    is_many = isinstance(inner, inspect.VarTupleType)
+    if isinstance(inner, inspect.VarTupleType):
+        inner = inner.item_type
+    help = field.type.extra_json_schema["description"]
+    return Option(field.name, help, field.type.extra["setting"], inner, is_many, field.default)
 
 
 def read(struct: type[S], parser: argparse.ArgumentParser, argv: Sequence[str], env: Mapping[str, str]) -> S:
@@ -126,16 +144,67 @@ def read(struct: type[S], parser: argparse.ArgumentParser, argv: Sequence[str], 
     sources |= dict.fromkeys(from_flags, "")
     values = from_file | {name: text for name, (_, text) in from_env.items()} | from_flags
     try:
-        return struct(**{name: _typed(_named(options, name), value) for name, value in values.items()})
+        return convert(struct, values)
     except ConfigError as error:
         source = sources.get(error.field)
         raise ConfigError(error.field, f"{error} (from {source})" if source else str(error)) from None
 
 
+def convert(struct: type[S], values: Mapping[str, Any]) -> S:
+    """The struct of values as flags, environment or a file have them: text, or of a file's types.
+
+    Raises `ConfigError`.
+    """
+    options = {option.name: option for option in options_of(struct)}
+    plain = {name: _plain(options[name], value) for name, value in values.items()}
+    try:
+        return msgspec.convert(plain, struct, strict=False)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):  # of the struct itself
+            raise error.__cause__ from None
+        raise _complaint(str(error), options, plain) from None
+
+
+def _plain(option: Option, value: Any) -> Any:
+    """A value as msgspec understands it: lists split, units multiplied."""
+    if option.is_many:
+        given = value if isinstance(value, list) else [value]
+        parts = [part for one in given for part in (one.split(",") if isinstance(one, str) else [one])]
+        return [_plain_one(option, part) for part in parts]
+    return _plain_one(option, value)
+
+
+def _plain_one(option: Option, value: Any) -> Any:
+    if not isinstance(value, str) or isinstance(option.type, inspect.StrType):
+        return value
+    text = value.strip()
+    if option.is_flag:
+        return _SWITCHES.get(text.lower(), text)
+    try:
+        return parse_bytes(text) if option.setting.is_bytes else text
+    except (KeyError, ValueError, OverflowError):
+        return text
+
+
+def _complaint(message: str, options: Mapping[str, Option], values: Mapping[str, Any]) -> ConfigError:
+    """msgspec's message as a sentence with field, bound and value."""
+    at = _AT_FIELD.search(message)
+    assert at is not None, message
+    option, value = options[at["name"]], values[at["name"]]
+    if at["index"]:
+        value = value[int(at["index"])]
+    given = "something else" if option.setting.is_secret else repr(value)
+    wanted = option.kind
+    if bound := _BOUND.match(message):
+        wanted = f"{'at least' if bound['sign'] == '>=' else 'at most'} {bound['value'].removesuffix('.0')}"
+        given = str(value)
+    return ConfigError(option.name, f"{option.name} must be {wanted}, not {given}.")
+
+
 def take_secrets(struct: type[msgspec.Struct], env: MutableMapping[str, str]) -> None:
     """Take out of an environment what would show there to every process that inherits it."""
     for option in options_of(struct):
-        if option.flag.is_secret:
+        if option.setting.is_secret:
             for name in option.env_names:
                 env.pop(name, None)
 
@@ -146,12 +215,8 @@ def shown_secrets(struct: type[msgspec.Struct], argv: Sequence[str]) -> list[str
     return [
         option.flag_name
         for option in options_of(struct)
-        if option.flag.is_secret and option.flag_name in given
+        if option.setting.is_secret and option.flag_name in given
     ]
-
-
-def _named(options: Iterable[Option], name: str) -> Option:
-    return next(option for option in options if option.name == name)
 
 
 class OneSentenceParser(argparse.ArgumentParser):
@@ -175,15 +240,15 @@ def _add_flags(parser: argparse.ArgumentParser, options: Sequence[Option]) -> No
     )
     groups: dict[str, Any] = {}
     for option in options:
-        if option.flag.group not in groups:
-            groups[option.flag.group] = parser.add_argument_group(option.flag.group)
-        _add_flag(groups[option.flag.group], option)
+        if option.setting.group not in groups:
+            groups[option.setting.group] = parser.add_argument_group(option.setting.group)
+        _add_flag(groups[option.setting.group], option)
 
 
 def _add_flag(group: Any, option: Option) -> None:
-    names = [option.flag_name, *("--" + alias.replace("_", "-") for alias in option.flag.aliases)]
+    names = [option.flag_name, *("--" + alias.replace("_", "-") for alias in option.setting.aliases)]
     common = {"dest": option.name, "default": None, "help": _help(option)}
-    if option.kind is bool:
+    if option.is_flag:
         group.add_argument(*names, action="store_true", **common)
     else:
         many = {"action": "append"} if option.is_many else {}
@@ -191,8 +256,8 @@ def _add_flag(group: Any, option: Option) -> None:
 
 
 def _help(option: Option) -> str:
-    text = option.flag.help.replace("%", "%%")
-    if option.default is None or option.is_many or option.kind is bool:
+    text = option.help.replace("%", "%%")
+    if option.default is None or option.is_many or option.is_flag:
         return text
     return f"{text} [{option.default}]"
 
@@ -200,12 +265,13 @@ def _help(option: Option) -> str:
 def _metavar(option: Option) -> str:
     if option.choices:
         return "|".join(option.choices)
-    if option.flag.is_bytes:
+    if option.setting.is_bytes:
         return "BYTES"
-    if option.kind is int and option.is_many:
+    if option.is_number and option.is_many:
         return "N,N,..."
-    if option.kind in (int, float):
-        return "MS" if option.name.endswith("_ms") else "N" if option.kind is int else "X"
+    if option.is_number:
+        whole = "MS" if option.name.endswith("_ms") else "N"
+        return whole if isinstance(option.type, inspect.IntType) else "X"
     return "PATH" if option.name.endswith(("_path", "_file", "_dir", "exits")) else "TEXT"
 
 
@@ -235,54 +301,8 @@ def _file_values(options: Sequence[Option], path: Path) -> dict[str, Any]:
     return table
 
 
-def _typed(option: Option, value: Any) -> Any:
-    """A value of the field's own type. Text is parsed, as from flags; a file's typed values are checked."""
-    if not option.is_many:
-        return _one(option, value)
-    given = value if isinstance(value, list) else [value]
-    parts = [part for one in given for part in (one.split(",") if isinstance(one, str) else [one])]
-    return tuple(_one(option, part) for part in parts)
-
-
-def _one(option: Option, value: Any) -> Any:
-    if isinstance(value, str) and option.kind is not str:
-        return _parse(option, value.strip())
-    if option.kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not option.kind:
-        given = "something else" if option.flag.is_secret else repr(value)
-        raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {given}.")
-    return value
-
-
-def _parse(option: Option, text: str) -> Any:
-    if option.kind is bool and text.lower() in _YES + _NO:
-        return text.lower() in _YES
-    try:
-        if option.flag.is_bytes:
-            return parse_bytes(text)
-        if option.kind is not bool:
-            return option.kind(text)
-    except (KeyError, ValueError, OverflowError):
-        pass
-    raise ConfigError(option.name, f"{option.name} must be {_what(option)}, not {text!r}.")
-
-
 def parse_bytes(text: str) -> int:
     """A number of bytes such as 512MiB. Raises `KeyError`, `ValueError` or `OverflowError`."""
     number = text.rstrip("bBkKmMgGtTiI")
     unit: int = _UNITS[text[len(number) :].lower()]
     return round(float(number) * unit)
-
-
-def _what(option: Option) -> str:
-    if option.flag.is_bytes:
-        return "a number of bytes such as 512MiB"
-    if option.choices:
-        return _either(option.choices)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names[option.kind]
-
-
-def _either(choices: Sequence[str]) -> str:
-    return ", ".join(choices[:-1]) + f" or {choices[-1]}"

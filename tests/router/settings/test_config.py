@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec import inspect
 
 from router.__main__ import read_config
 from router.catalog.candidate_config import begun_with, repository_of
@@ -49,7 +50,8 @@ def test_every_field_can_be_set_in_all_three_ways(option, toml):
     rest = [part for name, value in needs.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert getattr(read(*flag, *rest), option.name) == value
     assert getattr(read(*rest, **{option.env_names[0]: text}), option.name) == value
-    quoted = text if option.kind in (int, float, bool) and not option.is_many else f'"{text}"'
+    is_bare = (option.is_number or option.is_flag) and not option.is_many
+    quoted = text if is_bare else f'"{text}"'
     assert getattr(read(*rest, file=toml(f"{option.name} = {quoted}")), option.name) == value
 
 
@@ -66,12 +68,12 @@ def example(option):
     """A text that is not the default, and its value."""
     if option.name == "exit_layers":
         return "8,16", (8, 16)
-    if option.kind is float:
+    if isinstance(option.type, inspect.FloatType):
         return "0.25", 0.25
-    if option.kind is bool:
+    if option.is_flag:
         return "true", True
-    if option.kind is int:
-        number = max(option.flag.at_least or 0, 77)
+    if option.is_number:
+        number = max(option.type.ge or 0, 77)
         return str(number), number
     if option.name == "shard_addresses":
         return "tcp://one:1,tcp://two:2", ("tcp://one:1", "tcp://two:2")
@@ -119,7 +121,7 @@ def test_bytes_have_units(text, count, toml):
         ),
         (["--kv-cache-bytes", "nan"], "kv_cache_bytes must be a number of bytes such as 512MiB, not 'nan'."),
         (["--kv-cache-bytes", "1kiB"], f"kv_cache_bytes must be at least {MIB}, not 1024."),
-        (["--dtype", "int8"], "dtype must be auto, float32, float16 or bfloat16, not 'int8'."),
+        (["--dtype", "int8"], "dtype must be auto, bfloat16, float16 or float32, not 'int8'."),
         (
             ["--max-input-tokens", "200", "--max-total-tokens", "100"],
             "max_input_tokens (200) must be smaller than max_total_tokens (100), "
@@ -213,8 +215,10 @@ def test_the_sentence_says_where_a_wrong_value_came_from(toml):
 
 
 def test_a_file_with_a_wrong_type_an_unknown_key_or_no_toml_in_it(toml, tmp_path):
-    with pytest.raises(ConfigError, match="json_output must be true or false, not 1"):
-        read(file=toml("json_output = 1"))
+    with pytest.raises(ConfigError, match="json_output must be true or false, not 2"):
+        read(file=toml("json_output = 2"))
+    with pytest.raises(ConfigError, match="port must be a whole number, not True"):
+        read(file=toml("port = true"))
     with pytest.raises(ConfigError, match=r"sets prot, which is no setting; did you mean port\?"):
         read(file=toml("prot = 1"))
     with pytest.raises(ConfigError, match="is not valid TOML"):

@@ -83,7 +83,7 @@ def test_capped_loads_as_many_layers_as_its_exit_has(tmp_path):
         (["--exit-threshold", "-0.1"], "exit_threshold must be at least 0, not -0.1."),
         (["--exit-threshold", "nan"], "exit_threshold must be at least 0, not nan."),
         (["--exit-threshold", "high"], "exit_threshold must be a number, not 'high'."),
-        (["--score-rate", "2"], "score_rate must be at most 1, not 2.0."),
+        (["--score-rate", "2"], "score_rate must be at most 1, not 2."),
         (["--exit-mode", "per_row", "--exit-layers", "0"], "exit_layers must be at least 1, not 0."),
         (
             ["--exit-mode", "per_row", "--exit-layers", "8,"],
