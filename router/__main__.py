@@ -23,7 +23,7 @@ from router import app
 from router.api.guard import who_may
 from router.catalog import memory_check
 from router.catalog.candidate_config import begun_with, repository_of
-from router.catalog.catalog import Dish, Menu, dish_of
+from router.catalog.catalog import Catalog, CatalogEntry, entry_of
 from router.catalog.repository import Repository
 from router.child import start_child
 from router.fleet.client import ShardDied
@@ -109,13 +109,13 @@ def _warn_of_secrets(argv: Sequence[str]) -> None:
 def serve(config: Config, repository: Repository) -> None:
     """Until it is told to stop. Raises `CannotServe`; what can be found out early is found out first."""
     check_address(config.hostname, config.port)
-    dishes = find_models(config, repository)
+    entries = find_models(config, repository)
     for name in _HUB_TOKENS:
         os.environ.pop(name, None)  # only fetching needs them, and that is done
-    shortage = memory_check.shortage(config, dishes[0].folder, machine.inspect(os.environ))
+    shortage = memory_check.shortage(config, entries[0].folder, machine.inspect(os.environ))
     if shortage is not None:
         raise CannotServe(shortage)
-    uvloop.run(_serve(config, Menu(config, repository, dishes)))
+    uvloop.run(_serve(config, Catalog(config, repository, entries)))
 
 
 def check_address(hostname: str, port: int) -> None:
@@ -140,21 +140,25 @@ def _why_not_listen(error: OSError, hostname: str, port: int) -> str | None:
     return None
 
 
-def find_models(config: Config, repository: Repository) -> list[Dish]:
+def find_models(config: Config, repository: Repository) -> list[CatalogEntry]:
     """Every candidate with its model's folder. Raises `CannotServe` when the first one has none."""
     folders: dict[tuple[str, str | None], Path] = {}
-    dishes: list[Dish] = []
+    entries: list[CatalogEntry] = []
     for candidate in repository.candidates:
         name = (candidate.model, candidate.revision)
         try:
             if name not in folders:
                 folders[name] = resolve_model(config, *name)
-            dishes.append(dish_of(config, candidate, folders[name]))
+            entries.append(entry_of(config, candidate, folders[name]))
         except (CannotServe, OSError, ValueError, KeyError) as error:
-            if not dishes:
+            if not entries:
                 raise CannotServe(str(error)) from error
-            dishes.append(Dish(candidate, Path(candidate.model), 0, trouble="its model cannot be had here."))
-    return dishes
+            entries.append(
+                CatalogEntry(
+                    candidate, Path(candidate.model), 0, unavailable_reason="its model cannot be had here."
+                )
+            )
+    return entries
 
 
 def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
@@ -200,7 +204,7 @@ def _exit_status(process: subprocess.Popen[bytes]) -> int:
         return process.wait(_RESOLVER_END_S)
 
 
-async def _serve(config: Config, menu: Menu) -> None:
+async def _serve(config: Config, catalog: Catalog) -> None:
     """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once.
 
     A stop that hangs ends as well, and shows where it hung.
@@ -219,7 +223,7 @@ async def _serve(config: Config, menu: Menu) -> None:
     try:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with keeping(config.redis_url, config.deployment, name) as store:
-            await app.serve(config, menu, stop, lambda address: _announce(config, address), store)
+            await app.serve(config, catalog, stop, lambda address: _announce(config, address), store)
     except ShardDied as error:
         raise CannotServe(error.reason) from error
     except OSError as error:  # the port was taken meanwhile, or the folder cannot be read

@@ -27,12 +27,12 @@ from router.api.routes import (
 from router.api.service import Service
 from router.api.status import VERSION, StatusApi
 from router.api.text import TextApi
-from router.catalog.catalog import Menu
-from router.catalog.read_profile import facts_of
-from router.control.loop import Loop
-from router.control.swap_controller import Conductor
+from router.catalog.catalog import Catalog
+from router.catalog.read_profile import profile_of
+from router.control.loop import ReassessmentLoop
+from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import Inflight, Wish
+from router.fleet.swap import Inflight, SwapOptions
 from router.observers.metrics import MetricsObserver, watch_store
 from router.observers.recorder import Recorder
 from router.settings.config import Config
@@ -46,29 +46,29 @@ _LAST_WRITES_S = 5.0  # for answers that are complete, but not yet sent when the
 
 async def serve(
     config: Config,
-    menu: Menu,
+    catalog: Catalog,
     stop: asyncio.Event,
     announce: Callable[[str], None],
     store: Store,
 ) -> None:
-    """Serve what is on the menu until `stop` is set, then finish what runs and end the shards.
+    """Serve what the catalog has until `stop` is set, then finish what runs and end the shards.
 
     It listens at once, and is ready when `announce` gets the address. Raises what `Dispatcher.start` raises,
     OSError if it cannot listen or the folder has no tokenizer.
     """
-    target = menu.first()
-    dispatcher = Dispatcher(config, target, menu.max_total_tokens)
+    target = catalog.first()
+    dispatcher = Dispatcher(config, target, catalog.max_total_tokens)
     metrics = Metrics()
     dispatcher.add_observer(MetricsObserver(metrics, config.model_name))
     dispatcher.add_observer(Recorder(store))
     watch_store(metrics.helios, store, config.model_name)
-    service = Service(config, dispatcher, target, menu.names)
-    conductor = Conductor(dispatcher, menu, store.audit)
-    facts = {dish.candidate.name: facts_of(config, dish) for dish in menu.dishes}
-    wish = Wish(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
-    loop = Loop(menu.repository, facts, conductor, store, wish, config.watts)
-    dispatcher.add_observer(loop.listener)
-    async with listening(build_app(service, conductor, metrics, store), config) as address:
+    service = Service(config, dispatcher, target, catalog.names)
+    controller = SwapController(dispatcher, catalog, store.audit)
+    profiles = {entry.candidate.name: profile_of(config, entry) for entry in catalog.entries}
+    options = SwapOptions(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
+    loop = ReassessmentLoop(catalog.repository, profiles, controller, store, options, config.watts)
+    dispatcher.add_observer(loop.observer)
+    async with listening(build_app(service, controller, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):
                 gc.freeze()  # what start-up made stays: no need to look through it again
@@ -78,20 +78,22 @@ async def serve(
         finally:
             await dispatcher.stop(drain=True)
             await loop.stop()
-            await conductor.stop()
+            await controller.stop()
 
 
-def build_app(service: Service, conductor: Conductor, metrics: Metrics, store: Store) -> web.Application:
+def build_app(
+    service: Service, controller: SwapController, metrics: Metrics, store: Store
+) -> web.Application:
     """The HTTP side alone, for a dispatcher that someone else starts and stops."""
     app = web.Application(client_max_size=service.config.payload_limit)
-    routes = _routes(service, conductor, metrics, store)
+    routes = _routes(service, controller, metrics, store)
     Gate(service, routes, metrics.tgi).install(app)
     app.on_cleanup.append(service.end)
     app.add_routes([_definition(route) for route in routes])
     return app
 
 
-def _routes(service: Service, conductor: Conductor, metrics: Metrics, store: Store) -> list[Route]:
+def _routes(service: Service, controller: SwapController, metrics: Metrics, store: Store) -> list[Route]:
     native, openai = NativeApi(service), OpenAIApi(service)
     routes = [
         *native_routes(native),
@@ -99,8 +101,8 @@ def _routes(service: Service, conductor: Conductor, metrics: Metrics, store: Sto
         *invocation_routes(native, openai),
         *text_routes(TextApi(service)),
         *status_routes(StatusApi(service, metrics)),
-        *ops_routes(OpsApi(service, conductor, store)),
-        *command_routes(CommandsApi(service, conductor, store)),
+        *ops_routes(OpsApi(service, controller, store)),
+        *command_routes(CommandsApi(service, controller, store)),
     ]
     return routes + DocsApi(routes, VERSION).routes
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 import torch
 
 from shard.engine.kv_cache import CUDA_ACTIVATION_BYTES, check_spare, is_elastic, memory_errors
-from shard.generations import Unwanted
 from shard.host_memory import available_bytes
 from shard.memory import weight_bytes
 from shard.messages import ShardConfig
@@ -15,13 +14,14 @@ from shard.model import Model, empty_of, ops_of
 from shard.models.shelf import Note, Reader, Shelf, StagingReader
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
+from shard.served_models import Unwanted
 
 _PAUSE_SHARE = 4  # of the time that taking a page took
 _SPARED_SHARE = 0.1  # of the host's free memory, left to others
 
 
 class ModelLoader:
-    """See `shard.generations.Loader`."""
+    """See `shard.served_models.Loader`."""
 
     def __init__(self) -> None:
         self._shelf = Shelf()

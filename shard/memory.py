@@ -1,18 +1,18 @@
-"""How the memory of a shard is shared out among the generations that live on it. Pure; knows no device.
+"""How the memory of a shard is shared out among the models that live on it. Pure; knows no device.
 
 The total is what the first model took at its start: its weights and its KV cache. A shallower model leaves
-more of it to blocks, and so does a generation that ends. No byte is promised twice.
+more of it to blocks, and so does a model that ends. No byte is promised twice.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
 
 import msgspec
 
-Weights = Mapping[Hashable, int]  # bytes by part; the same part in two generations is there once
+Weights = Mapping[Hashable, int]  # bytes by part; the same part in two models is there once
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What one generation asks for."""
+    """What one model asks for."""
 
     weights: Weights
     block_bytes: int

@@ -109,11 +109,11 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_threshold: float | None = None  # in place of every exit's own; 1: never leave early
     exact: bool = False  # equal to the full-depth model's output: never leave early
     scores: bool = False  # generate nothing: say what full depth chooses in place of each answer token given
-    generation: int = 0  # of the model that it runs on: the ticket under which that was prepared
+    epoch: int = 0  # of the model that it runs on: the epoch under which that was prepared
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
-    """A wish: compute up to `num_tokens` further tokens of a sequence. A stale attempt is ignored."""
+    """A request to compute up to `num_tokens` further tokens of a sequence. A stale attempt is ignored."""
 
     id: int
     attempt: int
@@ -185,12 +185,12 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
 class Prepare(msgspec.Struct, frozen=True, tag=True):
     """Load another model, or another depth of the same one, beside what runs. At most one at a time.
 
-    Answered by `Prepared` or `SwapFailed`. Tickets rise; the model that a shard starts with has ticket 0.
+    Answered by `Prepared` or `SwapFailed`. Epochs rise; the model that a shard starts with has epoch 0.
     All models of a shard share what the first one took, weights and KV cache together: `kv_cache_bytes` is
     not asked again. A larger `max_batch_size` makes more blocks useful.
     """
 
-    ticket: int
+    epoch: int
     config: ShardConfig
 
 
@@ -201,7 +201,7 @@ class Commit(msgspec.Struct, frozen=True, tag=True):
     there: commit again once sequences have ended, or discard it.
     """
 
-    ticket: int
+    epoch: int
 
 
 class Discard(msgspec.Struct, frozen=True, tag=True):
@@ -211,7 +211,7 @@ class Discard(msgspec.Struct, frozen=True, tag=True):
     ends in `SwapFailed`.
     """
 
-    ticket: int
+    epoch: int
 
 
 # Shard to router
@@ -290,7 +290,7 @@ class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):
 class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a step did on a model that new sequences no longer run on."""
 
-    generation: int
+    epoch: int
     num_sequences: int  # holding state on it after the step
     num_free_blocks: int = 0  # that its sequences can take
     num_tokens: int = 0  # computed in this step
@@ -303,7 +303,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
 
     Blocks, sequences, `num_tokens`, `step_ms` and `exits` are of the model that new sequences run on; `older`
     has those that were committed before and still have sequences. One that has none left is freed, and what
-    it held becomes blocks: `num_blocks` grows. A sequence that comes for a generation that is gone, or that
+    it held becomes blocks: `num_blocks` grows. A sequence that comes for a model that is gone, or that
     has too little memory left for it, is not run on another one, whose vocabulary may not be its own: it is
     named in `gone`.
     """
@@ -317,17 +317,17 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     step_ms: float = 0.0
     idle_ms: float = 0.0  # device idle between the end of the step before and the start of this one
     exits: ExitReport | None = None  # None: in `full`
-    generation: int = 0
+    epoch: int = 0
     num_blocks: int | None = None  # None: as in `Ready`
     older: list[OlderReport] = []
-    joules: float | None = None  # read since the last reading, all generations together; None: not known
+    joules: float | None = None  # since the last report, all models together; None: not known
     gone: list[tuple[int, int]] = []  # (id, attempt) to be queued again, for the newest: see above
 
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):
     """What was asked for is loaded, and can be committed. `phases_ms` names where the time went."""
 
-    ticket: int
+    epoch: int
     ready: Ready
     phases_ms: dict[str, float]
 
@@ -335,21 +335,21 @@ class Prepared(msgspec.Struct, frozen=True, tag=True):
 class Committed(msgspec.Struct, frozen=True, tag=True):
     """New sequences run on it from here on. `ready.num_blocks` is what it has now, while others still run.
 
-    Where the very same model still runs, under an older ticket, it goes on under this one with all who are on
+    Where the very same model still runs, under an older epoch, it goes on under this one with all who are on
     it: what was prepared is not needed then.
     """
 
-    ticket: int
+    epoch: int
     ready: Ready
     gap_ms: float  # no step ran for so long
     phases_ms: dict[str, float]
-    joined: int | None = None  # the ticket under which it ran
+    joined: int | None = None  # the epoch under which it ran
 
 
 class SwapFailed(msgspec.Struct, frozen=True, tag=True):
     """Nothing has changed: what ran runs on. `reason` is one sentence for a person."""
 
-    ticket: int
+    epoch: int
     reason: str
 
 

@@ -21,7 +21,6 @@ import msgspec
 
 from shard import failure
 from shard.energy import Meter, counter_of
-from shard.generations import Generations, Unwanted
 from shard.messages import (
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -44,6 +43,7 @@ from shard.messages import (
     ToShard,
     frame,
 )
+from shard.served_models import ServedModels, Unwanted
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Runner(Protocol):
 
     def commit(self, commit: Commit) -> Committed | SwapFailed: ...
 
-    def discard(self, ticket: int) -> None:
+    def discard(self, epoch: int) -> None:
         """On any thread."""
         ...
 
@@ -81,10 +81,10 @@ def make_runner(config: ShardConfig) -> Runner:
     if config.device == "sim":
         from shard.sim.sim_runner import SimLoader
 
-        return Generations(config, SimLoader())
+        return ServedModels(config, SimLoader())
     from shard.loader import ModelLoader
 
-    return Generations(config, ModelLoader())
+    return ServedModels(config, ModelLoader())
 
 
 class Connection:
@@ -173,8 +173,8 @@ class Server:
                     self._connection.send(Pong(number))
                 case Prepare():
                     self._preparations.put(message)
-                case Discard(ticket) if self._runner is not None:
-                    self._runner.discard(ticket)
+                case Discard(epoch) if self._runner is not None:
+                    self._runner.discard(epoch)
         return 1 if self._has_failed else 0
 
     def _work(self) -> None:
@@ -213,11 +213,11 @@ class Server:
             try:
                 self._connection.send(runner.prepare(prepare))
             except Unwanted:
-                self._connection.send(SwapFailed(prepare.ticket, "It was discarded while being prepared."))
+                self._connection.send(SwapFailed(prepare.epoch, "It was discarded while being prepared."))
             except Exception as error:
                 log.debug("A model was not prepared.", exc_info=True)
                 reason = failure.sentence(error, _loading(prepare.config))
-                self._connection.send(SwapFailed(prepare.ticket, reason))
+                self._connection.send(SwapFailed(prepare.epoch, reason))
 
     def _fail(self, reason: str, is_permanent: bool) -> None:
         self._has_failed = True

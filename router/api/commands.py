@@ -20,12 +20,12 @@ from router.api.ops_structs import (
 )
 from router.api.respond import json_response
 from router.api.service import Service
-from router.catalog.catalog import NotOffered
+from router.catalog.catalog import UnknownCandidate
 from router.catalog.repository import Choice
 from router.catalog.served_model import Target
-from router.control.swap_controller import Conductor, Order
+from router.control.swap_controller import ChangeRequest, SwapController
 from router.fleet.dispatcher import ShardState
-from router.fleet.swap import Inflight, SwapRefused, Wish
+from router.fleet.swap import Inflight, SwapOptions, SwapRefused
 from telemetry.audit import Decision, Outcome
 from telemetry.store import Store
 
@@ -40,39 +40,43 @@ _DEFAULT_LISTED = 50
 class CommandsApi:
     """Handlers of commands: each is answered at once with the id of a decision, which says how it goes."""
 
-    def __init__(self, service: Service, conductor: Conductor, store: Store):
+    def __init__(self, service: Service, controller: SwapController, store: Store):
         self._config = service.config
         self._dispatcher = service.dispatcher
-        self._conductor = conductor
+        self._controller = controller
         self._store = store
 
     async def swap(self, http: web.Request) -> web.Response:
         asked = decode(await read_body(http), SwapRequest)
         with self._refusals(asked.shard):
-            to = self._conductor.menu.choose(asked.candidate, asked.depth)
-            wish = self._wish(asked.inflight)
+            to = self._controller.catalog.choose(asked.candidate, asked.depth)
+            options = self._options(asked.inflight)
             why = "An operator asked for it."
-            return _accepted(self._conductor.begin(_order("swap", why, to=to, wish=wish, shard=asked.shard)))
+            return _accepted(
+                self._controller.begin(_change("swap", why, to=to, options=options, shard=asked.shard))
+            )
 
     async def pin(self, http: web.Request) -> web.Response:
         """Serve this whatever the loop thinks."""
         asked = decode(await read_body(http), PinRequest)
         with self._refusals(None):
-            to = self._conductor.menu.choose(asked.candidate, asked.depth)
+            to = self._controller.catalog.choose(asked.candidate, asked.depth)
             why = "An operator wants it to stay."
-            return _accepted(self._conductor.pin(_order("pin", why, to=to, wish=self._wish(None))))
+            return _accepted(self._controller.pin(_change("pin", why, to=to, options=self._options(None))))
 
     async def unpin(self, http: web.Request) -> web.Response:
-        return _accepted(self._conductor.unpin(OPERATOR))
+        return _accepted(self._controller.unpin(OPERATOR))
 
     async def rollback(self, http: web.Request) -> web.Response:
         """Serve what was served before the last change."""
         body = await read_body(http)
         shard = (decode(body, ShardChoice) if body.strip() else ShardChoice()).shard
         with self._refusals(shard):
-            to, wish = self._conductor.before(shard), self._wish(None)
+            to, options = self._controller.before(shard), self._options(None)
             why = "An operator went back to what served before."
-            return _accepted(self._conductor.begin(_order("rollback", why, to=to, wish=wish, shard=shard)))
+            return _accepted(
+                self._controller.begin(_change("rollback", why, to=to, options=options, shard=shard))
+            )
 
     async def threshold(self, http: web.Request) -> web.Response:
         """The confidence at which requests leave early that come from now on and name none."""
@@ -84,7 +88,7 @@ class CommandsApi:
             raise Invalid("exit_layer", problem)
         was, self._dispatcher.exit_threshold = self._dispatcher.exit_threshold, asked.value
         why = f"An operator set it; before, it was {was if was is not None else 'that of each exit'}."
-        return _accepted(self._conductor.note("threshold", OPERATOR, why, chosen={"threshold": asked.value}))
+        return _accepted(self._controller.note("threshold", OPERATOR, why, chosen={"threshold": asked.value}))
 
     async def decisions(self, http: web.Request) -> web.Response:
         """The latest first."""
@@ -101,16 +105,16 @@ class CommandsApi:
             raise Refused(message, 404, "decision_not_found")
         return json_response(_report(found))
 
-    def _wish(self, inflight: str | None) -> Wish:
+    def _options(self, inflight: str | None) -> SwapOptions:
         wanted = Inflight(inflight or self._config.swap_inflight)
-        return Wish(wanted, self._config.swap_drain_ms / 1000)
+        return SwapOptions(wanted, self._config.swap_drain_ms / 1000)
 
     @contextmanager
     def _refusals(self, shard: int | None) -> Iterator[None]:
         """What cannot be done as errors of HTTP."""
         try:
             yield
-        except NotOffered as error:
+        except UnknownCandidate as error:
             raise Refused(str(error), 422, "validation", field="candidate") from None
         except SwapRefused as error:
             raise Refused(str(error), 409, "conflict") from None
@@ -123,8 +127,10 @@ def no_such_shard(shards: list[ShardState], shard: int | None) -> Invalid:
     return Invalid("shard", f"must be one of {known}. Given: {shard}")
 
 
-def _order(kind: str, why: str, *, to: Choice | Target, wish: Wish, shard: int | None = None) -> Order:
-    return Order(kind=kind, by=OPERATOR, why=why, to=to, wish=wish, shard=shard)
+def _change(
+    kind: str, why: str, *, to: Choice | Target, options: SwapOptions, shard: int | None = None
+) -> ChangeRequest:
+    return ChangeRequest(kind=kind, by=OPERATOR, why=why, to=to, options=options, shard=shard)
 
 
 def _accepted(decision_id: str) -> web.Response:
@@ -140,6 +146,6 @@ def _number(http: web.Request, name: str, kind: Callable[[str], T], default: T) 
 
 
 def _report(decision: Decision) -> DecisionReport:
-    facts = msgspec.structs.asdict(decision)
+    fields = msgspec.structs.asdict(decision)
     is_over = decision.outcome is not Outcome.PENDING
-    return DecisionReport(**facts | {"outcome": decision.outcome.value if is_over else None})
+    return DecisionReport(**fields | {"outcome": decision.outcome.value if is_over else None})

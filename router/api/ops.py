@@ -24,7 +24,7 @@ from router.api.ops_structs import (
 from router.api.respond import json_response
 from router.api.service import Service
 from router.catalog.repository import Choice
-from router.control.swap_controller import Conductor
+from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import ShardState
 from router.scheduling.request import GenerationFailed, Request, Status
 from telemetry.store import Store
@@ -33,10 +33,10 @@ from telemetry.store import Store
 class OpsApi:
     """Handlers of `/ops` that look, and those that change no model. `store` is where telemetry is kept."""
 
-    def __init__(self, service: Service, conductor: Conductor, store: Store):
+    def __init__(self, service: Service, controller: SwapController, store: Store):
         self._service = service
         self._dispatcher = service.dispatcher
-        self._conductor = conductor
+        self._controller = controller
         self._store = store
 
     async def state(self, http: web.Request) -> web.Response:
@@ -71,7 +71,7 @@ class OpsApi:
         except KeyError:
             raise no_such_shard(self._dispatcher.state().shards, asked.shard) from None
         shards: dict[str, object] = {} if asked.shard is None else {"shard": asked.shard}
-        self._conductor.note(kind, OPERATOR, "An operator asked for it.", chosen=shards)
+        self._controller.note(kind, OPERATOR, "An operator asked for it.", chosen=shards)
         return json_response(self._state())
 
     def _find(self, id: str) -> Request:
@@ -87,7 +87,7 @@ class OpsApi:
         return CandidateRow(
             candidate=choice.candidate,
             depth=choice.depth,
-            num_layers=self._conductor.menu.dish(choice.candidate).num_layers,
+            num_layers=self._controller.catalog.entry(choice.candidate).num_layers,
             measured=[msgspec.structs.asdict(row) for row in rows],
         )
 
@@ -95,10 +95,10 @@ class OpsApi:
         state = self._dispatcher.state()
         return StateReport(
             deployment=self._service.config.deployment,
-            objective=self._conductor.menu.objective,
+            objective=self._controller.catalog.objective,
             shards=[_shard_row(shard) for shard in state.shards],
-            candidates=[self._candidate_row(choice) for choice in self._conductor.menu.choices],
-            pinned=None if self._conductor.pinned is None else str(self._conductor.pinned),
+            candidates=[self._candidate_row(choice) for choice in self._controller.catalog.choices],
+            pinned=None if self._controller.pinned is None else str(self._controller.pinned),
             redis="ok" if self._store.is_ok else "lost",
             running=state.running,
             waiting=state.waiting,

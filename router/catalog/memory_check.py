@@ -32,11 +32,11 @@ def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
 
 def weight_bytes(model_path: Path, dtype: str, num_layers: int | None) -> int:
     """Of the first `num_layers` layers (None: all) of a folder's weights, once loaded as `dtype`."""
-    facts = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
-    stored = facts.get("dtype") or facts.get("torch_dtype") or "float32"
+    shape = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
+    stored = shape.get("dtype") or shape.get("torch_dtype") or "float32"
     on_disk = sum(file.stat().st_size for file in model_path.glob("*.safetensors"))
     total = on_disk * _BYTES_PER_WEIGHT[dtype] // _BYTES_PER_WEIGHT.get(stored, 4)
-    depth = facts.get("num_hidden_layers") or facts.get("n_layer")
+    depth = shape.get("num_hidden_layers") or shape.get("n_layer")
     return total if num_layers is None or not depth else total * min(num_layers, depth) // depth
 
 

@@ -5,7 +5,7 @@ import msgspec
 from router.catalog.repository import Candidate, Choice
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class CandidateProfile(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a candidate once its files were looked at."""
 
     candidate: Candidate
@@ -14,7 +14,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     other_bytes: int  # weights outside of layers
     kv_bytes: int  # per token and layer
     proven: dict[int, float] = {}  # depth -> lower bound of agreement with its own full depth
-    trouble: str = ""  # why it cannot be served; "": nothing is known against it
+    unavailable_reason: str = ""  # why it cannot be served; "": nothing is known against it
 
     @property
     def choices(self) -> list[Choice]:

@@ -9,39 +9,39 @@ from typing import Any
 
 import msgspec
 
-from router.catalog.catalog import Dish
+from router.catalog.catalog import CatalogEntry
 from router.catalog.memory_check import weight_bytes
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.settings.config import Config
 from shard.quality.certificate import Certificate, CertificateError, Guarantee, read_certificate
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def facts_of(config: Config, dish: Dish) -> Facts:
+def profile_of(config: Config, entry: CatalogEntry) -> CandidateProfile:
     """Of a candidate as it is here. What cannot be read is its trouble."""
     try:
         if config.device == "sim":
-            return _simulated(config, dish)
-        return _real(config, dish)
+            return _simulated(config, entry)
+        return _real(config, entry)
     except (OSError, ValueError, KeyError, CertificateError) as error:
-        return _unknown(dish, dish.trouble or f"what it is cannot be read: {error}")
+        return _unknown(entry, entry.unavailable_reason or f"what it is cannot be read: {error}")
 
 
-def _real(config: Config, dish: Dish) -> Facts:
-    if dish.trouble:
-        return _unknown(dish, dish.trouble)
-    shape = json.loads((dish.folder / "config.json").read_text(encoding="utf-8"))
+def _real(config: Config, entry: CatalogEntry) -> CandidateProfile:
+    if entry.unavailable_reason:
+        return _unknown(entry, entry.unavailable_reason)
+    shape = json.loads((entry.folder / "config.json").read_text(encoding="utf-8"))
     dtype = config.storage_dtype
-    total = weight_bytes(dish.folder, dtype, None)
+    total = weight_bytes(entry.folder, dtype, None)
     other = min(total // 2, _table_bytes(shape, dtype))
-    return Facts(
-        candidate=dish.candidate,
-        num_layers=dish.num_layers,
-        layer_bytes=(total - other) // dish.num_layers,
+    return CandidateProfile(
+        candidate=entry.candidate,
+        num_layers=entry.num_layers,
+        layer_bytes=(total - other) // entry.num_layers,
         other_bytes=other,
         kv_bytes=_kv_bytes(shape, dtype),
-        proven=_proven(config, dish),
+        proven=_proven(config, entry),
     )
 
 
@@ -62,18 +62,18 @@ def _hidden_size(shape: dict[str, Any]) -> int:
     return int(shape.get("hidden_size") or shape["n_embd"])
 
 
-def _proven(config: Config, dish: Dish) -> dict[int, float]:
+def _proven(config: Config, entry: CatalogEntry) -> dict[int, float]:
     """Lower bounds of agreement by depth, from the certificate; at full depth in the candidate's own mode."""
-    candidate = dish.candidate
+    candidate = entry.candidate
     certificate = None if candidate.exits is None else read_certificate(Path(candidate.exits))
-    proven = {dish.num_layers: 1.0} if candidate.mode.is_lossless else {}
+    proven = {entry.num_layers: 1.0} if candidate.mode.is_lossless else {}
     if certificate is None:
         return proven
     dtype = config.storage_dtype
     proven |= {it.depth: it.lower_bound for it in certificate.depths if it.basis.dtype == dtype}
     guarantee = _guarantee(certificate, config, candidate.mode)
     if guarantee is not None:
-        proven[dish.num_layers] = 1 - guarantee.risk
+        proven[entry.num_layers] = 1 - guarantee.risk
     return proven
 
 
@@ -83,15 +83,15 @@ def _guarantee(certificate: Certificate, config: Config, mode: str) -> Guarantee
     return next(found, None)
 
 
-def _unknown(dish: Dish, trouble: str) -> Facts:
-    num_layers = max(1, dish.num_layers)
-    return Facts(
-        candidate=dish.candidate,
+def _unknown(entry: CatalogEntry, unavailable_reason: str) -> CandidateProfile:
+    num_layers = max(1, entry.num_layers)
+    return CandidateProfile(
+        candidate=entry.candidate,
         num_layers=num_layers,
         layer_bytes=1,
         other_bytes=0,
         kv_bytes=1,
-        trouble=trouble,
+        unavailable_reason=unavailable_reason,
     )
 
 
@@ -116,18 +116,18 @@ class _SimCosts(msgspec.Struct, frozen=True):
     classes: tuple[_SimClass, ...] = (_SimClass({10: 0.4, 20: 0.35}),)
 
 
-def _simulated(config: Config, dish: Dish) -> Facts:
+def _simulated(config: Config, entry: CatalogEntry) -> CandidateProfile:
     """A simulated model agrees as its cost model says: what a calibration on its own prompts would prove."""
-    path = dish.candidate.cost_model or config.cost_model
+    path = entry.candidate.cost_model or config.cost_model
     costs = msgspec.json.decode(Path(path).read_bytes() if path else b"{}", type=_SimCosts)
-    least = max if dish.candidate.prompts else min  # made for one kind of prompts, or for all
-    depths = [choice.depth for choice in dish.choices if choice.depth < dish.num_layers]
-    return Facts(
-        candidate=dish.candidate,
-        num_layers=dish.num_layers,
+    least = max if entry.candidate.prompts else min  # made for one kind of prompts, or for all
+    depths = [choice.depth for choice in entry.choices if choice.depth < entry.num_layers]
+    return CandidateProfile(
+        candidate=entry.candidate,
+        num_layers=entry.num_layers,
         layer_bytes=costs.layer_bytes,
         other_bytes=costs.base_bytes,
         kv_bytes=costs.kv_bytes_per_token // costs.num_layers,
         proven={depth: least(one.agreement_at(depth) for one in costs.classes) for depth in depths}
-        | {dish.num_layers: 1.0},
+        | {entry.num_layers: 1.0},
     )

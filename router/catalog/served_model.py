@@ -15,7 +15,7 @@ class Target(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer
 
 
-class Identity(msgspec.Struct, frozen=True):
+class ModelIdentity(msgspec.Struct, frozen=True):
     """Who wrote: equal ones write the same text."""
 
     model: str
@@ -32,37 +32,37 @@ class Segment(msgspec.Struct, frozen=True):
     from_token: int
 
     @property
-    def identity(self) -> Identity:
-        return Identity(self.model, self.version, self.depth)
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity(self.model, self.version, self.depth)
 
 
-class Kind(msgspec.Struct, frozen=True):
-    """What decides which shards a request is left to that no model has begun."""
+class RoutingKey(msgspec.Struct, frozen=True):
+    """Routing key of a request that has not started."""
 
     prompts: str  # what the prompt is about; "": no matter, any model that takes it is as good
     vocabulary: str | None = None  # prompt or parameters have token ids of the tokenizer with this digest
 
 
-class Need(msgspec.Struct, frozen=True):
+class Requirements(msgspec.Struct, frozen=True):
     """What a model must be for a waiting request to run on it."""
 
-    home: Identity | None = None  # begun there, and goes on there while a shard has it
+    affinity: ModelIdentity | None = None  # begun there, and goes on there while a shard has it
     vocabulary: str | None = None  # its prompt is token ids of the tokenizer with this digest
     exact: bool = False  # all layers, and the answer stays with the model that begins it
     prompts: str = ""  # what it is about, where the model that answers is to be good at that
 
     @property
-    def kind(self) -> Kind:
-        return Kind(self.prompts, self.vocabulary)
+    def routing_key(self) -> RoutingKey:
+        return RoutingKey(self.prompts, self.vocabulary)
 
 
-ANYTHING = Need()
+ANYTHING = Requirements()
 
 
-class Generation(msgspec.Struct, frozen=True):
-    """A target living in a shard, under the ticket that prepared it (0: the shard started with it)."""
+class ServedModel(msgspec.Struct, frozen=True):
+    """A target that a shard has loaded, under the epoch of its `Prepare` (0: the shard started with it)."""
 
-    ticket: int
+    epoch: int
     target: Target
     ready: Ready
 
@@ -71,8 +71,8 @@ class Generation(msgspec.Struct, frozen=True):
         return self.target.tokenizer
 
     @property
-    def identity(self) -> Identity:
-        return Identity(self.target.name, self.ready.version, self.ready.depth)
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity(self.target.name, self.ready.version, self.ready.depth)
 
     @property
     def choice(self) -> Choice:
@@ -83,11 +83,11 @@ class Generation(msgspec.Struct, frozen=True):
         """All layers are there."""
         return self.ready.depth == self.ready.num_layers
 
-    def takes(self, need: Need) -> bool:
+    def takes(self, requirements: Requirements) -> bool:
         """Whether such a request may run here, be it as a migration."""
-        if need.vocabulary not in (None, self.tokenizer.digest):
+        if requirements.vocabulary not in (None, self.tokenizer.digest):
             return False
-        return not need.exact or (self.is_whole and need.home in (None, self.identity))
+        return not requirements.exact or (self.is_whole and requirements.affinity in (None, self.identity))
 
     def segment(self, from_token: int) -> Segment:
         return Segment(self.target.name, self.ready.version, self.ready.depth, from_token)

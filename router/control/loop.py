@@ -1,7 +1,7 @@
 """The loop of reassessment: reads telemetry, decides, has it carried out, writes it down.
 
-What it decides is the policy's (router/policy); how a change is made is the conductor's. While Redis is away
-it changes nothing, and says so.
+What it decides is the policy's (router/policy); how a change is made is the swap controller's. While Redis is
+away it changes nothing, and says so.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Choice, Repository
-from router.catalog.served_model import Generation
-from router.control.loop_observer import Listener
-from router.control.swap_controller import Conductor, Order
-from router.fleet.swap import SwapRefused, Wish
+from router.catalog.served_model import ServedModel
+from router.control.loop_observer import LoopObserver
+from router.control.swap_controller import ChangeRequest, SwapController
+from router.fleet.swap import SwapOptions, SwapRefused
 from router.policy.decision import Decision, Kind
 from router.policy.observation import Device
 from router.policy.reassessor import Now, Reassessor
@@ -52,25 +52,25 @@ class _Sum(msgspec.Struct):
     read_s: float
 
 
-class Loop:
-    """`start` once a shard serves, `stop` when the shards have ended. `listener` is to observe meanwhile."""
+class ReassessmentLoop:
+    """`start` once a shard serves, `stop` when the shards have ended. `observer` is to observe meanwhile."""
 
     def __init__(
         self,
         repository: Repository,
-        facts: dict[str, Facts],
-        conductor: Conductor,
+        profiles: dict[str, CandidateProfile],
+        controller: SwapController,
         store: Store,
-        wish: Wish,
+        options: SwapOptions,
         watts: float | None = None,
         unix_s: Callable[[], float] = time.time,
     ):
-        self.listener = Listener(self._open_mind)
+        self.observer = LoopObserver(self._open_policy_state)
         self._repository = repository
-        self._facts = facts
-        self._conductor = conductor
+        self._profiles = profiles
+        self._controller = controller
         self._store = store
-        self._wish = wish
+        self._options = options
         self._watts = watts
         self._unix_s = unix_s
         self._sums: dict[Choice, _Sum] = {}
@@ -80,7 +80,7 @@ class Loop:
 
     def start(self) -> None:
         """Nothing to do where there is nothing to choose."""
-        num_choices = sum(len(facts.choices) for facts in self._facts.values())
+        num_choices = sum(len(profile.choices) for profile in self._profiles.values())
         if self._repository.loop.enabled and num_choices > 1:
             self._task = tasks.begin(self._run(), "Reassessment")
 
@@ -90,17 +90,23 @@ class Loop:
 
     @property
     def state(self) -> LoopState:
-        mind = self.listener.mind
-        if self._task is None or mind is None:
+        policy_state = self.observer.policy_state
+        if self._task is None or policy_state is None:
             return LoopState("off", None, None, "There is nothing to choose.", 0)
-        state = "holding" if self._holds else "trying" if mind.trying else "watching"
-        trying = None if mind.trying is None else str(mind.trying)
-        return LoopState(state, _served(mind), trying, self._holds or self._last[1], mind.watch.num_requests)
+        state = "holding" if self._holds else "trying" if policy_state.trying else "watching"
+        trying = None if policy_state.trying is None else str(policy_state.trying)
+        return LoopState(
+            state,
+            _served(policy_state),
+            trying,
+            self._holds or self._last[1],
+            policy_state.watch.num_requests,
+        )
 
     async def _run(self) -> None:
         while True:
-            await self.listener.woken.wait()
-            self.listener.woken.clear()
+            await self.observer.woken.wait()
+            self.observer.woken.clear()
             try:
                 await self.reassess()
             except Exception:
@@ -109,24 +115,24 @@ class Loop:
 
     async def reassess(self) -> None:
         """Look, decide, and have it carried out."""
-        mind = self.listener.mind
-        if mind is None:
+        policy_state = self.observer.policy_state
+        if policy_state is None:
             return
-        windows = await self._windows(mind)
+        windows = await self._windows(policy_state)
         if windows is None:
             self._hold("Redis is away: nothing is changed until it is back.")
             return
         self._let_go()
-        self._follow(mind)
-        mind.learn(self._store.history, windows, self._now())
-        decision = mind.decide(self._store.history, self._now())
-        self._conductor.route(mind.admitted)
-        await self._carry_out(mind, decision)
+        self._follow(policy_state)
+        policy_state.learn(self._store.history, windows, self._now())
+        decision = policy_state.decide(self._store.history, self._now())
+        self._controller.route(policy_state.admitted)
+        await self._carry_out(policy_state, decision)
 
-    async def _windows(self, mind: Reassessor) -> dict[Choice, Window] | None:
+    async def _windows(self, policy_state: Reassessor) -> dict[Choice, Window] | None:
         """What was measured of what serves, and of what is tried; None while Redis is away."""
-        choices = [*mind.served, *([mind.trying] if mind.trying is not None else [])]
-        self._sums = {choice: self._sum(choice, mind.since_s(choice)) for choice in choices}
+        choices = [*policy_state.served, *([policy_state.trying] if policy_state.trying is not None else [])]
+        self._sums = {choice: self._sum(choice, policy_state.since_s(choice)) for choice in choices}
         await self._store.flush()
         unread_s = min(sum.read_s for sum in self._sums.values())
         records = await self._store.records(self._unix_s() - unread_s + _CUT_S)
@@ -151,59 +157,61 @@ class Loop:
                 sum.window.merge(record.window)
         sum.read_s = max((record.window.end for record in late), default=sum.read_s)
 
-    def _follow(self, mind: Reassessor) -> None:
+    def _follow(self, policy_state: Reassessor) -> None:
         """Take note of what a person has changed."""
-        mind.watch.pinned = "" if self._conductor.pinned is None else "an operator"
-        self._count(mind)
-        actual = set(mind.shards)
-        is_other = bool(mind.split) or mind.serving not in actual
-        if len(actual) == 1 and mind.trying is None and is_other:
-            mind.now_serves(mind.shards[0], self._now())
+        policy_state.watch.pinned = "" if self._controller.pinned is None else "an operator"
+        self._count(policy_state)
+        actual = set(policy_state.shards)
+        is_other = bool(policy_state.split) or policy_state.serving not in actual
+        if len(actual) == 1 and policy_state.trying is None and is_other:
+            policy_state.now_serves(policy_state.shards[0], self._now())
 
-    def _count(self, mind: Reassessor) -> None:
+    def _count(self, policy_state: Reassessor) -> None:
         """Note what each shard serves."""
-        mind.shards = tuple(generation.choice for _, generation in sorted(self.listener.generations.items()))
-        mind.watch.num_shards_of = Counter(mind.shards) if mind.split else {}
+        policy_state.shards = tuple(
+            served_model.choice for _, served_model in sorted(self.observer.served_models.items())
+        )
+        policy_state.watch.num_shards_of = Counter(policy_state.shards) if policy_state.split else {}
 
-    async def _carry_out(self, mind: Reassessor, decision: Decision) -> None:
-        order = self._order(mind, decision)
-        if not order.layout:
-            mind.took(decision, self._now())
-            self._write_down(order, decision)
+    async def _carry_out(self, policy_state: Reassessor, decision: Decision) -> None:
+        change = self._change(policy_state, decision)
+        if not change.layout:
+            policy_state.took(decision, self._now())
+            self._write_down(change, decision)
             return
         began = self._now().ms
         try:
-            done = await self._conductor.carry_out(order)
+            done = await self._controller.carry_out(change)
         except SwapRefused as error:
             log.info("Not now: %s", error)  # it is asked for again
             return
         self._say(decision)
         if done.outcome is not Outcome.COMMITTED:
-            mind.failed(decision, done.error or "it could not be loaded", self._now())
-            self.listener.woken.set()
+            policy_state.failed(decision, done.error or "it could not be loaded", self._now())
+            self.observer.woken.set()
             return
-        ms = (self._now().ms - began) / len(order.layout)
-        for choice in set(order.layout.values()):
-            mind.note_change(choice, ms)
+        ms = (self._now().ms - began) / len(change.layout)
+        for choice in set(change.layout.values()):
+            policy_state.note_change(choice, ms)
         if decision.kind is Kind.EVALUATE:
-            num_shards = max(1, len(self.listener.generations))
-            mind.watch.on_spent(done.phases_ms.get("hold", 0.0) / num_shards)
-        mind.took(decision, self._now())
-        self._count(mind)
+            num_shards = max(1, len(self.observer.served_models))
+            policy_state.watch.on_spent(done.phases_ms.get("hold", 0.0) / num_shards)
+        policy_state.took(decision, self._now())
+        self._count(policy_state)
 
-    def _order(self, mind: Reassessor, decision: Decision) -> Order:
+    def _change(self, policy_state: Reassessor, decision: Decision) -> ChangeRequest:
         unit = UNITS[self._repository.objective]
-        wanted, generations = self._wanted(decision), self.listener.generations
-        return Order(
+        wanted, served_models = self._wanted(decision), self.observer.served_models
+        return ChangeRequest(
             kind=decision.kind,
             by="loop",
             why=decision.why,
             to=decision.choice,
-            wish=self._wish,
-            layout={shard: one for shard, one in wanted.items() if generations[shard].choice != one},
+            options=self._options,
+            layout={shard: one for shard, one in wanted.items() if served_models[shard].choice != one},
             split=decision.split,
             spread=wanted,
-            seen=_seen(mind),
+            seen=_seen(policy_state),
             considered=[one.told(unit) for one in decision.considered],
         )
 
@@ -211,18 +219,23 @@ class Loop:
         """What shards are to serve by a decision. What is tried is tried on one of them."""
         if decision.kind is Kind.STAY and not decision.considered:
             return {}
-        shards = sorted(self.listener.generations)
+        shards = sorted(self.observer.served_models)
         if decision.shards:
             return dict(zip(shards, decision.shards, strict=True))
         return dict.fromkeys(shards[-1:] if decision.kind is Kind.EVALUATE else shards, decision.choice)
 
-    def _write_down(self, order: Order, decision: Decision) -> None:
+    def _write_down(self, change: ChangeRequest, decision: Decision) -> None:
         """A decision that changes nothing, unless it says what the last one said."""
         if not decision.considered or (decision.kind, decision.why) == self._last:
             return
         self._say(decision)
-        self._conductor.note(
-            order.kind, order.by, order.why, seen=order.seen, considered=order.considered, chosen=order.chosen
+        self._controller.note(
+            change.kind,
+            change.by,
+            change.why,
+            seen=change.seen,
+            considered=change.considered,
+            chosen=change.chosen,
         )
 
     def _say(self, decision: Decision) -> None:
@@ -233,46 +246,46 @@ class Loop:
         if self._holds != why:
             self._holds = why
             log.warning("The loop holds still. %s", why)
-            self._conductor.note("hold", "loop", why)
-        asyncio.get_running_loop().call_later(_PAUSE_S, self.listener.woken.set)
+            self._controller.note("hold", "loop", why)
+        asyncio.get_running_loop().call_later(_PAUSE_S, self.observer.woken.set)
 
     def _let_go(self) -> None:
         if self._holds:
             self._holds = ""
             log.info("The loop goes on.")
-            self._conductor.note("resume", "loop", "Redis is back.")
+            self._controller.note("resume", "loop", "Redis is back.")
 
     def _now(self) -> Now:
         return Now(self._unix_s(), 1000 * asyncio.get_running_loop().time())
 
-    def _open_mind(self, generation: Generation) -> Reassessor:
+    def _open_policy_state(self, served_model: ServedModel) -> Reassessor:
         """Know what a shard has, from the first that serves."""
-        ready, choice = generation.ready, generation.choice
-        facts = self._facts[choice.candidate]
-        kv_bytes = ready.num_blocks * ready.block_size * facts.kv_bytes * ready.depth
+        ready, choice = served_model.ready, served_model.choice
+        profile = self._profiles[choice.candidate]
+        kv_bytes = ready.num_blocks * ready.block_size * profile.kv_bytes * ready.depth
         device = Device(
-            memory_bytes=facts.weight_bytes(ready.depth) + kv_bytes,
-            max_batch_size=generation.target.config.max_batch_size,
+            memory_bytes=profile.weight_bytes(ready.depth) + kv_bytes,
+            max_batch_size=served_model.target.config.max_batch_size,
             watts=self._watts,
         )
-        mind = Reassessor(self._repository, device, choice, self._now())
-        mind.facts = dict(self._facts)
-        return mind
+        policy_state = Reassessor(self._repository, device, choice, self._now())
+        policy_state.profiles = dict(self._profiles)
+        return policy_state
 
 
-def _seen(mind: Reassessor) -> dict[str, Any]:
+def _seen(policy_state: Reassessor) -> dict[str, Any]:
     """What a decision rests on, as the diary has it."""
-    demand = mind.watch.demand
+    demand = policy_state.watch.demand
     return {
-        "serving": _served(mind),
-        "requests": mind.watch.num_requests,
+        "serving": _served(policy_state),
+        "requests": policy_state.watch.num_requests,
         "prompts": {name: round(share, 2) for name, share in demand.mix.items()},
         "prompt_tokens": round(demand.prompt_tokens, 1),
         "answer_tokens": round(demand.answer_tokens, 1),
         "batch_size": round(demand.batch_size, 1),
-        "breach_rate": round(mind.watch.breach_rate, 3),
+        "breach_rate": round(policy_state.watch.breach_rate, 3),
     }
 
 
-def _served(mind: Reassessor) -> str:
-    return ", ".join(map(str, mind.served))
+def _served(policy_state: Reassessor) -> str:
+    return ", ".join(map(str, policy_state.served))

@@ -5,23 +5,23 @@ from collections import Counter
 from collections.abc import Callable
 
 from router.catalog.repository import Choice
-from router.catalog.served_model import Generation
+from router.catalog.served_model import ServedModel
 from router.policy.reassessor import Reassessor
 from router.policy.traffic import Answered
 from router.scheduling.request import Request
 from shard.messages import FinishReason, Score, StepOutput
 
 
-class Listener:
-    """`open_mind` makes the policy's memory, once the first shard has told what it has."""
+class LoopObserver:
+    """`open_policy_state` makes the policy's memory, once the first shard has told what it has."""
 
-    def __init__(self, open_mind: Callable[[Generation], Reassessor]):
-        self.mind: Reassessor | None = None
-        self.generations: dict[int, Generation] = {}  # that requests begin on, by shard
+    def __init__(self, open_policy_state: Callable[[ServedModel], Reassessor]):
+        self.policy_state: Reassessor | None = None
+        self.served_models: dict[int, ServedModel] = {}  # that requests begin on, by shard
         self.woken = asyncio.Event()  # there is reason to decide
         self._running: dict[int, Counter[str]] = {}  # by the shard that began them: requests by class
         self._begun_on: dict[int, int] = {}  # request -> that shard
-        self._open_mind = open_mind
+        self._open_policy_state = open_policy_state
 
     def on_submitted(self, request: Request) -> None:
         pass
@@ -41,51 +41,51 @@ class Listener:
         shard = self._begun_on.pop(request.id, None)
         if shard is not None:
             self._running[shard][request.prompt_class] -= 1
-        if self.mind is not None and isinstance(request.outcome, FinishReason):
-            self.mind.on_answered(_answered(request))
-            self._wake_if_due(self.mind)
+        if self.policy_state is not None and isinstance(request.outcome, FinishReason):
+            self.policy_state.on_answered(_answered(request))
+            self._wake_if_due(self.policy_state)
 
     def on_scored(self, request: Request, scores: list[Score]) -> None:
         """Live answers may have revoked what serves."""
         self.woken.set()
 
     def on_step(self, shard: int, output: StepOutput) -> None:
-        mind, generation = self.mind, self.generations.get(shard)
-        if mind is None or generation is None or generation.choice not in mind.served:
+        policy_state, served_model = self.policy_state, self.served_models.get(shard)
+        if policy_state is None or served_model is None or served_model.choice not in policy_state.served:
             return
-        exits = output.exits if output.generation == generation.ticket else None
-        if self._has_strangers(shard, mind, generation.choice):
+        exits = output.exits if output.epoch == served_model.epoch else None
+        if self._has_strangers(shard, policy_state, served_model.choice):
             exits = None  # their tokens are under threshold, which is why they go elsewhere now
         num_tokens = 0 if exits is None else sum(exits.tokens_by_exit.values())
-        mind.watch.on_step(
-            generation.choice, output.num_sequences, num_tokens, 0 if exits is None else exits.breaches
+        policy_state.watch.on_step(
+            served_model.choice, output.num_sequences, num_tokens, 0 if exits is None else exits.breaches
         )
-        if mind.watch.is_breached:
+        if policy_state.watch.is_breached:
             self.woken.set()
 
-    def on_shard_ready(self, shard: int, generation: Generation) -> None:
-        self.generations[shard] = generation
-        if self.mind is None:
-            self.mind = self._open_mind(generation)
-        self.mind.watch.num_shards = len(self.generations)
-        ready = generation.ready
-        self.mind.note_loaded(generation.choice, ready.version, is_certified=not ready.warnings)
+    def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
+        self.served_models[shard] = served_model
+        if self.policy_state is None:
+            self.policy_state = self._open_policy_state(served_model)
+        self.policy_state.watch.num_shards = len(self.served_models)
+        ready = served_model.ready
+        self.policy_state.note_loaded(served_model.choice, ready.version, is_certified=not ready.warnings)
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
         pass
 
     def on_shard_death(self, shard: int, reason: str) -> None:
-        self.generations.pop(shard, None)
+        self.served_models.pop(shard, None)
 
-    def _has_strangers(self, shard: int, mind: Reassessor, choice: Choice) -> bool:
+    def _has_strangers(self, shard: int, policy_state: Reassessor, choice: Choice) -> bool:
         """Of a split: requests run there that began before, and would go elsewhere now."""
-        if not mind.split:
+        if not policy_state.split:
             return False
         running = self._running.get(shard, Counter())
-        return any(running[name] and choice not in able for name, able in mind.admitted.items())
+        return any(running[name] and choice not in able for name, able in policy_state.admitted.items())
 
-    def _wake_if_due(self, mind: Reassessor) -> None:
-        if mind.watch.is_due:
+    def _wake_if_due(self, policy_state: Reassessor) -> None:
+        if policy_state.watch.is_due:
             self.woken.set()
 
 

@@ -8,19 +8,21 @@ from collections.abc import Mapping, Sequence
 
 from router.catalog.served_model import Target
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import Done, Wish
+from router.fleet.swap import SwapOptions, SwapResult
 
 
-async def roll_out(dispatcher: Dispatcher, targets: Mapping[int, Target], wish: Wish) -> list[Done]:
+async def roll_out(
+    dispatcher: Dispatcher, targets: Mapping[int, Target], options: SwapOptions
+) -> list[SwapResult]:
     """Change some shards. Raises as `Dispatcher.undo` when one of them fails."""
-    done: dict[int, list[Done]] = {}
+    done: dict[int, list[SwapResult]] = {}
     for wave in _waves(targets):
-        swaps = (dispatcher.swap(targets[shard], wish, shard) for shard in wave)
+        swaps = (dispatcher.swap(targets[shard], options, shard) for shard in wave)
         answers = dict(zip(wave, await asyncio.gather(*swaps, return_exceptions=True), strict=True))
         done |= {shard: made for shard, made in answers.items() if not isinstance(made, BaseException)}
         error = next((made for made in answers.values() if isinstance(made, BaseException)), None)
         if error is not None:
-            await dispatcher.undo(done, wish, error)
+            await dispatcher.undo(done, options, error)
     return [one for made in done.values() for one in made]
 
 

@@ -8,26 +8,26 @@ from typing import Any
 
 import msgspec
 
-from router.catalog.catalog import Menu
+from router.catalog.catalog import Catalog
 from router.catalog.repository import Choice
 from router.catalog.served_model import Target
 from router.control.rollout import roll_out
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import Done, NotUndone, SwapError, SwapRefused, Wish
+from router.fleet.swap import NotUndone, SwapError, SwapOptions, SwapRefused, SwapResult
 from telemetry import tasks
 from telemetry.audit import AuditLog, Decision, Outcome, new_id
 
 log = logging.getLogger(__name__)
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A change asked for, and what is to be written down of it."""
 
     kind: str  # swap | pin | rollback, or the loop's own
     by: str
     why: str
     to: Choice | Target
-    wish: Wish
+    options: SwapOptions
     shard: int | None = None  # None: all, one after the other
     layout: dict[int, Choice] = {}  # in place of one shard: these, and what each is to serve
     split: dict[str, Choice] = {}  # what prompts of each class shall be served by; {}: all by `to`
@@ -44,40 +44,40 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         return _named(self.to) | ({} if self.shard is None else {"shard": self.shard})
 
 
-class Conductor:
+class SwapController:
     """Swaps with their decisions, and what a person has pinned."""
 
-    def __init__(self, dispatcher: Dispatcher, menu: Menu, audit: AuditLog):
-        self.menu = menu
+    def __init__(self, dispatcher: Dispatcher, catalog: Catalog, audit: AuditLog):
+        self.catalog = catalog
         self.pinned: Choice | None = None
         self._dispatcher = dispatcher
         self._audit = audit
         self._busy: set[int] = set()  # shards that are being changed
         self._tasks: set[asyncio.Task[Decision]] = set()
 
-    def begin(self, order: Order) -> str:
+    def begin(self, change: ChangeRequest) -> str:
         """Have a change carried out; returns the decision's id.
 
         Raises `SwapRefused` when a shard is being changed already or does not serve, `KeyError` for no shard.
         """
-        shards = self._claim(order)
-        decision = self._write_down(order)
-        task = tasks.begin(self._perform(decision, order, shards), f"Decision {decision.id}")
+        shards = self._claim(change)
+        decision = self._write_down(change)
+        task = tasks.begin(self._perform(decision, change, shards), f"Decision {decision.id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return decision.id
 
-    async def carry_out(self, order: Order) -> Decision:
+    async def carry_out(self, change: ChangeRequest) -> Decision:
         """A change from its beginning to its end, which the decision tells. Raises as `begin`."""
-        shards = self._claim(order)
-        return await self._perform(self._write_down(order), order, shards)
+        shards = self._claim(change)
+        return await self._perform(self._write_down(change), change, shards)
 
-    def pin(self, order: Order) -> str:
+    def pin(self, change: ChangeRequest) -> str:
         """Serve this, and let the loop change nothing until it is unpinned. Raises as `begin`."""
-        if not isinstance(order.to, Choice) or not self._serves_everywhere(order.to):
-            return self.begin(order)
-        self.pinned = order.to
-        return self.note(order.kind, order.by, f"{order.why} It is what serves.", chosen=_named(order.to))
+        if not isinstance(change.to, Choice) or not self._serves_everywhere(change.to):
+            return self.begin(change)
+        self.pinned = change.to
+        return self.note(change.kind, change.by, f"{change.why} It is what serves.", chosen=_named(change.to))
 
     def unpin(self, by: str) -> str:
         """Leave the choice to the loop again."""
@@ -107,37 +107,37 @@ class Conductor:
         if not await tasks.ended(self._tasks, tasks.END_TIMEOUT_S):
             await tasks.cancel(*self._tasks)
 
-    def _claim(self, order: Order) -> frozenset[int]:
+    def _claim(self, change: ChangeRequest) -> frozenset[int]:
         """The shards to be changed."""
-        named = tuple(order.layout) or (order.shard,)
+        named = tuple(change.layout) or (change.shard,)
         shards = frozenset(one for shard in named for one in self._dispatcher.check_swappable(shard))
         if shards & self._busy:
             raise SwapRefused("A change is under way; one is carried out at a time.")
         self._busy |= shards
         return shards
 
-    def _write_down(self, order: Order) -> Decision:
+    def _write_down(self, change: ChangeRequest) -> Decision:
         at = time.time()
         decision = Decision(
             id=new_id(at),
             at=at,
-            kind=order.kind,
-            by=order.by,
-            seen=order.seen,
-            considered=order.considered,
-            chosen=order.chosen,
-            why=order.why,
+            kind=change.kind,
+            by=change.by,
+            seen=change.seen,
+            considered=change.considered,
+            chosen=change.chosen,
+            why=change.why,
         )
         self._audit.append(decision)
         return decision
 
-    async def _perform(self, decision: Decision, order: Order, shards: frozenset[int]) -> Decision:
+    async def _perform(self, decision: Decision, change: ChangeRequest, shards: frozenset[int]) -> Decision:
         try:
-            if order.layout:
-                done = await roll_out(self._dispatcher, await self._targets(order.layout), order.wish)
+            if change.layout:
+                done = await roll_out(self._dispatcher, await self._targets(change.layout), change.options)
             else:
-                target = order.to if isinstance(order.to, Target) else await self.menu.target(order.to)
-                done = await self._dispatcher.swap(target, order.wish, order.shard)
+                target = change.to if isinstance(change.to, Target) else await self.catalog.target(change.to)
+                done = await self._dispatcher.swap(target, change.options, change.shard)
         except SwapRefused as error:
             return self._give_up(decision, Outcome.REFUSED, str(error))
         except NotUndone as error:
@@ -149,13 +149,13 @@ class Conductor:
             return self._give_up(decision, Outcome.FAILED, f"The router failed: {error!r}")
         finally:
             self._busy -= shards
-        if order.kind == "pin" and isinstance(order.to, Choice):
-            self.pinned = order.to
+        if change.kind == "pin" and isinstance(change.to, Choice):
+            self.pinned = change.to
         cost = {"migrated_requests": float(sum(one.num_migrated for one in done))}
         return self._audit.update(decision.id, outcome=Outcome.COMMITTED, phases_ms=_slowest(done), cost=cost)
 
     async def _targets(self, layout: dict[int, Choice]) -> dict[int, Target]:
-        made = {choice: await self.menu.target(choice) for choice in dict.fromkeys(layout.values())}
+        made = {choice: await self.catalog.target(choice) for choice in dict.fromkeys(layout.values())}
         return {shard: made[choice] for shard, choice in layout.items()}
 
     def _give_up(self, decision: Decision, outcome: Outcome, error: str) -> Decision:
@@ -180,7 +180,7 @@ def _by_choice(layout: dict[int, Choice]) -> dict[str, list[int]]:
     return shards
 
 
-def _slowest(done: list[Done]) -> dict[str, float]:
+def _slowest(done: list[SwapResult]) -> dict[str, float]:
     """Of each phase the longest time that a shard took."""
     phases: dict[str, float] = {}
     for one in done:

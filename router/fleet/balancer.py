@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from router.catalog.repository import Choice
-from router.catalog.served_model import Identity, Kind, Need
+from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey
 from router.fleet.class_routing import Routes
-from router.fleet.live_requests import Ledger
-from router.scheduling.admission import EVERYTHING, Share
+from router.fleet.live_requests import RequestRegistry
+from router.scheduling.admission import EVERYTHING, AdmissionQuota
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.scheduler import Scheduler
-from router.scheduling.shadow_scoring import Backlog, Reading
+from router.scheduling.shadow_scoring import ScoreQueue, ShadowScore
 from router.scheduling.waiting_queue import Lane, WaitingQueue
 from shard.quality.agreement import Agreement
 
@@ -24,7 +24,7 @@ _MOST_COMPARED = 8  # shards: of many, the least loaded of a few is nearly as go
 _BEGUN = (Lane.RETURNED, Lane.SUSPECT)
 
 
-class Member(Protocol):
+class Shard(Protocol):
     """A shard as the others see it."""
 
     scheduler: Scheduler | None  # None: it does not serve
@@ -38,11 +38,11 @@ class Member(Protocol):
         """It does not serve, and starting it again has been of no use."""
         ...
 
-    def has_home(self, identity: Identity) -> bool:
+    def has_model(self, identity: ModelIdentity) -> bool:
         """It has the model that a request was begun on, or will have it when it is back."""
         ...
 
-    def can_serve(self, need: Need) -> bool:
+    def can_serve(self, requirements: Requirements) -> bool:
         """Such a request may run there, if not now then later."""
         ...
 
@@ -51,23 +51,23 @@ class Member(Protocol):
         ...
 
 
-class Pool:
+class Balancer:
     """The waiting queue and the shards that take from it."""
 
-    def __init__(self, ledger: Ledger, score_rate: float = 0.0):
+    def __init__(self, registry: RequestRegistry, score_rate: float = 0.0):
         self.queue = WaitingQueue()
         self.routes = Routes()
-        self.backlog = Backlog(score_rate)
+        self.score_queue = ScoreQueue(score_rate)
         self.agreement = Agreement()
-        self.ledger = ledger
+        self.registry = registry
         self.serving = asyncio.Event()  # set once a shard has become ready
-        self.members: list[Member] = []
+        self.shards: list[Shard] = []
         self._deadline: asyncio.TimerHandle | None = None
-        self._looked_at = 0  # members, in turns
+        self._looked_at = 0  # index of the next shard to compare, in turns
 
     @property
     def is_hopeless(self) -> bool:
-        return all(member.is_hopeless for member in self.members)
+        return all(shard.is_hopeless for shard in self.shards)
 
     def add(self, request: Request) -> None:
         """Queue a new request and wake a shard for it."""
@@ -80,31 +80,33 @@ class Pool:
         self.routes.admit(admitted)
         self.nudge()
 
-    def share(self, member: Member) -> Share:
+    def quota(self, shard: Shard) -> AdmissionQuota:
         """What a shard may take now, so that all come to have equally much to do.
 
-        Were the queue poured over the shards, it would fill all to one level: a shard takes what brings it
-        nearest to that. The one with the least to do may always take, as one request may be too much for all.
-        Shards that may take nothing of what this one may are no part of it.
+        Water-filling: the level all eligible shards would reach if the queue were spread evenly; this one
+        admits up to it. The least loaded may always admit one, as one request may be too much for all. Shards
+        that may take nothing of what this one may are left out.
         """
-        lanes = _lanes(member)
+        lanes = _lanes(shard)
         if not self.queue:
-            return Share(lanes=lanes)
-        elsewhere, foreign = self._elsewhere(member), self._foreign(member)
-        num_waiting, waiting = self.queue.load(without=foreign)
+            return AdmissionQuota(lanes=lanes)
+        affine_elsewhere, excluded_keys = self._affine_elsewhere(shard), self._excluded_keys(shard)
+        num_waiting, waiting = self.queue.load(without=excluded_keys)
         if not num_waiting:
-            return Share(lanes=lanes, elsewhere=elsewhere, foreign=foreign)
-        able = (other for other in self._others(member) if self._may_take(other, foreign))
+            return AdmissionQuota(lanes=lanes, affine_elsewhere=affine_elsewhere, excluded_keys=excluded_keys)
+        able = (other for other in self._others(shard) if self._may_take(other, excluded_keys))
         loads = [_load(other) for other in itertools.islice(able, _MOST_COMPARED)]
         if not loads:
-            return Share(lanes=lanes, elsewhere=elsewhere, foreign=foreign)
+            return AdmissionQuota(lanes=lanes, affine_elsewhere=affine_elsewhere, excluded_keys=excluded_keys)
         num_sharing = 1 + len(loads)
         if num_sharing > _MOST_COMPARED:
-            for_them = waiting * num_sharing // self._num_rivals(member)
+            for_them = waiting * num_sharing // self._num_rivals(shard)
         else:
             for_them = waiting
-        level = _level([_load(member), *loads], for_them)
-        return Share(max(min(loads), level - waiting / num_waiting / 2), lanes, elsewhere, foreign)
+        level = _level([_load(shard), *loads], for_them)
+        return AdmissionQuota(
+            max(min(loads), level - waiting / num_waiting / 2), lanes, affine_elsewhere, excluded_keys
+        )
 
     def nudge(self) -> None:
         """Wake the shard with the least to do among those that could start what waits.
@@ -120,79 +122,85 @@ class Pool:
 
     def offer_to_score(self, request: Request) -> None:
         """Have a finished answer read again, if it is among the share. A shard with nothing to do wakes."""
-        if self.backlog.offer(request):
-            idle = [member for member in self.members if _is_idle(member)]
-            for member in idle[:1]:
-                member.wake()
+        if self.score_queue.offer(request):
+            idle = [shard for shard in self.shards if _is_idle(shard)]
+            for shard in idle[:1]:
+                shard.wake()
 
-    def note_scores(self, reading: Reading) -> None:
+    def note_scores(self, scored: ShadowScore) -> None:
         """Enter what full depth says of an answer."""
-        outputs, scores = reading.request.outputs, reading.scores
+        outputs, scores = scored.request.outputs, scored.scores
         pairs = zip(outputs, scores, strict=True)
         tokens = [(output.exit_layer, output.id == score.choice) for output, score in pairs]
         self.agreement.add(tokens, [score.logprob for score in scores])
-        self.ledger.tell(lambda observer: observer.on_scored(reading.request, scores))
+        self.registry.tell(lambda observer: observer.on_scored(scored.request, scores))
 
     def expire(self, now: float) -> None:
         """Refuse what can no longer start before its deadline."""
         for request in self.queue.expire(now):
             error = "The request could not start before its deadline: the server has too much to do."
-            self.ledger.fail(request, GenerationFailed(error, "overloaded", 429, retry_after_s=1), now)
+            self.registry.fail(request, GenerationFailed(error, "overloaded", 429, retry_after_s=1), now)
 
     def fail_hopeless(self, now: float) -> None:
         """After a change of models: end what waits, and can run on none of those that are left."""
-        for need in self.queue.needs():
-            if any(member.can_serve(need) for member in self.members):
+        for requirements in self.queue.distinct_requirements():
+            if any(shard.can_serve(requirements) for shard in self.shards):
                 continue
-            for request in self.queue.take_all(need):
-                self.ledger.fail(request, _abandonment(need), now)
+            for request in self.queue.take_all(requirements):
+                self.registry.fail(request, _abandonment(requirements), now)
 
     def fail_waiting(self, error: GenerationFailed, now: float) -> None:
         """End everything that waits."""
         while (request := self.queue.head()) is not None:
             self.queue.take(request)
-            self.ledger.fail(request, error, now)
+            self.registry.fail(request, error, now)
 
-    def _others(self, member: Member | None) -> Iterator[Member]:
+    def _others(self, shard: Shard | None) -> Iterator[Shard]:
         """All but one, from where the last look ended: few are asked, and all have their turn."""
-        count = len(self.members)
+        count = len(self.shards)
         first = self._looked_at % max(1, count)
         for index in range(first, first + count):
             self._looked_at = index + 1
-            other = self.members[index - count if index >= count else index]
-            if other is not member:
+            other = self.shards[index - count if index >= count else index]
+            if other is not shard:
                 yield other
 
-    def _may_take(self, member: Member, without: frozenset[Kind] = frozenset()) -> bool:
+    def _may_take(self, shard: Shard, without: frozenset[RoutingKey] = frozenset()) -> bool:
         """It could start something that waits, and is of no kind `without`."""
-        scheduler = member.scheduler
-        if scheduler is None or not member.is_responsive:
+        scheduler = shard.scheduler
+        if scheduler is None or not shard.is_responsive:
             return False
-        foreign = self._foreign(member) | without
-        if foreign and not self.queue.load(without=foreign)[0]:
+        excluded_keys = self._excluded_keys(shard) | without
+        if excluded_keys and not self.queue.load(without=excluded_keys)[0]:
             return False
         return scheduler.can_start(
-            Share(lanes=_lanes(member), elsewhere=self._elsewhere(member), foreign=foreign)
+            AdmissionQuota(
+                lanes=_lanes(shard),
+                affine_elsewhere=self._affine_elsewhere(shard),
+                excluded_keys=excluded_keys,
+            )
         )
 
-    def _foreign(self, member: Member) -> frozenset[Kind]:
+    def _excluded_keys(self, shard: Shard) -> frozenset[RoutingKey]:
         """Kinds of prompts that others are better for."""
-        scheduler = member.scheduler
-        return frozenset() if scheduler is None else self.routes.foreign(scheduler.newest.choice)
+        scheduler = shard.scheduler
+        return frozenset() if scheduler is None else self.routes.excluded_keys(scheduler.newest.choice)
 
-    def _num_rivals(self, member: Member) -> int:
+    def _num_rivals(self, shard: Shard) -> int:
         """Shards that take from the queue what this one does."""
-        if member.scheduler is None or not self.routes.tells_apart:
-            return len(self.members)
-        return max(1, self.routes.num_rivals(member.scheduler.newest.choice))
+        if shard.scheduler is None or not self.routes.tells_apart:
+            return len(self.shards)
+        return max(1, self.routes.num_rivals(shard.scheduler.newest.choice))
 
-    def _elsewhere(self, member: Member) -> frozenset[Identity]:
+    def _affine_elsewhere(self, shard: Shard) -> frozenset[ModelIdentity]:
         """Models that interrupted requests wait for, and other shards have."""
-        homes = self.queue.homes()
-        if not homes:
+        affinities = self.queue.affinities()
+        if not affinities:
             return frozenset()
-        others = [other for other in self.members if other is not member]
-        return frozenset(home for home in homes if any(other.has_home(home) for other in others))
+        others = [other for other in self.shards if other is not shard]
+        return frozenset(
+            affinity for affinity in affinities if any(other.has_model(affinity) for other in others)
+        )
 
     def _watch_deadlines(self) -> None:
         """Keep one timer, for the earliest deadline."""
@@ -209,28 +217,28 @@ class Pool:
         self._watch_deadlines()
 
 
-def _lanes(member: Member) -> tuple[Lane, ...]:
-    return _BEGUN if member.is_draining else EVERYTHING.lanes
+def _lanes(shard: Shard) -> tuple[Lane, ...]:
+    return _BEGUN if shard.is_draining else EVERYTHING.lanes
 
 
-def _abandonment(need: Need) -> GenerationFailed:
-    if need.home is None and need.exact:
+def _abandonment(requirements: Requirements) -> GenerationFailed:
+    if requirements.affinity is None and requirements.exact:
         error = "`exact` needs all layers, and no shard has them any more."
         return GenerationFailed(error, "validation", 422)
-    what = "answer must be exact" if need.exact else "prompt was given as token ids"
+    what = "answer must be exact" if requirements.exact else "prompt was given as token ids"
     return GenerationFailed(f"The model was changed for another, and the {what}: send the request again.")
 
 
-def _is_idle(member: Member) -> bool:
+def _is_idle(shard: Shard) -> bool:
     """Nothing will wake it by itself, and it can read."""
-    scheduler = member.scheduler
-    if scheduler is None or member.is_draining:
+    scheduler = shard.scheduler
+    if scheduler is None or shard.is_draining:
         return False
-    return scheduler.reads and scheduler.num_in_flight == 0
+    return scheduler.can_score and scheduler.num_in_flight == 0
 
 
-def _load(member: Member) -> int:
-    return member.scheduler.num_outstanding_tokens if member.scheduler is not None else 0
+def _load(shard: Shard) -> int:
+    return shard.scheduler.num_outstanding_tokens if shard.scheduler is not None else 0
 
 
 def _level(loads: list[int], amount: int) -> float:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from router.catalog.repository import Choice
-from router.catalog.served_model import Generation, Kind
+from router.catalog.served_model import RoutingKey, ServedModel
 
 
 class Routes:
@@ -18,7 +18,7 @@ class Routes:
         self._admitted: Mapping[str, frozenset[Choice]] = {}
         self._serving: dict[int, tuple[Choice, str]] = {}  # by shard: the choice and its vocabulary
         self._counts: Counter[tuple[Choice, str]] = Counter()
-        self._foreign: dict[Choice, frozenset[Kind]] = {}  # as far as it was asked for
+        self._excluded_keys: dict[Choice, frozenset[RoutingKey]] = {}  # as far as it was asked for
 
     @property
     def tells_apart(self) -> bool:
@@ -28,25 +28,25 @@ class Routes:
     def admit(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
         """From now on, prompts about these go to shards that serve one of these; others go anywhere."""
         self._admitted = admitted
-        self._foreign = {}
+        self._excluded_keys = {}
 
-    def serve(self, shard: int, generation: Generation | None) -> None:
+    def serve(self, shard: int, served_model: ServedModel | None) -> None:
         """Requests begin on this there from now on; None: on nothing."""
         before = self._serving.pop(shard, None)
         if before is not None:
             self._counts[before] -= 1
-        if generation is not None:
-            served = self._serving[shard] = (generation.choice, generation.tokenizer.digest)
+        if served_model is not None:
+            served = self._serving[shard] = (served_model.choice, served_model.tokenizer.digest)
             self._counts[served] += 1
-        self._foreign = {}
+        self._excluded_keys = {}
 
-    def foreign(self, choice: Choice) -> frozenset[Kind]:
+    def excluded_keys(self, choice: Choice) -> frozenset[RoutingKey]:
         """Kinds that a shard which serves this leaves to the others."""
         if not self._admitted:
             return frozenset()
-        if choice not in self._foreign:
-            self._foreign[choice] = frozenset(self._left_by(choice))
-        return self._foreign[choice]
+        if choice not in self._excluded_keys:
+            self._excluded_keys[choice] = frozenset(self._left_by(choice))
+        return self._excluded_keys[choice]
 
     def num_rivals(self, choice: Choice) -> int:
         """Shards that take some of the kinds that a shard takes which serves this; itself among them."""
@@ -55,13 +55,13 @@ class Routes:
         return sum(self._counts[key] for key in rivals)
 
     def _taken_by(self, choice: Choice) -> set[str]:
-        left = {kind.prompts for kind in self.foreign(choice)}
+        left = {kind.prompts for kind in self.excluded_keys(choice)}
         return self._admitted.keys() - left
 
-    def _left_by(self, choice: Choice) -> list[Kind]:
+    def _left_by(self, choice: Choice) -> list[RoutingKey]:
         left = []
         for prompts, admitted in self._admitted.items():
             able = {digest for (one, digest), count in self._counts.items() if count and one in admitted}
             if choice not in admitted and able:
-                left += [Kind(prompts), *(Kind(prompts, digest) for digest in able)]
+                left += [RoutingKey(prompts), *(RoutingKey(prompts, digest) for digest in able)]
         return left

@@ -72,7 +72,7 @@ class ShardClient(asyncio.Protocol):
         self._answers: list[Answered] = []
         self._death: ShardDied | None = None
         self._num_unanswered_steps = 0  # a commit counts as one: it comes between two
-        self._committing: int | None = None  # ticket
+        self._committing: int | None = None  # epoch
         self._num_silent_beats = 0
         self._num_step_beats = 0
         self._heart: asyncio.Task[None] | None = None
@@ -90,7 +90,7 @@ class ShardClient(asyncio.Protocol):
 
     def send(self, message: Asked) -> None:
         if isinstance(message, Commit):
-            self._committing = message.ticket
+            self._committing = message.epoch
         if isinstance(message, Step | Commit):
             if self._num_unanswered_steps == 0:
                 self._num_step_beats = 0
@@ -146,7 +146,7 @@ class ShardClient(asyncio.Protocol):
                 pass
 
     def _note_answer(self, message: Answered) -> None:
-        is_commit = isinstance(message, Committed | SwapFailed) and message.ticket == self._committing
+        is_commit = isinstance(message, Committed | SwapFailed) and message.epoch == self._committing
         if is_commit:
             self._committing = None
         if is_commit or isinstance(message, StepOutput):

@@ -16,15 +16,15 @@ from typing import NoReturn
 import msgspec
 
 from router.catalog.repository import Choice
-from router.catalog.served_model import Generation, Target
+from router.catalog.served_model import ServedModel, Target
 from router.fleet.backoff import Backoff
-from router.fleet.balancer import Pool
+from router.fleet.balancer import Balancer
 from router.fleet.client import ShardDied
 from router.fleet.engine import Engine
 from router.fleet.launcher import Launcher, launcher_of
-from router.fleet.live_requests import Ledger
+from router.fleet.live_requests import RequestRegistry
 from router.fleet.observer import Observer
-from router.fleet.swap import Done, NotUndone, SwapError, SwapRefused, Wish
+from router.fleet.swap import NotUndone, SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
 from shard.messages import Ready, ShardConfig
@@ -87,8 +87,8 @@ class Dispatcher:
         self._target = target
         self._max_total_tokens = max_total_tokens
         self._launch = launch
-        self._ledger = Ledger()
-        self._pool = Pool(self._ledger, config.score_rate)
+        self._registry = RequestRegistry()
+        self._balancer = Balancer(self._registry, config.score_rate)
         self._engines: list[Engine] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._num_requests = 0
@@ -96,7 +96,7 @@ class Dispatcher:
 
     def add_observer(self, observer: Observer) -> None:
         """Before `start`."""
-        self._ledger.add_observer(observer)
+        self._registry.add_observer(observer)
 
     async def start(self) -> None:
         """Start every shard; return once one of them serves (the others follow by themselves).
@@ -106,10 +106,10 @@ class Dispatcher:
         """
         for shard in range(self._config.num_replicas):
             target = msgspec.structs.replace(self._target, config=self._shard_config(shard))
-            self._engines.append(Engine(shard, target, self._launch(self._config, shard), self._pool))
-        self._pool.members += self._engines
+            self._engines.append(Engine(shard, target, self._launch(self._config, shard), self._balancer))
+        self._balancer.shards += self._engines
         self._tasks = [tasks.begin(self._keep(engine), f"Shard {engine.shard}") for engine in self._engines]
-        serving = asyncio.create_task(self._pool.serving.wait())
+        serving = asyncio.create_task(self._balancer.serving.wait())
         try:
             done, _ = await asyncio.wait([serving, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
             for engine, task in zip(self._engines, self._tasks, strict=True):
@@ -125,19 +125,19 @@ class Dispatcher:
         started again. Idempotent.
         """
         self._is_closed = True
-        self._pool.backlog.close()
+        self._balancer.score_queue.close()
         for engine in self._engines:
             engine.retire()
             engine.end_swap(SwapError("The server is shutting down."))
-        log.info("Stopping: %d requests may end, and no shard is started.", len(self._ledger.live))
-        if drain and not self._pool.is_hopeless:
+        log.info("Stopping: %d requests may end, and no shard is started.", len(self._registry.live))
+        if drain and not self._balancer.is_hopeless:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.shutdown_timeout_ms / 1000):
-                    await self._ledger.is_empty.wait()
+                    await self._registry.is_empty.wait()
         now = asyncio.get_running_loop().time()
-        for request in list(self._ledger.live.values()):
+        for request in list(self._registry.live.values()):
             error = "The server was shut down before the answer was complete."
-            self._ledger.fail(request, GenerationFailed(error, "incomplete_generation", 500), now)
+            self._registry.fail(request, GenerationFailed(error, "incomplete_generation", 500), now)
         await tasks.cancel(*self._tasks)
 
     def try_admit(self, num_tokens: int, num_requests: int = 1) -> None:
@@ -146,14 +146,14 @@ class Dispatcher:
         Raises `GenerationFailed`: 429 "overloaded" with `retry_after_s`, 424 when no shard can be brought up.
         Reserves nothing: `submit` asks again.
         """
-        queue = self._pool.queue
+        queue = self._balancer.queue
         if self._is_closed:
             raise self._overloaded("The server is shutting down.")
         if self._engines and all(engine.is_draining for engine in self._engines):
             raise self._overloaded("The server is being drained.")
-        if self._engines and self._pool.is_hopeless:
+        if self._engines and self._balancer.is_hopeless:
             raise GenerationFailed("No shard can serve; the server's log says why.")
-        if len(self._ledger.live) + num_requests > self._config.max_concurrent_requests:
+        if len(self._registry.live) + num_requests > self._config.max_concurrent_requests:
             limit = self._config.max_concurrent_requests
             raise self._overloaded(f"The server is busy: it takes {limit} requests at a time.")
         if queue and queue.num_tokens + num_tokens > self._max_queued_tokens:
@@ -161,7 +161,7 @@ class Dispatcher:
             raise self._overloaded(f"The server is busy: at most {limit} tokens may wait in its queue.")
 
     def submit(self, spec: Spec) -> Request:
-        """Queue a validated generation. Read `request.take()`, and `abort(request)` in a `finally`.
+        """Queue a validated request. Read `request.take()`, and `abort(request)` in a `finally`.
 
         Raises `GenerationFailed`: as `try_admit`, and 422 when its deadline has already passed.
         """
@@ -173,8 +173,8 @@ class Dispatcher:
             raise GenerationFailed("The deadline of the request has already passed.", "validation", 422)
         self._num_requests += 1
         request = Request(self._num_requests, spec, now)
-        self._ledger.enter(request)
-        self._pool.add(request)
+        self._registry.enter(request)
+        self._balancer.add(request)
         return request
 
     def abort(self, request: Request, message: str = "The request was aborted.") -> None:
@@ -184,10 +184,10 @@ class Dispatcher:
         """
         if request.status is Status.FINISHED:
             return
-        if not self._pool.queue.remove(request) and request.shard is not None:
+        if not self._balancer.queue.remove(request) and request.shard is not None:
             self._engines[request.shard].drop(request)
         now = asyncio.get_running_loop().time()
-        self._ledger.fail(request, GenerationFailed(message, "cancelled", 499), now)
+        self._registry.fail(request, GenerationFailed(message, "cancelled", 499), now)
 
     def check_swappable(self, shard: int | None = None) -> frozenset[int]:
         """The shards that a swap would change. `KeyError`: no such shard.
@@ -201,28 +201,30 @@ class Dispatcher:
             engine.check_swappable()
         return frozenset(engine.shard for engine in engines)
 
-    async def swap(self, target: Target, wish: Wish, shard: int | None = None) -> list[Done]:
+    async def swap(self, target: Target, options: SwapOptions, shard: int | None = None) -> list[SwapResult]:
         """Change the model or depth of a shard, or of one after the other. Raises as `check_swappable`.
 
         Raises `SwapError` when it could not be carried out: see `undo`.
         """
         self.check_swappable(shard)
         engines = self._to_swap(shard)
-        done: dict[int, Done] = {}
+        done: dict[int, SwapResult] = {}
         try:
             for engine in engines:
-                done[engine.shard] = await engine.swap(target, wish)
+                done[engine.shard] = await engine.swap(target, options)
         except SwapError as error:
-            await self.undo(done, wish, error)
+            await self.undo(done, options, error)
         return list(done.values())
 
-    async def undo(self, shards: Iterable[int], wish: Wish, why: BaseException) -> NoReturn:
+    async def undo(self, shards: Iterable[int], options: SwapOptions, why: BaseException) -> NoReturn:
         """Have shards serve again what they served before a change that has failed, which is raised then.
 
         Raises `NotUndone` instead when some of them cannot.
         """
         engines = [self._engines[shard] for shard in shards]
-        ends = await asyncio.gather(*(engine.swap_back(wish) for engine in engines), return_exceptions=True)
+        ends = await asyncio.gather(
+            *(engine.swap_back(options) for engine in engines), return_exceptions=True
+        )
         stuck = [
             f"Shard {engine.shard} goes on with {engine.target.name}: {end}"
             for engine, end in zip(engines, ends, strict=True)
@@ -238,11 +240,11 @@ class Dispatcher:
         return [(engine.target, engine.before) for engine in self._chosen(shard)]
 
     @property
-    def current(self) -> Generation | None:
+    def current(self) -> ServedModel | None:
         """What a request that arrives now most likely begins on; None while loading."""
-        ready = [engine for engine in self._engines if engine.generation is not None]
+        ready = [engine for engine in self._engines if engine.served_model is not None]
         chosen = next((engine for engine in ready if engine.scheduler is not None), next(iter(ready), None))
-        return None if chosen is None else chosen.generation
+        return None if chosen is None else chosen.served_model
 
     @property
     def limits(self) -> Ready | None:
@@ -258,7 +260,9 @@ class Dispatcher:
     @property
     def supports_exact(self) -> bool:
         """A shard has all layers of its model."""
-        return any(engine.generation is not None and engine.generation.is_whole for engine in self._engines)
+        return any(
+            engine.served_model is not None and engine.served_model.is_whole for engine in self._engines
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -268,23 +272,23 @@ class Dispatcher:
 
     def state(self) -> State:
         """As of now."""
-        queue = self._pool.queue
+        queue = self._balancer.queue
         shards = [_state_of(engine) for engine in self._engines]
         running = sum(shard.running for shard in shards)
-        agreement = self._pool.agreement.report()
+        agreement = self._balancer.agreement.report()
         return State(len(queue), queue.num_tokens, running, self._is_closed, shards, agreement)
 
     def requests(self) -> list[Request]:
         """Live requests in order of arrival, then the last hundred that ended, latest first."""
-        return [*self._ledger.live.values(), *self._ledger.ended]
+        return [*self._registry.live.values(), *self._registry.ended]
 
     def find(self, request_id: int) -> Request | None:
         """One of `requests()`."""
-        return self._ledger.find(request_id)
+        return self._registry.find(request_id)
 
     def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
         """Have prompts about these begin on shards that serve one of these, while there is one that does."""
-        self._pool.route(admitted)
+        self._balancer.route(admitted)
 
     def drain(self, shard: int | None = None) -> None:
         """Give a shard (or all) nothing new; what has begun goes on. `KeyError`: no such shard."""
@@ -313,7 +317,7 @@ class Dispatcher:
                 await engine.run()
                 return
             except ShardDied as death:
-                if self._pool.serving.is_set():  # else `start` raises it
+                if self._balancer.serving.is_set():  # else `start` raises it
                     log.error("Shard %d is not started again: %s", engine.shard, death)
                 return
             except Exception as error:
@@ -323,9 +327,9 @@ class Dispatcher:
 
     def _overloaded(self, message: str) -> GenerationFailed:
         """A refusal that says when a place may be free: when as many have ended as wait, and one more."""
-        num_waiting = len(self._pool.queue)
-        num_running = max(1, len(self._ledger.live) - num_waiting)
-        wait_s = self._ledger.mean_service_s * (num_waiting + 1) / num_running
+        num_waiting = len(self._balancer.queue)
+        num_running = max(1, len(self._registry.live) - num_waiting)
+        wait_s = self._registry.mean_service_s * (num_waiting + 1) / num_running
         return GenerationFailed(message, "overloaded", 429, min(_MAX_RETRY_S, max(1, math.ceil(wait_s))))
 
     def _to_swap(self, shard: int | None) -> list[Engine]:

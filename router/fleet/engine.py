@@ -9,13 +9,13 @@ from typing import NoReturn
 
 import msgspec
 
-from router.catalog.served_model import Generation, Identity, Need, Target
+from router.catalog.served_model import ModelIdentity, Requirements, ServedModel, Target
 from router.fleet.backoff import Backoff
-from router.fleet.balancer import Pool
+from router.fleet.balancer import Balancer
 from router.fleet.client import Answered, ShardClient, ShardDied
 from router.fleet.launcher import Launcher
 from router.fleet.observer import Observer
-from router.fleet.swap import Done, Swap, SwapError, SwapRefused, Wish
+from router.fleet.swap import Swap, SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.scheduler import Delivery, Limits, Scheduler
 from shard.messages import Committed, FinishReason, Ready, Step, StepOutput
@@ -28,23 +28,23 @@ MAX_OFFERED = 8  # changes of model that a shard may still answer: it works on o
 class Engine:
     """A shard, its scheduler while it serves, and what it is known by when it does not."""
 
-    def __init__(self, shard: int, target: Target, launcher: Launcher, pool: Pool):
+    def __init__(self, shard: int, target: Target, launcher: Launcher, balancer: Balancer):
         self.shard = shard
         self.scheduler: Scheduler | None = None
         self.target = target  # committed last: what every life starts with
         self.before: Target | None = None  # what that has replaced
-        self.generation: Generation | None = None  # that requests begin on, as of the latest life
+        self.served_model: ServedModel | None = None  # that requests begin on, as of the latest life
         self.is_draining = False
         self.num_deaths = 0
         self.last_death: ShardDied | None = None
         self._device = target.config.device
         self._launcher = launcher
-        self._pool = pool
+        self._balancer = balancer
         self._client: ShardClient | None = None
         self._swap: Swap | None = None
         self._num_blocks_at_start = 0
-        self._offered: dict[int, Target] = {}  # to this life of the shard, by ticket; the latest few
-        self._last_ticket = 0
+        self._offered: dict[int, Target] = {}  # to this life of the shard, by epoch; the latest few
+        self._last_epoch = 0
         self._woken = asyncio.Event()
         self._retired = asyncio.Event()
         self._is_loading = False
@@ -77,12 +77,12 @@ class Engine:
         """After a failure of the engine itself: nothing runs here, and nobody waits for what did."""
         self.scheduler = self._client = None
         self.last_death = ShardDied(f"The router failed to work with it: {reason}.")
-        self._pool.routes.serve(self.shard, None)
+        self._balancer.routes.serve(self.shard, None)
         self.end_swap(SwapError(self.last_death.reason))
-        lost = [request for request in self._pool.ledger.live.values() if request.shard == self.shard]
+        lost = [request for request in self._balancer.registry.live.values() if request.shard == self.shard]
         for request in lost:
-            self._pool.ledger.fail(request, GenerationFailed(self.last_death.reason), self._loop.time())
-        self._pool.nudge()
+            self._balancer.registry.fail(request, GenerationFailed(self.last_death.reason), self._loop.time())
+        self._balancer.nudge()
 
     @property
     def last_heard(self) -> float | None:
@@ -99,7 +99,7 @@ class Engine:
     @property
     def ready(self) -> Ready | None:
         """What the shard has said of the model that requests begin on."""
-        return None if self.generation is None else self.generation.ready
+        return None if self.served_model is None else self.served_model.ready
 
     @property
     def num_blocks(self) -> int:
@@ -119,17 +119,21 @@ class Engine:
             return True
         return self.last_death is not None and self.last_death.permanent
 
-    def has_home(self, identity: Identity) -> bool:
+    def has_model(self, identity: ModelIdentity) -> bool:
         """It has the model that a request was begun on, or will have it when it is back."""
         if self.scheduler is not None:
-            return self.scheduler.has_home(identity)
-        return not self.is_hopeless and self.generation is not None and self.generation.identity == identity
+            return self.scheduler.has_model(identity)
+        return (
+            not self.is_hopeless and self.served_model is not None and self.served_model.identity == identity
+        )
 
-    def can_serve(self, need: Need) -> bool:
+    def can_serve(self, requirements: Requirements) -> bool:
         """Such a request may run here, if not now then later."""
         if self.scheduler is not None:
-            return self.scheduler.can_serve(need)
-        return not self.is_hopeless and self.generation is not None and self.generation.takes(need)
+            return self.scheduler.can_serve(requirements)
+        return (
+            not self.is_hopeless and self.served_model is not None and self.served_model.takes(requirements)
+        )
 
     def check_swappable(self) -> None:
         """Raises `SwapRefused` when it is being swapped, or does not serve."""
@@ -140,34 +144,34 @@ class Engine:
         if self.scheduler is None:
             raise SwapRefused(f"Shard {self.shard} does not serve.")
 
-    async def swap(self, target: Target, wish: Wish) -> Done:
+    async def swap(self, target: Target, options: SwapOptions) -> SwapResult:
         """Change the model. Raises `SwapError`, after which what ran runs on."""
         self.check_swappable()
         assert self.scheduler is not None
         assert self._client is not None
-        ticket = self._last_ticket = self._last_ticket + 1
-        self._offered = {old: kept for old, kept in self._offered.items() if old > ticket - MAX_OFFERED}
+        epoch = self._last_epoch = self._last_epoch + 1
+        self._offered = {old: kept for old, kept in self._offered.items() if old > epoch - MAX_OFFERED}
         config = msgspec.structs.replace(target.config, device=self._device)
-        target = self._offered[ticket] = msgspec.structs.replace(target, config=config)
-        self._swap = Swap(ticket, target, self._client, self.scheduler, self._go_on)
+        target = self._offered[epoch] = msgspec.structs.replace(target, config=config)
+        self._swap = Swap(epoch, target, self._client, self.scheduler, self._go_on)
         try:
-            done = await self._swap.run(wish)
+            done = await self._swap.run(options)
         except SwapError:
             self._tell(lambda observer: observer.on_swap(self.shard, "failed", {}))
             raise
         finally:
             self._swap = None
         self._tell(lambda observer: observer.on_swap(self.shard, "committed", done.phases_ms))
-        self._pool.fail_hopeless(self._loop.time())
+        self._balancer.fail_hopeless(self._loop.time())
         return done
 
-    async def swap_back(self, wish: Wish) -> None:
+    async def swap_back(self, options: SwapOptions) -> None:
         """Serve again what served before; a dead shard does from its next life on. Raises `SwapError`."""
         if self.before is None:
             return
         if self.scheduler is not None:
             try:
-                await self.swap(self.before, wish)
+                await self.swap(self.before, options)
                 return
             except SwapError:
                 if self.scheduler is not None:
@@ -185,7 +189,7 @@ class Engine:
     def drain(self) -> None:
         """Begin nothing new; what has begun goes on."""
         self.is_draining = True
-        self._pool.routes.serve(self.shard, None)
+        self._balancer.routes.serve(self.shard, None)
 
     def resume(self) -> None:
         """Undo `drain`."""
@@ -232,7 +236,7 @@ class Engine:
                 self._hear(scheduler, answer)
             while (step := self._schedule(scheduler)) is not None:
                 client.send(step)
-            self._pool.nudge()
+            self._balancer.nudge()
             await self._woken.wait()
             self._woken.clear()
 
@@ -248,39 +252,39 @@ class Engine:
     def _open(self, ready: Ready) -> Scheduler:
         config = self.target.config
         limits = Limits(config.max_batch_size, config.max_batch_tokens, ready.block_size)
-        generation = self.generation = Generation(0, self.target, ready)
+        served_model = self.served_model = ServedModel(0, self.target, ready)
         self._offered.clear()
-        self._last_ticket = 0
+        self._last_epoch = 0
         self._num_blocks_at_start = ready.num_blocks
-        queue, backlog = self._pool.queue, self._pool.backlog
-        self.scheduler = Scheduler(self.shard, limits, self.generation, queue, backlog)
+        queue, score_queue = self._balancer.queue, self._balancer.score_queue
+        self.scheduler = Scheduler(self.shard, limits, self.served_model, queue, score_queue)
         self._enter_routes()
-        self._pool.serving.set()
-        self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
+        self._balancer.serving.set()
+        self._tell(lambda observer: observer.on_shard_ready(self.shard, served_model))
         log.info("Shard %d is ready: %s on %s.", self.shard, ready.model, ready.device)
         if ready.dtype_reason:
             kinds = ready.dtype, ready.compute_dtype, ready.kernels
             log.info("Shard %d stores %s and computes in %s (%s). %s", self.shard, *kinds, ready.dtype_reason)
         self._warn(ready)
-        self._pool.fail_hopeless(self._loop.time())
+        self._balancer.fail_hopeless(self._loop.time())
         return self.scheduler
 
     def _adopt(self, scheduler: Scheduler, committed: Committed) -> None:
         """From here on requests begin on what was committed, and so does every later life of the shard."""
-        self.before, self.target = self.target, self._offered[committed.ticket]
-        generation = self.generation = Generation(committed.ticket, self.target, committed.ready)
+        self.before, self.target = self.target, self._offered[committed.epoch]
+        served_model = self.served_model = ServedModel(committed.epoch, self.target, committed.ready)
         config = self.target.config
         limits = Limits(config.max_batch_size, config.max_batch_tokens, committed.ready.block_size)
-        scheduler.adopt(generation, limits, committed.joined)
+        scheduler.adopt(served_model, limits, committed.joined)
         self._enter_routes()
-        self._tell(lambda observer: observer.on_shard_ready(self.shard, generation))
+        self._tell(lambda observer: observer.on_shard_ready(self.shard, served_model))
         depth, num_layers = committed.ready.depth, committed.ready.num_layers
         log.info("Shard %d serves %s, %d of %d layers.", self.shard, self.target.name, depth, num_layers)
         self._warn(committed.ready)
 
     def _enter_routes(self) -> None:
         if self.scheduler is not None and not self.is_draining:
-            self._pool.routes.serve(self.shard, self.generation)
+            self._balancer.routes.serve(self.shard, self.served_model)
 
     def _warn(self, ready: Ready) -> None:
         for sentence in ready.warnings:
@@ -289,16 +293,16 @@ class Engine:
     def _go_on(self) -> None:
         """What may run has changed, for this shard and maybe for others."""
         self.wake()
-        self._pool.nudge()
+        self._balancer.nudge()
 
     def _schedule(self, scheduler: Scheduler) -> Step | None:
         now = self._loop.time()
-        self._pool.expire(now)
-        step = scheduler.schedule(now, self._pool.share(self))
+        self._balancer.expire(now)
+        step = scheduler.schedule(now, self._balancer.quota(self))
         for request, error in scheduler.take_unfit():
             self._turn_away(request, error, now)
         for new in step.new if step is not None else []:
-            started = self._pool.ledger.live.get(new.id)
+            started = self._balancer.registry.live.get(new.id)
             if started is not None and started.attempt == 0:  # else begun before, or to be read again
                 self._tell(_start(started))
         return step
@@ -306,10 +310,10 @@ class Engine:
     def _turn_away(self, request: Request, error: GenerationFailed, now: float) -> None:
         """End what the model cannot take: an answer that was begun is over, as there is no room for more."""
         if not request.outputs:
-            self._pool.ledger.fail(request, error, now)
+            self._balancer.registry.fail(request, error, now)
             return
         request.put([], FinishReason.LENGTH, now)
-        self._pool.ledger.end(request)
+        self._balancer.registry.end(request)
 
     def _deliver(self, scheduler: Scheduler, output: StepOutput) -> None:
         """Give a step's tokens to their requests, then tell the observers."""
@@ -319,15 +323,17 @@ class Engine:
             self._put(scheduler, delivery, now)
         for request in update.preempted:
             self._tell(_preemption(request))
-        if update.read is not None:
-            self._pool.note_scores(update.read)
+        if update.scored is not None:
+            self._balancer.note_scores(update.scored)
         self._tell(lambda observer: observer.on_step(self.shard, output))
 
     def _put(self, scheduler: Scheduler, delivery: Delivery, now: float) -> None:
         request, num_tokens = delivery.request, len(delivery.tokens)
         if any(math.isnan(token.logprob) for token in delivery.tokens):
             scheduler.drop(request)
-            self._pool.ledger.fail(request, GenerationFailed("The model's logits are not numbers."), now)
+            self._balancer.registry.fail(
+                request, GenerationFailed("The model's logits are not numbers."), now
+            )
             return
         request.put_prompt(delivery.prompt)
         is_over = request.put(delivery.tokens, delivery.finish, now)
@@ -335,8 +341,8 @@ class Engine:
             self._tell(lambda observer: observer.on_tokens(request, num_tokens, now))
         if is_over:
             scheduler.drop(request)  # the shard does not know of stop strings
-            self._pool.ledger.end(request)
-            self._pool.offer_to_score(request)
+            self._balancer.registry.end(request)
+            self._balancer.offer_to_score(request)
 
     def _bury(self, death: ShardDied, now: float) -> None:
         """Put what ran on a shard that has died back into the queue, but for what it has died of."""
@@ -344,7 +350,7 @@ class Engine:
             log.warning("Shard %d is gone: %s", self.shard, death)
         scheduler, self.scheduler, self._client = self.scheduler, None, None
         self.last_death = death
-        self._pool.routes.serve(self.shard, None)
+        self._balancer.routes.serve(self.shard, None)
         if scheduler is not None:
             self.num_deaths += 1
             self._take_back(scheduler, now)
@@ -352,9 +358,9 @@ class Engine:
         elif death.permanent:
             self._fall_back(death)
         self.end_swap(SwapError(f"The shard died meanwhile: {death.reason}"))
-        if self._pool.is_hopeless:
-            self._pool.fail_waiting(self._why_none_serves(death), now)
-        self._pool.nudge()
+        if self._balancer.is_hopeless:
+            self._balancer.fail_waiting(self._why_none_serves(death), now)
+        self._balancer.nudge()
 
     def _take_back(self, scheduler: Scheduler, now: float) -> None:
         """Queue again what ran on a shard that has died, but for what it has died of twice.
@@ -364,11 +370,11 @@ class Engine:
         if self._swap is not None:
             scheduler.release()
         for request in scheduler.lose():
-            self._pool.ledger.fail(request, _condemnation(request), now)
+            self._balancer.registry.fail(request, _condemnation(request), now)
 
     def _is_useless(self, death: ShardDied) -> bool:
         """It never has served, and never will."""
-        return death.permanent and self.generation is None
+        return death.permanent and self.served_model is None
 
     def _why_none_serves(self, death: ShardDied) -> GenerationFailed:
         if not self._retired.is_set():
@@ -384,7 +390,7 @@ class Engine:
             self.last_death = ShardDied(death.reason)
 
     def _tell(self, event: Callable[[Observer], None]) -> None:
-        self._pool.ledger.tell(event)
+        self._balancer.registry.tell(event)
 
 
 def _condemnation(request: Request) -> GenerationFailed:

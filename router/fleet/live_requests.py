@@ -14,7 +14,7 @@ _NUM_KEPT = 100
 _NUM_MEASURED = 32
 
 
-class Ledger:
+class RequestRegistry:
     """Live requests by id, the latest that ended, and the observers."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from router.catalog.served_model import Generation
+from router.catalog.served_model import ServedModel
 from router.scheduling.request import Request
 from shard.messages import Score, StepOutput
 
@@ -26,7 +26,7 @@ class Observer(Protocol):
 
     def on_preempted(self, request: Request) -> None: ...
     def on_step(self, shard: int, output: StepOutput) -> None: ...
-    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+    def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
         """What requests begin on there from now on: it has started, or its model was changed."""
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:

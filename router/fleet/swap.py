@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from router.catalog.served_model import Generation, Target
+from router.catalog.served_model import ServedModel, Target
 from router.fleet.client import Answered, ShardClient
 from router.scheduling.scheduler import Scheduler
 from shard.messages import Commit, Committed, Discard, Prepare, Prepared, SwapFailed
@@ -40,17 +40,17 @@ class NotUndone(SwapError):
     """It failed on one shard, and others that it had changed could not be changed back."""
 
 
-class Wish(msgspec.Struct, frozen=True):
+class SwapOptions(msgspec.Struct, frozen=True):
     """How a swap is to go."""
 
     inflight: Inflight = Inflight.FINISH
     drain_s: float = 10.0  # where both models do not fit: how long what runs may take to end
 
 
-class Done(msgspec.Struct, frozen=True):
+class SwapResult(msgspec.Struct, frozen=True):
     """A swap carried out. `hold` spans the phases in which nothing new began, `gap` lies within `commit`."""
 
-    generation: Generation
+    served_model: ServedModel
     phases_ms: dict[str, float]
     num_migrated: int
 
@@ -60,13 +60,13 @@ class Swap:
 
     def __init__(
         self,
-        ticket: int,
+        epoch: int,
         target: Target,
         client: ShardClient,
         scheduler: Scheduler,
         wake: Callable[[], None],
     ):
-        self._ticket = ticket
+        self._epoch = epoch
         self._target = target
         self._client = client
         self._scheduler = scheduler
@@ -78,19 +78,19 @@ class Swap:
         self._end: SwapError | None = None
         self._num_evicted = 0
 
-    async def run(self, wish: Wish) -> Done:
+    async def run(self, options: SwapOptions) -> SwapResult:
         """Carry it out. Raises `SwapError`."""
         try:
             with self._timed("prepare"):
                 prepared = await self._prepare()
             with self._holding():
-                committed = await self._commit(prepared, wish)
+                committed = await self._commit(prepared, options)
         except BaseException:
-            self._client.send(Discard(self._ticket))
+            self._client.send(Discard(self._epoch))
             raise
         self._note_told(prepared.phases_ms | committed.phases_ms | {"gap": committed.gap_ms})
-        num_migrated = self._num_evicted + self._migrate(wish)
-        return Done(self._generation(committed), self._phases_ms, num_migrated)
+        num_migrated = self._num_evicted + self._migrate(options)
+        return SwapResult(self._served_model(committed), self._phases_ms, num_migrated)
 
     def hear(self, answer: Answered) -> None:
         """What the shard says, in order."""
@@ -98,7 +98,7 @@ class Swap:
         asked = self._answer
         if asked is None or asked.done():
             return
-        if isinstance(answer, Prepared | Committed | SwapFailed) and answer.ticket == self._ticket:
+        if isinstance(answer, Prepared | Committed | SwapFailed) and answer.epoch == self._epoch:
             asked.set_result(answer)
 
     def end(self, error: SwapError) -> None:
@@ -111,28 +111,28 @@ class Swap:
     async def _prepare(self) -> Prepared:
         try:
             async with asyncio.timeout(_MAX_PREPARE_S):
-                return await self._ask(Prepare(self._ticket, self._target.config), Prepared)
+                return await self._ask(Prepare(self._epoch, self._target.config), Prepared)
         except TimeoutError:
             raise SwapError(f"The shard has not loaded the model in {_MAX_PREPARE_S:.0f} s.") from None
 
-    async def _commit(self, prepared: Prepared, wish: Wish) -> Committed:
+    async def _commit(self, prepared: Prepared, options: SwapOptions) -> Committed:
         """Between two steps. While both models do not fit, wait for sequences to end; at last move them."""
-        drain_s = 0.0 if wish.inflight is Inflight.MIGRATE else wish.drain_s
+        drain_s = 0.0 if options.inflight is Inflight.MIGRATE else options.drain_s
         give_up = self._loop.time() + drain_s
         while True:
             was_at_rest, num_running = self._scheduler.is_at_rest, self._scheduler.num_running
             try:
                 with self._timed("commit"):
-                    return await self._ask(Commit(self._ticket), Committed)
+                    return await self._ask(Commit(self._epoch), Committed)
             except SwapError:
                 if was_at_rest or self._end is not None:
                     raise
             with self._timed("drain"):
                 has_ended = await self._somebody_ends(num_running, give_up)
             if not has_ended:
-                await self._evict(self._generation(prepared))
+                await self._evict(self._served_model(prepared))
 
-    async def _evict(self, successor: Generation) -> None:
+    async def _evict(self, successor: ServedModel) -> None:
         """Put back all that runs, to begin again on what is to come. Raises `SwapError` if some cannot."""
         bound = self._scheduler.stays(successor)
         if bound:
@@ -145,9 +145,9 @@ class Swap:
             self._wake()
             await self._until(lambda: self._scheduler.is_at_rest)
 
-    def _migrate(self, wish: Wish) -> int:
+    def _migrate(self, options: SwapOptions) -> int:
         """After the commit: the number of requests that go on with the new model."""
-        if wish.inflight is not Inflight.MIGRATE:
+        if options.inflight is not Inflight.MIGRATE:
             return 0
         with self._timed("migrate"):
             num_migrated = len(self._scheduler.migrate())
@@ -185,8 +185,8 @@ class Swap:
         assert isinstance(answer, kind)
         return answer
 
-    def _generation(self, answer: Prepared | Committed) -> Generation:
-        return Generation(self._ticket, self._target, answer.ready)
+    def _served_model(self, answer: Prepared | Committed) -> ServedModel:
+        return ServedModel(self._epoch, self._target, answer.ready)
 
     @contextmanager
     def _holding(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """What the router tells its observers, as metrics."""
 
-from router.catalog.served_model import Generation
+from router.catalog.served_model import ServedModel
 from router.scheduling.request import GenerationFailed, Request
 from shard.messages import ExitReport, FinishReason, Score, StepOutput
 from telemetry.prometheus import HeliosMetrics, Metrics
@@ -74,8 +74,8 @@ class MetricsObserver:
             self._helios.scored_tokens.labels(*labels).inc()
             self._helios.agreeing_tokens.labels(*labels).inc(output.id == score.choice)
 
-    def on_shard_ready(self, shard: int, generation: Generation) -> None:
-        num_blocks = generation.ready.num_blocks
+    def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
+        num_blocks = served_model.ready.num_blocks
         self._helios.kv_blocks.labels(self._model, str(shard)).set(num_blocks)
         self._helios.kv_blocks_free.labels(self._model, str(shard)).set(num_blocks)
 

@@ -6,7 +6,7 @@ It is told behind the tokens, adds to sums in memory, and hands them to the stor
 import time
 from collections.abc import Callable
 
-from router.catalog.served_model import Generation
+from router.catalog.served_model import ServedModel
 from router.scheduling.request import GenerationFailed, Request
 from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput
 from telemetry.cost import StepSample
@@ -23,7 +23,7 @@ class Recorder:
         self._store = store
         self._unix_s = unix_s
         self._windows: dict[tuple[int, str, int], Window] = {}  # by shard, candidate, depth
-        self._generations: dict[tuple[int, int], Generation] = {}  # by shard and ticket
+        self._served_models: dict[tuple[int, int], ServedModel] = {}  # by shard and epoch
         self._seen: dict[int, tuple[int, float]] = {}  # request -> its tokens told of, and when: loop time
         self._metered: set[int] = set()  # shards whose last step told its joules
         store.on_flush.append(self.hand_over)
@@ -85,19 +85,19 @@ class Recorder:
 
     def on_step(self, shard: int, output: StepOutput) -> None:
         self._note_meter(shard, output.joules)
-        generation = self._generations.get((shard, output.generation))
-        if generation is not None:
-            self._add_newest(self._window(shard, generation), generation, output)
+        served_model = self._served_models.get((shard, output.epoch))
+        if served_model is not None:
+            self._add_newest(self._window(shard, served_model), served_model, output)
         for older in output.older:
-            generation = self._generations.get((shard, older.generation))
-            if generation is not None:
-                _add_older(self._window(shard, generation), older, output)
+            served_model = self._served_models.get((shard, older.epoch))
+            if served_model is not None:
+                _add_older(self._window(shard, served_model), older, output)
 
-    def on_shard_ready(self, shard: int, generation: Generation) -> None:
-        if generation.ticket == 0:
+    def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
+        if served_model.epoch == 0:
             self._forget(shard)
-        self._generations[shard, generation.ticket] = generation
-        self._prune(shard, generation.ticket)
+        self._served_models[shard, served_model.epoch] = served_model
+        self._prune(shard, served_model.epoch)
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
         pass
@@ -105,28 +105,28 @@ class Recorder:
     def on_shard_death(self, shard: int, reason: str) -> None:
         self._forget(shard)
 
-    def _add_newest(self, window: Window, generation: Generation, output: StepOutput) -> None:
+    def _add_newest(self, window: Window, served_model: ServedModel, output: StepOutput) -> None:
         window.idle_ms += output.idle_ms
         _add_step(window, output.num_tokens, output.step_ms, output.num_sequences)
         window.joules += (output.joules or 0.0) * _share(output.step_ms, output)
-        window.most_blocks = max(window.most_blocks, output.num_blocks or generation.ready.num_blocks)
+        window.most_blocks = max(window.most_blocks, output.num_blocks or served_model.ready.num_blocks)
         fewest = window.fewest_free_blocks
         window.fewest_free_blocks = min(
             output.num_free_blocks, output.num_free_blocks if fewest is None else fewest
         )
         _add_exits(window, output.exits)
-        sample = sample_of(output, generation.ready.depth)
+        sample = sample_of(output, served_model.ready.depth)
         if sample is not None:
             window.cost.add(sample)
 
     def _window_of(self, request: Request) -> Window | None:
         """Of whoever serves a request, or served it last."""
-        if request.shard is None or request.generation is None:
+        if request.shard is None or request.served_model is None:
             return None
-        return self._window(request.shard, request.generation)
+        return self._window(request.shard, request.served_model)
 
-    def _window(self, shard: int, generation: Generation) -> Window:
-        key = (shard, generation.target.name, generation.ready.depth)
+    def _window(self, shard: int, served_model: ServedModel) -> Window:
+        key = (shard, served_model.target.name, served_model.ready.depth)
         window = self._windows.get(key)
         if window is None:
             window = self._windows[key] = Window(start=self._unix_s())
@@ -140,17 +140,17 @@ class Recorder:
 
     def _prune(self, shard: int, newest: int) -> None:
         """Forget models that were changed so often since that none of their sequences can be left."""
-        for key in [key for key in self._generations if key[0] == shard and key[1] < newest - MAX_LIVING]:
-            del self._generations[key]
+        for key in [key for key in self._served_models if key[0] == shard and key[1] < newest - MAX_LIVING]:
+            del self._served_models[key]
 
     def _forget(self, shard: int) -> None:
         self._metered.discard(shard)
-        for key in [key for key in self._generations if key[0] == shard]:
-            del self._generations[key]
+        for key in [key for key in self._served_models if key[0] == shard]:
+            del self._served_models[key]
 
 
 def sample_of(output: StepOutput, depth: int) -> StepSample | None:
-    """What a step tells of costs; None where two generations shared it, or nothing was computed.
+    """What a step tells of costs; None where two models shared it, or nothing was computed.
 
     What did not end in a token of an answer counts as a prompt's, which runs all layers loaded. A step that
     drafted and made several tokens of each answer counts as its share of as many steps.
@@ -189,7 +189,7 @@ def _add_older(window: Window, older: OlderReport, output: StepOutput) -> None:
 
 def _add_step(window: Window, num_tokens: int, ms: float, num_sequences: int) -> None:
     window.step_ms += ms
-    if num_tokens:  # else the step was another generation's
+    if num_tokens:  # else the step was another model's
         window.num_steps += 1
         window.batched += num_sequences
         window.computed_tokens += num_tokens
@@ -205,6 +205,6 @@ def _add_exits(window: Window, exits: ExitReport | None) -> None:
 
 
 def _share(ms: float, output: StepOutput) -> float:
-    """Of a step's energy, by time, for one of the generations that shared it."""
+    """Of a step's energy, by time, for one of the models that shared it."""
     total = output.step_ms + sum(older.ms for older in output.older)
     return ms / total if total else 0.0

@@ -8,9 +8,9 @@ import math
 
 import msgspec
 
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Choice
-from router.policy.observation import Seen
+from router.policy.observation import Observation
 from shard.messages import Mode
 from telemetry.cost import CostFit
 from telemetry.history import Row
@@ -46,26 +46,26 @@ class Run(msgspec.Struct, frozen=True):
     batch_size: float  # sequences that memory has room for
 
 
-def run_of(seen: Seen, choice: Choice) -> Run:
+def run_of(observation: Observation, choice: Choice) -> Run:
     """How it runs, or would run."""
-    facts = seen.facts[choice.candidate]
-    row = _row_that_tells(seen, choice)
+    profile = observation.profiles[choice.candidate]
+    row = _row_that_tells(observation, choice)
     num_measured = 0 if row is None or row.cost is None else max(1, row.num_requests)
-    fit = row.cost if row is not None and row.cost is not None else _carried_over(seen, choice)
-    batch_size = largest_batch(seen, facts, choice.depth)
+    fit = row.cost if row is not None and row.cost is not None else _carried_over(observation, choice)
+    batch_size = largest_batch(observation, profile, choice.depth)
     return Run(fit, num_measured, choice.depth, _mean_depth(choice, row), batch_size)
 
 
-def cost_of(seen: Seen, choice: Choice) -> Cost:
+def cost_of(observation: Observation, choice: Choice) -> Cost:
     """Of a mean request, for the repository's objective."""
-    run = run_of(seen, choice)
-    match seen.repository.objective:
+    run = run_of(observation, choice)
+    match observation.repository.objective:
         case "latency":
-            amount = _alone_ms(seen, run)
+            amount = _alone_ms(observation, run)
         case "throughput":
-            amount = _shared_ms(seen, run)
+            amount = _shared_ms(observation, run)
         case "energy":
-            amount = _joules(seen, run, seen.row_of_any_prompts(choice))
+            amount = _joules(observation, run, observation.row_of_any_prompts(choice))
     error = _ERROR_OF_ONE / math.sqrt(run.num_measured) if run.num_measured else _GUESS_ERROR
     return Cost(amount, error)
 
@@ -77,55 +77,55 @@ def step_ms(run: Run, batch_size: float) -> float:
     return fit.step_ms + fit.layer_ms * run.depth + batch_size * by_token
 
 
-def largest_batch(seen: Seen, facts: Facts, depth: int) -> float:
+def largest_batch(observation: Observation, profile: CandidateProfile, depth: int) -> float:
     """Mean requests that the memory beside the weights has room for, up to the largest batch allowed."""
-    demand = seen.demand
+    demand = observation.demand
     tokens = max(1.0, demand.prompt_tokens + demand.answer_tokens)
-    room = seen.device.memory_bytes - facts.weight_bytes(depth)
-    fitting = room / max(1.0, tokens * facts.kv_bytes * depth)
-    return max(1.0, min(float(seen.device.max_batch_size), fitting))
+    room = observation.device.memory_bytes - profile.weight_bytes(depth)
+    fitting = room / max(1.0, tokens * profile.kv_bytes * depth)
+    return max(1.0, min(float(observation.device.max_batch_size), fitting))
 
 
-def is_same(seen: Seen, one: Choice, other: Choice) -> bool:
+def is_same(observation: Observation, one: Choice, other: Choice) -> bool:
     """Both run all layers of the same weights without exits: whatever they are called, they do the same."""
     if one == other:
         return True
-    are_plain = one.depth == other.depth and _is_plain(seen, one) and _is_plain(seen, other)
-    return are_plain and _share_weights(seen, one.candidate, other.candidate)
+    are_plain = one.depth == other.depth and _is_plain(observation, one) and _is_plain(observation, other)
+    return are_plain and _share_weights(observation, one.candidate, other.candidate)
 
 
-def _row_that_tells(seen: Seen, choice: Choice) -> Row | None:
+def _row_that_tells(observation: Observation, choice: Choice) -> Row | None:
     """Its own, or that of another that does the same, if it rests on more."""
-    choices = [choice, *(Choice(name, choice.depth) for name in seen.facts)]
-    same = [one for one in choices if is_same(seen, one, choice)]
-    rows = [row for one in same if (row := seen.row_of_any_prompts(one)) is not None]
+    choices = [choice, *(Choice(name, choice.depth) for name in observation.profiles)]
+    same = [one for one in choices if is_same(observation, one, choice)]
+    rows = [row for one in same if (row := observation.row_of_any_prompts(one)) is not None]
     return max(rows, key=lambda row: row.num_requests, default=None)
 
 
-def _is_plain(seen: Seen, choice: Choice) -> bool:
-    facts = seen.facts[choice.candidate]
-    return choice.depth == facts.num_layers and facts.candidate.mode == Mode.FULL
+def _is_plain(observation: Observation, choice: Choice) -> bool:
+    profile = observation.profiles[choice.candidate]
+    return choice.depth == profile.num_layers and profile.candidate.mode == Mode.FULL
 
 
-def _alone_ms(seen: Seen, run: Run) -> float:
-    demand = seen.demand
+def _alone_ms(observation: Observation, run: Run) -> float:
+    demand = observation.demand
     return run.fit.request_ms(
         round(demand.prompt_tokens), round(demand.answer_tokens), run.prompt_depth, run.depth
     )
 
 
-def _shared_ms(seen: Seen, run: Run) -> float:
+def _shared_ms(observation: Observation, run: Run) -> float:
     """Time of the shard that a request takes in the largest batch: what throughput is the inverse of."""
-    demand, fit = seen.demand, run.fit
+    demand, fit = observation.demand, run.fit
     prompt_ms = demand.prompt_tokens * (fit.token_ms + fit.token_layer_ms * run.prompt_depth)
     return prompt_ms + demand.answer_tokens * step_ms(run, run.batch_size) / run.batch_size
 
 
-def _joules(seen: Seen, run: Run, row: Row | None) -> float:
+def _joules(observation: Observation, run: Run, row: Row | None) -> float:
     """As measured; else by the power of a busy shard, which makes energy a matter of its time."""
     if row is not None and row.joules_per_token is not None:
-        return row.joules_per_token * seen.demand.answer_tokens
-    return _shared_ms(seen, run) / 1000 * (seen.device.watts or 1.0)
+        return row.joules_per_token * observation.demand.answer_tokens
+    return _shared_ms(observation, run) / 1000 * (observation.device.watts or 1.0)
 
 
 def _mean_depth(choice: Choice, row: Row | None) -> float:
@@ -136,28 +136,34 @@ def _mean_depth(choice: Choice, row: Row | None) -> float:
     return sum(layer * count for layer, count in row.exits.items()) / total
 
 
-def _carried_over(seen: Seen, choice: Choice) -> CostFit:
+def _carried_over(observation: Observation, choice: Choice) -> CostFit:
     """From what was measured nearest: the same weights if possible, then the depth nearest to it."""
-    measured = [row for row in seen.history if row.cost is not None and row.candidate in seen.facts]
+    measured = [
+        row for row in observation.history if row.cost is not None and row.candidate in observation.profiles
+    ]
     if not measured:
-        return _scaled(_UNMEASURED, _layer_bytes(seen, choice.candidate))
-    same = [row for row in measured if _share_weights(seen, row.candidate, choice.candidate)]
+        return _scaled(_UNMEASURED, _layer_bytes(observation, choice.candidate))
+    same = [row for row in measured if _share_weights(observation, row.candidate, choice.candidate)]
     nearest = min(same or measured, key=lambda row: (abs(row.depth - choice.depth), row.key))
     assert nearest.cost is not None
     if same:
         return nearest.cost
-    return _scaled(nearest.cost, _layer_bytes(seen, choice.candidate) / _layer_bytes(seen, nearest.candidate))
+    return _scaled(
+        nearest.cost,
+        _layer_bytes(observation, choice.candidate) / _layer_bytes(observation, nearest.candidate),
+    )
 
 
-def _share_weights(seen: Seen, one: str, other: str) -> bool:
+def _share_weights(observation: Observation, one: str, other: str) -> bool:
     models = [
-        (seen.facts[name].candidate.model, seen.facts[name].candidate.revision) for name in (one, other)
+        (observation.profiles[name].candidate.model, observation.profiles[name].candidate.revision)
+        for name in (one, other)
     ]
     return models[0] == models[1]
 
 
-def _layer_bytes(seen: Seen, candidate: str) -> float:
-    return float(max(1, seen.facts[candidate].layer_bytes))
+def _layer_bytes(observation: Observation, candidate: str) -> float:
+    return float(max(1, observation.profiles[candidate].layer_bytes))
 
 
 def _scaled(fit: CostFit, by: float) -> CostFit:

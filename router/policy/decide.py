@@ -10,125 +10,134 @@ import msgspec
 
 from router.catalog.repository import Choice
 from router.policy.choosing import better_split, choose
-from router.policy.classes import lent, may_be_tried, unfit
+from router.policy.classes import may_be_tried, shards_for_trial, unfit
 from router.policy.decision import Decision, Kind, change, first_up, split_up, stay
 from router.policy.eligibility import why_never
 from router.policy.evaluation import affordable, change_ms, to_try
-from router.policy.observation import Seen
+from router.policy.observation import Observation
 from router.policy.splitting import best_split, serving_split, untried
-from router.policy.weighing import Weighed, best_of_each, weigh
+from router.policy.weighing import Ranked, best_of_each, weigh
 
 
-def decide(seen: Seen) -> Decision:
+def decide(observation: Observation) -> Decision:
     """What to do now. The same for the same input."""
-    weighed = weigh(seen)
-    standing = seen.standing
-    if standing.pinned:
-        return stay(seen, f"{seen.serving} is pinned by {standing.pinned}.")
-    if danger := unfit(seen):
-        return _leave(seen, weighed, *danger)
-    if standing.evaluation is not None:
-        return _go_on_trying(seen, weighed)
-    if standing.is_breached:
-        return _answer_breach(seen, weighed)
-    reason = _why_reassess(seen)
-    return _reassess(seen, weighed, reason) if reason else stay(seen, "Nothing calls for a change.")
+    ranked = weigh(observation)
+    counters = observation.counters
+    if counters.pinned:
+        return stay(observation, f"{observation.serving} is pinned by {counters.pinned}.")
+    if danger := unfit(observation):
+        return _leave(observation, ranked, *danger)
+    if counters.evaluation is not None:
+        return _go_on_trying(observation, ranked)
+    if counters.is_breached:
+        return _answer_breach(observation, ranked)
+    reason = _why_reassess(observation)
+    return (
+        _reassess(observation, ranked, reason) if reason else stay(observation, "Nothing calls for a change.")
+    )
 
 
-def _leave(seen: Seen, weighed: list[Weighed], bad: Choice, danger: str) -> Decision:
+def _leave(observation: Observation, ranked: list[Ranked], bad: Choice, danger: str) -> Decision:
     """What serves may not: change to the best that may, if need be to one that is too slow."""
-    able = [one for one in weighed if not one.why_not]
-    able = able or [one for one in weighed if not why_never(seen, one.choice)]
+    able = [one for one in ranked if not one.why_not]
+    able = able or [one for one in ranked if not why_never(observation, one.choice)]
     if not able:
         why = f"{bad} should not serve ({danger}), but nothing in the repository may."
-        return stay(seen, why, weighed, serving_split(seen).shards if seen.split else ())
-    chosen = min(able, key=lambda one: _price(seen, one))
+        return stay(observation, why, ranked, serving_split(observation).shards if observation.split else ())
+    chosen = min(able, key=lambda one: _price(observation, one))
     why = f"{bad} may not serve any longer: {danger}."
-    if split := better_split(seen, chosen.as_cost):
-        decision = split_up(seen, split, f"{why[:-1]}; from now on, it is {split}.", weighed)
+    if split := better_split(observation, chosen.as_cost):
+        decision = split_up(observation, split, f"{why[:-1]}; from now on, it is {split}.", ranked)
         return msgspec.structs.replace(decision, is_elective=False)
-    return change(seen, chosen.choice, why, weighed)
+    return change(observation, chosen.choice, why, ranked)
 
 
-def _go_on_trying(seen: Seen, weighed: list[Weighed]) -> Decision:
-    trial = seen.standing.evaluation
+def _go_on_trying(observation: Observation, ranked: list[Ranked]) -> Decision:
+    trial = observation.counters.evaluation
     assert trial is not None
-    wanted = seen.repository.loop.evaluation_requests
-    if trial.num_answered < wanted and may_be_tried(seen, trial.trying):
+    wanted = observation.repository.loop.evaluation_requests
+    if trial.num_answered < wanted and may_be_tried(observation, trial.trying):
         why = f"{trial.trying} has answered {trial.num_answered} of {wanted} requests."
-        return _evaluate(seen, (trial.trying, *trial.waiting), why)
-    return _try(seen, trial.waiting, weighed, "Next to be tried") or choose(seen, weighed, "")
+        return _evaluate(observation, (trial.trying, *trial.waiting), why)
+    return _try(observation, trial.waiting, ranked, "Next to be tried") or choose(observation, ranked, "")
 
 
-def _answer_breach(seen: Seen, weighed: list[Weighed]) -> Decision:
+def _answer_breach(observation: Observation, ranked: list[Ranked]) -> Decision:
     """The cheaper of loading more layers and changing to another candidate (HELIOS, section 4.3).
 
     Of a split, what all can be served by.
     """
-    loop, bad = seen.repository.loop, seen.standing.breaching or seen.serving
+    loop, bad = observation.repository.loop, observation.counters.breaching or observation.serving
     breach = f"More than {loop.breach_limit} of {loop.breach_window} tokens left {bad} under threshold"
-    deeper = [one for one in weighed if not one.why_not and _is_deeper(one.choice, bad)]
-    others = [one for one in best_of_each(seen, weighed) if one.choice.candidate != bad.candidate]
+    deeper = [one for one in ranked if not one.why_not and _is_deeper(one.choice, bad)]
+    others = [one for one in best_of_each(observation, ranked) if one.choice.candidate != bad.candidate]
     if not deeper and not others:
-        shards = serving_split(seen).shards if seen.split else ()
-        return stay(seen, f"{breach}, but nothing else may serve.", weighed, shards)
-    chosen = min([*deeper, *others], key=lambda one: _price(seen, one)).choice
-    return change(seen, chosen, f"{breach}: {chosen} is the cheapest way out.", weighed)
+        shards = serving_split(observation).shards if observation.split else ()
+        return stay(observation, f"{breach}, but nothing else may serve.", ranked, shards)
+    chosen = min([*deeper, *others], key=lambda one: _price(observation, one)).choice
+    return change(observation, chosen, f"{breach}: {chosen} is the cheapest way out.", ranked)
 
 
-def _reassess(seen: Seen, weighed: list[Weighed], reason: str) -> Decision:
-    best = best_of_each(seen, weighed)
-    trials = affordable(seen, [*([] if seen.split else to_try(seen, best)), *_to_split_by(seen, best)])
-    return _try(seen, trials, weighed, f"{reason}: to be tried") or choose(seen, weighed, reason)
+def _reassess(observation: Observation, ranked: list[Ranked], reason: str) -> Decision:
+    best = best_of_each(observation, ranked)
+    trials = affordable(
+        observation,
+        [*([] if observation.split else to_try(observation, best)), *_to_split_by(observation, best)],
+    )
+    return _try(observation, trials, ranked, f"{reason}: to be tried") or choose(observation, ranked, reason)
 
 
-def _to_split_by(seen: Seen, best: list[Weighed]) -> list[Choice]:
+def _to_split_by(observation: Observation, best: list[Ranked]) -> list[Choice]:
     """What is to be measured before the prompts are split, if that might be worth it at all."""
-    split = best_split(seen)
+    split = best_split(observation)
     if split is None:
         return []
-    now = [serving_split(seen).cost] if seen.split else [one.as_cost for one in best[:1]]
-    bar = min((cost.most for cost in now), default=math.inf) * (1 - seen.repository.loop.hysteresis)
-    return untried(seen, split) if split.cost.least < bar else []
+    now = [serving_split(observation).cost] if observation.split else [one.as_cost for one in best[:1]]
+    bar = min((cost.most for cost in now), default=math.inf) * (1 - observation.repository.loop.hysteresis)
+    return untried(observation, split) if split.cost.least < bar else []
 
 
-def _try(seen: Seen, trials: tuple[Choice, ...], weighed: list[Weighed], reason: str) -> Decision | None:
+def _try(
+    observation: Observation, trials: tuple[Choice, ...], ranked: list[Ranked], reason: str
+) -> Decision | None:
     """Have the first tried that can be, and then the others."""
-    able = tuple(choice for choice in trials if not seen.split or lent(seen, choice))
+    able = tuple(
+        choice for choice in trials if not observation.split or shards_for_trial(observation, choice)
+    )
     if not able:
         return None
-    return _evaluate(seen, able, f"{reason} is {able[0]}.", weighed)
+    return _evaluate(observation, able, f"{reason} is {able[0]}.", ranked)
 
 
 def _evaluate(
-    seen: Seen, trials: tuple[Choice, ...], why: str, weighed: list[Weighed] | None = None
+    observation: Observation, trials: tuple[Choice, ...], why: str, ranked: list[Ranked] | None = None
 ) -> Decision:
     return Decision(
         kind=Kind.EVALUATE,
         choice=trials[0],
         why=first_up(why),
-        considered=tuple(weighed or ()),
+        considered=tuple(ranked or ()),
         waiting=trials[1:],
-        shards=lent(seen, trials[0]) if seen.split else (),
+        shards=shards_for_trial(observation, trials[0]) if observation.split else (),
     )
 
 
-def _why_reassess(seen: Seen) -> str:
-    standing, loop = seen.standing, seen.repository.loop
-    if standing.drift:
-        return standing.drift
-    if standing.reassessed_at is None:
-        return "The first requests were answered" if standing.num_requests >= loop.evaluation_requests else ""
-    num_since = standing.num_requests - standing.reassessed_at
+def _why_reassess(observation: Observation) -> str:
+    counters, loop = observation.counters, observation.repository.loop
+    if counters.drift:
+        return counters.drift
+    if counters.reassessed_at is None:
+        return "The first requests were answered" if counters.num_requests >= loop.evaluation_requests else ""
+    num_since = counters.num_requests - counters.reassessed_at
     return f"{num_since} requests were answered" if num_since >= loop.reassess_every else ""
 
 
-def _price(seen: Seen, one: Weighed) -> float:
+def _price(observation: Observation, one: Ranked) -> float:
     """Of the next requests on it, with the change to it."""
-    loop = seen.repository.loop
-    changing = change_ms(seen, one.choice)
-    if seen.repository.objective == "energy":
-        changing *= (seen.device.watts or 1.0) / 1000
+    loop = observation.repository.loop
+    changing = change_ms(observation, one.choice)
+    if observation.repository.objective == "energy":
+        changing *= (observation.device.watts or 1.0) / 1000
     return loop.amortise_over * one.cost + changing
 
 

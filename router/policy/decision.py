@@ -5,9 +5,9 @@ import enum
 import msgspec
 
 from router.catalog.repository import Choice
-from router.policy.observation import Seen
+from router.policy.observation import Observation
 from router.policy.splitting import Split
-from router.policy.weighing import Weighed
+from router.policy.weighing import Ranked
 
 
 class Kind(enum.StrEnum):
@@ -25,7 +25,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     choice: Choice  # of a split, the one with the most to do
     why: str  # a sentence for a person
-    considered: tuple[Weighed, ...] = ()
+    considered: tuple[Ranked, ...] = ()
     waiting: tuple[Choice, ...] = ()  # to be tried after it
     is_elective: bool = False  # things were well enough: it counts against the budget of swaps
     split: dict[str, Choice] = {}  # what prompts of each class are served by; {}: all by `choice`
@@ -38,30 +38,30 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def stay(
-    seen: Seen, why: str, weighed: list[Weighed] | None = None, shards: tuple[Choice, ...] = ()
+    observation: Observation, why: str, ranked: list[Ranked] | None = None, shards: tuple[Choice, ...] = ()
 ) -> Decision:
     """Go on as it is; of a split, with these `shards`."""
     return Decision(
         kind=Kind.STAY,
-        choice=seen.serving,
+        choice=observation.serving,
         why=first_up(why),
-        considered=tuple(weighed or ()),
-        split=seen.split,
+        considered=tuple(ranked or ()),
+        split=observation.split,
         shards=shards,
     )
 
 
-def change(seen: Seen, choice: Choice, why: str, weighed: list[Weighed]) -> Decision:
+def change(observation: Observation, choice: Choice, why: str, ranked: list[Ranked]) -> Decision:
     """Have all served by one choice."""
-    serving = seen.serving
-    if seen.split or choice.candidate != serving.candidate:
+    serving = observation.serving
+    if observation.split or choice.candidate != serving.candidate:
         kind = Kind.SWITCH
     else:
         kind = Kind.DEEPEN if choice.depth > serving.depth else Kind.LIGHTEN
-    return Decision(kind=kind, choice=choice, why=first_up(why), considered=tuple(weighed))
+    return Decision(kind=kind, choice=choice, why=first_up(why), considered=tuple(ranked))
 
 
-def split_up(seen: Seen, split: Split, why: str, weighed: list[Weighed]) -> Decision:
+def split_up(observation: Observation, split: Split, why: str, ranked: list[Ranked]) -> Decision:
     """Have each class of prompts served by its own choice."""
     counts = {choice: split.shards.count(choice) for choice in split.choices.values()}
     return elective(
@@ -69,7 +69,7 @@ def split_up(seen: Seen, split: Split, why: str, weighed: list[Weighed]) -> Deci
             kind=Kind.SPLIT,
             choice=max(sorted(counts), key=counts.__getitem__),
             why=first_up(why),
-            considered=(*weighed, *split.considered),
+            considered=(*ranked, *split.considered),
             split=split.choices,
             shards=split.shards,
         )

@@ -4,93 +4,95 @@ The floor is kept by proof: a choice needs a certificate whose lower bound reach
 live answers can only take that away again, never give it.
 """
 
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Choice, is_good_enough
 from router.policy.cost import run_of, step_ms
-from router.policy.observation import Seen
+from router.policy.observation import Observation
 from telemetry.history import Row
 
 _LEAST_ANSWERS = 8  # read again at full depth, before they count against a certificate
 
 
-def why_not(seen: Seen, choice: Choice) -> str:
+def why_not(observation: Observation, choice: Choice) -> str:
     """What rules a choice out; "": it may serve."""
-    return why_never(seen, choice) or why_not_now(seen, choice)
+    return why_never(observation, choice) or why_not_now(observation, choice)
 
 
-def why_never(seen: Seen, choice: Choice) -> str:
+def why_never(observation: Observation, choice: Choice) -> str:
     """What rules a choice out however busy it is here: it may not serve for a moment. "": nothing."""
-    facts = seen.facts.get(choice.candidate)
-    if facts is None:
+    profile = observation.profiles.get(choice.candidate)
+    if profile is None:
         return f"the repository has no candidate {choice.candidate}"
-    if choice not in facts.choices:
+    if choice not in profile.choices:
         return f"the repository does not allow it {choice.depth} layers"
-    if choice not in seen.served and (trouble := facts.trouble or seen.troubles.get(choice, "")):
-        return trouble
-    return _too_large(seen, facts, choice) or _too_bad(seen, facts, choice)
+    if choice not in observation.served and (
+        unavailable_reason := profile.unavailable_reason or observation.load_failures.get(choice, "")
+    ):
+        return unavailable_reason
+    return _too_large(observation, profile, choice) or _too_bad(observation, profile, choice)
 
 
-def why_not_now(seen: Seen, choice: Choice) -> str:
+def why_not_now(observation: Observation, choice: Choice) -> str:
     """What rules a choice out as it has shown itself, or is expected to be, under the traffic of now."""
-    return _too_unsure(seen, choice) or _too_slow(seen, choice) or _too_hot(seen, choice)
+    return _too_unsure(observation, choice) or _too_slow(observation, choice) or _too_hot(observation, choice)
 
 
-def keeps_floor(seen: Seen, choice: Choice) -> bool:
+def keeps_floor(observation: Observation, choice: Choice) -> bool:
     """It is good enough for the prompts, whatever else speaks against it."""
-    facts = seen.facts.get(choice.candidate)
-    return facts is not None and choice in facts.choices and not _too_bad(seen, facts, choice)
+    profile = observation.profiles.get(choice.candidate)
+    return profile is not None and choice in profile.choices and not _too_bad(observation, profile, choice)
 
 
-def is_revoked(seen: Seen, choice: Choice) -> bool:
+def is_revoked(observation: Observation, choice: Choice) -> bool:
     """Live answers say, beyond doubt, that it agrees less than the floor under prompts like those of now."""
-    row = seen.row(choice)
+    row = observation.row(choice)
     found = row.agreement if row is not None else None
     if found is None or found.num_sequences < _LEAST_ANSWERS:
         return False
-    return found.high < seen.repository.floor.agreement
+    return found.high < observation.repository.floor.agreement
 
 
-def _too_large(seen: Seen, facts: Facts, choice: Choice) -> str:
+def _too_large(observation: Observation, profile: CandidateProfile, choice: Choice) -> str:
     """The weights, and one request of the mean length, have to fit."""
-    demand, limit = seen.demand, _memory_limit(seen)
-    kv_bytes = (demand.prompt_tokens + demand.answer_tokens) * facts.kv_bytes * choice.depth
-    needed = facts.weight_bytes(choice.depth) + kv_bytes
+    demand, limit = observation.demand, _memory_limit(observation)
+    kv_bytes = (demand.prompt_tokens + demand.answer_tokens) * profile.kv_bytes * choice.depth
+    needed = profile.weight_bytes(choice.depth) + kv_bytes
     if needed <= limit:
         return ""
     return f"it needs {needed / 2**20:.0f} MiB of memory and may have {limit / 2**20:.0f}"
 
 
-def _memory_limit(seen: Seen) -> int:
-    limit = seen.repository.limits.memory_bytes
-    return seen.device.memory_bytes if limit is None else min(limit, seen.device.memory_bytes)
+def _memory_limit(observation: Observation) -> int:
+    limit = observation.repository.limits.memory_bytes
+    return observation.device.memory_bytes if limit is None else min(limit, observation.device.memory_bytes)
 
 
-def _too_bad(seen: Seen, facts: Facts, choice: Choice) -> str:
-    candidate, floor = facts.candidate, seen.repository.floor
+def _too_bad(observation: Observation, profile: CandidateProfile, choice: Choice) -> str:
+    candidate, floor = profile.candidate, observation.repository.floor
     if not is_good_enough(candidate, floor):
         return f"its quality of {candidate.figures.quality} is below the floor of {floor.quality}"
-    proven = facts.proven.get(choice.depth, 0.0)
-    if proven < 1 and (strange := _strange_prompts(seen, facts)):
+    proven = profile.proven.get(choice.depth, 0.0)
+    if proven < 1 and (strange := _strange_prompts(observation, profile)):
         return f"its exits were not made for {strange}, which many prompts are"
     if proven < floor.agreement:
         found = f"only {proven:.2f} is proven" if proven else "nothing is proven"
         return f"{found} of its agreement with full depth, and the floor is {floor.agreement:.2f}"
-    if is_revoked(seen, choice):
+    if is_revoked(observation, choice):
         return f"live answers agree too little with full depth for the floor of {floor.agreement:.2f}"
     return ""
 
 
-def _strange_prompts(seen: Seen, facts: Facts) -> str:
+def _strange_prompts(observation: Observation, profile: CandidateProfile) -> str:
     """A kind of prompt that counts in the traffic, and that the candidate's exits were not made for."""
-    made_for = facts.candidate.prompts
+    made_for = profile.candidate.prompts
     if not made_for:
         return ""
-    return next((name for name in seen.counted if name not in made_for), "")
+    return next((name for name in observation.counted if name not in made_for), "")
 
 
-def _too_unsure(seen: Seen, choice: Choice) -> str:
-    row, loop = seen.row(choice), seen.repository.loop
-    if choice == seen.breached:
+def _too_unsure(observation: Observation, choice: Choice) -> str:
+    row, loop = observation.row(choice), observation.repository.loop
+    if choice == observation.breached:
         return "too many of its tokens were under threshold a moment ago"
     if row is None or row.num_tokens < loop.breach_window:
         return ""
@@ -99,14 +101,14 @@ def _too_unsure(seen: Seen, choice: Choice) -> str:
     return f"{row.breach_rate:.0%} of its tokens were under threshold"
 
 
-def _too_slow(seen: Seen, choice: Choice) -> str:
-    limits, row = seen.repository.limits, seen.row(choice)
-    run = run_of(seen, choice)
+def _too_slow(observation: Observation, choice: Choice) -> str:
+    limits, row = observation.repository.limits, observation.row(choice)
+    run = run_of(observation, choice)
     if not run.num_measured:
         return ""  # evaluation will tell; a guess rules nothing out
-    batch = min(seen.demand.batch_size, run.batch_size)
+    batch = min(observation.demand.batch_size, run.batch_size)
     itl = step_ms(run, batch)
-    ttft = run.fit.prefill_ms(round(seen.demand.prompt_tokens), run.prompt_depth) + itl
+    ttft = run.fit.prefill_ms(round(observation.demand.prompt_tokens), run.prompt_depth) + itl
     ttft, itl = _seen_or(row, ttft, itl)
     if limits.p95_ttft_ms is not None and ttft > limits.p95_ttft_ms:
         return f"its p95 of time to first token is {ttft:.0f} ms, and {limits.p95_ttft_ms:.0f} are allowed"
@@ -125,11 +127,11 @@ def _seen_or(row: Row | None, ttft_ms: float, itl_ms: float) -> tuple[float, flo
     )
 
 
-def _too_hot(seen: Seen, choice: Choice) -> str:
-    limit, row = seen.repository.limits.watts, seen.row(choice)
+def _too_hot(observation: Observation, choice: Choice) -> str:
+    limit, row = observation.repository.limits.watts, observation.row(choice)
     if limit is None:
         return ""
-    watts = seen.device.watts
+    watts = observation.device.watts
     if row is not None and row.joules_per_token is not None and row.throughput is not None:
         watts = row.joules_per_token * row.throughput
     if watts is None or watts <= limit:

@@ -17,7 +17,7 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """What a window does not say of itself."""
 
     prompts: str  # what most of them were about
-    foreign: frozenset[str] = frozenset()  # classes of prompts that it is no longer sent
+    excluded_classes: frozenset[str] = frozenset()  # classes of prompts that it is no longer sent
     now_s: float
     swap_ms: float | None = None  # what the last change to the choice took, from another candidate
     deepen_ms: float | None = None  # and from another depth
@@ -27,9 +27,9 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
 def row_of(choice: Choice, window: Window, around: Circumstances) -> Row:
     """What the window says, as history keeps it.
 
-    Answers are read again some time after they were given, so of classes that are foreign none counts.
+    Answers are read again some time after they were given, so of excluded classes none counts.
     """
-    answers = _answers(window, around.foreign)
+    answers = _answers(window, around.excluded_classes)
     return Row(
         candidate=choice.candidate,
         depth=choice.depth,
@@ -53,22 +53,22 @@ def row_of(choice: Choice, window: Window, around: Circumstances) -> Row:
     )
 
 
-def _answers(window: Window, foreign: frozenset[str]) -> Answers:
-    if not foreign:
+def _answers(window: Window, excluded_classes: frozenset[str]) -> Answers:
+    if not excluded_classes:
         return window.answers
     own = Answers()
-    for name in window.answers_of.keys() - foreign:
+    for name in window.answers_of.keys() - excluded_classes:
         own.merge(window.answers_of[name])
     return own
 
 
-def tells(window: Window, foreign: frozenset[str]) -> bool:
+def tells(window: Window, excluded_classes: frozenset[str]) -> bool:
     """It is about prompts that the choice is sent, and not much about others that were begun on it before."""
-    if not foreign:
+    if not excluded_classes:
         return True
     num_tokens = sum(use.tokens for use in window.classes.values())
-    num_foreign = sum(use.tokens for name, use in window.classes.items() if name in foreign)
-    return num_tokens > 0 and num_foreign <= _MOST_FOREIGN * num_tokens
+    num_excluded = sum(use.tokens for name, use in window.classes.items() if name in excluded_classes)
+    return num_tokens > 0 and num_excluded <= _MOST_FOREIGN * num_tokens
 
 
 def brought_up(known: Row | None, new: Row) -> Row:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Choice, Repository
 from telemetry.history import Row
 
@@ -47,7 +47,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     waiting: tuple[Choice, ...] = ()
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class LoopCounters(msgspec.Struct, frozen=True, kw_only=True):
     """Where the loop stands: what it remembers between two decisions. Requests are counted as answered."""
 
     num_requests: int = 0  # ever
@@ -63,18 +63,18 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     pinned: str = ""  # who has pinned what serves; "": nobody
 
 
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """One moment, as a decision sees it."""
 
     repository: Repository
-    facts: dict[str, Facts]  # by candidate
+    profiles: dict[str, CandidateProfile]  # by candidate
     device: Device
     demand: Demand
     history: tuple[Row, ...]
     serving: Choice
     now_s: float  # Unix time, for the age of history
-    standing: Standing = Standing()
-    troubles: dict[Choice, str] = {}  # why a choice could not be loaded of late
+    counters: LoopCounters = LoopCounters()
+    load_failures: dict[Choice, str] = {}  # why a choice could not be loaded of late
     breached: Choice | None = None  # left for its breaches a moment ago, of which history does not know yet
     split: dict[str, Choice] = {}  # what prompts of each class are served by; {}: all by `serving`
     shards: tuple[Choice, ...] = ()  # what each shard serves or tries, in their order

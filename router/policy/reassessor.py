@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Choice, Repository
-from router.policy.classes import admitted, demand_for, foreign_to
+from router.policy.classes import admitted, classes_excluded_by, demand_for
 from router.policy.decide import decide
 from router.policy.decision import Decision, Kind
 from router.policy.history_rows import Circumstances, brought_up, pooled, row_of, tells
-from router.policy.observation import Device, Seen, Standing
+from router.policy.observation import Device, LoopCounters, Observation
 from router.policy.traffic import Answered, Watch
 from telemetry.history import History, Row
 from telemetry.sample import Window
@@ -46,7 +46,7 @@ class Breach(msgspec.Struct, frozen=True):
 
 
 class Reassessor:
-    """One router's mind. `serving` is what has been chosen, whatever is being tried meanwhile.
+    """What one router's policy remembers. `serving` is what was chosen, whatever is being tried meanwhile.
 
     With a `split`, prompts of each class have their own choice, and `serving` is the one with the most to do.
     """
@@ -58,13 +58,13 @@ class Reassessor:
         self.split: dict[str, Choice] = {}
         self.shards: tuple[Choice, ...] = ()  # what each serves or tries: to be kept true from outside
         self.admitted: dict[str, frozenset[Choice]] = {}  # as of the last decision: see `classes.admitted`
-        self.facts: dict[str, Facts] = {}
+        self.profiles: dict[str, CandidateProfile] = {}
         self.watch = Watch(repository.loop, now.ms)
         self._since_s = now.unix_s  # `serving` and the kind of prompts are what they are
         self._prompts = ""
         self._tried_since_s = now.unix_s
         self._breach: Breach | None = None
-        self._troubles: dict[Choice, tuple[str, float]] = {}  # why it could not be loaded, and when
+        self._load_failures: dict[Choice, tuple[str, float]] = {}  # why it could not be loaded, and when
         self._changes: dict[Choice, Change] = {}
         self._versions: dict[Choice, str] = {}
         self._earlier: dict[Choice, tuple[float, Row | None]] = {}  # what was known when a window began
@@ -94,32 +94,32 @@ class Reassessor:
         """Enter what was measured of what serves, and of what is tried, since `since_s`."""
         if self._has_other_prompts(now):
             windows = {}  # they are of both kinds
-        seen = self.seen(history, now)
+        observation = self.observation(history, now)
         for choice, window in windows.items():
             if choice in (*self.served, self.trying) and window.tokens:
-                around = self._around(choice, seen)
-                if tells(window, around.foreign):
+                around = self._around(choice, observation)
+                if tells(window, around.excluded_classes):
                     before = self._before(history, choice, around.prompts)
                     history.put(pooled(before, row_of(choice, window, around)))
         self._enter_breach(history, now)
 
     def decide(self, history: History, now: Now) -> Decision:
         self.watch.on_deciding()
-        seen = self.seen(history, now)
-        self.admitted = admitted(seen)
-        return decide(seen)
+        observation = self.observation(history, now)
+        self.admitted = admitted(observation)
+        return decide(observation)
 
-    def seen(self, history: History, now: Now) -> Seen:
-        return Seen(
+    def observation(self, history: History, now: Now) -> Observation:
+        return Observation(
             repository=self.repository,
-            facts=self.facts,
+            profiles=self.profiles,
             device=self.device,
             demand=self.watch.demand,
             history=tuple(history.rows()),
             serving=self.serving,
             now_s=now.unix_s,
-            standing=self.watch.standing(now.ms),
-            troubles=self._fresh_troubles(now),
+            counters=self.watch.counters(now.ms),
+            load_failures=self._fresh_load_failures(now),
             breached=None if self._breach is None else self._breach.choice,
             split=self.split,
             shards=self.shards,
@@ -127,9 +127,9 @@ class Reassessor:
 
     def took(self, decision: Decision, now: Now) -> None:
         """A decision was carried out, if there was something to carry out."""
-        standing, trying = self.watch.standing(now.ms), self.trying
-        if standing.is_breached and self._is_replaced_by(decision):
-            self._breach = self._noted(standing)
+        counters, trying = self.watch.counters(now.ms), self.trying
+        if counters.is_breached and self._is_replaced_by(decision):
+            self._breach = self._noted(counters)
         self.watch.on_decided(decision)
         if self.trying != trying:
             self._tried_since_s = now.unix_s
@@ -146,7 +146,7 @@ class Reassessor:
     def failed(self, decision: Decision, reason: str, now: Now) -> None:
         """It could not be carried out, and what served still does. Not again while history is fresh."""
         new = set(decision.shards).difference(self.served) or {decision.choice}
-        self._troubles |= dict.fromkeys(new, (reason.rstrip("."), now.unix_s))
+        self._load_failures |= dict.fromkeys(new, (reason.rstrip("."), now.unix_s))
         if decision.kind is Kind.EVALUATE:
             self.watch.on_trial_failed(decision)
             self._tried_since_s = now.unix_s
@@ -156,10 +156,10 @@ class Reassessor:
     def note_loaded(self, choice: Choice, version: str, is_certified: bool) -> None:
         """A shard has loaded it. Where it objects to the certificate, that proves nothing."""
         self._versions[choice] = version
-        facts = self.facts.get(choice.candidate)
-        if facts is not None and not is_certified:
-            others = {depth: low for depth, low in facts.proven.items() if depth != choice.depth}
-            self.facts[choice.candidate] = msgspec.structs.replace(facts, proven=others)
+        profile = self.profiles.get(choice.candidate)
+        if profile is not None and not is_certified:
+            others = {depth: low for depth, low in profile.proven.items() if depth != choice.depth}
+            self.profiles[choice.candidate] = msgspec.structs.replace(profile, proven=others)
 
     def note_change(self, choice: Choice, ms: float) -> None:
         """What a change to a choice took, before `took` is told of it."""
@@ -185,12 +185,12 @@ class Reassessor:
             self._earlier[choice] = known
         return known[1]
 
-    def _around(self, choice: Choice, seen: Seen) -> Circumstances:
+    def _around(self, choice: Choice, observation: Observation) -> Circumstances:
         change = self._changes.get(choice, Change())
         return Circumstances(
-            prompts=demand_for(seen, choice).prompts,
-            foreign=foreign_to(seen, choice),
-            now_s=seen.now_s,
+            prompts=demand_for(observation, choice).prompts,
+            excluded_classes=classes_excluded_by(observation, choice),
+            now_s=observation.now_s,
             swap_ms=change.swap_ms,
             deepen_ms=change.deepen_ms,
             version=self._versions.get(choice, ""),
@@ -214,19 +214,21 @@ class Reassessor:
         )
         history.put(brought_up(history.get(*row.key), row))
 
-    def _fresh_troubles(self, now: Now) -> dict[Choice, str]:
+    def _fresh_load_failures(self, now: Now) -> dict[Choice, str]:
         fresh_s = self.repository.loop.history_fresh_s
         return {
-            choice: reason for choice, (reason, at) in self._troubles.items() if now.unix_s - at <= fresh_s
+            choice: reason
+            for choice, (reason, at) in self._load_failures.items()
+            if now.unix_s - at <= fresh_s
         }
 
     def _is_replaced_by(self, decision: Decision) -> bool:
         serves = (self.serving, self.split)
         return decision.kind is not Kind.EVALUATE and (decision.choice, decision.split) != serves
 
-    def _noted(self, standing: Standing) -> Breach:
+    def _noted(self, counters: LoopCounters) -> Breach:
         """What is left for its breaches."""
-        choice = standing.breaching or self.serving
+        choice = counters.breaching or self.serving
         of_class = [name for name, one in self.split.items() if one == choice]
         prompts = of_class[0] if len(of_class) == 1 else ""
-        return Breach(choice, self.watch.breach_rate, standing.num_requests, prompts)
+        return Breach(choice, self.watch.breach_rate, counters.num_requests, prompts)

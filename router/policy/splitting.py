@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from router.catalog.repository import Choice
-from router.policy.classes import alone
+from router.policy.classes import single_class_view
 from router.policy.cost import Cost
 from router.policy.evaluation import change_ms, is_open
-from router.policy.observation import Seen
-from router.policy.weighing import Weighed, best_of_each, find, weigh
+from router.policy.observation import Observation
+from router.policy.weighing import Ranked, best_of_each, find, weigh
 
 
 class Split(msgspec.Struct, frozen=True):
     """Who serves which class of prompts, and on which shards."""
 
-    by_class: dict[str, Weighed]  # as it was weighed for prompts of that class alone
+    by_class: dict[str, Ranked]  # as it was weighed for prompts of that class alone
     shards: tuple[Choice, ...]
     cost: Cost
 
@@ -41,46 +41,50 @@ class Split(msgspec.Struct, frozen=True):
         return next((f"{one.choice}: {one.why_not}" for one in self.by_class.values() if one.why_not), "")
 
     @property
-    def considered(self) -> list[Weighed]:
+    def considered(self) -> list[Ranked]:
         return [msgspec.structs.replace(one, prompts=name) for name, one in self.by_class.items()]
 
 
-def best_split(seen: Seen) -> Split | None:
+def best_split(observation: Observation) -> Split | None:
     """Each class that counts with its best choice; None where that is one for all, or shards are too few."""
-    if len(seen.shards) < 2 or len(seen.counted) < 2:
+    if len(observation.shards) < 2 or len(observation.counted) < 2:
         return None
-    by_class = {name: best for name in sorted(seen.counted) if (best := _best(alone(seen, name))) is not None}
+    by_class = {
+        name: best
+        for name in sorted(observation.counted)
+        if (best := _best(single_class_view(observation, name))) is not None
+    }
     num_choices = len({one.choice for one in by_class.values()})
-    if len(by_class) < len(seen.counted) or not 1 < num_choices <= len(seen.shards):
+    if len(by_class) < len(observation.counted) or not 1 < num_choices <= len(observation.shards):
         return None
-    load = _load(seen, by_class)
-    return _split(seen, by_class, tuple(share_out(seen.shards, load)))
+    load = _load(observation, by_class)
+    return _split(observation, by_class, tuple(share_out(observation.shards, load)))
 
 
-def serving_split(seen: Seen) -> Split:
+def serving_split(observation: Observation) -> Split:
     """The one that serves, for the classes that count now."""
-    by_class: dict[str, Weighed] = {}
-    for name in sorted(seen.counted):
-        view = alone(seen, name)
-        unknown = Weighed(view.serving, 1.0, 1.0, "nothing is known of it")
+    by_class: dict[str, Ranked] = {}
+    for name in sorted(observation.counted):
+        view = single_class_view(observation, name)
+        unknown = Ranked(view.serving, 1.0, 1.0, "nothing is known of it")
         by_class[name] = find(weigh(view), view.serving) or unknown
-    return _split(seen, by_class, _kept(seen, _load(seen, by_class)))
+    return _split(observation, by_class, _kept(observation, _load(observation, by_class)))
 
 
-def untried(seen: Seen, split: Split) -> list[Choice]:
+def untried(observation: Observation, split: Split) -> list[Choice]:
     """Its choices that were not measured of late under the prompts that they would get."""
     return [
         one.choice
         for name, one in split.by_class.items()
-        if one.choice not in seen.served and is_open(alone(seen, name), one.choice)
+        if one.choice not in observation.served and is_open(single_class_view(observation, name), one.choice)
     ]
 
 
-def rearranging_ms(seen: Seen, shards: tuple[Choice, ...]) -> float:
+def rearranging_ms(observation: Observation, shards: tuple[Choice, ...]) -> float:
     """What it takes to have the shards serve this, as a mean over all of them."""
-    changes = Counter(zip(seen.shards, shards, strict=True))
+    changes = Counter(zip(observation.shards, shards, strict=True))
     total = sum(
-        count * change_ms(msgspec.structs.replace(seen, serving=old), new)
+        count * change_ms(msgspec.structs.replace(observation, serving=old), new)
         for (old, new), count in changes.items()
         if old != new
     )
@@ -104,35 +108,35 @@ def share_out(serving: Sequence[Choice], load: Mapping[Choice, float]) -> list[C
     return [next(free) if choice is None else choice for choice in result]
 
 
-def _best(view: Seen) -> Weighed | None:
+def _best(view: Observation) -> Ranked | None:
     return next(iter(best_of_each(view, weigh(view))), None)
 
 
-def _load(seen: Seen, by_class: dict[str, Weighed]) -> dict[Choice, float]:
+def _load(observation: Observation, by_class: dict[str, Ranked]) -> dict[Choice, float]:
     """Work of a mean request that each choice does."""
-    total = sum(seen.demand.share(name) for name in by_class)
+    total = sum(observation.demand.share(name) for name in by_class)
     load: dict[Choice, float] = {}
     for name, one in by_class.items():
-        load[one.choice] = load.get(one.choice, 0.0) + one.cost * seen.demand.share(name) / total
+        load[one.choice] = load.get(one.choice, 0.0) + one.cost * observation.demand.share(name) / total
     return load
 
 
-def _kept(seen: Seen, load: dict[Choice, float]) -> tuple[Choice, ...]:
+def _kept(observation: Observation, load: dict[Choice, float]) -> tuple[Choice, ...]:
     """What the shards of a split serve, but for those that have tried something, or have to step in."""
-    is_whole = seen.served.issuperset(seen.shards) and set(seen.shards).issuperset(load)
-    return seen.shards if is_whole or not load else tuple(share_out(seen.shards, load))
+    is_whole = observation.served.issuperset(observation.shards) and set(observation.shards).issuperset(load)
+    return observation.shards if is_whole or not load else tuple(share_out(observation.shards, load))
 
 
-def _split(seen: Seen, by_class: dict[str, Weighed], shards: tuple[Choice, ...]) -> Split:
-    load = _load(seen, by_class)
+def _split(observation: Observation, by_class: dict[str, Ranked], shards: tuple[Choice, ...]) -> Split:
+    load = _load(observation, by_class)
     total = sum(load.values())
     amount = total
-    if seen.repository.objective == "throughput":
+    if observation.repository.objective == "throughput":
         # Shards that wait for prompts of their class are lost: the busiest of them say what all can do.
         counts = Counter(shards)
         busiest = max((load[choice] / max(1, counts[choice]) for choice in load), default=0.0)
         amount = len(shards) * busiest
-    worth = {name: seen.demand.share(name) * one.cost for name, one in by_class.items()}
+    worth = {name: observation.demand.share(name) * one.cost for name, one in by_class.items()}
     doubt = sum(worth[name] * one.error for name, one in by_class.items())
     return Split(by_class, shards, Cost(amount, doubt / max(1e-12, sum(worth.values()))))
 

@@ -1,4 +1,4 @@
-"""What the loop remembers between two decisions: counted from what happens, given to each as its `Standing`.
+"""What the loop remembers between two decisions: counts of what happens, given as `LoopCounters`.
 
 Knows no clock: times are given to it, in milliseconds of any clock that does not go back.
 """
@@ -11,7 +11,7 @@ from router.catalog.repository import Choice, Loop
 from router.policy.breach import BreachCounter
 from router.policy.decision import Decision, Kind
 from router.policy.drift import Cusum, Mix
-from router.policy.observation import Demand, Evaluation, Standing
+from router.policy.observation import Demand, Evaluation, LoopCounters
 
 _EXITS, _CONFIDENCE = "mean exit layer", "mean confidence"
 _MEMORY = 50.0  # requests over which lengths and batch sizes are averaged
@@ -29,7 +29,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """One router's. Told of steps and answers, asked for a standing, told what was decided and done."""
+    """One router's. Told of steps and answers, asked for its counters, told what was decided and done."""
 
     def __init__(self, loop: Loop, now_ms: float):
         self.pinned = ""  # who has pinned what serves; "": nobody
@@ -71,8 +71,8 @@ class Watch:
             if answer.mean_confidence is not None:
                 self._tests[_CONFIDENCE].add(answer.mean_confidence)
 
-    def standing(self, now_ms: float) -> Standing:
-        return Standing(
+    def counters(self, now_ms: float) -> LoopCounters:
+        return LoopCounters(
             num_requests=self.num_requests,
             reassessed_at=self._reassessed_at,
             swapped_at=tuple(self._swapped_at),

@@ -5,12 +5,12 @@ import msgspec
 from router.catalog.repository import Choice
 from router.policy.cost import Cost, cost_of
 from router.policy.eligibility import why_not
-from router.policy.observation import Seen
+from router.policy.observation import Observation
 
 UNITS = {"throughput": "ms of a shard", "latency": "ms alone", "energy": "J"}
 
 
-class Weighed(msgspec.Struct, frozen=True):
+class Ranked(msgspec.Struct, frozen=True):
     """A choice as it was weighed. `unit` is the cost's: ms of a shard, ms alone, or J, per mean request."""
 
     choice: Choice
@@ -36,81 +36,83 @@ class Weighed(msgspec.Struct, frozen=True):
         }
 
 
-def weigh(seen: Seen) -> list[Weighed]:
+def weigh(observation: Observation) -> list[Ranked]:
     """All choices of the repository, the cheapest first, those that may not serve last."""
-    choices = [choice for facts in seen.facts.values() for choice in facts.choices]
-    weighed = [_weighed(seen, choice) for choice in choices]
-    return sorted(weighed, key=lambda one: (bool(one.why_not), one.cost, one.choice))
+    choices = [choice for profile in observation.profiles.values() for choice in profile.choices]
+    ranked = [_ranked(observation, choice) for choice in choices]
+    return sorted(ranked, key=lambda one: (bool(one.why_not), one.cost, one.choice))
 
 
-def best_of_each(seen: Seen, weighed: list[Weighed]) -> list[Weighed]:
+def best_of_each(observation: Observation, ranked: list[Ranked]) -> list[Ranked]:
     """Of each candidate that may serve, the depth to load: the greedy partial load. The cheapest first."""
-    best: dict[str, Weighed] = {}
-    for one in weighed:
-        if not one.why_not and _is_deep_enough(seen, one.choice):
+    best: dict[str, Ranked] = {}
+    for one in ranked:
+        if not one.why_not and _is_deep_enough(observation, one.choice):
             best.setdefault(one.choice.candidate, one)
     return list(best.values())
 
 
-def find(weighed: list[Weighed], choice: Choice) -> Weighed | None:
-    return next((one for one in weighed if one.choice == choice), None)
+def find(ranked: list[Ranked], choice: Choice) -> Ranked | None:
+    return next((one for one in ranked if one.choice == choice), None)
 
 
-def share_left_by(seen: Seen, choice: Choice) -> float | None:
+def share_left_by(observation: Observation, choice: Choice) -> float | None:
     """Share of tokens sure enough to leave at or before a depth; None: not measured."""
-    facts = seen.facts[choice.candidate]
-    row = seen.row_of_any_prompts(choice)
-    if row is not None and choice.depth < facts.num_layers and row.num_tokens:
+    profile = observation.profiles[choice.candidate]
+    row = observation.row_of_any_prompts(choice)
+    if row is not None and choice.depth < profile.num_layers and row.num_tokens:
         return 1 - row.breach_rate
-    whole = seen.row_of_any_prompts(Choice(choice.candidate, facts.num_layers))
+    whole = observation.row_of_any_prompts(Choice(choice.candidate, profile.num_layers))
     total = sum(whole.exits.values()) if whole is not None else 0
     if whole is None or not total:
         return None
     return sum(count for layer, count in whole.exits.items() if layer <= choice.depth) / total
 
 
-def why_not_worth_it(seen: Seen, current: Cost, new: Cost, changing_ms: float, patience: float = 1.0) -> str:
+def why_not_worth_it(
+    observation: Observation, current: Cost, new: Cost, changing_ms: float, patience: float = 1.0
+) -> str:
     """What speaks against something cheaper: it would ...; "": nothing. With patience it has to save more."""
-    loop = seen.repository.loop
+    loop = observation.repository.loop
     if new.most > current.least * (1 - patience * loop.hysteresis):
         share = new.amount / max(1e-12, current.amount)
         return f"cost {share:.0%} of it, too little less to be sure"
-    if seen.repository.objective == "energy":
+    if observation.repository.objective == "energy":
         return ""
     if (current.amount - new.amount) * loop.amortise_over < changing_ms:
         return f"not win back the time of the swap in {loop.amortise_over} requests"
     return ""
 
 
-def spent(seen: Seen) -> str:
+def spent(observation: Observation) -> str:
     """What the budget of swaps says against another one; "": nothing."""
-    loop, standing = seen.repository.loop, seen.standing
-    window = loop.swap_window * standing.num_shards
-    late = [at for at in standing.swapped_at if standing.num_requests - at < window]
+    loop, counters = observation.repository.loop, observation.counters
+    window = loop.swap_window * counters.num_shards
+    late = [at for at in counters.swapped_at if counters.num_requests - at < window]
     if len(late) < loop.max_swaps:
         return ""
     return f"but there have been {loop.max_swaps} swaps of late: not another one"
 
 
-def compared(seen: Seen, new: Cost, name: str, old: Cost) -> str:
+def compared(observation: Observation, new: Cost, name: str, old: Cost) -> str:
     """Of something new: so much a request, and what is called by `name` so much."""
-    return f"{new.amount:.3g} {unit(seen)} a request, {name} {old.amount:.3g}"
+    return f"{new.amount:.3g} {unit(observation)} a request, {name} {old.amount:.3g}"
 
 
-def unit(seen: Seen) -> str:
+def unit(observation: Observation) -> str:
     """Of costs."""
-    return UNITS[seen.repository.objective]
+    return UNITS[observation.repository.objective]
 
 
-def _weighed(seen: Seen, choice: Choice) -> Weighed:
-    cost: Cost = cost_of(seen, choice)
-    return Weighed(choice, cost.amount, cost.error, why_not(seen, choice))
+def _ranked(observation: Observation, choice: Choice) -> Ranked:
+    cost: Cost = cost_of(observation, choice)
+    return Ranked(choice, cost.amount, cost.error, why_not(observation, choice))
 
 
-def _is_deep_enough(seen: Seen, choice: Choice) -> bool:
+def _is_deep_enough(observation: Observation, choice: Choice) -> bool:
     """By the paper's rule, if that is set: as many tokens have left by there as `depth_share` says."""
-    loop, facts = seen.repository.loop, seen.facts[choice.candidate]
-    if loop.depth_by == "cost" or choice.depth == facts.num_layers:
+    loop, profile = observation.repository.loop, observation.profiles[choice.candidate]
+    if loop.depth_by == "cost" or choice.depth == profile.num_layers:
         return True
-    share = share_left_by(seen, choice)
+    share = share_left_by(observation, choice)
     return share is None or share >= loop.depth_share

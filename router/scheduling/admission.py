@@ -4,36 +4,36 @@ import math
 
 import msgspec
 
-from router.catalog.served_model import Identity, Kind, Need
-from router.scheduling.loaded_models import Room, Rooms
+from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey
+from router.scheduling.loaded_models import LoadedModel, LoadedModels
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.waiting_queue import Lane, WaitingQueue
 
 
-class Share(msgspec.Struct, frozen=True):
+class AdmissionQuota(msgspec.Struct, frozen=True):
     """What one shard may take from the waiting queue: these lanes, while it has no more work than this.
 
-    Who was begun on a model `elsewhere` is left to the shard that has it, and `foreign` kinds of prompts to
-    shards whose models are good at them.
+    A request begun on a model `affine_elsewhere` is left to the shard that has it, and requests of
+    `excluded_keys` to shards whose models are good at their prompts.
     """
 
     max_outstanding_tokens: float = math.inf
     lanes: tuple[Lane, ...] = tuple(Lane)
-    elsewhere: frozenset[Identity] = frozenset()
-    foreign: frozenset[Kind] = frozenset()
+    affine_elsewhere: frozenset[ModelIdentity] = frozenset()
+    excluded_keys: frozenset[RoutingKey] = frozenset()
 
 
-EVERYTHING = Share()
+EVERYTHING = AdmissionQuota()
 
 
-class Intake:
-    """One shard's door. The queue before it is all shards'."""
+class ShardAdmission:
+    """Admission to one shard from the queue that all shards share."""
 
-    def __init__(self, queue: WaitingQueue, rooms: Rooms, block_size: int):
-        self.is_holding = False  # nobody starts; who runs goes on
+    def __init__(self, queue: WaitingQueue, loaded_models: LoadedModels, block_size: int):
+        self.is_holding = False  # nothing starts; what runs goes on
         self.is_trying = False  # a suspect in the step being formed: no two are tried in one step
         self._queue = queue
-        self._rooms = rooms
+        self._loaded_models = loaded_models
         self._block_size = block_size
         self._unfit: list[tuple[Request, GenerationFailed]] = []
 
@@ -41,30 +41,30 @@ class Intake:
     def has_waiting(self) -> bool:
         return bool(self._queue)
 
-    def next(self, share: Share, is_empty: bool) -> tuple[Request, Room] | None:
-        """Who may start now, and where; `is_empty`: nobody runs on the shard.
+    def next(self, quota: AdmissionQuota, is_empty: bool) -> tuple[Request, LoadedModel] | None:
+        """The request that may start now, and where; `is_empty`: nothing runs on the shard.
 
-        Who finds no room on an older model, which is the only place for it, is in nobody else's way.
+        A request that only an older model may serve and that does not fit there is skipped, not waited for.
         """
-        full: set[int] = set()  # tickets
+        full: set[int] = set()  # epochs
         while not self.is_holding:
-            found = self._head(share, full)
+            found = self._head(quota, full)
             if found is None or self._fits(*found, is_empty):
                 return found
-            if found[1] is self._rooms.newest:
+            if found[1] is self._loaded_models.newest:
                 return None
-            full.add(found[1].ticket)
+            full.add(found[1].epoch)
         return None
 
-    def take(self, request: Request, room: Room) -> bool:
-        """Take out of the queue who is to start, in the tokens of the model there; False if it cannot be."""
+    def take(self, request: Request, loaded_model: LoadedModel) -> bool:
+        """Take a request out of the queue, re-encoded for the model it starts on; False if that fails."""
         self._queue.take(request)
         try:
-            request.suit(room.generation)
+            request.suit(loaded_model.served_model)
         except GenerationFailed as error:
             self._unfit.append((request, error))
             return False
-        room.claim(self.num_blocks(request.num_tokens))
+        loaded_model.claim(self.num_blocks(request.num_tokens))
         self.is_trying |= request.is_suspect
         return True
 
@@ -81,23 +81,25 @@ class Intake:
     def num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._block_size)
 
-    def _head(self, share: Share, full: set[int]) -> tuple[Request, Room] | None:
-        """Who goes next among those that have a place here."""
-        lanes = [lane for lane in share.lanes if lane is not Lane.SUSPECT or not self.is_trying]
+    def _head(self, quota: AdmissionQuota, full: set[int]) -> tuple[Request, LoadedModel] | None:
+        """The next request among those that have a place here."""
+        lanes = [lane for lane in quota.lanes if lane is not Lane.SUSPECT or not self.is_trying]
 
-        def place(need: Need) -> Room | None:
-            room = self._rooms.place(need, share.elsewhere, share.foreign)
-            return room if room is not None and room.ticket not in full else None
+        def place(requirements: Requirements) -> LoadedModel | None:
+            loaded_model = self._loaded_models.place(
+                requirements, quota.affine_elsewhere, quota.excluded_keys
+            )
+            return loaded_model if loaded_model is not None and loaded_model.epoch not in full else None
 
-        request = self._queue.head(lanes, lambda need: place(need) is not None)
-        room = None if request is None else place(request.need)
-        return None if request is None or room is None else (request, room)
+        request = self._queue.head(lanes, lambda requirements: place(requirements) is not None)
+        loaded_model = None if request is None else place(request.requirements)
+        return None if request is None or loaded_model is None else (request, loaded_model)
 
-    def _fits(self, request: Request, room: Room, is_empty: bool) -> bool:
+    def _fits(self, request: Request, loaded_model: LoadedModel, is_empty: bool) -> bool:
         """Optimistic: its tokens have blocks, and every running request may grow by one block more.
 
         When answers grow further the shard preempts the youngest. An empty batch takes anything: no count of
         free blocks that is older than the last drops may keep it empty.
         """
-        num_needed = self.num_blocks(request.num_tokens) + room.num_running + 1
-        return is_empty or num_needed <= room.num_unclaimed_blocks
+        num_needed = self.num_blocks(request.num_tokens) + loaded_model.num_running + 1
+        return is_empty or num_needed <= loaded_model.num_unclaimed_blocks

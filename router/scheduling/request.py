@@ -1,4 +1,4 @@
-"""One generation as the router sees it, from arrival to its last event, with its own output queue.
+"""One request as the router sees it, from arrival to its last event, with its own output queue.
 
 Knows nothing of HTTP, sockets or the clock: times are given to it, in seconds of the event loop's clock.
 """
@@ -9,7 +9,7 @@ import functools
 
 import msgspec
 
-from router.catalog.served_model import Generation, Identity, Need, Segment
+from router.catalog.served_model import ModelIdentity, Requirements, Segment, ServedModel
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
 from router.text.prompt_class import PromptClass
@@ -89,9 +89,9 @@ class Request:
         self.num_in_flight_tokens = 0  # wished of the shard in steps that it has not answered
         self.outputs: list[TokenOutput] = []
         self.prompt_scores: list[TokenOutput] = []
-        self.generation: Generation | None = None  # it runs on; of its shard
+        self.served_model: ServedModel | None = None  # it runs on; of its shard
         self.segments: list[Segment] = []
-        self.is_homeless = False  # the model that it was begun on is no more, where it was
+        self.lost_affinity = False  # the model that it was begun on is no more, where it was
         self.outcome: FinishReason | GenerationFailed | None = None
         self._num_outputs_at_death: int | None = None
         self._retold: list[int] = []  # the answer as far as another tokenizer has made it, in this one's ids
@@ -130,13 +130,13 @@ class Request:
         return msgspec.structs.replace(sampling, min_tokens=max(0, sampling.min_tokens + shift))
 
     @property
-    def need(self) -> Need:
+    def requirements(self) -> Requirements:
         """What a model must be for it to start, or to go on, there."""
-        home = self.segments[-1].identity if self.segments and not self.is_homeless else None
+        affinity = self.segments[-1].identity if self.segments and not self.lost_affinity else None
         is_bound = self.spec.prompt is None or self.spec.sampling.names_tokens
         vocabulary = self.tokenizer.digest if is_bound else None
         prompts = "" if self.spec.exact else self.prompt_class  # no exit writes any of an exact answer
-        return Need(home, vocabulary, self.spec.exact, prompts)
+        return Requirements(affinity, vocabulary, self.spec.exact, prompts)
 
     @functools.cached_property
     def prompt_class(self) -> PromptClass:
@@ -144,7 +144,7 @@ class Request:
         return PromptClass.CHAT if self.spec.prompt is None else self.spec.prompt.prompt_class
 
     @property
-    def written_by(self) -> Identity | None:
+    def written_by(self) -> ModelIdentity | None:
         """Who wrote the whole answer; None when nobody did, or several."""
         return self.segments[0].identity if len(self.segments) == 1 else None
 
@@ -189,40 +189,43 @@ class Request:
             return None
         return sum(output.exit_layer for output in self.outputs) / len(self.outputs)
 
-    def may_move_to(self, generation: Generation) -> bool:
-        """It can go on with another generation than its own, if need be as a migration."""
-        if not generation.takes(self.need) or self.num_tokens >= generation.ready.max_total_tokens:
+    def may_move_to(self, served_model: ServedModel) -> bool:
+        """It can go on with another model than its own, if need be as a migration."""
+        if (
+            not served_model.takes(self.requirements)
+            or self.num_tokens >= served_model.ready.max_total_tokens
+        ):
             return False
         prompt = self.spec.prompt
-        return prompt is None or prompt.is_readable(generation.tokenizer)
+        return prompt is None or prompt.is_readable(served_model.tokenizer)
 
-    def suit(self, generation: Generation) -> None:
+    def suit(self, served_model: ServedModel) -> None:
         """Have prompt and answer in the ids of the model that is to take it.
 
         Raises `GenerationFailed` when its template refuses the conversation, or the model cannot take it: it
         is too long, or has a token that the model does not know.
         """
-        tokenizer, prompt = generation.tokenizer, self.spec.prompt
+        tokenizer, prompt = served_model.tokenizer, self.spec.prompt
         if prompt is not None and not prompt.reads_alike(self.tokenizer, tokenizer):
             self._encode_again(prompt, tokenizer)
-        most = generation.ready.max_total_tokens
+        most = served_model.ready.max_total_tokens
         if self.num_tokens >= most:
-            name = generation.target.name
+            name = served_model.target.name
             error = (
                 f"The prompt has {self.num_tokens} tokens; the maximum context length of {name} is {most}."
             )
             raise GenerationFailed(error, "validation", 422)
-        if max(self.prompt_token_ids) >= generation.ready.vocab_size:
-            error = f"The prompt has a token that {generation.target.name} does not know."
+        if max(self.prompt_token_ids) >= served_model.ready.vocab_size:
+            error = f"The prompt has a token that {served_model.target.name} does not know."
             raise GenerationFailed(error, "validation", 422)
 
-    def start(self, shard: int, generation: Generation, now: float) -> None:
+    def start(self, shard: int, served_model: ServedModel, now: float) -> None:
         """Enter a shard's batch, for the first time or again."""
         self.status = Status.RUNNING
         self.shard = shard
-        self.generation = generation
-        self.is_homeless = False
-        self._begin_segment(generation)
+        self.served_model = served_model
+        self.lost_affinity = False
+        self._begin_segment(served_model)
         if self.timeline.started is None:
             self.timeline.started = now
 
@@ -303,11 +306,11 @@ class Request:
         self.tokenizer = tokenizer
         self._detokenizer.switch(tokenizer)
 
-    def _begin_segment(self, generation: Generation) -> None:
+    def _begin_segment(self, served_model: ServedModel) -> None:
         """Note who writes from here on; who has written nothing is forgotten."""
         self._forget_idle_segment()
-        if not self.segments or self.segments[-1].identity != generation.identity:
-            self.segments.append(generation.segment(len(self.outputs)))
+        if not self.segments or self.segments[-1].identity != served_model.identity:
+            self.segments.append(served_model.segment(len(self.outputs)))
 
     def _forget_idle_segment(self) -> None:
         if self.segments and self.segments[-1].from_token == len(self.outputs):

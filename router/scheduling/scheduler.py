@@ -1,4 +1,4 @@
-"""Who runs on one shard: waiting requests become running ones, running ones become the wishes of a step.
+"""Who runs on one shard: waiting requests become running ones, running ones become the work of a step.
 
 Pure and synchronous: no clock, no socket, no event loop. A step is formed while the one before it still
 runs, so every decision looks at what will be true when that is done: what is in flight counts as computed.
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from router.catalog.served_model import Generation, Identity, Need
-from router.scheduling.admission import EVERYTHING, Intake, Share
-from router.scheduling.loaded_models import Room, Rooms
+from router.catalog.served_model import ModelIdentity, Requirements, ServedModel
+from router.scheduling.admission import EVERYTHING, AdmissionQuota, ShardAdmission
+from router.scheduling.loaded_models import LoadedModel, LoadedModels
 from router.scheduling.request import GenerationFailed, Request
-from router.scheduling.shadow_scoring import Backlog, Reading, reader_for
+from router.scheduling.shadow_scoring import ScoreQueue, ShadowScore, scorer_for
 from router.scheduling.step_builder import Batch, new_sequence
 from router.scheduling.waiting_queue import Lane, WaitingQueue
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
@@ -45,31 +45,31 @@ class Update(msgspec.Struct, frozen=True):
 
     deliveries: list[Delivery]
     preempted: list[Request]
-    read: Reading | None = None  # a finished answer, read again to its end
+    scored: ShadowScore | None = None  # a finished answer, read again to its end
 
 
 class Scheduler:
     """The batch of one life of one shard. The waiting queue is shared with the other shards' schedulers.
 
-    Requests begin on the newest generation of its model; those that run keep theirs. With a backlog, what
-    users leave over goes to reading finished answers again.
+    Requests begin on the newest model; those that run keep theirs. With a score queue, what users leave over
+    goes to reading finished answers again.
     """
 
     def __init__(
         self,
         shard: int,
         limits: Limits,
-        generation: Generation,
+        served_model: ServedModel,
         queue: WaitingQueue,
-        backlog: Backlog | None = None,
+        score_queue: ScoreQueue | None = None,
     ):
         self.shard = shard
         self.limits = limits
         self.num_outstanding_tokens = 0  # to compute, and expected to be generated
-        self._rooms = Rooms(generation)
-        self._intake = Intake(queue, self._rooms, limits.block_size)
-        self._backlog = backlog
-        self._reader = reader_for(generation, backlog)
+        self._loaded_models = LoadedModels(served_model)
+        self._admission = ShardAdmission(queue, self._loaded_models, limits.block_size)
+        self._score_queue = score_queue
+        self._scorer = scorer_for(served_model, score_queue)
         self._running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
         self._in_flight: deque[Step] = deque()
@@ -78,39 +78,39 @@ class Scheduler:
     @property
     def is_holding(self) -> bool:
         """It starts nothing; what runs goes on."""
-        return self._intake.is_holding
+        return self._admission.is_holding
 
     @is_holding.setter
     def is_holding(self, holds: bool) -> None:
-        self._intake.is_holding = holds
+        self._admission.is_holding = holds
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
     @property
-    def newest(self) -> Generation:
-        """The generation that requests begin on."""
-        return self._rooms.newest.generation
+    def newest(self) -> ServedModel:
+        """The model that requests begin on."""
+        return self._loaded_models.newest.served_model
 
     @property
     def num_generations(self) -> int:
         """The newest, and those before it that still have sequences."""
-        return len(self._rooms)
+        return len(self._loaded_models)
 
     @property
     def num_blocks(self) -> int:
-        """Of the newest generation, as of the last output."""
-        return self._rooms.newest.num_blocks
+        """Of the newest model, as of the last output."""
+        return self._loaded_models.newest.num_blocks
 
     @property
     def num_free_blocks(self) -> int:
-        return self._rooms.newest.num_free_blocks
+        return self._loaded_models.newest.num_free_blocks
 
     @property
-    def reads(self) -> bool:
+    def can_score(self) -> bool:
         """Has all layers, and can say what the full model would."""
-        return self._reader is not None
+        return self._scorer is not None
 
     @property
     def num_in_flight(self) -> int:
@@ -127,11 +127,11 @@ class Scheduler:
         """A step may be sent now; else the next output will make place for one."""
         return len(self._in_flight) < MAX_IN_FLIGHT
 
-    def can_start(self, share: Share = EVERYTHING) -> bool:
+    def can_start(self, quota: AdmissionQuota = EVERYTHING) -> bool:
         """There is a waiting request that the next step may begin with."""
-        return self._next(share) is not None
+        return self._next(quota) is not None
 
-    def schedule(self, now: float, share: Share = EVERYTHING) -> Step | None:
+    def schedule(self, now: float, quota: AdmissionQuota = EVERYTHING) -> Step | None:
         """The next step, or None when nothing is to be asked of the shard now. O(batch), however many wait.
 
         Decoding goes first, so that streams keep their pace, but leaves a share to prefill. A prompt longer
@@ -141,19 +141,19 @@ class Scheduler:
             return None
         decoding, prefilling = self._take_stock()
         batch = Batch(self.limits.max_batch_tokens)
-        wants_prefill = bool(prefilling) or self._next(share) is not None
+        wants_prefill = bool(prefilling) or self._next(quota) is not None
         turn = batch.num_left - wants_prefill * -(-batch.num_left // _PREFILL_SHARE)
         batch.fill(decoding[:turn])
         long, short = _split(prefilling, batch.num_left)
         if long:
             batch.add(long[0], batch.num_left - batch.num_left // 2)
         batch.fill(short)
-        new = self._start(batch, now, share)
+        new = self._start(batch, now, quota)
         batch.fill(long)
         batch.fill(decoding[turn:])
         self._rotate(decoding[:turn], decoding[turn:])
-        reading, begun = self._read(batch.num_left, share)
-        return self._form(batch, reading, new + begun)
+        scoring, begun = self._score(batch.num_left, quota)
+        return self._form(batch, scoring, new + begun)
 
     def update(self, output: StepOutput) -> Update:
         """Enter the answer to the oldest step in flight. Tokens of ended or stale attempts are left out.
@@ -174,44 +174,48 @@ class Scheduler:
                 deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish))
                 if made.finish is not None:
                     del self._running[made.id]
-        read = self._reader.update(output) if self._reader is not None else None
-        self._return(output.gone, are_homeless=True)
+        scored = self._scorer.update(output) if self._scorer is not None else None
+        self._return(output.gone, lost_affinity=True)
         preempted = self._return(output.preempted)
-        self._rooms.update(output, self._running.values())
-        return Update(deliveries, preempted, read)
+        self._loaded_models.update(output, self._running.values())
+        return Update(deliveries, preempted, scored)
 
     def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
         """Requests that could not be made to suit the model that they were to start on, and why."""
-        return self._intake.take_unfit()
+        return self._admission.take_unfit()
 
-    def has_home(self, identity: Identity) -> bool:
+    def has_model(self, identity: ModelIdentity) -> bool:
         """It has the model on which a request was begun."""
-        return self._rooms.has_home(identity)
+        return self._loaded_models.has_model(identity)
 
-    def can_serve(self, need: Need) -> bool:
+    def can_serve(self, requirements: Requirements) -> bool:
         """Such a request may start here, if not now then later."""
-        return self._rooms.place(need) is not None
+        return self._loaded_models.place(requirements) is not None
 
-    def adopt(self, generation: Generation, limits: Limits, joined: int | None = None) -> None:
-        """Have requests begin on a generation that the shard has committed; those that run keep theirs.
+    def adopt(self, served_model: ServedModel, limits: Limits, joined: int | None = None) -> None:
+        """Have requests begin on a model that the shard has committed; those that run keep theirs.
 
         `joined`: see `Committed`.
         """
         self.limits = limits
-        if self._reader is not None:
-            self._drops += self._reader.give_up()
-        self._rooms.adopt(generation, joined, self._running.values())
-        self._reader = reader_for(generation, self._backlog)
+        if self._scorer is not None:
+            self._drops += self._scorer.give_up()
+        self._loaded_models.adopt(served_model, joined, self._running.values())
+        self._scorer = scorer_for(served_model, self._score_queue)
 
-    def stays(self, generation: Generation) -> list[Request]:
-        """Running requests that could not go on with another generation."""
-        return [request for request in self._running.values() if not request.may_move_to(generation)]
+    def stays(self, served_model: ServedModel) -> list[Request]:
+        """Running requests that could not go on with another model."""
+        return [request for request in self._running.values() if not request.may_move_to(served_model)]
 
     def migrate(self) -> list[Request]:
-        """Take who can go on with the newest generation off the older ones, back to the queue."""
-        rooms = self._rooms
-        older = [request for request in self._running.values() if rooms.of(request) is not rooms.newest]
-        rooms.close_older()
+        """Put requests of older models that can go on with the newest back into the queue."""
+        loaded_models = self._loaded_models
+        older = [
+            request
+            for request in self._running.values()
+            if loaded_models.of(request) is not loaded_models.newest
+        ]
+        loaded_models.close_older()
         return self._evict(request for request in older if request.may_move_to(self.newest))
 
     def evict(self) -> list[Request]:
@@ -251,77 +255,79 @@ class Scheduler:
         decoding: list[Request] = []
         prefilling: list[Request] = []
         num_outstanding = 0
-        self._intake.is_trying = False
+        self._admission.is_trying = False
         for request in self._running.values():
             num_pending = request.num_pending_tokens
             num_outstanding += request.num_outstanding_tokens
-            self._intake.is_trying |= num_pending > 0 and request.is_suspect
+            self._admission.is_trying |= num_pending > 0 and request.is_suspect
             if request.wants_work:
                 (decoding if num_pending <= 1 else prefilling).append(request)
         self.num_outstanding_tokens = num_outstanding
-        self._rooms.count((request, self._num_blocks_to_take(request)) for request in self._running.values())
+        self._loaded_models.count(
+            (request, self._num_blocks_to_take(request)) for request in self._running.values()
+        )
         return decoding, prefilling
 
-    def _start(self, batch: Batch, now: float, share: Share) -> list[NewSequence]:
+    def _start(self, batch: Batch, now: float, quota: AdmissionQuota) -> list[NewSequence]:
         """Move waiting requests into the batch while there is room for them and work left to give."""
         new = []
-        while batch.num_left > 0 and (found := self._next(share)) is not None:
-            request, room = found
-            if not self._intake.take(request, room):
+        while batch.num_left > 0 and (found := self._next(quota)) is not None:
+            request, loaded_model = found
+            if not self._admission.take(request, loaded_model):
                 continue
             self._running[request.id] = request
             self.num_outstanding_tokens += request.num_outstanding_tokens
-            request.start(self.shard, room.generation, now)
-            new.append(new_sequence(request, room.ticket))
+            request.start(self.shard, loaded_model.served_model, now)
+            new.append(new_sequence(request, loaded_model.epoch))
             batch.fill([request])
         return new
 
-    def _next(self, share: Share) -> tuple[Request, Room] | None:
+    def _next(self, quota: AdmissionQuota) -> tuple[Request, LoadedModel] | None:
         """The waiting request that may start now, and where."""
         is_full = len(self._running) >= self.limits.max_batch_size
-        if is_full or self.num_outstanding_tokens > share.max_outstanding_tokens:
+        if is_full or self.num_outstanding_tokens > quota.max_outstanding_tokens:
             return None
-        return self._intake.next(share, is_empty=not self._running)
+        return self._admission.next(quota, is_empty=not self._running)
 
     def _rotate(self, served: list[Request], passed_over: list[Request]) -> None:
         """Where a step cannot hold every stream, those passed over come first in the next one."""
         for request in served if passed_over else []:
             self._running[request.id] = self._running.pop(request.id)
 
-    def _read(self, num_left: int, share: Share) -> tuple[list[Work], list[NewSequence]]:
+    def _score(self, num_left: int, quota: AdmissionQuota) -> tuple[list[Work], list[NewSequence]]:
         """Go on with reading a finished answer again, unless a request waits."""
-        if self._reader is None:
+        if self._scorer is None:
             return [], []
         is_full = len(self._running) >= self.limits.max_batch_size
-        if is_full and self._reader.is_patient and not self.is_holding:
+        if is_full and self._scorer.is_patient and not self.is_holding:
             return [], []
-        if self._intake.has_waiting or self.is_holding or Lane.FRESH not in share.lanes:
-            self._drops += self._reader.give_up()
+        if self._admission.has_waiting or self.is_holding or Lane.FRESH not in quota.lanes:
+            self._drops += self._scorer.give_up()
             return [], []
         if num_left == 0 or is_full:
             return [], []
-        begun = self._reader.begin(self._rooms.newest.num_unclaimed_blocks)
-        return self._reader.ask(num_left, self.limits.max_batch_tokens), begun
+        begun = self._scorer.begin(self._loaded_models.newest.num_unclaimed_blocks)
+        return self._scorer.ask(num_left, self.limits.max_batch_tokens), begun
 
-    def _form(self, batch: Batch, reading: list[Work], new: list[NewSequence]) -> Step | None:
-        if not batch.wishes and not reading and not self._drops:
+    def _form(self, batch: Batch, scoring: list[Work], new: list[NewSequence]) -> Step | None:
+        if not batch.wishes and not scoring and not self._drops:
             return None
         work = [Work(request.id, request.attempt, count) for request, count in batch.wishes.items()]
-        work += reading
+        work += scoring
         self._num_steps += 1
         step = Step(self._num_steps, work, new, self._drops)
         self._drops = []
         self._in_flight.append(step)
         return step
 
-    def _return(self, lost: list[tuple[int, int]], are_homeless: bool = False) -> list[Request]:
+    def _return(self, lost: list[tuple[int, int]], lost_affinity: bool = False) -> list[Request]:
         """Put back what the shard holds no longer."""
         found = [self._find(id, attempt) for id, attempt in lost]
         returned = [request for request in found if request is not None]
         for request in returned:
             del self._running[request.id]
-            request.num_preemptions += not are_homeless
-            request.is_homeless = are_homeless
+            request.num_preemptions += not lost_affinity
+            request.lost_affinity = lost_affinity
         self._put_back(returned)
         return returned
 
@@ -334,14 +340,14 @@ class Scheduler:
 
     def _put_back(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self._intake.put_back(request)
+            self._admission.put_back(request)
 
     def _find(self, id: int, attempt: int) -> Request | None:
         request = self._running.get(id)
         return request if request is not None and request.attempt == attempt else None
 
     def _num_blocks_to_take(self, request: Request) -> int:
-        needed, held = map(self._intake.num_blocks, (request.num_tokens, request.num_computed_tokens))
+        needed, held = map(self._admission.num_blocks, (request.num_tokens, request.num_computed_tokens))
         return needed - held
 
 

@@ -25,8 +25,8 @@ class Batch:
             request.num_in_flight_tokens += num_tokens
 
 
-def new_sequence(request: Request, generation: int) -> NewSequence:
-    """As a shard gets it that has `generation`."""
+def new_sequence(request: Request, served_model: int) -> NewSequence:
+    """As a shard gets it that has `served_model`."""
     spec = request.spec
     return NewSequence(
         request.id,
@@ -38,5 +38,5 @@ def new_sequence(request: Request, generation: int) -> NewSequence:
         request.sampling,
         spec.exit_threshold,
         spec.exact,
-        generation=generation,
+        epoch=served_model,
     )

@@ -10,7 +10,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from router.catalog.served_model import Identity, Kind, Need
+from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey
 from router.scheduling.request import Request
 
 AGEING_S = 10.0  # one level of priority is worth so many seconds of waiting
@@ -40,7 +40,7 @@ def _rank(request: Request, lane: Lane) -> float:
     return request.id
 
 
-def _any(need: Need) -> bool:
+def _any(requirements: Requirements) -> bool:
     return True
 
 
@@ -52,12 +52,14 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self.num_tokens = 0  # of prompts, and of answers that were interrupted
-        self._num_waiting: Counter[Kind] = Counter()
-        self._num_outstanding: Counter[Kind] = Counter()  # tokens to compute, and expected to be generated
+        self._num_waiting: Counter[RoutingKey] = Counter()
+        self._num_outstanding: Counter[RoutingKey] = (
+            Counter()
+        )  # tokens to compute, and expected to be generated
         self._waiting: dict[int, Request] = {}
-        # One heap for each kind of need, so that nobody stands in the way of one whom another model serves.
+        # One heap for each set of requirements: a request does not block those that another model serves.
         # Entries of removed requests stay in the heaps until they come up or outnumber the others.
-        self._lanes: dict[Lane, dict[Need, _Heap]] = {lane: {} for lane in Lane}
+        self._lanes: dict[Lane, dict[Requirements, _Heap]] = {lane: {} for lane in Lane}
         self._deadlines: _Heap = []
 
     def __len__(self) -> int:
@@ -75,44 +77,46 @@ class WaitingQueue:
         """Queue a new request, or put back one that a shard has lost."""
         self._waiting[request.id] = request
         self.num_tokens += request.num_tokens
-        lane, need = lane_of(request), request.need
-        self._num_waiting[need.kind] += 1
-        self._num_outstanding[need.kind] += request.num_outstanding_tokens
-        self._push(self._lanes[lane].setdefault(need, []), _rank(request, lane), request)
+        lane, requirements = lane_of(request), request.requirements
+        self._num_waiting[requirements.routing_key] += 1
+        self._num_outstanding[requirements.routing_key] += request.num_outstanding_tokens
+        self._push(self._lanes[lane].setdefault(requirements, []), _rank(request, lane), request)
         if lane is Lane.FRESH and request.spec.deadline_s is not None:
             self._push(self._deadlines, request.spec.deadline_s, request)
 
-    def head(self, lanes: Iterable[Lane] = Lane, suits: Callable[[Need], bool] = _any) -> Request | None:
-        """Who goes next among those in `lanes` whose need `suits`."""
+    def head(
+        self, lanes: Iterable[Lane] = Lane, suits: Callable[[Requirements], bool] = _any
+    ) -> Request | None:
+        """The next request among those in `lanes` whose requirements `suits` accepts."""
         for lane in lanes:
-            heads = [heap[0] for need, heap in self._heaps(lane) if suits(need)]
+            heads = [heap[0] for requirements, heap in self._heaps(lane) if suits(requirements)]
             if heads:
                 return min(heads)[2]
         return None
 
-    def load(self, without: frozenset[Kind] = frozenset()) -> tuple[int, int]:
-        """How many wait but for those of some kinds, and the tokens outstanding in them."""
-        kinds = self._num_waiting.keys() - without
-        num_tokens = sum(self._num_outstanding[kind] for kind in kinds)
-        return sum(self._num_waiting[kind] for kind in kinds), num_tokens
+    def load(self, without: frozenset[RoutingKey] = frozenset()) -> tuple[int, int]:
+        """How many wait but for those of some routing keys, and the tokens outstanding in them."""
+        keys = self._num_waiting.keys() - without
+        num_tokens = sum(self._num_outstanding[key] for key in keys)
+        return sum(self._num_waiting[key] for key in keys), num_tokens
 
-    def needs(self) -> set[Need]:
-        """The kinds of need that wait."""
-        return {need for lane in Lane for need, _ in self._heaps(lane)}
+    def distinct_requirements(self) -> set[Requirements]:
+        """What waiting requests require, each once."""
+        return {requirements for lane in Lane for requirements, _ in self._heaps(lane)}
 
-    def homes(self) -> set[Identity]:
+    def affinities(self) -> set[ModelIdentity]:
         """Models that interrupted requests would go back to."""
-        waiting = (need for lane in _BEGUN for need, _ in self._heaps(lane))
-        return {need.home for need in waiting if need.home is not None}
+        waiting = (requirements for lane in _BEGUN for requirements, _ in self._heaps(lane))
+        return {requirements.affinity for requirements in waiting if requirements.affinity is not None}
 
     def take(self, request: Request) -> None:
         """Remove a request that `head` named, to run it."""
-        heapq.heappop(self._lanes[lane_of(request)][request.need])
+        heapq.heappop(self._lanes[lane_of(request)][request.requirements])
         self.remove(request)
 
-    def take_all(self, need: Need) -> list[Request]:
-        """Remove and name all that have a need."""
-        waiting = [entry[2] for lane in self._lanes.values() for entry in lane.get(need, [])]
+    def take_all(self, requirements: Requirements) -> list[Request]:
+        """Remove and name all with these requirements."""
+        waiting = [entry[2] for lane in self._lanes.values() for entry in lane.get(requirements, [])]
         return [request for request in waiting if self.remove(request)]
 
     def remove(self, request: Request) -> bool:
@@ -120,9 +124,9 @@ class WaitingQueue:
         if self._waiting.pop(request.id, None) is None:
             return False
         self.num_tokens -= request.num_tokens
-        kind = request.need.kind
-        self._num_waiting[kind] -= 1
-        self._num_outstanding[kind] -= request.num_outstanding_tokens
+        key = request.requirements.routing_key
+        self._num_waiting[key] -= 1
+        self._num_outstanding[key] -= request.num_outstanding_tokens
         return True
 
     def expire(self, now: float) -> list[Request]:
@@ -134,16 +138,16 @@ class WaitingQueue:
                 expired.append(request)
         return expired
 
-    def _heaps(self, lane: Lane) -> Iterator[tuple[Need, _Heap]]:
+    def _heaps(self, lane: Lane) -> Iterator[tuple[Requirements, _Heap]]:
         """The heaps of a lane whose first entry waits; those that nobody is left in are dropped."""
         heaps = self._lanes[lane]
-        for need, heap in list(heaps.items()):
+        for requirements, heap in list(heaps.items()):
             while heap and heap[0][2] not in self:
                 heapq.heappop(heap)
             if heap:
-                yield need, heap
+                yield requirements, heap
             else:
-                del heaps[need]
+                del heaps[requirements]
 
     def _push(self, heap: _Heap, rank: float, request: Request) -> None:
         if len(heap) > 2 * len(self._waiting) + _SPARE_ENTRIES:

@@ -13,19 +13,19 @@ from typing import cast
 
 import msgspec
 
-from router.catalog.catalog import Menu
+from router.catalog.catalog import Catalog
 from router.catalog.repository import Choice
-from router.control.loop import Loop
-from router.control.swap_controller import Conductor
+from router.control.loop import ReassessmentLoop
+from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import Wish
+from router.fleet.swap import SwapOptions
 from router.observers.recorder import Recorder
 from router.scheduling.request import Finished, Request
 from router.settings.config import Config
 from router.simulation import virtual
 from router.simulation.shards import VirtualLauncher
 from router.simulation.store import MemoryStore
-from router.simulation.world import NUM_LAYERS, ScaleMenu
+from router.simulation.world import NUM_LAYERS, ScaleCatalog
 from telemetry.audit import Decision
 
 _LOAD = 1.0  # requests a second and shard: a quarter of what the whole model can do
@@ -82,18 +82,20 @@ async def measure(asked: Asked, folder: Path) -> Result:
         kv_cache_bytes=256 * 1024 * 1024,
         score_rate=0.02,
     )
-    menu, store = ScaleMenu(config, folder), MemoryStore()
-    target = menu.target_of(Choice("full", NUM_LAYERS))
+    catalog, store = ScaleCatalog(config, folder), MemoryStore()
+    target = catalog.target_of(Choice("full", NUM_LAYERS))
     dispatcher = Dispatcher(config, target, launch=VirtualLauncher)
-    conductor = Conductor(dispatcher, cast(Menu, menu), store.audit)
-    loop = Loop(menu.repository, menu.facts, conductor, store, Wish(), unix_s=store.now_s)
+    controller = SwapController(dispatcher, cast(Catalog, catalog), store.audit)
+    loop = ReassessmentLoop(
+        catalog.repository, catalog.profiles, controller, store, SwapOptions(), unix_s=store.now_s
+    )
     dispatcher.add_observer(Recorder(store, store.now_s))
-    dispatcher.add_observer(loop.listener)
+    dispatcher.add_observer(loop.observer)
     await dispatcher.start()
     loop.start()
     clients = _Clients(dispatcher, asked)
     try:
-        return await clients.run(menu, store)
+        return await clients.run(catalog, store)
     finally:
         await dispatcher.stop(drain=False)
         await loop.stop()
@@ -109,12 +111,12 @@ class _Clients:
         self._num_failed = 0
         self._readers: set[asyncio.Task[None]] = set()
 
-    async def run(self, menu: ScaleMenu, store: MemoryStore) -> Result:
+    async def run(self, catalog: ScaleCatalog, store: MemoryStore) -> Result:
         asked, clock = self._asked, asyncio.get_running_loop()
         began, began_s = time.process_time(), clock.time()
         marks = [began]
         gap_s = 1 / (_LOAD * asked.num_shards)
-        requests = menu.requests(asked.num_requests, asked.num_shifts, asked.num_mixed, asked.seed)
+        requests = catalog.requests(asked.num_requests, asked.num_shifts, asked.num_mixed, asked.seed)
         for index, (stretch, kind, spec) in enumerate(requests):
             phase = self._phases.setdefault((stretch, kind), Phase(kind))
             await asyncio.sleep(max(0.0, began_s + index * gap_s - clock.time()))

@@ -7,8 +7,8 @@ from typing import cast
 from router.fleet.client import Answered, Asked, ShardClient
 from router.settings.config import Config
 from shard.clock import VirtualClock
-from shard.generations import Generations
 from shard.messages import Commit, Discard, Prepare, Ready, ShardConfig, Step
+from shard.served_models import ServedModels
 from shard.sim.sim_runner import SimLoader
 
 
@@ -28,7 +28,7 @@ class VirtualShard:
         self._loop = asyncio.get_running_loop()
         self._wake = wake
         self._clock = _ShardClock()
-        self._shard = Generations(config, SimLoader(self._clock), self._clock)
+        self._shard = ServedModels(config, SimLoader(self._clock), self._clock)
         self._free_at_s = self._loop.time()
         self._answers: list[Answered] = []
 
@@ -46,8 +46,8 @@ class VirtualShard:
                 self._free_at_s = self._do(message, max(self._free_at_s, self._loop.time()))
             case Prepare():
                 self._do(message, self._loop.time())
-            case Discard(ticket):
-                self._shard.discard(ticket)
+            case Discard(epoch):
+                self._shard.discard(epoch)
 
     def take_answers(self) -> list[Answered]:
         answers, self._answers = self._answers, []

@@ -9,9 +9,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from router.catalog.candidate_config import shard_config
-from router.catalog.catalog import Dish
-from router.catalog.profile import Facts
-from router.catalog.read_profile import facts_of
+from router.catalog.catalog import CatalogEntry
+from router.catalog.profile import CandidateProfile
+from router.catalog.read_profile import profile_of
 from router.catalog.repository import Candidate, Choice, Floor, Repository
 from router.catalog.served_model import Target
 from router.scheduling.request import Spec
@@ -40,8 +40,8 @@ _COSTS = {
 }
 
 
-class ScaleMenu:
-    """The candidates: whole, and two that leave early, each at home with one kind of prompts."""
+class ScaleCatalog:
+    """The candidates: whole, and two that leave early, each made for one kind of prompts."""
 
     def __init__(self, config: Config, folder: Path):
         classes = {"full": [_EASY], "chat": [_EASY, _HARD], "code": [_HARD, _EASY]}
@@ -50,21 +50,23 @@ class ScaleMenu:
         candidates = tuple(_candidate(name, folder) for name in classes)
         self.repository = Repository(candidates=candidates, floor=Floor(agreement=0.8))
         self._config = config
-        self._dishes = {one.name: Dish(one, folder, NUM_LAYERS) for one in candidates}
+        self._entries = {one.name: CatalogEntry(one, folder, NUM_LAYERS) for one in candidates}
         self._tokenizer = _tokenizer()
 
     @property
-    def facts(self) -> dict[str, Facts]:
-        return {name: facts_of(self._config, dish) for name, dish in self._dishes.items()}
+    def profiles(self) -> dict[str, CandidateProfile]:
+        return {name: profile_of(self._config, entry) for name, entry in self._entries.items()}
 
     async def target(self, choice: Choice) -> Target:
         return self.target_of(choice)
 
     def target_of(self, choice: Choice) -> Target:
-        dish = self._dishes[choice.candidate]
+        entry = self._entries[choice.candidate]
         depth = None if choice.depth == NUM_LAYERS else choice.depth
         return Target(
-            choice.candidate, shard_config(self._config, dish.candidate, dish.folder, depth), self._tokenizer
+            choice.candidate,
+            shard_config(self._config, entry.candidate, entry.folder, depth),
+            self._tokenizer,
         )
 
     def requests(

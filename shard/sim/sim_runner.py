@@ -13,10 +13,10 @@ import msgspec
 from shard.clock import Clock
 from shard.engine.sequence import Sequence
 from shard.engine.sequence_table import Chunk, SequenceTable
-from shard.generations import Unwanted
 from shard.memory import weight_bytes
 from shard.messages import Ready, Score, ShardConfig, Step, StepOutput, TokenOutput
 from shard.models.model_folder import ModelUnusable, read_config
+from shard.served_models import Unwanted
 from shard.sim.sim_exits import Leave, PromptClass, SimExits, mix, report_of
 
 _FIRST_TOKEN = 256  # smaller ids are special tokens or single bytes in many vocabularies

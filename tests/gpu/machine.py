@@ -15,10 +15,10 @@ from shard.bench.limit import copied_bytes_per_ms
 from shard.bench.lockstep import Lockstep
 from shard.cli import default_cache_dir
 from shard.energy import Meter, counter_of
-from shard.generations import Generations
 from shard.loader import ModelLoader
 from shard.messages import Commit, Committed, Prepare, Prepared, ShardConfig
 from shard.runner import ModelRunner
+from shard.served_models import ServedModels
 from tests.gpu.findings import note
 
 ENERGY_S, BATCH_SIZE, CONTEXT = 4.0, 8, 64
@@ -67,13 +67,13 @@ def spend(config: ShardConfig, seconds: float) -> None:
 
 def change(config: ShardConfig, num_layers: int) -> None:
     """How long models of other depths take to prepare, and how long steps stand still for each."""
-    shard = Generations(config, ModelLoader())
-    for ticket, share in enumerate(DEPTHS, 1):
+    shard = ServedModels(config, ModelLoader())
+    for epoch, share in enumerate(DEPTHS, 1):
         depth = int(num_layers * share)
         started = time.perf_counter()
-        prepared = shard.prepare(Prepare(ticket, msgspec.structs.replace(config, num_layers=depth)))
+        prepared = shard.prepare(Prepare(epoch, msgspec.structs.replace(config, num_layers=depth)))
         prepare_ms = (time.perf_counter() - started) * 1000
-        committed = shard.commit(Commit(ticket))
+        committed = shard.commit(Commit(epoch))
         if not (isinstance(prepared, Prepared) and isinstance(committed, Committed)):
             raise AssertionError(f"a change to {depth} layers failed: {prepared}, {committed}")
         note("swap", depth=depth, prepare_ms=round(prepare_ms, 1), gap_ms=round(committed.gap_ms, 1))

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from router.catalog.served_model import Generation, Target
+from router.catalog.served_model import ServedModel, Target
 from router.scheduling.request import Request, Spec
 from router.text.prompt import Prompt
 from router.text.tokenizer import Token
@@ -61,8 +61,8 @@ def make_target(name: str = "m", tokenizer: FakeTokenizer = TOKENIZER, **config:
     return Target(name, ShardConfig(**{"model": name, "device": "sim"} | config), tokenizer)
 
 
-def make_generation(ticket: int = 0, target: Target | None = None, **ready: Any) -> Generation:
-    return Generation(ticket, target or make_target(), msgspec.structs.replace(READY, **ready))
+def make_served_model(epoch: int = 0, target: Target | None = None, **ready: Any) -> ServedModel:
+    return ServedModel(epoch, target or make_target(), msgspec.structs.replace(READY, **ready))
 
 
 def make_spec(num_prompt_tokens: int = 8, max_new_tokens: int = 8, first: int = 1000, **more: Any) -> Spec:

@@ -13,12 +13,12 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from router.api.service import Service
 from router.app import build_app, listening
-from router.catalog.catalog import Dish, Menu
+from router.catalog.catalog import Catalog, CatalogEntry
 from router.catalog.repository import Candidate, Repository
-from router.catalog.served_model import Generation, Target
-from router.control.swap_controller import Conductor
+from router.catalog.served_model import ServedModel, Target
+from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import ShardState, State
-from router.fleet.swap import Done, SwapError, Wish
+from router.fleet.swap import SwapError, SwapOptions, SwapResult
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
 from router.text.chat_template import ChatTemplate
@@ -71,7 +71,7 @@ class FakeDispatcher:
         self.may_swap = asyncio.Event()
         self.may_swap.set()
         self.fails_swaps: str | None = None
-        self.swaps: list[tuple[Target, Wish]] = []
+        self.swaps: list[tuple[Target, SwapOptions]] = []
         self.submitted: list[Request] = []
         self.aborted: list[Request] = []
         self.admitted: list[tuple[int, int]] = []
@@ -81,8 +81,8 @@ class FakeDispatcher:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def current(self) -> Generation | None:
-        return None if self.limits is None else Generation(0, self.target, self.limits)
+    def current(self) -> ServedModel | None:
+        return None if self.limits is None else ServedModel(0, self.target, self.limits)
 
     @property
     def max_total_tokens(self) -> int:
@@ -142,7 +142,7 @@ class FakeDispatcher:
         self._check(shard)
         return frozenset([0])
 
-    async def swap(self, target: Target, wish: Wish, shard: int | None = None) -> list[Done]:
+    async def swap(self, target: Target, options: SwapOptions, shard: int | None = None) -> list[SwapResult]:
         """Carried out once it may be, or failed with what a test says."""
         await self.may_swap.wait()
         if self.fails_swaps is not None:
@@ -151,8 +151,8 @@ class FakeDispatcher:
         depth = target.config.num_layers or 4
         self.limits = msgspec.structs.replace(ready(), depth=depth, version=f"v{depth}")
         assert self.current is not None
-        self.swaps.append((target, wish))
-        return [Done(self.current, {"prepare": 5.0, "commit": 1.0}, num_migrated=0)]
+        self.swaps.append((target, options))
+        return [SwapResult(self.current, {"prepare": 5.0, "commit": 1.0}, num_migrated=0)]
 
     def drain(self, shard: int | None = None) -> None:
         self._set_draining(shard, True)
@@ -216,14 +216,17 @@ def ready() -> Ready:
     )
 
 
-def menu_of(config: Config, tokenizer: Tokenizer) -> Menu:
+def menu_of(config: Config, tokenizer: Tokenizer) -> Catalog:
     """The model that serves, left early at two of its layers, and a small one that is not to be had."""
     tiny = Candidate(name=config.model_name, model="/models/tiny", exits="/exits", depths=(2, 3))
     gone = Candidate(name="gone", model="/models/gone")
-    dishes = [Dish(tiny, Path("/models/tiny"), 4), Dish(gone, Path("/models/gone"), 0, trouble="it is gone.")]
-    menu = Menu(config, Repository(candidates=(tiny, gone)), dishes)
-    menu._tokenizers[dishes[0].folder] = tokenizer
-    return menu
+    entries = [
+        CatalogEntry(tiny, Path("/models/tiny"), 4),
+        CatalogEntry(gone, Path("/models/gone"), 0, unavailable_reason="it is gone."),
+    ]
+    catalog = Catalog(config, Repository(candidates=(tiny, gone)), entries)
+    catalog._tokenizers[entries[0].folder] = tokenizer
+    return catalog
 
 
 class Client:
@@ -235,9 +238,9 @@ class Client:
         url: str,
         service: Service,
         dispatcher: FakeDispatcher,
-        conductor: Conductor,
+        controller: SwapController,
     ):
-        self.conductor = conductor
+        self.controller = controller
         self.encoding = service.encoding
         self.session = session
         self.url = url
@@ -272,12 +275,12 @@ async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIter
     tokenizer = byte_tokenizer(template)
     config = Config(**{"hostname": "127.0.0.1", "port": 0, **settings})
     dispatcher = FakeDispatcher(tokenizer, config.model_name)
-    store, menu = Store(None, "poems", "one"), menu_of(config, tokenizer)
-    service = Service(config, dispatcher, dispatcher.target, menu.names)  # type: ignore[arg-type]
-    conductor = Conductor(dispatcher, menu, store.audit)  # type: ignore[arg-type]
-    app = build_app(service, conductor, Metrics(), store)
+    store, catalog = Store(None, "poems", "one"), menu_of(config, tokenizer)
+    service = Service(config, dispatcher, dispatcher.target, catalog.names)  # type: ignore[arg-type]
+    controller = SwapController(dispatcher, catalog, store.audit)  # type: ignore[arg-type]
+    app = build_app(service, controller, Metrics(), store)
     async with listening(app, config) as url, ClientSession() as session:
-        yield Client(session, url, service, dispatcher, conductor)
+        yield Client(session, url, service, dispatcher, controller)
 
 
 def _now() -> float:

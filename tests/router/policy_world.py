@@ -5,7 +5,7 @@ from collections import Counter
 
 import msgspec
 
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Candidate, Choice, Floor, Loop, Repository
 from router.policy.decision import Decision, Kind
 from router.policy.observation import Device
@@ -32,8 +32,10 @@ class Truth(msgspec.Struct, frozen=True):
         return 1.0 if depth == NUM_LAYERS or not known else table[kind][max(known)]
 
 
-def facts_of(candidate: Candidate, proven: dict[int, float], num_layers: int = NUM_LAYERS) -> Facts:
-    return Facts(
+def profile_of(
+    candidate: Candidate, proven: dict[int, float], num_layers: int = NUM_LAYERS
+) -> CandidateProfile:
+    return CandidateProfile(
         candidate=candidate,
         num_layers=num_layers,
         layer_bytes=7 * MIB,
@@ -51,18 +53,23 @@ class World:
     """Serves requests one after the other on whatever the reassessor wants, and tells it."""
 
     def __init__(
-        self, repository: Repository, facts: list[Facts], truths: dict[str, Truth], noise=0.1, seed=0
+        self,
+        repository: Repository,
+        profile: list[CandidateProfile],
+        truths: dict[str, Truth],
+        noise=0.1,
+        seed=0,
     ):
         self.random = random.Random(seed)
         self.noise = noise
         self.truths = truths
         self.seconds = 1_000_000.0
         self.history = History()
-        first = facts[0]
+        first = profile[0]
         serving = Choice(first.candidate.name, first.num_layers)
         device = Device(memory_bytes=1500 * MIB)
-        self.mind = Reassessor(repository, device, serving, self.now)
-        self.mind.facts = {one.candidate.name: one for one in facts}
+        self.policy_state = Reassessor(repository, device, serving, self.now)
+        self.policy_state.profiles = {one.candidate.name: one for one in profile}
         self.diary: list[tuple[int, Decision]] = []
         self.failing: dict[Choice, str] = {}
         self._windows: dict[Choice, tuple[float, Window]] = {}
@@ -73,7 +80,7 @@ class World:
 
     @property
     def num_requests(self) -> int:
-        return self.mind.watch.num_requests
+        return self.policy_state.watch.num_requests
 
     @property
     def changes(self) -> list[tuple[int, Decision]]:
@@ -84,12 +91,12 @@ class World:
         """So many requests of one kind; a function of the index draws kinds."""
         for index in range(count):
             self.answer(kind(index) if callable(kind) else kind)
-            if index % 5 == 4 or self.mind.trying or self.mind.watch.is_breached:
+            if index % 5 == 4 or self.policy_state.trying or self.policy_state.watch.is_breached:
                 self.reassess()
 
     def author(self, kind: str) -> Choice:
         """Who answers the next request."""
-        return self.mind.trying or self.mind.serving
+        return self.policy_state.trying or self.policy_state.serving
 
     def answer(self, kind: str) -> None:
         choice = self.author(kind)
@@ -115,43 +122,43 @@ class World:
             agreement = truth.share(truth.agreement, kind, choice.depth)
             agreeing = sum(self.random.random() < agreement for _ in range(num_tokens))
             window.add_answer(kind, num_tokens, agreeing, -1.0 * num_tokens)
-        serves = choice in self.mind.served
-        if serves or self.mind.trying is not None:
-            self.mind.watch.on_step(choice, 8, num_tokens, breaches if serves else 0)
-        self.mind.on_answered(Answered(choice, kind, 60, num_tokens, choice.depth, sure))
+        serves = choice in self.policy_state.served
+        if serves or self.policy_state.trying is not None:
+            self.policy_state.watch.on_step(choice, 8, num_tokens, breaches if serves else 0)
+        self.policy_state.on_answered(Answered(choice, kind, 60, num_tokens, choice.depth, sure))
         self.seconds += ms / 8000
 
     def reassess(self) -> None:
         for _ in range(5):  # a trial that ends lets the choice follow
-            self.mind.learn(
+            self.policy_state.learn(
                 self.history, {choice: self._window(choice) for choice in self._watched}, self.now
             )
-            decision = self.mind.decide(self.history, self.now)
+            decision = self.policy_state.decide(self.history, self.now)
             if not self._carry_out(decision):
                 return
 
     def _carry_out(self, decision: Decision) -> bool:
         """True if there was something to do."""
-        is_new = decision.choice not in (self.mind.serving, self.mind.trying)
+        is_new = decision.choice not in (self.policy_state.serving, self.policy_state.trying)
         if decision.considered:
             self.diary.append((self.num_requests, decision))
         if is_new and decision.choice in self.failing:
-            self.mind.failed(decision, self.failing[decision.choice], self.now)
+            self.policy_state.failed(decision, self.failing[decision.choice], self.now)
             return True
         if is_new:
-            self.mind.note_change(decision.choice, 300.0)
+            self.policy_state.note_change(decision.choice, 300.0)
         if is_new and decision.kind is Kind.EVALUATE:
-            self.mind.watch.on_spent(300.0)
-        self.mind.took(decision, self.now)
+            self.policy_state.watch.on_spent(300.0)
+        self.policy_state.took(decision, self.now)
         return is_new
 
     @property
     def _watched(self) -> list[Choice]:
-        trying = self.mind.trying
-        return [*self.mind.served, *([trying] if trying is not None else [])]
+        trying = self.policy_state.trying
+        return [*self.policy_state.served, *([trying] if trying is not None else [])]
 
     def _window(self, choice: Choice) -> Window:
-        since = self.mind.since_s(choice)
+        since = self.policy_state.since_s(choice)
         known = self._windows.get(choice)
         if known is None or known[0] != since:
             known = self._windows[choice] = (since, Window(start=since))
@@ -162,30 +169,32 @@ class Fleet(World):
     """Several shards, of which each request finds one that is good enough for it, if there is any."""
 
     def author(self, kind: str) -> Choice:
-        able = self.mind.admitted.get(kind, self.mind.shards)
-        return self.random.choice([one for one in self.mind.shards if one in able] or self.mind.shards)
+        able = self.policy_state.admitted.get(kind, self.policy_state.shards)
+        return self.random.choice(
+            [one for one in self.policy_state.shards if one in able] or self.policy_state.shards
+        )
 
     def _carry_out(self, decision: Decision) -> bool:
-        mind, before = self.mind, self.mind.shards
+        policy_state, before = self.policy_state, self.policy_state.shards
         if decision.considered:
             self.diary.append((self.num_requests, decision))
         wanted = self._wanted(decision)
         new = [choice for old, choice in zip(before, wanted, strict=True) if old != choice]
         bad = next((choice for choice in new if choice in self.failing), None)
         if bad is not None:
-            mind.failed(decision, self.failing[bad], self.now)
+            policy_state.failed(decision, self.failing[bad], self.now)
             return True
         for choice in new:
-            mind.note_change(choice, 300.0)
+            policy_state.note_change(choice, 300.0)
         if new and decision.kind is Kind.EVALUATE:
-            mind.watch.on_spent(300.0 / len(wanted))
-        mind.took(decision, self.now)
-        mind.shards = wanted
-        mind.watch.num_shards_of = Counter(wanted) if mind.split else {}
+            policy_state.watch.on_spent(300.0 / len(wanted))
+        policy_state.took(decision, self.now)
+        policy_state.shards = wanted
+        policy_state.watch.num_shards_of = Counter(wanted) if policy_state.split else {}
         return bool(new)
 
     def _wanted(self, decision: Decision) -> tuple[Choice, ...]:
-        shards = self.mind.shards
+        shards = self.policy_state.shards
         if decision.shards or not decision.considered:
             return decision.shards or shards
         if decision.kind is Kind.EVALUATE:
@@ -195,8 +204,8 @@ class Fleet(World):
 
 def fleet(num_shards: int, **rest) -> Fleet:
     made = paper_world(kind=Fleet, **rest)
-    made.mind.shards = (made.mind.serving,) * num_shards
-    made.mind.watch.num_shards = num_shards
+    made.policy_state.shards = (made.policy_state.serving,) * num_shards
+    made.policy_state.watch.num_shards = num_shards
     return made
 
 
@@ -218,5 +227,5 @@ def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, kind=World, **rest) -> 
         "chat": Truth({"chat": at_home, "code": abroad}, {"chat": good, "code": bad}),
         "code": Truth({"code": at_home, "chat": abroad}, {"code": good, "chat": bad}),
     }
-    facts = [facts_of(full, {NUM_LAYERS: 1.0}), facts_of(chat, proven), facts_of(code, proven)]
-    return kind(repository, facts, truths, noise, seed)
+    profile = [profile_of(full, {NUM_LAYERS: 1.0}), profile_of(chat, proven), profile_of(code, proven)]
+    return kind(repository, profile, truths, noise, seed)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from router.catalog.served_model import Generation, Target
+from router.catalog.served_model import ServedModel, Target
 from router.fleet.dispatcher import Dispatcher, ShardState
 from router.fleet.launcher import Launcher, launcher_of
 from router.scheduling.request import Finished, Request, Spec
@@ -53,7 +53,7 @@ class Record:
     def on_step(self, shard: int, output: StepOutput) -> None:
         self.steps.append((shard, output))
 
-    def on_shard_ready(self, shard: int, generation: Generation) -> None:
+    def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
         pass
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from shard.engine.kv_cache import KVCache, memory_errors
 from shard.exits.exit_heads import ExitError
-from shard.generations import Generations, Unwanted
 from shard.loader import Allowance, ModelLoader
 from shard.memory import weight_bytes
 from shard.messages import Commit, NewSequence, Prepare, Sampling, ShardConfig, SwapFailed
@@ -25,9 +24,10 @@ from shard.models.shelf import Shelf, StagingReader
 from shard.ops.batch import KV, Heads
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
+from shard.served_models import ServedModels, Unwanted
 from tests.shard.driving import DEVICE, generate, make_runner
 from tests.shard.exit_files import write_exits
-from tests.shard.many_generations import Asked, Driver
+from tests.shard.many_models import Asked, Driver
 
 KV_BYTES = 1 << 20
 SETTINGS = {
@@ -44,7 +44,7 @@ def config(folder: Path, **more) -> ShardConfig:
 
 
 def driver(folder: Path, **more) -> Driver:
-    return Driver(Generations(config(folder, **more), ModelLoader()))
+    return Driver(ServedModels(config(folder, **more), ModelLoader()))
 
 
 def prompts(count: int, first: int = 0) -> list[NewSequence]:
@@ -84,7 +84,7 @@ def test_texts_do_not_change_across_any_changes(
 ) -> None:
     llama, qwen = tiny_model("llama"), tiny_model("qwen2")
     exits = write_exits(tmp_path / "exits", llama, [1, 2, 3], "block")
-    by_ticket = [
+    by_epoch = [
         (llama, {}),
         (llama, {"num_layers": 2}),
         (llama, {"num_layers": 3, "exit_mode": "capped", "exits": str(exits)}),
@@ -95,17 +95,17 @@ def test_texts_do_not_change_across_any_changes(
         (llama, {}),
     ]
     shard = driver(llama, block_size=block_size, kv_cache_bytes=8 * KV_BYTES)
-    for ticket, (folder, more) in enumerate(by_ticket):
-        if ticket:
+    for epoch, (folder, more) in enumerate(by_epoch):
+        if epoch:
             shard.change(config(folder, block_size=block_size, **more))
-        shard.ask(*prompts(3, first=3 * ticket))
+        shard.ask(*prompts(3, first=3 * epoch))
         for _ in range(3):
             shard.step()
     assert len(living(shard)) > 3
     shard.finish()
     for asked in shard.asked.values():
-        [ticket] = asked.ran_on
-        assert asked.tokens == expected(asked, by_ticket[ticket][0], **by_ticket[ticket][1])
+        [epoch] = asked.ran_on
+        assert asked.tokens == expected(asked, by_epoch[epoch][0], **by_epoch[epoch][1])
     assert list(living(shard)) == [7]
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from shard.generations import Unwanted
 from shard.messages import (
     PROTOCOL_VERSION,
     Commit,
@@ -32,6 +31,7 @@ from shard.messages import (
     ToShard,
     frame,
 )
+from shard.served_models import Unwanted
 from shard.server import Connection, Refused, Runner, Server
 
 CONFIG = ShardConfig("m")
@@ -56,12 +56,12 @@ class SlowRunner:
 
     def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
         self.go.acquire()
-        return Prepared(prepare.ticket, READY, {})
+        return Prepared(prepare.epoch, READY, {})
 
     def commit(self, commit: Commit) -> Committed | SwapFailed:
-        return Committed(commit.ticket, READY, 0.0, {})
+        return Committed(commit.epoch, READY, 0.0, {})
 
-    def discard(self, ticket: int) -> None:
+    def discard(self, epoch: int) -> None:
         self.go.release()
 
 
@@ -315,4 +315,4 @@ def test_a_model_is_changed_and_another_given_up_over_the_wire(
     committed = router.hear()
     assert isinstance(committed, Committed) and committed.ready.num_blocks == prepared.ready.num_blocks
     output = router.hear()
-    assert isinstance(output, StepOutput) and output.generation == 2
+    assert isinstance(output, StepOutput) and output.epoch == 2

@@ -9,7 +9,7 @@ from tests.router.http_fakes import Client
 
 async def settled(client: Client, id: str) -> dict[str, Any]:
     """A decision once it is over."""
-    await client.conductor.stop()
+    await client.controller.stop()
     status, decision = await client.get(f"/ops/decisions/{id}")
     assert status == 200
     assert decision["outcome"] is not None
@@ -32,9 +32,9 @@ async def test_a_swap_is_taken_at_once_and_carried_out_behind(client: Client) ->
     assert (decision["kind"], decision["by"], decision["outcome"]) == ("swap", "operator", "committed")
     assert decision["chosen"] == {"candidate": name, "depth": 2}
     assert decision["phases_ms"] == {"prepare": 5.0, "commit": 1.0}
-    [(target, wish)] = client.dispatcher.swaps
+    [(target, options)] = client.dispatcher.swaps
     assert (target.config.exit_mode, target.config.num_layers, target.config.exits) == ("capped", 2, "/exits")
-    assert (wish.inflight, wish.drain_s) == ("migrate", 10.0)
+    assert (options.inflight, options.drain_s) == ("migrate", 10.0)
     [shard] = (await client.get("/ops/state"))[1]["shards"]
     assert (shard["depth"], shard["version"]) == (2, "v2")
 

@@ -3,11 +3,11 @@
 import msgspec
 import pytest
 
-from router.catalog.profile import Facts
+from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Candidate, Choice, Floor, Repository
-from router.catalog.served_model import Generation
-from router.control.loop import Loop
-from router.fleet.swap import SwapRefused, Wish
+from router.catalog.served_model import ServedModel
+from router.control.loop import ReassessmentLoop
+from router.fleet.swap import SwapOptions, SwapRefused
 from router.policy.decision import Kind
 from router.policy.traffic import Answered
 from router.text.prompt import Prompt
@@ -16,36 +16,36 @@ from telemetry.audit import Decision, Outcome
 from telemetry.cost import StepSample
 from telemetry.history import History
 from telemetry.sample import ClassUse, Record, Window
-from tests.router.fakes import make_generation, make_request, make_target
+from tests.router.fakes import make_request, make_served_model, make_target
 
 FULL, SHALLOW, CODE = Choice("full", 30), Choice("chat", 15), Choice("code", 15)
 
 
-def generation(choice: Choice, ticket=0) -> Generation:
+def served_model(choice: Choice, epoch=0) -> ServedModel:
     target = make_target(choice.candidate)
-    return make_generation(ticket, target, depth=choice.depth, version=f"v-{choice}")
+    return make_served_model(epoch, target, depth=choice.depth, version=f"v-{choice}")
 
 
-class FakeConductor:
+class FakeController:
     """Changes the shards of a loop at once, or fails as it is told."""
 
     def __init__(self):
         self.pinned = None
         self.loop = None
-        self.orders = []
+        self.changes = []
         self.notes = []
         self.fails = None
         self.is_busy = False
 
-    async def carry_out(self, order):
+    async def carry_out(self, change):
         if self.is_busy:
             raise SwapRefused("A change is under way.")
-        self.orders.append(order)
+        self.changes.append(change)
         if self.fails is not None:
-            return Decision(id="1", at=0.0, kind=order.kind, outcome=Outcome.ROLLED_BACK, error=self.fails)
-        for shard, choice in order.layout.items():
-            self.loop.listener.on_shard_ready(shard, generation(choice, len(self.orders)))
-        return Decision(id="1", at=0.0, kind=order.kind, outcome=Outcome.COMMITTED, phases_ms={"hold": 5.0})
+            return Decision(id="1", at=0.0, kind=change.kind, outcome=Outcome.ROLLED_BACK, error=self.fails)
+        for shard, choice in change.layout.items():
+            self.loop.observer.on_shard_ready(shard, served_model(choice, len(self.changes)))
+        return Decision(id="1", at=0.0, kind=change.kind, outcome=Outcome.COMMITTED, phases_ms={"hold": 5.0})
 
     def route(self, admitted):
         self.admitted = admitted
@@ -85,10 +85,10 @@ def window(choice: Choice) -> Window:
     return made
 
 
-def world_of(*candidates: Candidate, num_shards: int) -> tuple[Loop, FakeConductor, FakeStore]:
+def world_of(*candidates: Candidate, num_shards: int) -> tuple[ReassessmentLoop, FakeController, FakeStore]:
     """All shards serve the first one, whole."""
-    facts = [
-        Facts(
+    profile = [
+        CandidateProfile(
             candidate=one,
             num_layers=30,
             layer_bytes=7 << 20,
@@ -99,12 +99,14 @@ def world_of(*candidates: Candidate, num_shards: int) -> tuple[Loop, FakeConduct
         for one in candidates
     ]
     repository = Repository(candidates=candidates, floor=Floor(agreement=0.8))
-    conductor, store = FakeConductor(), FakeStore()
-    loop = Loop(repository, {one.candidate.name: one for one in facts}, conductor, store, Wish())
-    conductor.loop = loop
+    controller, store = FakeController(), FakeStore()
+    loop = ReassessmentLoop(
+        repository, {one.candidate.name: one for one in profile}, controller, store, SwapOptions()
+    )
+    controller.loop = loop
     for shard in range(num_shards):
-        loop.listener.on_shard_ready(shard, generation(FULL))
-    return loop, conductor, store
+        loop.observer.on_shard_ready(shard, served_model(FULL))
+    return loop, controller, store
 
 
 @pytest.fixture
@@ -124,244 +126,244 @@ async def world():
     return world_of(full, chat, num_shards=3)
 
 
-def answer(loop: Loop, count: int, choice: Choice = FULL) -> None:
+def answer(loop: ReassessmentLoop, count: int, choice: Choice = FULL) -> None:
     for _ in range(count):
-        loop.listener.mind.on_answered(Answered(choice, "chat", 50, 40, choice.depth))
+        loop.observer.policy_state.on_answered(Answered(choice, "chat", 50, 40, choice.depth))
 
 
-def ask_for_both(loop: Loop, count: int, turn: tuple[str, ...] = ("chat", "code")) -> None:
+def ask_for_both(loop: ReassessmentLoop, count: int, turn: tuple[str, ...] = ("chat", "code")) -> None:
     """Chat and code in turn, each answered by what the shards with exits of its own serve, if there are."""
     for index in range(count):
         kind = turn[index % len(turn)]
-        author = next((one for one in loop.listener.mind.shards if one.candidate == kind), FULL)
-        loop.listener.mind.on_answered(Answered(author, kind, 50, 40, author.depth))
+        author = next((one for one in loop.observer.policy_state.shards if one.candidate == kind), FULL)
+        loop.observer.policy_state.on_answered(Answered(author, kind, 50, 40, author.depth))
 
 
-async def until_split(loop: Loop) -> None:
+async def until_split(loop: ReassessmentLoop) -> None:
     for _ in range(8):
         ask_for_both(loop, 40)
         await loop.reassess()
-        if loop.listener.mind.split:
+        if loop.observer.policy_state.split:
             return
     raise AssertionError(loop.state.why)
 
 
-def served(loop: Loop) -> list[str]:
-    return [made.target.name for _, made in sorted(loop.listener.generations.items())]
+def served(loop: ReassessmentLoop) -> list[str]:
+    return [made.target.name for _, made in sorted(loop.observer.served_models.items())]
 
 
 async def test_it_tries_on_one_shard_while_the_others_serve_and_then_changes_all(world):
-    loop, conductor, _ = world
+    loop, controller, _ = world
     answer(loop, 10)
     await loop.reassess()
-    assert [(order.kind, order.to, tuple(order.layout)) for order in conductor.orders] == [
+    assert [(change.kind, change.to, tuple(change.layout)) for change in controller.changes] == [
         ("evaluate", SHALLOW, (2,))
     ]
     assert served(loop) == ["full", "full", "chat"]
     answer(loop, 5, SHALLOW)
     await loop.reassess()
-    assert (conductor.orders[-1].kind, tuple(conductor.orders[-1].layout)) == (Kind.SWITCH, (0, 1))
+    assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (Kind.SWITCH, (0, 1))
     assert served(loop) == ["chat"] * 3
-    assert conductor.orders[-1].seen["prompts"] == {"chat": 1.0}
-    assert {row["candidate"] for row in conductor.orders[-1].considered} == {"full", "chat"}
+    assert controller.changes[-1].seen["prompts"] == {"chat": 1.0}
+    assert {row["candidate"] for row in controller.changes[-1].considered} == {"full", "chat"}
 
 
 async def test_what_was_tried_and_is_not_chosen_is_taken_back(world):
-    loop, conductor, _ = world
+    loop, controller, _ = world
     answer(loop, 10)
     await loop.reassess()
-    facts = loop.listener.mind.facts
-    facts["chat"] = msgspec.structs.replace(facts["chat"], proven={30: 1.0})
+    profile = loop.observer.policy_state.profiles
+    profile["chat"] = msgspec.structs.replace(profile["chat"], proven={30: 1.0})
     answer(loop, 5, SHALLOW)
     await loop.reassess()
-    assert (conductor.orders[-1].kind, tuple(conductor.orders[-1].layout)) == (Kind.STAY, (2,))
+    assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (Kind.STAY, (2,))
     assert served(loop) == ["full"] * 3
 
 
 async def test_without_redis_it_changes_nothing_and_says_so_once(world):
-    loop, conductor, store = world
+    loop, controller, store = world
     store.is_there = False
     answer(loop, 200)
     await loop.reassess()
     await loop.reassess()
-    assert not conductor.orders
-    assert conductor.notes == [("hold", "Redis is away: nothing is changed until it is back.")]
+    assert not controller.changes
+    assert controller.notes == [("hold", "Redis is away: nothing is changed until it is back.")]
     store.is_there = True
     await loop.reassess()
-    assert conductor.notes[1][0] == "resume"
-    assert conductor.orders
+    assert controller.notes[1][0] == "resume"
+    assert controller.changes
 
 
 async def test_what_is_pinned_is_left_alone(world):
-    loop, conductor, _ = world
-    conductor.pinned = FULL
+    loop, controller, _ = world
+    controller.pinned = FULL
     answer(loop, 200)
     await loop.reassess()
-    assert not conductor.orders
+    assert not controller.changes
 
 
 async def test_what_a_person_has_changed_is_what_serves(world):
     loop, _, _ = world
     for shard in range(3):
-        loop.listener.on_shard_ready(shard, generation(SHALLOW, 1))
+        loop.observer.on_shard_ready(shard, served_model(SHALLOW, 1))
     await loop.reassess()
-    assert loop.listener.mind.serving == SHALLOW
+    assert loop.observer.policy_state.serving == SHALLOW
 
 
 async def test_what_cannot_be_loaded_is_not_asked_for_again(world):
-    loop, conductor, _ = world
-    conductor.fails = "There is no such file."
+    loop, controller, _ = world
+    controller.fails = "There is no such file."
     answer(loop, 10)
     await loop.reassess()
     await loop.reassess()
     answer(loop, 300)
     await loop.reassess()
-    assert len(conductor.orders) == 1
-    assert loop.listener.mind.serving == FULL
-    assert loop.listener.mind.trying is None
+    assert len(controller.changes) == 1
+    assert loop.observer.policy_state.serving == FULL
+    assert loop.observer.policy_state.trying is None
 
 
 async def test_a_change_that_is_under_way_is_waited_for(world):
-    loop, conductor, _ = world
-    conductor.is_busy = True
+    loop, controller, _ = world
+    controller.is_busy = True
     answer(loop, 10)
     await loop.reassess()
-    conductor.is_busy = False
+    controller.is_busy = False
     await loop.reassess()
-    assert len(conductor.orders) == 1
+    assert len(controller.changes) == 1
 
 
 async def test_breaches_wake_it_and_are_answered(world):
-    loop, conductor, _ = world
+    loop, controller, _ = world
     for shard in range(3):
-        loop.listener.on_shard_ready(shard, generation(SHALLOW, 1))
+        loop.observer.on_shard_ready(shard, served_model(SHALLOW, 1))
     await loop.reassess()
-    loop.listener.woken.clear()
+    loop.observer.woken.clear()
     report = ExitReport(tokens_by_exit={15: 60}, breaches=40)
     for number in range(6):
-        step = StepOutput(number, [], [], 10, 60, exits=report, generation=1)
-        loop.listener.on_step(number % 3, step)
-    assert loop.listener.woken.is_set()
+        step = StepOutput(number, [], [], 10, 60, exits=report, epoch=1)
+        loop.observer.on_step(number % 3, step)
+    assert loop.observer.woken.is_set()
     await loop.reassess()
-    assert conductor.orders[-1].kind == Kind.DEEPEN
-    assert "under threshold" in conductor.orders[-1].why
+    assert controller.changes[-1].kind == Kind.DEEPEN
+    assert "under threshold" in controller.changes[-1].why
 
 
 async def test_a_decision_to_stay_is_written_down_once(world):
-    loop, conductor, _ = world
-    loop.listener.mind.facts.pop("chat")
+    loop, controller, _ = world
+    loop.observer.policy_state.profiles.pop("chat")
     answer(loop, 10)
     await loop.reassess()
     await loop.reassess()
-    assert [kind for kind, _ in conductor.notes] == ["stay"]
+    assert [kind for kind, _ in controller.notes] == ["stay"]
 
 
 async def test_a_split_changes_just_the_shards_that_serve_something_else(split_world):
-    loop, conductor, _ = split_world
+    loop, controller, _ = split_world
     await until_split(loop)
-    order = conductor.orders[-1]
-    assert order.kind == Kind.SPLIT
+    change = controller.changes[-1]
+    assert change.kind == Kind.SPLIT
     assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
-    assert len(order.layout) < 4  # the shard that has tried keeps what it has
-    assert order.chosen["prompts"] == {"chat": "chat at 15 layers", "code": "code at 15 layers"}
-    named = {shard: name for name, shards in order.chosen["shards"].items() for shard in shards}
-    assert named == {shard: str(made.choice) for shard, made in loop.listener.generations.items()}
+    assert len(change.layout) < 4  # the shard that has tried keeps what it has
+    assert change.chosen["prompts"] == {"chat": "chat at 15 layers", "code": "code at 15 layers"}
+    named = {shard: name for name, shards in change.chosen["shards"].items() for shard in shards}
+    assert named == {shard: str(made.choice) for shard, made in loop.observer.served_models.items()}
 
 
 async def test_prompts_are_routed_before_a_shard_serves_what_is_not_for_all(split_world):
-    loop, conductor, _ = split_world
+    loop, controller, _ = split_world
     ask_for_both(loop, 40)
     await loop.reassess()
-    assert conductor.orders[0].kind == "evaluate"
-    assert FULL in conductor.admitted["chat"] & conductor.admitted["code"]
-    tried = conductor.orders[0].to
-    assert [name for name, able in conductor.admitted.items() if tried in able] == [tried.candidate]
+    assert controller.changes[0].kind == "evaluate"
+    assert FULL in controller.admitted["chat"] & controller.admitted["code"]
+    tried = controller.changes[0].to
+    assert [name for name, able in controller.admitted.items() if tried in able] == [tried.candidate]
 
 
 async def test_a_split_that_fails_leaves_what_served(split_world):
-    loop, conductor, _ = split_world
+    loop, controller, _ = split_world
     for _ in range(50):
-        if conductor.orders and CODE in conductor.orders[-1].layout.values():
+        if controller.changes and CODE in controller.changes[-1].layout.values():
             break
         ask_for_both(loop, 40)
         await loop.reassess()
     before = served(loop)
-    conductor.fails = "There is no such file."
+    controller.fails = "There is no such file."
     ask_for_both(loop, 40)
     await loop.reassess()
-    assert conductor.orders[-1].kind == Kind.SPLIT
-    assert not loop.listener.mind.split
+    assert controller.changes[-1].kind == Kind.SPLIT
+    assert not loop.observer.policy_state.split
     assert served(loop) == before
-    num_orders = len(conductor.orders)
-    conductor.fails = None
+    num_orders = len(controller.changes)
+    controller.fails = None
     ask_for_both(loop, 40)
     await loop.reassess()
-    assert all(order.kind != Kind.SPLIT for order in conductor.orders[num_orders:])
+    assert all(change.kind != Kind.SPLIT for change in controller.changes[num_orders:])
 
 
 async def test_shards_that_could_not_be_shared_out_anew_are_not_asked_again_at_once(split_world):
-    loop, conductor, _ = split_world
+    loop, controller, _ = split_world
     await until_split(loop)
-    conductor.fails = "The shard died meanwhile."
-    num_orders = len(conductor.orders)
-    while len(conductor.orders) == num_orders:
+    controller.fails = "The shard died meanwhile."
+    num_orders = len(controller.changes)
+    while len(controller.changes) == num_orders:
         ask_for_both(loop, 160, ("chat",) * 4 + ("code",))
         await loop.reassess()
-    assert sorted(conductor.orders[-1].layout.values()) == [SHALLOW]
+    assert sorted(controller.changes[-1].layout.values()) == [SHALLOW]
     await loop.reassess()
-    assert len(conductor.orders) == num_orders + 1
+    assert len(controller.changes) == num_orders + 1
     assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
 
 
 async def test_a_split_is_over_when_a_person_has_changed_all_shards(split_world):
-    loop, conductor, _ = split_world
+    loop, controller, _ = split_world
     await until_split(loop)
-    conductor.pinned = FULL
+    controller.pinned = FULL
     for shard in range(4):
-        loop.listener.on_shard_ready(shard, generation(FULL, 9))
+        loop.observer.on_shard_ready(shard, served_model(FULL, 9))
     await loop.reassess()
-    assert not loop.listener.mind.split
-    assert loop.listener.mind.serving == FULL
+    assert not loop.observer.policy_state.split
+    assert loop.observer.policy_state.serving == FULL
 
 
 async def test_a_shard_that_a_person_has_changed_is_given_back_to_the_split(split_world):
-    loop, conductor, _ = split_world
+    loop, controller, _ = split_world
     await until_split(loop)
-    loop.listener.on_shard_ready(0, generation(FULL, 9))
+    loop.observer.on_shard_ready(0, served_model(FULL, 9))
     ask_for_both(loop, 200)
     await loop.reassess()
-    assert tuple(conductor.orders[-1].layout) == (0,)
+    assert tuple(controller.changes[-1].layout) == (0,)
     assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
 
 
 async def test_breaches_of_one_choice_of_a_split_are_answered_though_the_other_has_none(split_world):
-    loop, conductor, _ = split_world
+    loop, controller, _ = split_world
     await until_split(loop)
-    generations = loop.listener.generations
+    served_models = loop.observer.served_models
     for number in range(12):
-        for shard, made in generations.items():
+        for shard, made in served_models.items():
             breaches = 18 if made.choice == CODE else 0
             report = ExitReport(tokens_by_exit={15: 20}, breaches=breaches)
-            step = StepOutput(number, [], [], 10, 20, exits=report, generation=made.ticket)
-            loop.listener.on_step(shard, step)
+            step = StepOutput(number, [], [], 10, 20, exits=report, epoch=made.epoch)
+            loop.observer.on_step(shard, step)
     await loop.reassess()
-    assert conductor.orders[-1].kind == Kind.SWITCH
-    assert "tokens left code at 15 layers under threshold" in conductor.orders[-1].why
-    assert not loop.listener.mind.split
-    assert {made.choice.depth for made in loop.listener.generations.values()} == {30}
+    assert controller.changes[-1].kind == Kind.SWITCH
+    assert "tokens left code at 15 layers under threshold" in controller.changes[-1].why
+    assert not loop.observer.policy_state.split
+    assert {made.choice.depth for made in loop.observer.served_models.values()} == {30}
 
 
 async def test_what_runs_on_from_before_a_split_is_no_breach_of_it(split_world):
     loop, _, _ = split_world
     await until_split(loop)
     stranger = make_request(1, prompt=Prompt("Write a python function."))
-    shard = next(shard for shard, made in loop.listener.generations.items() if made.choice == SHALLOW)
-    stranger.start(shard, loop.listener.generations[shard], 0.0)
-    loop.listener.on_started(stranger)
+    shard = next(shard for shard, made in loop.observer.served_models.items() if made.choice == SHALLOW)
+    stranger.start(shard, loop.observer.served_models[shard], 0.0)
+    loop.observer.on_started(stranger)
     report = ExitReport(tokens_by_exit={15: 500}, breaches=500)
-    ticket = loop.listener.generations[shard].ticket
-    loop.listener.on_step(shard, StepOutput(1, [], [], 10, 500, exits=report, generation=ticket))
-    assert not loop.listener.mind.watch.is_breached
-    loop.listener.on_finished(stranger)
-    loop.listener.on_step(shard, StepOutput(2, [], [], 10, 500, exits=report, generation=ticket))
-    assert loop.listener.mind.watch.is_breached
+    epoch = loop.observer.served_models[shard].epoch
+    loop.observer.on_step(shard, StepOutput(1, [], [], 10, 500, exits=report, epoch=epoch))
+    assert not loop.observer.policy_state.watch.is_breached
+    loop.observer.on_finished(stranger)
+    loop.observer.on_step(shard, StepOutput(2, [], [], 10, 500, exits=report, epoch=epoch))
+    assert loop.observer.policy_state.watch.is_breached

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from router.catalog.served_model import Segment
-from router.fleet.balancer import Pool
+from router.fleet.balancer import Balancer
 from router.fleet.client import Answered, Asked, ShardDied
 from router.fleet.engine import Engine
-from router.fleet.live_requests import Ledger
-from router.fleet.swap import Inflight, SwapError, Wish
+from router.fleet.live_requests import RequestRegistry
+from router.fleet.swap import Inflight, SwapError, SwapOptions
 from router.scheduling.request import GenerationFailed, Request, Status
 from shard.messages import (
     Commit,
@@ -98,14 +98,14 @@ class PlayedShard:
 class Stage:
     def __init__(self) -> None:
         self.shard = PlayedShard()
-        self.pool = Pool(Ledger())
-        self.engine = Engine(0, make_target(), self.shard, self.pool)
-        self.pool.members.append(self.engine)
+        self.balancer = Balancer(RequestRegistry())
+        self.engine = Engine(0, make_target(), self.shard, self.balancer)
+        self.balancer.shards.append(self.engine)
 
     async def submit(self, id: int, **options: object) -> Request:
         request = make_request(id, spec=make_spec(8, 20, **options))
-        self.pool.ledger.enter(request)
-        self.pool.add(request)
+        self.balancer.registry.enter(request)
+        self.balancer.add(request)
         await asyncio.sleep(0)
         return request
 
@@ -114,7 +114,7 @@ class Stage:
 async def stage():
     stage = Stage()
     task = asyncio.create_task(stage.engine.run())
-    await until(stage.pool.serving.is_set)
+    await until(stage.balancer.serving.is_set)
     yield stage
     await tasks.cancel(task)
 
@@ -146,7 +146,7 @@ async def test_a_stop_string_ends_a_request_and_the_next_step_drops_it(
     await stage.shard.answer(first, token=7)
     assert request.status is Status.FINISHED
     assert stage.shard.sent[-1].drop == [(1, 0)]
-    assert stage.pool.ledger.live == {}
+    assert stage.balancer.registry.live == {}
     await stage.shard.answer(second, token=9)
     assert answer_of(request) == [7]
 
@@ -156,7 +156,7 @@ async def test_logits_that_are_no_numbers_fail_their_request_alone(stage: Stage)
     [first, second] = stage.shard.sent
     output = SequenceOutput(1, 0, 8, [TokenOutput(0, math.nan, 30)])
     await stage.shard.say(StepOutput(first.number, [output], [], 49, 1))
-    assert (request.status, answer_of(request), stage.pool.ledger.live) == (Status.FINISHED, [], {})
+    assert (request.status, answer_of(request), stage.balancer.registry.live) == (Status.FINISHED, [], {})
     with pytest.raises(GenerationFailed, match="not numbers") as failure:
         await request.take()
     assert failure.value.status == 424
@@ -189,7 +189,7 @@ TARGET = make_target("other")
 
 async def swapping(stage: Stage, inflight: Inflight = Inflight.FINISH) -> asyncio.Task[object]:
     """A swap that has been prepared and whose commit the shard has been asked for."""
-    swap = asyncio.create_task(stage.engine.swap(TARGET, Wish(inflight, drain_s=10.0)))
+    swap = asyncio.create_task(stage.engine.swap(TARGET, SwapOptions(inflight, drain_s=10.0)))
     await asyncio.sleep(0)
     assert stage.shard.told == [Prepare(1, TARGET.config)]
     await stage.shard.say(Prepared(1, OTHER, {"read": 3.0}))
@@ -210,7 +210,7 @@ async def test_nothing_begins_between_a_commit_and_its_answer_and_then_it_does_o
     await stage.shard.say(Committed(1, OTHER, 2.0, {}))
     await stage.shard.answer(stage.shard.sent[2])
     [new] = [new for step in stage.shard.sent for new in step.new if new.id == 2]
-    assert new.generation == 1
+    assert new.epoch == 1
     assert second.segments == [Segment("other", "v2", 10, from_token=0)]
     assert first.segments == [Segment("m", "v1", 30, from_token=0)]
     done = await swap
@@ -219,7 +219,7 @@ async def test_nothing_begins_between_a_commit_and_its_answer_and_then_it_does_o
 
 
 async def test_a_shard_that_says_no_keeps_what_it_has(stage: Stage) -> None:
-    swap = asyncio.create_task(stage.engine.swap(TARGET, Wish()))
+    swap = asyncio.create_task(stage.engine.swap(TARGET, SwapOptions()))
     await asyncio.sleep(0)
     await stage.shard.say(SwapFailed(1, "It has another shape."))
     with pytest.raises(SwapError, match="another shape"):
@@ -236,7 +236,7 @@ async def test_where_both_do_not_fit_it_commits_again_when_somebody_has_ended(st
     await stage.shard.say(SwapFailed(1, "There is no room."))
     assert stage.shard.told[-1] == Commit(1)
     assert len(stage.shard.told) == 2
-    stage.pool.ledger.fail(request, GenerationFailed("aborted"), 0.0)
+    stage.balancer.registry.fail(request, GenerationFailed("aborted"), 0.0)
     stage.engine.drop(request)
     await stage.shard.answer(stage.shard.sent[0])
     assert stage.shard.told[2:] == [Commit(1)]
@@ -251,9 +251,9 @@ async def test_those_that_migrate_begin_again_on_the_new_model_with_their_tokens
     await stage.shard.say(Committed(1, OTHER, 2.0, {}))
     assert (await swap).num_migrated == 1
     for step in stage.shard.sent[1:3]:
-        await stage.shard.say(StepOutput(step.number, [], [], 40, 0, generation=1, older=[OlderReport(0, 1)]))
+        await stage.shard.say(StepOutput(step.number, [], [], 40, 0, epoch=1, older=[OlderReport(0, 1)]))
     [again] = [new for step in stage.shard.sent for new in step.new if new.attempt == 1]
-    assert (again.generation, again.token_ids) == (1, [*request.spec.prompt_token_ids, 5])
+    assert (again.epoch, again.token_ids) == (1, [*request.spec.prompt_token_ids, 5])
     assert [(segment.model, segment.from_token) for segment in request.segments] == [("m", 0), ("other", 1)]
 
 

@@ -7,13 +7,13 @@ import msgspec
 import torch
 
 from router.observers.recorder import Recorder
-from shard.generations import Generations
 from shard.messages import Commit, Committed, Prepare, Prepared, ShardConfig, Step
 from shard.models.shelf import Reader, Shelf
 from shard.ops.plain import PlainOps
+from shard.served_models import ServedModels
 from shard.sim.sim_runner import SimLoader
 from telemetry.store import Store
-from tests.router.fakes import make_generation
+from tests.router.fakes import make_served_model
 
 NUM_SWAPS = 1000
 WARM = 300
@@ -37,7 +37,7 @@ def assert_flat(change: Callable[[int], None]) -> None:
 
 def test_a_shard_remembers_neither_models_nor_what_was_discarded() -> None:
     config = ShardConfig("m", "sim")
-    shard = Generations(config, SimLoader())
+    shard = ServedModels(config, SimLoader())
 
     def change(number: int) -> None:
         target = msgspec.structs.replace(config, num_layers=5 + number % 2)
@@ -51,7 +51,7 @@ def test_a_shard_remembers_neither_models_nor_what_was_discarded() -> None:
 
 def test_the_recorder_remembers_the_latest_models() -> None:
     recorder = Recorder(Store(None, "poems", "one"))
-    assert_flat(lambda number: recorder.on_shard_ready(0, make_generation(number)))
+    assert_flat(lambda number: recorder.on_shard_ready(0, make_served_model(number)))
 
 
 def test_weights_that_are_gone_leave_no_sizes() -> None:

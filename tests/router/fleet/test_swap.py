@@ -9,12 +9,12 @@ import msgspec
 import psutil
 import pytest
 
-from router.catalog.catalog import Menu
+from router.catalog.catalog import Catalog
 from router.catalog.repository import Repository
 from router.catalog.served_model import Target
-from router.control.swap_controller import Conductor, Order
+from router.control.swap_controller import ChangeRequest, SwapController
 from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import Done, Inflight, SwapError, SwapRefused, Wish
+from router.fleet.swap import Inflight, SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.request import GenerationFailed, Request, Status
 from router.settings.config import Config
 from shard.sim.sim_runner import CostModel
@@ -22,8 +22,8 @@ from telemetry.audit import AuditLog, Decision, Outcome
 from tests.router.fakes import TOKENIZER, FakeTokenizer, expected_answer, make_spec
 from tests.router.sim_serving import FAST, Sim, outcomes, shard_processes, simulated, text_of, until
 
-FINISH = Wish(Inflight.FINISH, drain_s=10.0)
-MIGRATE = Wish(Inflight.MIGRATE)
+FINISH = SwapOptions(Inflight.FINISH, drain_s=10.0)
+MIGRATE = SwapOptions(Inflight.MIGRATE)
 ROOM = {"max_concurrent_requests": 500, "max_queued_tokens": 1_000_000}
 
 
@@ -64,8 +64,8 @@ async def streams_have(requests: list[Request], num_tokens: int) -> None:
     await until(lambda: all(len(request.outputs) >= num_tokens for request in requests))
 
 
-async def changing(dispatcher: Dispatcher, target: Target, wish: Wish = FINISH) -> Done:
-    [done] = await dispatcher.swap(target, wish)
+async def changing(dispatcher: Dispatcher, target: Target, options: SwapOptions = FINISH) -> SwapResult:
+    [done] = await dispatcher.swap(target, options)
     return done
 
 
@@ -145,7 +145,9 @@ async def test_what_does_not_fit_beside_waits_for_what_runs_and_then_moves_it(tm
         await streams_have(requests, 5)
         swapping = asyncio.create_task(
             changing(
-                sim.dispatcher, other(sim, "second", model="second", cost_model=second), Wish(drain_s=0.2)
+                sim.dispatcher,
+                other(sim, "second", model="second", cost_model=second),
+                SwapOptions(drain_s=0.2),
             )
         )
         await until(lambda: sim.dispatcher._engines[0].scheduler.is_holding)
@@ -192,7 +194,7 @@ async def test_a_checkpoint_that_cannot_be_read_changes_nothing(tmp_path: Path) 
             await sim.dispatcher.swap(other(sim, "broken", model="broken", cost_model=broken), FINISH)
         assert await outcomes(requests) == expected(asked)
         assert {tuple(authors(request)) for request in requests} == {(("sim", 30, 0),)}
-        assert (await changing(sim.dispatcher, at_depth(sim, 20))).generation.ready.depth == 20
+        assert (await changing(sim.dispatcher, at_depth(sim, 20))).served_model.ready.depth == 20
 
 
 @pytest.mark.parametrize("moment", ["prepare", "commit", "after"])
@@ -271,9 +273,11 @@ async def test_of_several_shards_all_change_or_none(tmp_path: Path) -> None:
 
 async def half_changed(sim: Sim, target: Target) -> asyncio.Task[Decision]:
     """A change of two shards, of which the first serves the new model and the second loads it."""
-    conductor = Conductor(sim.dispatcher, Menu(Config(), Repository(candidates=()), []), AuditLog("here"))
-    order = Order(kind="swap", by="operator", why="", to=target, wish=FINISH)
-    changing = asyncio.create_task(conductor.carry_out(order))
+    controller = SwapController(
+        sim.dispatcher, Catalog(Config(), Repository(candidates=()), []), AuditLog("here")
+    )
+    order = ChangeRequest(kind="swap", by="operator", why="", to=target, options=FINISH)
+    changing = asyncio.create_task(controller.carry_out(order))
     await until(lambda: sim.shards()[1].state == "swapping")
     assert sim.shards()[0].model == "second"
     return changing

@@ -15,7 +15,7 @@ from shard.messages import (
 )
 from telemetry.prometheus import Metrics
 from telemetry.store import Store
-from tests.router.fakes import make_generation, make_request
+from tests.router.fakes import make_request, make_served_model
 
 
 class Observed:
@@ -42,7 +42,7 @@ def run(observed: Observed, request: Request, times: list[float]) -> None:
     """Start at 1.0 and give one token at each of `times`; the last one ends it."""
     observer = observed.observer
     observer.on_submitted(request)
-    request.start(0, make_generation(), 1.0)
+    request.start(0, make_served_model(), 1.0)
     observer.on_started(request)
     for time in times:
         finish = FinishReason.LENGTH if time == times[-1] else None
@@ -68,7 +68,7 @@ def test_the_times_of_a_request(observed: Observed) -> None:
 
 def test_tokens_that_come_together_share_the_time(observed: Observed) -> None:
     request = make_request(1, arrived=0.0)
-    request.start(0, make_generation(), 0.0)
+    request.start(0, make_served_model(), 0.0)
     observed.observer.on_tokens(request, 1, 1.0)
     observed.observer.on_tokens(request, 4, 3.0)
     assert observed.value('helios_itl_seconds_count{model="poet"}') == 4
@@ -89,7 +89,7 @@ def test_steps_tell_time_blocks_and_exit_layers(observed: Observed) -> None:
     tokens = [TokenOutput(1, -1.0, 3), TokenOutput(2, -1.0, 3), TokenOutput(3, -1.0, 30)]
     outputs = [SequenceOutput(id, 0, 9, [token]) for id, token in enumerate(tokens)]
     observer = observed.observer
-    observer.on_shard_ready(1, make_generation(num_blocks=20))
+    observer.on_shard_ready(1, make_served_model(num_blocks=20))
     step = {"preempted": [], "num_free_blocks": 5, "num_sequences": 3, "step_ms": 20.0, "idle_ms": 1.0}
     observer.on_step(1, StepOutput(1, outputs, num_tokens=3, **step))  # type: ignore[arg-type]
     observer.on_step(1, StepOutput(2, outputs, num_tokens=40, **step))  # type: ignore[arg-type]

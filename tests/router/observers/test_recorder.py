@@ -18,10 +18,10 @@ from shard.messages import (
 from telemetry.cost import StepSample
 from telemetry.sample import Record, Window
 from telemetry.store import Store
-from tests.router.fakes import FakeTokenizer, make_generation, make_request, make_target
+from tests.router.fakes import FakeTokenizer, make_request, make_served_model, make_target
 
-FULL = make_generation(0, make_target("poet"))
-CAPPED = make_generation(1, make_target("poet"), depth=20)
+FULL = make_served_model(0, make_target("poet"))
+CAPPED = make_served_model(1, make_target("poet"), depth=20)
 
 
 class Spelling(FakeTokenizer):
@@ -57,9 +57,9 @@ def recorded() -> Recorded:
     return Recorded()
 
 
-def begin(id: int = 1, generation: object = FULL, shard: int = 0, **more: object) -> Request:
+def begin(id: int = 1, served_model: object = FULL, shard: int = 0, **more: object) -> Request:
     request = make_request(id, tokenizer=Spelling(), **more)
-    request.start(shard, generation, 0.0)  # type: ignore[arg-type]
+    request.start(shard, served_model, 0.0)  # type: ignore[arg-type]
     return request
 
 
@@ -108,9 +108,9 @@ def test_a_window_begins_anew_behind_each_flush(recorded: Recorded) -> None:
 
 
 def test_shards_candidates_and_depths_are_kept_apart(recorded: Recorded) -> None:
-    bard = make_generation(2, make_target("bard"))
-    for id, (shard, generation) in enumerate([(0, FULL), (0, CAPPED), (1, FULL), (0, bard)]):
-        give(recorded, begin(id, generation, shard), [20], 0.1)
+    bard = make_served_model(2, make_target("bard"))
+    for id, (shard, served_model) in enumerate([(0, FULL), (0, CAPPED), (1, FULL), (0, bard)]):
+        give(recorded, begin(id, served_model, shard), [20], 0.1)
     assert sorted(recorded.windows()) == [(0, "bard", 30), (0, "poet", 20), (0, "poet", 30), (1, "poet", 30)]
     assert {record.router for record in recorded.records} == {"one"}
 
@@ -176,12 +176,12 @@ def test_tokens_are_metered_where_joules_are_told(recorded: Recorded) -> None:
 def test_each_generation_of_a_step_has_its_part(recorded: Recorded) -> None:
     recorded.observer.on_shard_ready(0, CAPPED)
     older = OlderReport(0, num_sequences=3, num_tokens=3, ms=30.0, exits=ExitReport(breaches=2))
-    recorded.observer.on_step(0, step(generation=1, step_ms=10.0, older=[older], joules=8.0))
+    recorded.observer.on_step(0, step(epoch=1, step_ms=10.0, older=[older], joules=8.0))
     windows = recorded.windows()
     assert (windows[0, "poet", 20].joules, windows[0, "poet", 30].joules) == (2.0, 6.0)
     assert (windows[0, "poet", 30].batched, windows[0, "poet", 30].breaches) == (3, 2)
     assert windows[0, "poet", 20].cost.num_steps == 0
-    recorded.observer.on_step(0, step(num_tokens=0, generation=1, num_sequences=0, older=[older]))
+    recorded.observer.on_step(0, step(num_tokens=0, epoch=1, num_sequences=0, older=[older]))
     windows = recorded.windows()
     assert (windows[0, "poet", 20].num_steps, windows[0, "poet", 30].num_steps) == (0, 1)
 
@@ -189,9 +189,9 @@ def test_each_generation_of_a_step_has_its_part(recorded: Recorded) -> None:
 def test_a_new_life_of_a_shard_begins_with_nothing_known(recorded: Recorded) -> None:
     recorded.observer.on_shard_ready(0, CAPPED)
     recorded.observer.on_shard_death(0, "killed")
-    recorded.observer.on_step(0, step(generation=1))
+    recorded.observer.on_step(0, step(epoch=1))
     assert recorded.windows() == {}
-    recorded.observer.on_shard_ready(0, make_generation(0, make_target("bard")))
+    recorded.observer.on_shard_ready(0, make_served_model(0, make_target("bard")))
     recorded.observer.on_step(0, step())
     assert list(recorded.windows()) == [(0, "bard", 30)]
 

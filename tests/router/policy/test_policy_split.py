@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.catalog.repository import Choice, Loop
-from router.policy.classes import alone
+from router.policy.classes import single_class_view
 from router.policy.decide import decide
 from router.policy.decision import Kind
-from router.policy.observation import Demand, Evaluation, Seen, Standing
+from router.policy.observation import Demand, Evaluation, LoopCounters, Observation
 from router.policy.splitting import share_out
 from telemetry.history import Interval
-from tests.router.policy.test_policy import CHOICES, facts_of, is_allowed, moments, row, seen_of
+from tests.router.policy.test_policy import CHOICES, is_allowed, moments, observation_of, profile_of, row
 from tests.router.policy_world import Fleet, fleet
 
 NUM_LAYERS = 24
@@ -23,17 +23,20 @@ BOTH = Demand(64, 64, 4, {"chat": 0.5, "code": 0.5})
 SPLIT = {"chat": CHAT, "code": CODE}
 
 
-def specialists(**rest) -> Seen:
+def specialists(**rest) -> Observation:
     """One model whole, and with exits for each of two kinds of prompts, all of which were measured."""
-    facts = [facts_of("full", depths=()), *(facts_of(name, prompts=(name,)) for name in ("chat", "code"))]
+    profile = [
+        profile_of("full", depths=()),
+        *(profile_of(name, prompts=(name,)) for name in ("chat", "code")),
+    ]
     history = [row(FULL, prompts="mixed"), row(CHAT), row(CODE, prompts="code")]
     told = {"demand": BOTH, "shards": (FULL,) * 4, "history": history} | rest
-    return seen_of(*facts, **told)
+    return observation_of(*profile, **told)
 
 
-def carried_out(seen: Seen, decision) -> Seen:
-    shards = decision.shards or (decision.choice,) * len(seen.shards)
-    return msgspec.structs.replace(seen, serving=decision.choice, split=decision.split, shards=shards)
+def carried_out(observation: Observation, decision) -> Observation:
+    shards = decision.shards or (decision.choice,) * len(observation.shards)
+    return msgspec.structs.replace(observation, serving=decision.choice, split=decision.split, shards=shards)
 
 
 # Plain cases
@@ -49,16 +52,16 @@ def test_each_kind_of_prompts_gets_the_choice_that_is_best_for_it_alone():
 
 
 def test_shards_follow_the_work():
-    seen = specialists(demand=Demand(64, 64, 4, {"chat": 0.75, "code": 0.25}), shards=(FULL,) * 8)
-    shards = decide(seen).shards
+    observation = specialists(demand=Demand(64, 64, 4, {"chat": 0.75, "code": 0.25}), shards=(FULL,) * 8)
+    shards = decide(observation).shards
     assert (shards.count(CHAT), shards.count(CODE)) == (6, 2)
 
 
 def test_shards_that_would_be_idle_speak_against_it():
     """Of two shards one would do a fifth of the work."""
-    seen = specialists(demand=Demand(64, 64, 4, {"chat": 0.8, "code": 0.2}), shards=(FULL,) * 2)
-    assert decide(seen).kind is Kind.STAY
-    assert decide(msgspec.structs.replace(seen, shards=(FULL,) * 10)).kind is Kind.SPLIT
+    observation = specialists(demand=Demand(64, 64, 4, {"chat": 0.8, "code": 0.2}), shards=(FULL,) * 2)
+    assert decide(observation).kind is Kind.STAY
+    assert decide(msgspec.structs.replace(observation, shards=(FULL,) * 10)).kind is Kind.SPLIT
 
 
 @pytest.mark.parametrize("shards", [(), (FULL,)])
@@ -72,8 +75,8 @@ def test_what_was_not_measured_for_its_prompts_is_tried_first():
 
 
 def test_a_split_has_a_budget_like_any_swap():
-    often = Standing(num_requests=900, reassessed_at=0, swapped_at=(100, 300, 500, 700))
-    assert decide(specialists(standing=often)).kind is Kind.STAY
+    often = LoopCounters(num_requests=900, reassessed_at=0, swapped_at=(100, 300, 500, 700))
+    assert decide(specialists(counters=often)).kind is Kind.STAY
 
 
 def test_a_small_gain_makes_no_split():
@@ -82,24 +85,24 @@ def test_a_small_gain_makes_no_split():
 
 
 def test_a_class_that_nobody_is_certified_for_forbids_it():
-    facts = [facts_of("full", depths=(), proven={NUM_LAYERS: 0.1}), facts_of("chat", prompts=("chat",))]
-    seen = seen_of(*facts, demand=BOTH, shards=(FULL,) * 4, history=[row(CHAT)])
-    assert decide(seen).kind is not Kind.SPLIT
+    profile = [profile_of("full", depths=(), proven={NUM_LAYERS: 0.1}), profile_of("chat", prompts=("chat",))]
+    observation = observation_of(*profile, demand=BOTH, shards=(FULL,) * 4, history=[row(CHAT)])
+    assert decide(observation).kind is not Kind.SPLIT
 
 
 def test_a_revoked_choice_ends_the_split():
     bad = row(CODE, prompts="code", agreement=Interval(0.5, 0.4, 0.6, 30))
     history = [row(FULL, prompts="mixed"), row(CHAT), bad]
-    seen = specialists(history=history, split=SPLIT, serving=CHAT, shards=(CHAT, CHAT, CODE, CODE))
-    decision = decide(seen)
+    observation = specialists(history=history, split=SPLIT, serving=CHAT, shards=(CHAT, CHAT, CODE, CODE))
+    decision = decide(observation)
     assert decision.split.get("code") != CODE
     assert "Code at 12 layers may not serve any longer: live answers agree too little" in decision.why
 
 
 def test_breaches_of_one_choice_end_the_split():
-    standing = Standing(is_breached=True, breaching=CODE)
-    seen = specialists(standing=standing, split=SPLIT, serving=CHAT, shards=(CHAT, CHAT, CODE, CODE))
-    decision = decide(seen)
+    counters = LoopCounters(is_breached=True, breaching=CODE)
+    observation = specialists(counters=counters, split=SPLIT, serving=CHAT, shards=(CHAT, CHAT, CODE, CODE))
+    decision = decide(observation)
     assert (decision.choice.depth, decision.split) == (NUM_LAYERS, {})
     assert "tokens left code at 12 layers under threshold" in decision.why
 
@@ -108,16 +111,18 @@ def test_breaches_of_one_choice_end_the_split():
 def test_a_trial_leaves_each_kind_a_shard(name):
     shards = (CHAT, CODE)
     proven = {"chat": {12: 0.9}, "code": {12: 0.9}} | {name: {6: 0.9, 12: 0.9}}
-    own = [facts_of(one, prompts=(one,), proven=proven[one]) for one in ("chat", "code")]
-    facts = [facts_of("full", depths=()), *own]
+    own = [profile_of(one, prompts=(one,), proven=proven[one]) for one in ("chat", "code")]
+    profile = [profile_of("full", depths=()), *own]
     history = [row(FULL, prompts="mixed"), row(CHAT), row(CODE, prompts="code")]
-    seen = seen_of(*facts, demand=BOTH, shards=shards, history=history, split=SPLIT, serving=CHAT)
-    decision = decide(seen)
+    observation = observation_of(
+        *profile, demand=BOTH, shards=shards, history=history, split=SPLIT, serving=CHAT
+    )
+    decision = decide(observation)
     assert (decision.kind, decision.choice) == (Kind.EVALUATE, Choice(name, 6))
     assert [one.candidate for one in decision.shards] == ["chat", "code"]
 
 
-def shared(chat: int, code: int, share: float, is_steady: bool = True) -> Seen:
+def shared(chat: int, code: int, share: float, is_steady: bool = True) -> Observation:
     """A split over so many shards of each, when chat has a share of the traffic."""
     mix = {"chat": share, "code": 1 - share}
     demand = Demand(64, 64, 4, mix, mix if is_steady else {})
@@ -137,14 +142,14 @@ def test_shards_of_a_split_do_not_move_for_what_would_be_worth_a_swap_otherwise(
 
 
 def test_what_serves_a_part_of_the_prompts_is_not_left_for_what_failed_elsewhere():
-    seen = shared(2, 2, 0.5)
-    broken = msgspec.structs.replace(seen, troubles={CODE: "it is broken", CHAT: "it is broken"})
+    observation = shared(2, 2, 0.5)
+    broken = msgspec.structs.replace(observation, load_failures={CODE: "it is broken", CHAT: "it is broken"})
     assert decide(broken).split == SPLIT
 
 
 def test_shards_of_a_split_that_have_died_are_stood_in_for():
-    seen = specialists(split=SPLIT, serving=CHAT, shards=(CHAT, CHAT, CHAT))
-    assert sorted(decide(seen).shards) == [CHAT, CHAT, CODE]
+    observation = specialists(split=SPLIT, serving=CHAT, shards=(CHAT, CHAT, CHAT))
+    assert sorted(decide(observation).shards) == [CHAT, CHAT, CODE]
 
 
 def test_a_class_that_becomes_rare_does_not_end_a_split_at_once():
@@ -199,8 +204,8 @@ def measured(draw, choice):
 def fleets(draw):
     """Several shards at some moment, at which there is often something to be said for a split."""
     lows = st.sampled_from([0.5, 0.85, 0.9])
-    facts = [
-        facts_of(name, proven={6: draw(lows), 12: draw(lows)}, prompts=() if name == "full" else (name,))
+    profile = [
+        profile_of(name, proven={6: draw(lows), 12: draw(lows)}, prompts=() if name == "full" else (name,))
         for name in NAMES
     ]
     weights = {name: draw(st.integers(0, 10)) for name in ("chat", "code")} | {
@@ -212,7 +217,7 @@ def fleets(draw):
     one, other = draw(st.tuples(st.sampled_from(shards), st.sampled_from(shards)))
     split = draw(st.sampled_from([{}, {"chat": one, "code": other}])) if one != other else {}
     trial = st.builds(Evaluation, st.sampled_from(SERVABLE), st.integers(0, 6))
-    standing = Standing(
+    counters = LoopCounters(
         num_requests=1000,
         reassessed_at=draw(st.sampled_from([0, 0, 990])),
         swapped_at=tuple(draw(st.lists(st.integers(0, 1000), max_size=4))),
@@ -223,65 +228,67 @@ def fleets(draw):
         is_breached=draw(st.sampled_from([False, False, True])),
         breaching=one,
     )
-    return seen_of(
-        *facts,
+    return observation_of(
+        *profile,
         serving=one,
         split=split,
         shards=shards,
-        standing=standing,
+        counters=counters,
         demand=Demand(64, 64, 4, mix, draw(st.sampled_from([{}, mix]))),
         objective=draw(st.sampled_from(["throughput", "latency", "energy"])),
         history=[one for choice in SERVABLE if draw(st.integers(0, 3)) for one in draw(measured(choice))],
-        troubles=draw(st.dictionaries(st.sampled_from(SERVABLE), st.just("it is broken"), max_size=1)),
+        load_failures=draw(st.dictionaries(st.sampled_from(SERVABLE), st.just("it is broken"), max_size=1)),
     )
 
 
-def is_good_enough(seen: Seen, choice: Choice, name: str) -> bool:
+def is_good_enough(observation: Observation, choice: Choice, name: str) -> bool:
     """The hard rules for prompts of one class, written down independently."""
-    made_for = seen.facts[choice.candidate].candidate.prompts
+    made_for = observation.profiles[choice.candidate].candidate.prompts
     return (not made_for or name in made_for or choice.depth == NUM_LAYERS) and is_allowed(
-        alone(seen, name), choice
+        single_class_view(observation, name), choice
     )
 
 
-def counted(seen: Seen) -> list[str]:
-    return [name for name, share in seen.demand.mix.items() if share >= Loop().class_share]
+def counted(observation: Observation) -> list[str]:
+    return [name for name, share in observation.demand.mix.items() if share >= Loop().class_share]
 
 
 @settings(max_examples=80, deadline=None)
 @given(fleets())
-def test_no_class_that_counts_is_served_below_the_floor(seen):
-    decision = decide(seen)
+def test_no_class_that_counts_is_served_below_the_floor(observation):
+    decision = decide(observation)
     if decision.kind is Kind.SPLIT:
-        assert len(decision.shards) == len(seen.shards)
+        assert len(decision.shards) == len(observation.shards)
         assert set(decision.shards) == set(decision.split.values())
         assert len(set(decision.shards)) > 1
-        for name in counted(seen):
-            assert is_good_enough(seen, decision.split[name], name)
-    if decision.kind is Kind.EVALUATE and seen.split and decision.choice not in seen.shards:
-        for name in counted(seen):
-            assert any(is_good_enough(seen, choice, name) for choice in decision.shards)
+        for name in counted(observation):
+            assert is_good_enough(observation, decision.split[name], name)
+    if decision.kind is Kind.EVALUATE and observation.split and decision.choice not in observation.shards:
+        for name in counted(observation):
+            assert any(is_good_enough(observation, choice, name) for choice in decision.shards)
 
 
 @settings(max_examples=40, deadline=None)
 @given(fleets())
-def test_the_same_input_gives_the_same_decision(seen):
-    assert decide(seen) == decide(copy.deepcopy(seen))
+def test_the_same_input_gives_the_same_decision(observation):
+    assert decide(observation) == decide(copy.deepcopy(observation))
 
 
-def settled(seen):
+def settled(observation):
     """The same fleet with nothing on trial, no breach, and no time left for trials."""
-    standing = msgspec.structs.replace(seen.standing, evaluation=None, is_breached=False, evaluated_ms=1e12)
-    return msgspec.structs.replace(seen, standing=standing)
+    counters = msgspec.structs.replace(
+        observation.counters, evaluation=None, is_breached=False, evaluated_ms=1e12
+    )
+    return msgspec.structs.replace(observation, counters=counters)
 
 
 @settings(max_examples=80, deadline=None)
 @given(fleets())
-def test_a_split_carried_out_stays_on_the_same_evidence(seen):
-    seen = settled(seen)
-    first = decide(seen)
+def test_a_split_carried_out_stays_on_the_same_evidence(observation):
+    observation = settled(observation)
+    first = decide(observation)
     if first.kind is Kind.SPLIT:
-        second = decide(carried_out(seen, first))
+        second = decide(carried_out(observation, first))
         assert second.kind is Kind.STAY
         assert second.split == first.split
         assert second.shards in ((), first.shards)
@@ -289,18 +296,18 @@ def test_a_split_carried_out_stays_on_the_same_evidence(seen):
 
 @settings(max_examples=40, deadline=None)
 @given(fleets())
-def test_a_split_given_up_is_not_taken_up_on_the_same_evidence(seen):
-    seen = settled(seen)
-    first = decide(seen)
-    if seen.split and not first.split:
-        assert decide(carried_out(seen, first)).split != seen.split
+def test_a_split_given_up_is_not_taken_up_on_the_same_evidence(observation):
+    observation = settled(observation)
+    first = decide(observation)
+    if observation.split and not first.split:
+        assert decide(carried_out(observation, first)).split != observation.split
 
 
 @settings(max_examples=40, deadline=None)
 @given(moments())
-def test_with_one_shard_nothing_is_as_with_several(seen):
-    alone_there = msgspec.structs.replace(seen, shards=(seen.serving,))
-    assert decide(alone_there) == decide(seen)
+def test_with_one_shard_nothing_is_as_with_several(observation):
+    alone_there = msgspec.structs.replace(observation, shards=(observation.serving,))
+    assert decide(alone_there) == decide(observation)
     assert decide(alone_there).kind is not Kind.SPLIT
 
 
@@ -320,8 +327,8 @@ def best_for(name: str) -> set[Choice]:
 def test_a_mixed_stream_ends_in_a_split_that_noise_does_not_move(seed, share):
     world = fleet(6, seed=seed)
     world.serve(600, mixed(world, share))
-    assert world.mind.split["chat"] in best_for("chat")
-    assert world.mind.split["code"] in best_for("code")
+    assert world.policy_state.split["chat"] in best_for("chat")
+    assert world.policy_state.split["code"] in best_for("code")
     num_changes = len(world.changes)
     world.serve(1500, mixed(world, share))
     assert len(world.changes) - num_changes <= 1
@@ -331,10 +338,10 @@ def test_a_mixed_stream_ends_in_a_split_that_noise_does_not_move(seed, share):
 def test_it_goes_back_to_one_choice_when_prompts_are_of_one_kind_again(seed):
     world = fleet(4, seed=seed)
     world.serve(600, mixed(world))
-    assert world.mind.split
+    assert world.policy_state.split
     world.serve(300, "code")
-    assert not world.mind.split
-    assert set(world.mind.shards) <= best_for("code")
+    assert not world.policy_state.split
+    assert set(world.policy_state.shards) <= best_for("code")
 
 
 def test_exits_that_agree_less_than_was_proven_leave_the_split():
@@ -343,18 +350,18 @@ def test_exits_that_agree_less_than_was_proven_leave_the_split():
     world.truths["code"] = type(truth)(truth.sure, {"code": {15: 0.3, 20: 0.3}})
     world.serve(1500, mixed(world))
     assert any("live answers agree too little" in decision.why for _, decision in world.changes)
-    assert {one.candidate for one in world.mind.shards} <= {"full", "chat"}
+    assert {one.candidate for one in world.policy_state.shards} <= {"full", "chat"}
 
 
 def test_what_cannot_be_loaded_leaves_what_serves():
     world = fleet(4)
     world.failing = {Choice("code", depth): "the file is broken" for depth in (10, 15, 20)}
     world.serve(900, mixed(world))
-    assert all(one.candidate != "code" or one.depth == 30 for one in world.mind.shards)
+    assert all(one.candidate != "code" or one.depth == 30 for one in world.policy_state.shards)
 
 
 def test_what_is_pinned_is_not_split():
     world = fleet(4)
-    world.mind.watch.pinned = "mona"
+    world.policy_state.watch.pinned = "mona"
     world.serve(600, mixed(world))
-    assert not world.mind.split
+    assert not world.policy_state.split

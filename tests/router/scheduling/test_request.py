@@ -3,17 +3,17 @@
 import msgspec
 import pytest
 
-from router.catalog.served_model import Need
+from router.catalog.served_model import Requirements
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
 from shard.messages import FinishReason, Sampling, TokenOutput
-from tests.router.fakes import FakeTokenizer, make_generation, make_request, make_spec, make_target
+from tests.router.fakes import FakeTokenizer, make_request, make_served_model, make_spec, make_target
 from tests.router.http_fakes import byte_tokenizer
 
-FULL = make_generation()
-SHALLOW = make_generation(1, depth=10, version="v1-10")
-SHIFTED = make_generation(2, make_target("shifted", FakeTokenizer("shifted", shift=7)))
+FULL = make_served_model()
+SHALLOW = make_served_model(1, depth=10, version="v1-10")
+SHIFTED = make_served_model(2, make_target("shifted", FakeTokenizer("shifted", shift=7)))
 
 
 def write(request: Request, *ids: int) -> None:
@@ -40,8 +40,8 @@ def test_segments_tell_who_wrote_from_where_on() -> None:
 
 def test_who_has_written_nothing_is_not_named() -> None:
     request = make_request(1)
-    for generation in (FULL, SHALLOW, FULL):
-        request.start(0, generation, 0.0)
+    for served_model in (FULL, SHALLOW, FULL):
+        request.start(0, served_model, 0.0)
         request.start_over()
     assert starts(request) == [("m", 30, 0)]
     write(request, 5)
@@ -53,24 +53,36 @@ def test_who_has_written_nothing_is_not_named() -> None:
 
 def test_what_was_begun_needs_its_model_until_that_is_gone() -> None:
     request = make_request(1)
-    assert request.need == Need(prompts="chat")
+    assert request.requirements == Requirements(prompts="chat")
     request.start(0, FULL, 0.0)
     request.start_over()
-    assert request.need == Need(home=FULL.identity, prompts="chat")
-    request.is_homeless = True
-    assert request.need == Need(prompts="chat")
+    assert request.requirements == Requirements(affinity=FULL.identity, prompts="chat")
+    request.lost_affinity = True
+    assert request.requirements == Requirements(prompts="chat")
     request.start(0, SHALLOW, 0.0)
-    assert request.need == Need(home=SHALLOW.identity, prompts="chat")
+    assert request.requirements == Requirements(affinity=SHALLOW.identity, prompts="chat")
 
 
 def test_token_ids_and_exact_answers_bind_to_a_model() -> None:
     by_ids = make_request(1, prompt=None)
-    assert by_ids.need == Need(vocabulary="fake", prompts="chat")
-    assert [generation.takes(by_ids.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, True, False]
+    assert by_ids.requirements == Requirements(vocabulary="fake", prompts="chat")
+    assert [served_model.takes(by_ids.requirements) for served_model in (FULL, SHALLOW, SHIFTED)] == [
+        True,
+        True,
+        False,
+    ]
     exact = make_request(2, exact=True)
-    assert [generation.takes(exact.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, False, True]
+    assert [served_model.takes(exact.requirements) for served_model in (FULL, SHALLOW, SHIFTED)] == [
+        True,
+        False,
+        True,
+    ]
     exact.start(0, FULL, 0.0)
-    assert [generation.takes(exact.need) for generation in (FULL, SHALLOW, SHIFTED)] == [True, False, False]
+    assert [served_model.takes(exact.requirements) for served_model in (FULL, SHALLOW, SHIFTED)] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_waiting_prompt_is_encoded_again_for_another_tokenizer() -> None:
@@ -101,7 +113,7 @@ def test_an_answer_goes_on_from_its_text_in_another_tokenizer() -> None:
 
 
 def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:
-    small = make_generation(1, make_target("small"), max_total_tokens=5)
+    small = make_served_model(1, make_target("small"), max_total_tokens=5)
     with pytest.raises(
         GenerationFailed, match="8 tokens; the maximum context length of small is 5"
     ) as refused:
@@ -111,7 +123,7 @@ def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:
 
 
 def test_a_token_that_a_model_does_not_know_never_reaches_it() -> None:
-    small = make_generation(1, make_target("small"), vocab_size=1100)
+    small = make_served_model(1, make_target("small"), vocab_size=1100)
     request = make_request(1, spec=make_spec(first=1093))
     with pytest.raises(GenerationFailed, match="a token that small does not know") as refused:
         request.suit(small)
@@ -123,10 +135,10 @@ def test_nobody_is_moved_to_a_model_that_could_not_read_it() -> None:
     mute = FakeTokenizer("mute")
     mute.apply_chat_template = _refuse  # type: ignore[method-assign]
     talk = make_request(1, prompt=Prompt(messages=[{"role": "user", "content": "Hi"}]))
-    assert not talk.may_move_to(make_generation(1, make_target("mute", mute)))
+    assert not talk.may_move_to(make_served_model(1, make_target("mute", mute)))
     text = make_request(2)
-    assert text.may_move_to(make_generation(1, make_target("mute", mute)))
-    assert not text.may_move_to(make_generation(1, make_target("small"), max_total_tokens=8))
+    assert text.may_move_to(make_served_model(1, make_target("mute", mute)))
+    assert not text.may_move_to(make_served_model(1, make_target("small"), max_total_tokens=8))
 
 
 def _refuse(messages: object, **options: object) -> str:
@@ -192,7 +204,7 @@ async def test_a_stop_token_is_where_the_answer_is_cut() -> None:
 def test_who_names_tokens_stays_with_their_vocabulary(names: dict[str, object]) -> None:
     spec = msgspec.structs.replace(make_spec(), sampling=Sampling(**names))  # type: ignore[arg-type]
     request = make_request(1, spec=spec)
-    assert request.need.vocabulary == "fake"
+    assert request.requirements.vocabulary == "fake"
     assert not request.may_move_to(SHIFTED)
     assert request.may_move_to(SHALLOW)
 
@@ -207,5 +219,5 @@ def test_a_least_length_counts_what_was_written_in_other_tokens() -> None:
     spec = msgspec.structs.replace(make_spec(), sampling=Sampling(min_tokens=5))
     request = make_request(1, spec=spec)
     write(request, 5, 6)
-    request.suit(make_generation(2, make_target("splitting", Splitting("splitting"))))
+    request.suit(make_served_model(2, make_target("splitting", Splitting("splitting"))))
     assert (request.sampling.min_tokens, request.max_new_tokens) == (7, 10)

@@ -5,12 +5,12 @@ from types import FrameType
 
 import pytest
 
-from router.scheduling.admission import Share
+from router.scheduling.admission import AdmissionQuota
 from router.scheduling.request import Request, Status
 from router.scheduling.scheduler import Limits, Scheduler
 from router.scheduling.waiting_queue import Lane, WaitingQueue
 from shard.messages import FinishReason, OlderReport, SequenceOutput, Step, StepOutput, TokenOutput
-from tests.router.fakes import answer_of, make_generation, make_request
+from tests.router.fakes import answer_of, make_request, make_served_model
 
 LIMITS = Limits(max_batch_size=8, max_batch_tokens=32, block_size=4)
 
@@ -20,8 +20,8 @@ class Bench:
 
     def __init__(self, limits: Limits = LIMITS, num_blocks: int = 1000):
         self.queue = WaitingQueue()
-        self.generation = make_generation(num_blocks=num_blocks)
-        self.scheduler = Scheduler(0, limits, self.generation, self.queue)
+        self.served_model = make_served_model(num_blocks=num_blocks)
+        self.scheduler = Scheduler(0, limits, self.served_model, self.queue)
         self.num_free_blocks = num_blocks
         self.older: list[OlderReport] = []
         self.requests: dict[int, Request] = {}
@@ -32,9 +32,9 @@ class Bench:
             self.requests[request.id] = request
             self.queue.add(request)
 
-    def schedule(self, share: Share | None = None) -> dict[int, int] | None:
+    def schedule(self, quota: AdmissionQuota | None = None) -> dict[int, int] | None:
         """The wishes of the next step, by id."""
-        self.step = self.scheduler.schedule(0.0, share) if share else self.scheduler.schedule(0.0)
+        self.step = self.scheduler.schedule(0.0, quota) if quota else self.scheduler.schedule(0.0)
         return None if self.step is None else {work.id: work.num_tokens for work in self.step.work}
 
     def answer(
@@ -49,7 +49,7 @@ class Bench:
         outputs = [self._do(work.id, work.num_tokens, finish or {}) for work in done]
         lost = [(id, self.known.pop(id)[0]) for id in preempted]
         output = StepOutput(
-            step.number, outputs, lost, self.num_free_blocks, 0, generation=len(self.older), older=self.older
+            step.number, outputs, lost, self.num_free_blocks, 0, epoch=len(self.older), older=self.older
         )
         update = self.scheduler.update(output)
         for delivery in update.deliveries:
@@ -59,7 +59,7 @@ class Bench:
     def answer_of_two_models(
         self, step: Step, num_free_of_older: int, preempted: tuple[int, ...] = ()
     ) -> None:
-        """As `answer`, of a shard on which the model of ticket 0 was replaced by that of ticket 1."""
+        """As `answer`, of a shard on which the model of epoch 0 was replaced by that of epoch 1."""
         self.older = [OlderReport(0, 2, num_free_of_older)]
         self.answer(step, preempted=preempted)
 
@@ -167,9 +167,9 @@ def test_prefill_gets_a_share_where_streams_could_take_the_whole_step() -> None:
     bench.run(2)
     bench.add(make_request(4, num_prompt_tokens=3))
     wishes = bench.run(8)
-    assert all(sum(wish.values()) == 4 for wish in wishes)
-    assert [wish.get(4) for wish in wishes[:3]] == [1, 1, 1]
-    turns = [sum(id in wish for wish in wishes) for id in range(4)]
+    assert all(sum(options.values()) == 4 for options in wishes)
+    assert [options.get(4) for options in wishes[:3]] == [1, 1, 1]
+    turns = [sum(id in options for options in wishes) for id in range(4)]
     assert max(turns) - min(turns) <= 1
 
 
@@ -208,9 +208,9 @@ def test_a_preempted_request_goes_to_the_front_and_starts_again_with_its_tokens(
     bench.add(make_request(0, num_prompt_tokens=4), make_request(1, num_prompt_tokens=4))
     bench.run(3)
     bench.add(make_request(2, priority=5))
-    bench.schedule(Share(max_outstanding_tokens=-1))
+    bench.schedule(AdmissionQuota(max_outstanding_tokens=-1))
     running = bench.step
-    bench.schedule(Share(max_outstanding_tokens=-1))
+    bench.schedule(AdmissionQuota(max_outstanding_tokens=-1))
     stale = bench.step
     assert bench.answer(running, preempted=(1,)) == [0]
     preempted = bench.requests[1]
@@ -257,20 +257,20 @@ def test_an_answer_out_of_turn_is_refused() -> None:
 def test_a_shard_with_more_work_than_its_share_starts_nothing() -> None:
     bench = Bench()
     bench.add(make_request(0), make_request(1))
-    assert bench.schedule(Share(max_outstanding_tokens=0)) == {0: 8}
+    assert bench.schedule(AdmissionQuota(max_outstanding_tokens=0)) == {0: 8}
     assert bench.scheduler.num_outstanding_tokens == 16  # the prompt, and as much is expected as an answer
     bench.answer(bench.step)
-    assert bench.schedule(Share(max_outstanding_tokens=8)) == {0: 1, 1: 8}
+    assert bench.schedule(AdmissionQuota(max_outstanding_tokens=8)) == {0: 1, 1: 8}
 
 
 def test_a_draining_shard_takes_only_what_has_begun() -> None:
     bench = Bench()
     bench.add(make_request(0), make_request(1))
     begun = make_request(2)
-    begun.start(1, bench.generation, 0.0)
+    begun.start(1, bench.served_model, 0.0)
     begun.start_over()
     bench.add(begun)
-    assert bench.schedule(Share(lanes=(Lane.RETURNED, Lane.SUSPECT))) == {2: 8}
+    assert bench.schedule(AdmissionQuota(lanes=(Lane.RETURNED, Lane.SUSPECT))) == {2: 8}
 
 
 def test_after_a_death_every_running_request_waits_again_and_the_second_death_condemns() -> None:
@@ -282,7 +282,7 @@ def test_after_a_death_every_running_request_waits_again_and_the_second_death_co
     zero, one = bench.requests.values()
     assert [(r.status, r.attempt, r.num_shard_deaths) for r in (zero, one)] == [(Status.WAITING, 1, 1)] * 2
     bench.known.clear()
-    bench.scheduler = Scheduler(0, LIMITS, bench.generation, bench.queue)
+    bench.scheduler = Scheduler(0, LIMITS, bench.served_model, bench.queue)
     assert bench.run(2) == [{0: 10}, {0: 1, 1: 10}]  # no two suspects in one step
     bench.schedule()
     assert bench.scheduler.lose() == [zero, one]
@@ -296,7 +296,7 @@ def test_the_suspect_alone_is_blamed_for_the_second_death() -> None:
     bench.schedule()
     bench.scheduler.lose()
     bench.known.clear()
-    bench.scheduler = Scheduler(0, LIMITS, bench.generation, bench.queue)
+    bench.scheduler = Scheduler(0, LIMITS, bench.served_model, bench.queue)
     bench.add(make_request(3))
     bench.run(1)  # 0 and the fresh one start
     assert bench.schedule() == {0: 1, 3: 1, 1: 10}
@@ -323,7 +323,7 @@ def test_suspects_are_tried_in_successive_steps_without_waiting_for_answers() ->
     bench.schedule()
     bench.scheduler.lose()
     bench.known.clear()
-    bench.scheduler = Scheduler(0, LIMITS, bench.generation, bench.queue)
+    bench.scheduler = Scheduler(0, LIMITS, bench.served_model, bench.queue)
     assert bench.schedule() == {0: 32}
     first = bench.step
     assert bench.schedule() == {0: 11}  # its trial goes on
@@ -339,7 +339,7 @@ def test_who_waits_for_room_on_an_older_model_is_in_nobodys_way() -> None:
     bench = Bench()
     bench.add(make_request(0, num_prompt_tokens=4), make_request(1, num_prompt_tokens=4))
     bench.run(2)
-    newer = make_generation(1, depth=10, version="v1-10", num_blocks=1000)
+    newer = make_served_model(1, depth=10, version="v1-10", num_blocks=1000)
     bench.scheduler.adopt(newer, LIMITS)
     bench.add(make_request(2))
     bench.scheduler.is_holding = True
@@ -349,10 +349,10 @@ def test_who_waits_for_room_on_an_older_model_is_in_nobodys_way() -> None:
     bench.scheduler.is_holding = False
     bench.answer_of_two_models(bench.step, num_free_of_older=0)
     assert bench.schedule() == {0: 1, 2: 8}  # 1 waits for its own model, whose blocks are taken
-    assert [(new.id, new.generation) for new in bench.step.new] == [(2, 1)]
+    assert [(new.id, new.epoch) for new in bench.step.new] == [(2, 1)]
     bench.answer_of_two_models(bench.step, num_free_of_older=100)
     assert bench.schedule() == {1: 6, 0: 1, 2: 1}
-    assert [(new.id, new.generation) for new in bench.step.new] == [(1, 0)]
+    assert [(new.id, new.epoch) for new in bench.step.new] == [(1, 0)]
 
 
 def test_the_cost_of_a_step_does_not_depend_on_how_many_wait() -> None:

@@ -25,14 +25,13 @@ from hypothesis.stateful import (
     rule,
 )
 
-from router.catalog.served_model import Generation, Target
+from router.catalog.served_model import ServedModel, Target
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec, Status
 from router.scheduling.scheduler import MAX_SHARD_DEATHS, Limits, Scheduler
-from router.scheduling.shadow_scoring import Backlog
+from router.scheduling.shadow_scoring import ScoreQueue
 from router.scheduling.waiting_queue import WaitingQueue
 from shard.clock import VirtualClock
 from shard.engine.sequence_table import Chunk
-from shard.generations import Generations
 from shard.messages import (
     Commit,
     Committed,
@@ -44,6 +43,7 @@ from shard.messages import (
     SwapFailed,
     TokenOutput,
 )
+from shard.served_models import ServedModels
 from shard.sim.sim_runner import CostModel, SimLoader, SimRunner
 from tests.router.fakes import TOKENIZER, answer_of, expected_answer, make_request, make_spec
 
@@ -127,17 +127,17 @@ class HesitantLoader(SimLoader):
 class World:
     """One shard as the router sees it: a scheduler, what is on its way there, answers on their way back."""
 
-    def __init__(self, index: int, queue: WaitingQueue, backlog: Backlog):
+    def __init__(self, index: int, queue: WaitingQueue, score_queue: ScoreQueue):
         self.index = index
         self.queue = queue
-        self.backlog = backlog if index else None
+        self.score_queue = score_queue if index else None
         self.target = target_at(DEPTHS[0])
         self.revive()
 
     def revive(self) -> None:
-        self.shard = Generations(self.target.config, HesitantLoader(), VirtualClock())
-        generation = Generation(0, self.target, self.shard.ready())
-        self.scheduler = Scheduler(self.index, LIMITS, generation, self.queue, self.backlog)
+        self.shard = ServedModels(self.target.config, HesitantLoader(), VirtualClock())
+        served_model = ServedModel(0, self.target, self.shard.ready())
+        self.scheduler = Scheduler(self.index, LIMITS, served_model, self.queue, self.score_queue)
         self.inbox: deque[Step | Commit] = deque()
         self.outbox: deque[StepOutput | Committed | SwapFailed] = deque()
         self.offered: list[Target] = []
@@ -164,18 +164,18 @@ class World:
     def begin_swap(self, depth: int) -> None:
         """Prepare another depth, and have it committed in the order of steps."""
         self.offered.append(target_at(depth))
-        ticket = len(self.offered)
-        assert isinstance(self.shard.prepare(Prepare(ticket, self.offered[-1].config)), Prepared)
-        self.inbox.append(Commit(ticket))
+        epoch = len(self.offered)
+        assert isinstance(self.shard.prepare(Prepare(epoch, self.offered[-1].config)), Prepared)
+        self.inbox.append(Commit(epoch))
         self.scheduler.is_holding = True
 
     def end_swap(self, answer: Committed | SwapFailed) -> None:
         self.scheduler.is_holding = False
         if isinstance(answer, SwapFailed):
-            self.shard.discard(answer.ticket)
+            self.shard.discard(answer.epoch)
             return
-        self.target = self.offered[answer.ticket - 1]
-        self.scheduler.adopt(Generation(answer.ticket, self.target, answer.ready), LIMITS, answer.joined)
+        self.target = self.offered[answer.epoch - 1]
+        self.scheduler.adopt(ServedModel(answer.epoch, self.target, answer.ready), LIMITS, answer.joined)
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -184,8 +184,8 @@ class Interleavings(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.queue = WaitingQueue()
-        self.backlog = Backlog(rate=1.0)  # every answer is read again, by the second shard
-        self.worlds = [World(index, self.queue, self.backlog) for index in range(2)]
+        self.score_queue = ScoreQueue(rate=1.0)  # every answer is read again, by the second shard
+        self.worlds = [World(index, self.queue, self.score_queue) for index in range(2)]
         self.requests: list[Request] = []
         self.num_deaths_met: dict[int, int] = {}
         self.stopped_at: dict[int, int] = {}
@@ -243,9 +243,9 @@ class Interleavings(RuleBasedStateMachine):
             if over and delivery.finish is None:
                 assert world.scheduler.drop(delivery.request)
             if over:
-                self.backlog.offer(delivery.request)
-        if update.read is not None:
-            assert [score.choice for score in update.read.scores] == answer_of(update.read.request)
+                self.score_queue.offer(delivery.request)
+        if update.scored is not None:
+            assert [score.choice for score in update.scored.scores] == answer_of(update.scored.request)
 
     @rule(index=st.integers(0, 1))
     def die(self, index: int) -> None:

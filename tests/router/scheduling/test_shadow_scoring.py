@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from router.catalog.served_model import Generation
-from router.scheduling.admission import Share
+from router.catalog.served_model import ServedModel
+from router.scheduling.admission import AdmissionQuota
 from router.scheduling.request import Request, Status
 from router.scheduling.scheduler import Limits, Scheduler
-from router.scheduling.shadow_scoring import MAX_WAITING, Backlog, is_chosen
+from router.scheduling.shadow_scoring import MAX_WAITING, ScoreQueue, is_chosen
 from router.scheduling.waiting_queue import Lane, WaitingQueue
 from shard.messages import FinishReason, Score, SequenceOutput, Step, StepOutput, TokenOutput
 from shard.sim.sim_runner import CostModel
-from tests.router.fakes import answer_of, make_generation, make_request, make_spec
+from tests.router.fakes import answer_of, make_request, make_served_model, make_spec
 from tests.router.sim_serving import outcomes, shard_processes, simulated, until
 
 LIMITS = Limits(max_batch_size=8, max_batch_tokens=64, block_size=4)
-GENERATION = make_generation(block_size=4, num_blocks=100)
+GENERATION = make_served_model(block_size=4, num_blocks=100)
 
 
 def finished(id: int, num_prompt_tokens: int = 8, num_tokens: int = 4) -> Request:
@@ -30,15 +30,15 @@ def finished(id: int, num_prompt_tokens: int = 8, num_tokens: int = 4) -> Reques
 class Desk:
     """A scheduler that reads, and its shard played by hand."""
 
-    def __init__(self, *answers: Request, generation: Generation = GENERATION):
-        self.backlog = Backlog(rate=1.0)
+    def __init__(self, *answers: Request, served_model: ServedModel = GENERATION):
+        self.score_queue = ScoreQueue(rate=1.0)
         for answer in answers:
-            assert self.backlog.offer(answer)
+            assert self.score_queue.offer(answer)
         self.queue = WaitingQueue()
-        self.scheduler = Scheduler(0, LIMITS, generation, self.queue, self.backlog)
+        self.scheduler = Scheduler(0, LIMITS, served_model, self.queue, self.score_queue)
 
-    def step(self, share: Share | None = None) -> Step:
-        step = self.scheduler.schedule(0.0, share or Share())
+    def step(self, quota: AdmissionQuota | None = None) -> Step:
+        step = self.scheduler.schedule(0.0, quota or AdmissionQuota())
         assert step is not None
         return step
 
@@ -57,9 +57,9 @@ def test_an_answer_travels_as_part_of_the_prompt_and_comes_back_with_its_scores(
     second = desk.step()
     assert [work.num_tokens for work in first.work + second.work] == [8, 4]
     scores = [Score(5, -0.5), Score(6, -0.5), Score(5, -0.5), Score(5, -0.5)]
-    assert desk.answer(first, SequenceOutput(new.id, 0, 8, scores=scores[:1])).read is None
+    assert desk.answer(first, SequenceOutput(new.id, 0, 8, scores=scores[:1])).scored is None
     done = SequenceOutput(new.id, 0, 12, scores=scores[1:], finish=FinishReason.LENGTH)
-    read = desk.answer(second, done).read
+    read = desk.answer(second, done).scored
     assert read is not None
     assert (read.request, read.scores) == (request, scores)
 
@@ -93,7 +93,7 @@ def test_nothing_is_read_while_a_request_waits() -> None:
 
 def test_nothing_is_read_by_a_shard_that_drains() -> None:
     desk = Desk(finished(1))
-    assert desk.scheduler.schedule(0.0, Share(lanes=(Lane.RETURNED, Lane.SUSPECT))) is None
+    assert desk.scheduler.schedule(0.0, AdmissionQuota(lanes=(Lane.RETURNED, Lane.SUSPECT))) is None
 
 
 def test_a_full_batch_reads_nothing() -> None:
@@ -103,31 +103,31 @@ def test_a_full_batch_reads_nothing() -> None:
     assert len(desk.step().work) == LIMITS.max_batch_size
 
 
-SHALLOW = make_generation(block_size=4, num_blocks=100, depth=10, can_score=True)
+SHALLOW = make_served_model(block_size=4, num_blocks=100, depth=10, can_score=True)
 
 
 def test_a_shard_that_reads_missing_layers_is_asked_to_go_on_until_it_is_done() -> None:
-    desk = Desk(finished(1), generation=SHALLOW)
+    desk = Desk(finished(1), served_model=SHALLOW)
     steps = [desk.step() for _ in range(2)]
     reading = steps[0].new[0].id
     for _ in range(5):
-        assert desk.answer(steps.pop(0), SequenceOutput(reading, 0, 12)).read is None
+        assert desk.answer(steps.pop(0), SequenceOutput(reading, 0, 12)).scored is None
         steps.append(desk.step())
     assert [(work.id, work.num_tokens) for work in steps[-1].work] == [(reading, 1)]
     done = SequenceOutput(reading, 0, 12, scores=[Score(5, -0.5)] * 4, finish=FinishReason.LENGTH)
-    assert desk.answer(steps[0], done).read is not None
+    assert desk.answer(steps[0], done).scored is not None
     desk.answer(steps[1])
     assert desk.scheduler.schedule(0.0) is None
 
 
 def test_it_goes_on_beside_a_full_batch_but_not_in_the_way_of_blocks() -> None:
-    desk = Desk(finished(1), generation=SHALLOW)
+    desk = Desk(finished(1), served_model=SHALLOW)
     reading = desk.step().new[0].id
     for id in range(2, 12):  # more than the batch holds
         desk.queue.add(make_request(id))
     step = desk.step()
     assert step.drop == []
-    desk = Desk(finished(1), generation=SHALLOW)
+    desk = Desk(finished(1), served_model=SHALLOW)
     reading = desk.step().new[0].id
     for id in range(2, 5):  # three of them do not fit
         desk.queue.add(make_request(id, num_prompt_tokens=200))
@@ -139,7 +139,7 @@ def test_a_preempted_reading_is_forgotten() -> None:
     first, second = desk.step(), desk.step()
     reading = first.new[0].id
     assert desk.answer(first, preempted=(reading,)).preempted == []
-    assert desk.answer(second).read is None
+    assert desk.answer(second).scored is None
     assert desk.scheduler.schedule(0.0) is None
 
 
@@ -151,8 +151,8 @@ def test_an_answer_that_would_fill_the_cache_is_not_read() -> None:
 
 def test_few_answers_wait_to_be_read() -> None:
     desk = Desk(*[finished(id) for id in range(3 * MAX_WAITING)])
-    assert len(desk.backlog.waiting) == MAX_WAITING
-    assert desk.backlog.waiting[-1].id == 3 * MAX_WAITING - 1
+    assert len(desk.score_queue.waiting) == MAX_WAITING
+    assert desk.score_queue.waiting[-1].id == 3 * MAX_WAITING - 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.01, 0.2, 1.0])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from router.scheduling.request import Request
 from router.scheduling.waiting_queue import AGEING_S, Lane, WaitingQueue
-from tests.router.fakes import make_generation, make_request
+from tests.router.fakes import make_request, make_served_model
 
 
 def drain(queue: WaitingQueue) -> list[int]:
@@ -25,7 +25,7 @@ def filled(*requests: Request) -> WaitingQueue:
 
 def begun(id: int, is_suspect: bool = False) -> Request:
     request = make_request(id)
-    request.start(0, make_generation(), 0.0)
+    request.start(0, make_served_model(), 0.0)
     if is_suspect:
         request.note_shard_death()
     request.start_over()
@@ -60,7 +60,7 @@ def test_only_requests_that_have_not_started_expire() -> None:
     started = make_request(2, deadline_s=1.0)
     queue = filled(late, later, started)
     queue.take(queue.head())  # 0 goes first
-    late.start(0, make_generation(), 0.5)
+    late.start(0, make_served_model(), 0.5)
     late.start_over()
     queue.add(late)
     assert queue.next_deadline == 1.0

@@ -2,7 +2,6 @@
 
 import msgspec
 
-from shard.generations import Generations
 from shard.messages import (
     Commit,
     Committed,
@@ -15,6 +14,7 @@ from shard.messages import (
     SwapFailed,
     Work,
 )
+from shard.served_models import ServedModels
 
 
 class Asked(msgspec.Struct):
@@ -34,17 +34,17 @@ class Asked(msgspec.Struct):
             self.new,
             attempt=self.num_attempts,
             token_ids=self.new.token_ids + self.tokens,
-            generation=generation,
+            epoch=generation,
         )
 
 
 class Driver:
     """Steps over everything asked so far."""
 
-    def __init__(self, shard: Generations, chunk: int = 16):
+    def __init__(self, shard: ServedModels, chunk: int = 16):
         self.shard = shard
         self.asked: dict[int, Asked] = {}
-        self.ticket = 0  # of the last one prepared
+        self.epoch = 0  # of the last one prepared
         self.outputs: list[StepOutput] = []
         self._chunk = chunk
         self._waiting: list[int] = []
@@ -57,7 +57,7 @@ class Driver:
     def step(self, max_batch_size: int = 1000) -> StepOutput:
         """Everybody on, in the order of ids; those that wait for the newest or for what they ran on."""
         alive = (
-            {self.shard.newest, *(report.generation for report in self.outputs[-1].older)}
+            {self.shard.newest, *(report.epoch for report in self.outputs[-1].older)}
             if (self.outputs)
             else {self.shard.newest}
         )
@@ -87,11 +87,11 @@ class Driver:
             assert len(self.outputs) < before + 10_000, "no progress"
 
     def prepare(self, config: ShardConfig) -> Prepared | SwapFailed:
-        self.ticket += 1
-        return self.shard.prepare(Prepare(self.ticket, config))
+        self.epoch += 1
+        return self.shard.prepare(Prepare(self.epoch, config))
 
     def commit(self) -> Committed | SwapFailed:
-        return self.shard.commit(Commit(self.ticket))
+        return self.shard.commit(Commit(self.epoch))
 
     def change(self, config: ShardConfig) -> Committed:
         """Prepare and commit; raises if either fails."""

@@ -1,7 +1,7 @@
 """Models beside each other on one shard: the newest takes what is new, older ones end what they have.
 
-A *generation* is a model at a depth, under the ticket that prepared it. A step is split by generation and its
-outputs are put together again. Blocks move from a generation that needs them less to the newest one; one
+A served model is a model at a depth, under the epoch of its `Prepare`. A step is split by model and its
+outputs are put together again. Blocks move from a model that needs them less to the newest one; one
 without sequences is freed, and one that is asked for again while it lives becomes the newest again. Knows no
 tensors: simulated and real models live here alike.
 """
@@ -30,7 +30,7 @@ from shard.messages import (
     SwapFailed,
 )
 
-MAX_DISCARDED = 64  # tickets remembered, since the order to prepare one may come after that to discard it
+MAX_DISCARDED = 64  # epochs remembered, since the order to prepare one may come after that to discard it
 
 
 class Engine(Protocol):
@@ -92,7 +92,7 @@ class Unwanted(Exception):
     """Nobody waits any more for what is being loaded."""
 
 
-class Generations:
+class ServedModels:
     """The engines alive on a shard, and the one prepared."""
 
     def __init__(self, config: ShardConfig, loader: Loader, clock: Clock | None = None):
@@ -100,10 +100,10 @@ class Generations:
         self._clock = clock or Clock()
         engine, self._total_bytes = loader.first(config)
         self._reserve_bytes = config.swap_reserve_bytes or 0
-        self._living: dict[int, Engine] = {0: engine}  # by ticket, oldest first
-        self._renamed: dict[int, int] = {}  # tickets of those that live under a newer one
+        self._living: dict[int, Engine] = {0: engine}  # by epoch, oldest first
+        self._renamed: dict[int, int] = {}  # epochs of those that live under a newer one
         self._preparing = threading.Lock()
-        self._wanted: int | None = None  # the ticket being prepared, or prepared
+        self._wanted: int | None = None  # the epoch being prepared, or prepared
         self._discarded: set[int] = set()
         self._prepared: Engine | None = None
         self._last_end_ms: float | None = None  # of the last step, while sequences wait for the next
@@ -117,11 +117,11 @@ class Generations:
         return self._living[self.newest].ready()
 
     def run(self, step: Step) -> StepOutput:
-        """Carry out one step, generation after generation."""
+        """Carry out one step, model after model."""
         started_ms = self._clock.now_ms()
         idle_ms = 0.0 if self._last_end_ms is None else started_ms - self._last_end_ms
         parts, gone = self._split(step)
-        outputs = {ticket: engine.run(parts[ticket]) for ticket, engine in self._living.items()}
+        outputs = {epoch: engine.run(parts[epoch]) for epoch, engine in self._living.items()}
         num_sequences = sum(output.num_sequences for output in outputs.values())
         self._last_end_ms = self._clock.now_ms() if num_sequences else None
         if len(self._living) > 1:
@@ -130,101 +130,101 @@ class Generations:
 
     def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
         """Load a model beside those that live. On a thread of its own; touches nothing that steps use."""
-        ticket = prepare.ticket
+        epoch = prepare.epoch
         with self._preparing:
-            if ticket in self._discarded:
+            if epoch in self._discarded:
                 raise Unwanted
             if self._wanted is not None:
-                return SwapFailed(ticket, f"Ticket {self._wanted} is to be committed or discarded first.")
-            self._wanted = ticket
+                return SwapFailed(epoch, f"Epoch {self._wanted} is to be committed or discarded first.")
+            self._wanted = epoch
         try:
-            engine = self._loader.beside(prepare.config, self._total_bytes, lambda: self._wanted == ticket)
+            engine = self._loader.beside(prepare.config, self._total_bytes, lambda: self._wanted == epoch)
         except Exception:
-            self._forget(ticket)
+            self._forget(epoch)
             raise
         with self._preparing:
-            if self._wanted != ticket:
+            if self._wanted != epoch:
                 raise Unwanted
             self._prepared = engine
-        return Prepared(ticket, engine.ready(), engine.phases_ms)
+        return Prepared(epoch, engine.ready(), engine.phases_ms)
 
-    def discard(self, ticket: int) -> None:
-        """Forget what is prepared, or being prepared, under a ticket. Any thread may call it."""
+    def discard(self, epoch: int) -> None:
+        """Forget what is prepared, or being prepared, under an epoch. Any thread may call it."""
         with self._preparing:
-            self._discarded = {old for old in self._discarded if old > ticket - MAX_DISCARDED} | {ticket}
-        self._forget(ticket)
+            self._discarded = {old for old in self._discarded if old > epoch - MAX_DISCARDED} | {epoch}
+        self._forget(epoch)
 
     def commit(self, commit: Commit) -> Committed | SwapFailed:
         """Let new sequences run on what was prepared. Between two steps."""
         started_ms = self._clock.now_ms()
-        ticket = commit.ticket
+        epoch = commit.epoch
         with self._preparing:
-            engine = self._prepared if self._wanted == ticket else None
+            engine = self._prepared if self._wanted == epoch else None
         if engine is None:
-            return SwapFailed(ticket, f"Nothing is prepared under ticket {ticket}.")
+            return SwapFailed(epoch, f"Nothing is prepared under epoch {epoch}.")
         joined = self._find(engine.fingerprint)
         engine = engine if joined is None else self._living[joined]
         living = {t: old for t, old in self._living.items() if len(old.table) and t != joined}
-        living[ticket] = engine
+        living[epoch] = engine
         shares = self._shares(living)
         if shares is None:
-            return SwapFailed(ticket, _no_room(self._living))
+            return SwapFailed(epoch, _no_room(self._living))
         try:
             self._resize(living, shares)
         except MemoryError as error:
             self._resize(self._living, self._shares(self._living) or {})
-            return SwapFailed(ticket, str(error) or "There is not enough memory for the model's blocks.")
+            return SwapFailed(epoch, str(error) or "There is not enough memory for the model's blocks.")
         self._living = living
-        self._rename(joined, ticket)
-        self._forget(ticket)
+        self._rename(joined, epoch)
+        self._forget(epoch)
         gap_ms = self._clock.now_ms() - started_ms
-        return Committed(ticket, engine.ready(), gap_ms, {"allocate": gap_ms}, joined)
+        return Committed(epoch, engine.ready(), gap_ms, {"allocate": gap_ms}, joined)
 
     def _find(self, fingerprint: str) -> int | None:
-        """The ticket of the engine alive that is the same."""
+        """The epoch of the engine alive that is the same."""
         return next((t for t, engine in self._living.items() if engine.fingerprint == fingerprint), None)
 
     def _rename(self, old: int | None, new: int) -> None:
-        """Steps on their way may still name an old ticket."""
+        """Steps on their way may still name an old epoch."""
         renamed = {t: new if to == old else to for t, to in self._renamed.items()}
         if old is not None:
             renamed[old] = new
         self._renamed = {t: to for t, to in renamed.items() if to in self._living}
 
-    def _forget(self, ticket: int) -> None:
+    def _forget(self, epoch: int) -> None:
         with self._preparing:
-            if self._wanted == ticket:
+            if self._wanted == epoch:
                 self._wanted = self._prepared = None
 
     def _split(self, step: Step) -> tuple[dict[int, Step], list[tuple[int, int]]]:
-        """The part of a step that is each generation's, and the sequences that come too late for theirs."""
-        parts = {ticket: Step(step.number, [], [], step.drop) for ticket in self._living}
+        """The part of a step that is each model's, and the sequences that come too late for theirs."""
+        parts = {epoch: Step(step.number, [], [], step.drop) for epoch in self._living}
         gone: list[tuple[int, int]] = []
         placed: dict[int, int] = {}
         for new in step.new:
             for engine in self._living.values():
                 engine.table.forget(new.id)
-            home = self._renamed.get(new.generation, new.generation)
-            if self._can_hold(new, home):
-                placed[new.id] = home
-                parts[home].new.append(new)
+            epoch = self._renamed.get(new.epoch, new.epoch)
+            if self._can_hold(new, epoch):
+                placed[new.id] = epoch
+                parts[epoch].new.append(new)
             else:
                 gone.append((new.id, new.attempt))
         for work in step.work:
-            owners = (ticket for ticket, engine in self._living.items() if work.id in engine.table)
-            ticket = placed.get(work.id, next(owners, None))
-            if ticket is not None:
-                parts[ticket].work.append(work)
+            owners = (epoch for epoch, engine in self._living.items() if work.id in engine.table)
+            owner = placed.get(work.id, next(owners, None))
+            if owner is not None:
+                parts[owner].work.append(work)
         return parts, gone
 
-    def _can_hold(self, new: NewSequence, home: int) -> bool:
-        if home == self.newest:
+    def _can_hold(self, new: NewSequence, epoch: int) -> bool:
+        if epoch == self.newest:
             return True
-        engine = self._living.get(home)
+        engine = self._living.get(epoch)
         return engine is not None and engine.table.could_hold(new)
 
     def _tidy(self) -> None:
-        """Free the generations that have ended, and give the newest what the others no longer need."""
+        """Free the models that have ended, and give the newest what the others no longer need."""
         before, newest = self._living, self.newest
         self._living = {t: engine for t, engine in before.items() if len(engine.table) or t == newest}
         freed = len(self._living) < len(before)
@@ -235,7 +235,7 @@ class Generations:
                 self._resize(self._living, shares)
 
     def _shares(self, living: dict[int, Engine]) -> dict[int, int] | None:
-        """Blocks for each generation, the last one taken for the newest; None if they cannot all live."""
+        """Blocks for each model, the last one taken for the newest; None if they cannot all live."""
         *older, newest = living.values()
         claims = [*map(_claim_of_older, older), _claim_of_newest(newest)]
         total_bytes = self._total_bytes + (self._reserve_bytes if older else 0)
@@ -246,17 +246,17 @@ class Generations:
         """Give each its blocks, first taking from those that have more; one that is new comes last."""
         known = list(self._living.values())
 
-        def order(ticket: int) -> tuple[bool, bool]:
-            has_less = living[ticket].table.pool.num_blocks < shares[ticket]
-            return living[ticket] not in known, has_less
+        def order(epoch: int) -> tuple[bool, bool]:
+            has_less = living[epoch].table.pool.num_blocks < shares[epoch]
+            return living[epoch] not in known, has_less
 
-        for ticket in sorted(living, key=order):
-            living[ticket].resize(shares[ticket])
+        for epoch in sorted(living, key=order):
+            living[epoch].resize(shares[epoch])
 
     def _merge(
         self, outputs: dict[int, StepOutput], idle_ms: float, gone: list[tuple[int, int]]
     ) -> StepOutput:
-        """One output: the newest generation's, with the sequences of all and a report of each older one."""
+        """One output: the newest model's, with the sequences of all and a report of each older one."""
         newest = next(reversed(outputs))
         pool = self._living[newest].table.pool
         return msgspec.structs.replace(
@@ -265,15 +265,15 @@ class Generations:
             preempted=[preempted for part in outputs.values() for preempted in part.preempted],
             num_free_blocks=pool.num_free,
             idle_ms=idle_ms,
-            generation=newest,
+            epoch=newest,
             num_blocks=pool.num_blocks,
             older=[self._report(t, part) for t, part in outputs.items() if t != newest and t in self._living],
             gone=gone,
         )
 
-    def _report(self, ticket: int, part: StepOutput) -> OlderReport:
-        num_free = self._living[ticket].table.pool.num_free
-        return OlderReport(ticket, part.num_sequences, num_free, part.num_tokens, part.step_ms, part.exits)
+    def _report(self, epoch: int, part: StepOutput) -> OlderReport:
+        num_free = self._living[epoch].table.pool.num_free
+        return OlderReport(epoch, part.num_sequences, num_free, part.num_tokens, part.step_ms, part.exits)
 
 
 def _claim_of_older(engine: Engine) -> Claim:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shard.clock import VirtualClock
-from shard.generations import Generations, Unwanted
 from shard.memory import weight_bytes
 from shard.messages import (
     Commit,
@@ -22,8 +21,9 @@ from shard.messages import (
     SwapFailed,
     Work,
 )
+from shard.served_models import ServedModels, Unwanted
 from shard.sim.sim_runner import CostModel, SimLoader
-from tests.shard.many_generations import Driver
+from tests.shard.many_models import Driver
 
 BLOCK = 4  # tokens
 LAYERS = 10
@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> ShardConfig:
 
 def driver(config: ShardConfig) -> Driver:
     clock = VirtualClock()
-    return Driver(Generations(config, SimLoader(clock), clock))
+    return Driver(ServedModels(config, SimLoader(clock), clock))
 
 
 def new(id: int, length: int = 4, max_new_tokens: int = 8) -> NewSequence:
@@ -75,7 +75,7 @@ def test_running_ones_keep_their_model_and_new_ones_take_the_new(config: ShardCo
     output = shard.step()
     layers = {made.id: [token.exit_layer for token in made.tokens] for made in output.outputs}
     assert layers == {1: [10], 2: [5]}
-    assert (output.generation, [report.generation for report in output.older]) == (1, [0])
+    assert (output.epoch, [report.epoch for report in output.older]) == (1, [0])
     assert (output.num_sequences, output.older[0].num_sequences) == (1, 1)
     shard.finish()
     assert [shard.asked[id].tokens for id in (1, 2)] == [alone(new(1)), alone(new(2))]
@@ -112,11 +112,11 @@ def test_a_model_that_is_asked_for_again_while_it_runs_is_not_there_twice(config
     shard.ask(new(2, max_new_tokens=20))
     shard.step()
     committed = shard.change(msgspec.structs.replace(config, num_layers=LAYERS))  # as it is without
-    assert (committed.ticket, committed.joined, committed.ready.depth) == (2, 0, 10)
+    assert (committed.epoch, committed.joined, committed.ready.depth) == (2, 0, 10)
     shard.ask(new(3))
     output = shard.step()
-    assert (output.generation, output.num_sequences) == (2, 2)
-    assert [report.generation for report in output.older] == [1]
+    assert (output.epoch, output.num_sequences) == (2, 2)
+    assert [report.epoch for report in output.older] == [1]
     late = shard.shard.run(Step(99, [Work(9, 0, 4)], [new(9)]))  # it still says 0
     assert [made.id for made in late.outputs] == [9]
     again = shard.change(msgspec.structs.replace(config, num_layers=5))
@@ -146,7 +146,7 @@ def test_where_no_longest_sequence_fits_the_commit_fails_until_there_is_room(con
     assert isinstance(shard.prepare(other), Prepared)
     refused = shard.commit()
     assert isinstance(refused, SwapFailed) and "the 2 that run" in refused.reason
-    assert shard.step().generation == 0
+    assert shard.step().epoch == 0
     shard.finish()
     assert shard.commit().ready.model == "other"
     assert [shard.asked[id].tokens for id in range(2)] == [alone(new(id, 8, 28)) for id in range(2)]
@@ -159,7 +159,7 @@ def test_who_comes_too_late_goes_back(config: ShardConfig) -> None:
     late = new(7)
     output = shard.run(Step(1, [Work(7, 0, 4)], [late]))
     assert (output.gone, output.outputs, output.num_sequences) == ([(7, 0)], [], 0)
-    again = msgspec.structs.replace(late, attempt=1, generation=1)
+    again = msgspec.structs.replace(late, attempt=1, epoch=1)
     assert [made.id for made in shard.run(Step(2, [Work(7, 1, 4)], [again])).outputs] == [7]
 
 
@@ -168,7 +168,7 @@ def test_a_new_attempt_ends_the_one_before_on_any_generation(config: ShardConfig
     shard.run(Step(1, [Work(7, 0, 4)], [new(7)]))
     shard.prepare(Prepare(1, msgspec.structs.replace(config, num_layers=5)))
     shard.commit(Commit(1))
-    moved = msgspec.structs.replace(new(7), attempt=1, generation=1)
+    moved = msgspec.structs.replace(new(7), attempt=1, epoch=1)
     output = shard.run(Step(2, [Work(7, 0, 1), Work(7, 1, 4)], [moved]))
     assert [(made.id, made.attempt) for made in output.outputs] == [(7, 1)]
     assert (output.older, output.num_blocks) == ([], 65)
@@ -189,7 +189,7 @@ def test_one_model_is_prepared_at_a_time_and_a_discard_makes_way(config: ShardCo
     assert isinstance(shard.commit(Commit(1)), SwapFailed)
     assert isinstance(shard.prepare(Prepare(1, other)), Prepared)
     refused = shard.prepare(Prepare(2, other))
-    assert isinstance(refused, SwapFailed) and "Ticket 1" in refused.reason
+    assert isinstance(refused, SwapFailed) and "Epoch 1" in refused.reason
     shard.discard(1)
     assert isinstance(shard.commit(Commit(1)), SwapFailed)
     assert isinstance(shard.prepare(Prepare(3, other)), Prepared)
@@ -203,7 +203,7 @@ def test_loading_stops_when_nobody_wants_it_any_more(config: ShardConfig) -> Non
             shard.discard(1)
 
     clock = VirtualClock()
-    shard = Generations(config, SimLoader(clock), clock)
+    shard = ServedModels(config, SimLoader(clock), clock)
     impatient = Impatient()
     shard._loader = SimLoader(impatient)
     with pytest.raises(Unwanted):
@@ -216,7 +216,7 @@ def test_loading_stops_when_nobody_wants_it_any_more(config: ShardConfig) -> Non
 
 def test_layers_that_are_there_are_not_loaded_again(config: ShardConfig) -> None:
     clock = VirtualClock()
-    shard = Driver(Generations(msgspec.structs.replace(config, num_layers=8), SimLoader(clock), clock))
+    shard = Driver(ServedModels(msgspec.structs.replace(config, num_layers=8), SimLoader(clock), clock))
     times = [shard.change(msgspec.structs.replace(config, num_layers=n)) and shard.shard.ready().load_ms
              for n in (4, 8, 10)]  # fmt: skip
     assert times == pytest.approx([0, 40, 20])
@@ -287,7 +287,7 @@ class Changes(RuleBasedStateMachine):
     @precondition(lambda self: self.is_prepared)
     @rule()
     def discard(self) -> None:
-        self.shard.shard.discard(self.shard.ticket)
+        self.shard.shard.discard(self.shard.epoch)
         self.is_prepared = False
 
     @invariant()
@@ -296,10 +296,10 @@ class Changes(RuleBasedStateMachine):
         living = self.shard.shard._living
         blocks = sum(engine.table.pool.num_blocks * engine.block_bytes for engine in living.values())
         assert weight_bytes(engine.weights for engine in living.values()) + blocks <= self.total_bytes
-        for ticket, engine in living.items():
+        for epoch, engine in living.items():
             pool = engine.table.pool
             assert 0 <= pool.num_taken <= pool.num_blocks
-            assert len(engine.table) or ticket == self.shard.shard.newest or not self.shard.outputs
+            assert len(engine.table) or epoch == self.shard.shard.newest or not self.shard.outputs
         newest = living[self.shard.shard.newest]
         assert newest.table.pool.num_blocks * BLOCK >= newest.table.max_total_tokens
 
