@@ -16,7 +16,7 @@ from loadgen.cli import flags
 from loadgen.cli.units import BadQuantity
 from loadgen.client.client import BadUrl
 from loadgen.client.files import make_room
-from loadgen.client.peer import Unusable
+from loadgen.client.server_info import Unusable
 from loadgen.load.options import CompareOptions, ScenarioOptions, ServeOptions
 
 COULD_NOT_TRY = 2

@@ -20,7 +20,7 @@ from pathlib import Path
 import uvloop
 
 from router import app
-from router.api.guard import who_may
+from router.api.auth import who_may
 from router.catalog import memory_check
 from router.catalog.candidate_config import begun_with, repository_of
 from router.catalog.catalog import Catalog, CatalogEntry, entry_of
@@ -30,8 +30,8 @@ from router.fleet.client import ShardDied
 from router.settings import logs, machine, options
 from router.settings.config import Config
 from router.settings.options import ConfigError
-from telemetry.keeping import keeping
 from telemetry.link import check_url
+from telemetry.open_store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ async def _serve(config: Config, catalog: Catalog) -> None:
         loop.add_signal_handler(number, on_signal)
     try:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        async with keeping(config.redis_url, config.deployment, name) as store:
+        async with open_store(config.redis_url, config.deployment, name) as store:
             await app.serve(config, catalog, stop, lambda address: _announce(config, address), store)
     except ShardDied as error:
         raise CannotServe(error.reason) from error

@@ -10,23 +10,23 @@ from aiohttp import web
 from router.api.commands import CommandsApi
 from router.api.connections import Bounds, Patience, Runner
 from router.api.docs import DocsApi
-from router.api.gate import Gate
-from router.api.native import NativeApi
+from router.api.middleware import Middleware
 from router.api.openai import OpenAIApi
 from router.api.ops import OpsApi
 from router.api.route import Route
 from router.api.routes import (
     command_routes,
     invocation_routes,
-    native_routes,
     openai_routes,
     ops_routes,
     status_routes,
     text_routes,
+    tgi_routes,
 )
 from router.api.service import Service
 from router.api.status import VERSION, StatusApi
 from router.api.text import TextApi
+from router.api.tgi import TgiApi
 from router.catalog.catalog import Catalog
 from router.catalog.read_profile import profile_of
 from router.control.loop import ReassessmentLoop
@@ -87,18 +87,18 @@ def build_app(
     """The HTTP side alone, for a dispatcher that someone else starts and stops."""
     app = web.Application(client_max_size=service.config.payload_limit)
     routes = _routes(service, controller, metrics, store)
-    Gate(service, routes, metrics.tgi).install(app)
+    Middleware(service, routes, metrics.tgi).install(app)
     app.on_cleanup.append(service.end)
     app.add_routes([_definition(route) for route in routes])
     return app
 
 
 def _routes(service: Service, controller: SwapController, metrics: Metrics, store: Store) -> list[Route]:
-    native, openai = NativeApi(service), OpenAIApi(service)
+    tgi, openai = TgiApi(service), OpenAIApi(service)
     routes = [
-        *native_routes(native),
+        *tgi_routes(tgi),
         *openai_routes(openai),
-        *invocation_routes(native, openai),
+        *invocation_routes(tgi, openai),
         *text_routes(TextApi(service)),
         *status_routes(StatusApi(service, metrics)),
         *ops_routes(OpsApi(service, controller, store)),

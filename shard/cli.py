@@ -16,8 +16,8 @@ def add_device_flags(parser: argparse.ArgumentParser, dtypes: list[str] = DTYPES
 
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    help = "of weights and KV; auto: what suits the device [%(default)s]"
-    add("--dtype", default="auto", choices=dtypes, help=help)
+    text = "of weights and KV; auto: what suits the device [%(default)s]"
+    add("--dtype", default="auto", choices=dtypes, help=text)
     add("--num-threads", type=positive, help="CPU threads [all cores]")
 
 
@@ -33,14 +33,14 @@ def add_kv_cache_flag(parser: argparse.ArgumentParser, default: int = 1 << 30) -
 
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     """--cache-dir."""
-    help = "where models, compiled kernels and measurements are kept [%(default)s]"
-    parser.add_argument("--cache-dir", type=_folder, default=_cache(), help=help)
+    text = "where models, compiled kernels and measurements are kept [%(default)s]"
+    parser.add_argument("--cache-dir", type=_folder, default=_cache(), help=text)
 
 
 def add_log_level_flag(parser: argparse.ArgumentParser) -> None:
     """--log-level, for `set_up_logging`."""
-    help = "least level that is logged; debug: tracebacks too [%(default)s]"
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help=help)
+    text = "least level that is logged; debug: tracebacks too [%(default)s]"
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info", help=text)
 
 
 def set_up_logging(level: str) -> None:

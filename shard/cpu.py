@@ -63,7 +63,7 @@ class Cpu(msgspec.Struct, frozen=True):
     def levels(self) -> tuple[Level, ...]:
         """Those that it has wholly, the smallest first; none on another architecture than x86-64."""
         count = next(
-            (i for i, it in enumerate(LEVELS) if not self.features.issuperset(it.features)), len(LEVELS)
+            (i for i, level in enumerate(LEVELS) if not self.features.issuperset(level.features)), len(LEVELS)
         )
         return LEVELS[:count] if self.machine == "x86_64" else ()
 

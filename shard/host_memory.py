@@ -8,7 +8,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
     """What can be taken without swapping anybody out; None where nobody says."""
-    known = [bytes for bytes in (_of_host(meminfo), _of_container(cgroup)) if bytes is not None]
+    known = [size for size in (_of_host(meminfo), _of_container(cgroup)) if size is not None]
     return min(known, default=None)
 
 

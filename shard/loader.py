@@ -11,7 +11,7 @@ from shard.host_memory import available_bytes
 from shard.memory import weight_bytes
 from shard.messages import ShardConfig
 from shard.model import Model, empty_of, ops_of
-from shard.models.shelf import Note, Reader, Shelf, StagingReader
+from shard.models.weight_cache import Note, StagingWeightReader, WeightCache, WeightReader
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
 from shard.served_models import Unwanted
@@ -24,7 +24,7 @@ class ModelLoader:
     """See `shard.served_models.Loader`."""
 
     def __init__(self) -> None:
-        self._shelf = Shelf()
+        self._cache = WeightCache()
         self._ops: dict[tuple[str, int], PlainOps] = {}  # by dtype and size of block
 
     @memory_errors()
@@ -32,7 +32,7 @@ class ModelLoader:
         """The model that a shard starts with, and the bytes that it may take: weights and KV cache."""
         started = time.perf_counter()
         runner = ModelRunner(
-            config, model=Model(config, Reader(self._ops_of(config), empty_of(config), self._shelf))
+            config, model=Model(config, WeightReader(self._ops_of(config), empty_of(config), self._cache))
         )
         runner.kv_cache.touch()
         runner.load_ms = (time.perf_counter() - started) * 1000
@@ -55,11 +55,11 @@ class ModelLoader:
         runner.load_ms = (time.perf_counter() - started) * 1000
         return runner
 
-    def _reader(self, config: ShardConfig, note: Note) -> Reader:
+    def _reader(self, config: ShardConfig, note: Note) -> WeightReader:
         """Straight into memory, where that is the host's."""
         to = empty_of(config)
-        kind = Reader if is_elastic(to.device) else StagingReader
-        return kind(self._ops_of(config), to, self._shelf, note)
+        kind = WeightReader if is_elastic(to.device) else StagingWeightReader
+        return kind(self._ops_of(config), to, self._cache, note)
 
     def _ops_of(self, config: ShardConfig) -> PlainOps:
         key = (config.dtype, config.block_tokens)
@@ -95,7 +95,7 @@ def _spare_bytes(config: ShardConfig) -> int | None:
     return None if available is None else int(available * (1 - _SPARED_SHARE))
 
 
-def _bring(reader: Reader) -> None:
+def _bring(reader: WeightReader) -> None:
     """Copy what was read to a device that has room for it now, beside the steps that run there."""
     if reader.device.type != "cuda":
         return

@@ -23,7 +23,7 @@ from shard.models.checkpoint import digest
 from shard.models.load import Decoder, load_decoder
 from shard.models.model_folder import unread_weights
 from shard.models.shape import eos_token_ids, read_config
-from shard.models.shelf import Reader
+from shard.models.weight_cache import WeightReader
 from shard.ops.choose import choose_ops
 from shard.ops.plain import PlainOps
 from shard.precision import Precision, precision_of
@@ -37,7 +37,7 @@ class Model:
     Raises `ValueError`, `OSError` or `MemoryError` with one sentence when it cannot be served.
     """
 
-    def __init__(self, config: ShardConfig, reader: Reader, decoder: Decoder | None = None):
+    def __init__(self, config: ShardConfig, reader: WeightReader, decoder: Decoder | None = None):
         self.config = config
         self.reader = reader
         self.settings = settings_of(config)
@@ -97,7 +97,8 @@ class Model:
         if config.replay_exits:
             return ignored
         thresholds = {
-            exit.layer: exit.threshold(settings.criterion, settings.threshold) for exit in self.exits
+            exit_head.layer: exit_head.threshold(settings.criterion, settings.threshold)
+            for exit_head in self.exits
         }
         served = Served(
             mode=settings.mode,

@@ -79,13 +79,13 @@ def _has_products(cpu: Cpu, dtype: torch.dtype) -> bool:
 def _of_cuda(capability: tuple[int, int], dtype: str) -> Precision:
     has_bfloat16 = capability >= _AMPERE
     storage = DTYPES[("bfloat16" if has_bfloat16 else "float16") if dtype == AUTO else dtype]
-    of = f"This GPU (compute capability {capability[0]}.{capability[1]})"
+    subject = f"This GPU (compute capability {capability[0]}.{capability[1]})"
     if storage is torch.float32:
         reason = "float32 was asked for: twice the bytes of bfloat16, and attention without FlashAttention."
     elif storage is torch.bfloat16 and not has_bfloat16:
-        reason = f"{of} emulates bfloat16, several times slower than float16."
+        reason = f"{subject} emulates bfloat16, several times slower than float16."
     else:
-        reason = f"{of} has products in {_name(storage)}."
+        reason = f"{subject} has products in {_name(storage)}."
     return Precision(storage, storage, reason)
 
 

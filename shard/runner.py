@@ -12,10 +12,10 @@ from shard.engine.sampler import Sampler
 from shard.engine.sequence_table import Chunk, SequenceTable
 from shard.engine.step_inputs import BatchMaker
 from shard.exits.capped import Capped
-from shard.exits.criterion import Gauge
+from shard.exits.criterion import ConfidenceCriterion
 from shard.exits.early_exit import EarlyExit
 from shard.exits.replay import Replay, read_replay
-from shard.exits.segments import Stack
+from shard.exits.segments import SegmentedDecoder
 from shard.exits.speculative import Speculative
 from shard.exits.streamed_scoring import StreamedScoring
 from shard.memory import Weights
@@ -30,7 +30,7 @@ from shard.messages import (
 )
 from shard.model import Model, empty_of, ops_of
 from shard.models.load import Decoder, MissingLayers
-from shard.models.shelf import Reader
+from shard.models.weight_cache import WeightReader
 from shard.stopwatch import synchronizer
 
 
@@ -52,7 +52,7 @@ class ModelRunner:
         kv_bytes: int | None = None,
     ):
         started = time.perf_counter()
-        self.model = model or Model(config, Reader(ops_of(config), empty_of(config)), decoder)
+        self.model = model or Model(config, WeightReader(ops_of(config), empty_of(config)), decoder)
         self.decoder, self.ops = self.model.decoder, self.model.reader.ops
         self._config = config
         self._device = torch.device(config.device)
@@ -66,12 +66,14 @@ class ModelRunner:
             self.max_blocks, config.block_tokens, self.model.eos_token_ids, self._max_tokens
         )
         self._sampler = Sampler(self.ops, self._device, self.model.eos_token_ids)
-        self._make_batch = BatchMaker(config.block_tokens, self._device)
-        self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self._make_batch, self._sampler)
+        self.make_batch = BatchMaker(config.block_tokens, self._device)
+        self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self.make_batch, self._sampler)
         settings, exits = self.model.settings, self.model.exits
-        self.stack = Stack(self.decoder, exits, self.kv_cache.layers, self._make_batch, settings.fill)
-        self._exiting = self._make_exiting()
-        self._streamed = self._make_streamed()
+        self.stack = SegmentedDecoder(
+            self.decoder, exits, self.kv_cache.layers, self.make_batch, settings.fill
+        )
+        self.exiting = self._make_exiting()
+        self.streamed = self._make_streamed()
         self.phases_ms = dict(self.model.reader.phases_ms)
         self.load_ms = (time.perf_counter() - started) * 1000
         self._last_end: float | None = None  # of the last step, while sequences wait for the next
@@ -117,7 +119,7 @@ class ModelRunner:
             num_parameters=self.decoder.num_parameters,
             weight_bytes=self.model.weight_bytes,
             load_ms=self.load_ms,
-            can_score=self._streamed is not None or self.depth == shape.num_layers,
+            can_score=self.streamed is not None or self.depth == shape.num_layers,
             warnings=self.model.warnings,
         )
 
@@ -156,8 +158,8 @@ class ModelRunner:
         ended = time.perf_counter()
         idle_ms = (started - self._last_end) * 1000 if self._last_end is not None else 0.0
         self._last_end = ended if len(self.table) else None
-        if self._streamed is not None:
-            self._streamed.earn((ended - started) * 1000)
+        if self.streamed is not None:
+            self.streamed.earn((ended - started) * 1000)
         return StepOutput(
             number=step.number,
             outputs=outputs + scored,
@@ -174,31 +176,33 @@ class ModelRunner:
         """Prompts that are scored run to full depth in any mode; the rest runs in the mode chosen."""
         outputs: list[SequenceOutput] = []
         report = None
-        if self._streamed is not None:
+        if self.streamed is not None:
             streamed = [chunk for chunk in chunks if chunk.sequence.scores]
             chunks = [chunk for chunk in chunks if not chunk.sequence.scores]
             for chunk in streamed:
                 if chunk.num_tokens:
-                    self._streamed.take(chunk)
+                    self.streamed.take(chunk)
                     outputs.append(self.table.finish(chunk, []))
-        at_full_depth = [chunk for chunk in chunks if self._exiting is None or chunk.sequence.is_scored]
-        others = [chunk for chunk in chunks if self._exiting is not None and not chunk.sequence.is_scored]
+        at_full_depth = [chunk for chunk in chunks if self.exiting is None or chunk.sequence.is_scored]
+        others = [chunk for chunk in chunks if self.exiting is not None and not chunk.sequence.is_scored]
         if at_full_depth:
             for chunk, made in zip(at_full_depth, self._full_depth.run(at_full_depth), strict=True):
                 outputs.append(self.table.finish(chunk, made.tokens, made.prompt, made.scores))
-        if others and self._exiting:
-            tokens, report = self._exiting.run(others)
+        if others and self.exiting:
+            tokens, report = self.exiting.run(others)
             outputs += map(self.table.finish, others, tokens)
         return outputs, report
 
     def _score_on(self, chunks: list[Chunk]) -> list[SequenceOutput]:
         """Go on with sequences that are scored through missing layers: those that came to their end."""
-        if self._streamed is None:
+        if self.streamed is None:
             return []
         is_idle = bool(chunks) and all(chunk.sequence.scores and chunk.sequence.waits for chunk in chunks)
         return [
-            self.table.finish(Chunk(it.sequence, it.sequence.num_computed_tokens, 0), [], scores=it.scores)
-            for it in self._streamed.go_on(self.table, is_idle)
+            self.table.finish(
+                Chunk(reading.sequence, reading.sequence.num_computed_tokens, 0), [], scores=reading.scores
+            )
+            for reading in self.streamed.go_on(self.table, is_idle)
         ]
 
     def _make_streamed(self) -> StreamedScoring | None:
@@ -206,24 +210,26 @@ class ModelRunner:
         config, reader = self._config, self.model.reader
         if self.depth == self.decoder.shape.num_layers or not config.score_budget:
             return None
-        missing = MissingLayers(Path(config.model), self.decoder, lambda: Reader(reader.ops, self.model.like))
-        pools, make_batch = self.kv_cache.layers, self._make_batch
+        missing = MissingLayers(
+            Path(config.model), self.decoder, lambda: WeightReader(reader.ops, self.model.like)
+        )
+        pools, make_batch = self.kv_cache.layers, self.make_batch
         return StreamedScoring(self._full_depth, missing, pools, make_batch, config.score_budget)
 
     def _make_exiting(self) -> EarlyExit | Capped | Speculative | None:
         settings = self.model.settings
         if settings.mode is Mode.FULL:
             return None
-        stack = self.stack
-        gauge = Gauge(settings.criterion, settings.threshold, self.ops, self._sampler.rules)
+        segmented = self.stack
+        criterion = ConfidenceCriterion(settings.criterion, settings.threshold, self.ops, self._sampler.rules)
         if settings.mode is Mode.CAPPED:
-            return Capped(stack, gauge, self._sampler, self._replay(None))
+            return Capped(segmented, criterion, self._sampler, self._replay(None))
         if settings.mode is Mode.SPECULATIVE:
             return Speculative(
-                stack, self._full_depth, self._sampler, self.table.reserve, settings.falls_back
+                segmented, self._full_depth, self._sampler, self.table.reserve, settings.falls_back
             )
-        replay = self._replay([exit.layer for exit in self.model.exits])
-        return EarlyExit(stack, settings, gauge, self._full_depth, self._sampler, replay)
+        replay = self._replay([exit_head.layer for exit_head in self.model.exits])
+        return EarlyExit(segmented, settings, criterion, self._full_depth, self._sampler, replay)
 
     def _replay(self, exit_layers: list[int] | None) -> Replay | None:
         """Exits drawn instead of asked, if they are to be."""

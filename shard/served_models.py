@@ -96,35 +96,35 @@ class ServedModels:
     """The engines alive on a shard, and the one prepared."""
 
     def __init__(self, config: ShardConfig, loader: Loader, clock: Clock | None = None):
-        self._loader = loader
+        self.loader = loader
         self._clock = clock or Clock()
         engine, self._total_bytes = loader.first(config)
         self._reserve_bytes = config.swap_reserve_bytes or 0
-        self._living: dict[int, Engine] = {0: engine}  # by epoch, oldest first
+        self.living: dict[int, Engine] = {0: engine}  # by epoch, oldest first
         self._renamed: dict[int, int] = {}  # epochs of those that live under a newer one
         self._preparing = threading.Lock()
         self._wanted: int | None = None  # the epoch being prepared, or prepared
         self._discarded: set[int] = set()
-        self._prepared: Engine | None = None
+        self.prepared: Engine | None = None
         self._last_end_ms: float | None = None  # of the last step, while sequences wait for the next
 
     @property
     def newest(self) -> int:
-        return next(reversed(self._living))
+        return next(reversed(self.living))
 
     def ready(self) -> Ready:
         """Of the model that new sequences run on."""
-        return self._living[self.newest].ready()
+        return self.living[self.newest].ready()
 
     def run(self, step: Step) -> StepOutput:
         """Carry out one step, model after model."""
         started_ms = self._clock.now_ms()
         idle_ms = 0.0 if self._last_end_ms is None else started_ms - self._last_end_ms
         parts, gone = self._split(step)
-        outputs = {epoch: engine.run(parts[epoch]) for epoch, engine in self._living.items()}
+        outputs = {epoch: engine.run(parts[epoch]) for epoch, engine in self.living.items()}
         num_sequences = sum(output.num_sequences for output in outputs.values())
         self._last_end_ms = self._clock.now_ms() if num_sequences else None
-        if len(self._living) > 1:
+        if len(self.living) > 1:
             self._tidy()
         return self._merge(outputs, idle_ms, gone)
 
@@ -138,14 +138,14 @@ class ServedModels:
                 return SwapFailed(epoch, f"Epoch {self._wanted} is to be committed or discarded first.")
             self._wanted = epoch
         try:
-            engine = self._loader.beside(prepare.config, self._total_bytes, lambda: self._wanted == epoch)
+            engine = self.loader.beside(prepare.config, self._total_bytes, lambda: self._wanted == epoch)
         except Exception:
             self._forget(epoch)
             raise
         with self._preparing:
             if self._wanted != epoch:
                 raise Unwanted
-            self._prepared = engine
+            self.prepared = engine
         return Prepared(epoch, engine.ready(), engine.phases_ms)
 
     def discard(self, epoch: int) -> None:
@@ -159,22 +159,22 @@ class ServedModels:
         started_ms = self._clock.now_ms()
         epoch = commit.epoch
         with self._preparing:
-            engine = self._prepared if self._wanted == epoch else None
+            engine = self.prepared if self._wanted == epoch else None
         if engine is None:
             return SwapFailed(epoch, f"Nothing is prepared under epoch {epoch}.")
         joined = self._find(engine.fingerprint)
-        engine = engine if joined is None else self._living[joined]
-        living = {t: old for t, old in self._living.items() if len(old.table) and t != joined}
+        engine = engine if joined is None else self.living[joined]
+        living = {t: old for t, old in self.living.items() if len(old.table) and t != joined}
         living[epoch] = engine
         shares = self._shares(living)
         if shares is None:
-            return SwapFailed(epoch, _no_room(self._living))
+            return SwapFailed(epoch, _no_room(self.living))
         try:
             self._resize(living, shares)
         except MemoryError as error:
-            self._resize(self._living, self._shares(self._living) or {})
+            self._resize(self.living, self._shares(self.living) or {})
             return SwapFailed(epoch, str(error) or "There is not enough memory for the model's blocks.")
-        self._living = living
+        self.living = living
         self._rename(joined, epoch)
         self._forget(epoch)
         gap_ms = self._clock.now_ms() - started_ms
@@ -182,27 +182,27 @@ class ServedModels:
 
     def _find(self, fingerprint: str) -> int | None:
         """The epoch of the engine alive that is the same."""
-        return next((t for t, engine in self._living.items() if engine.fingerprint == fingerprint), None)
+        return next((t for t, engine in self.living.items() if engine.fingerprint == fingerprint), None)
 
     def _rename(self, old: int | None, new: int) -> None:
         """Steps on their way may still name an old epoch."""
         renamed = {t: new if to == old else to for t, to in self._renamed.items()}
         if old is not None:
             renamed[old] = new
-        self._renamed = {t: to for t, to in renamed.items() if to in self._living}
+        self._renamed = {t: to for t, to in renamed.items() if to in self.living}
 
     def _forget(self, epoch: int) -> None:
         with self._preparing:
             if self._wanted == epoch:
-                self._wanted = self._prepared = None
+                self._wanted = self.prepared = None
 
     def _split(self, step: Step) -> tuple[dict[int, Step], list[tuple[int, int]]]:
         """The part of a step that is each model's, and the sequences that come too late for theirs."""
-        parts = {epoch: Step(step.number, [], [], step.drop) for epoch in self._living}
+        parts = {epoch: Step(step.number, [], [], step.drop) for epoch in self.living}
         gone: list[tuple[int, int]] = []
         placed: dict[int, int] = {}
         for new in step.new:
-            for engine in self._living.values():
+            for engine in self.living.values():
                 engine.table.forget(new.id)
             epoch = self._renamed.get(new.epoch, new.epoch)
             if self._can_hold(new, epoch):
@@ -211,7 +211,7 @@ class ServedModels:
             else:
                 gone.append((new.id, new.attempt))
         for work in step.work:
-            owners = (epoch for epoch, engine in self._living.items() if work.id in engine.table)
+            owners = (epoch for epoch, engine in self.living.items() if work.id in engine.table)
             owner = placed.get(work.id, next(owners, None))
             if owner is not None:
                 parts[owner].work.append(work)
@@ -220,19 +220,19 @@ class ServedModels:
     def _can_hold(self, new: NewSequence, epoch: int) -> bool:
         if epoch == self.newest:
             return True
-        engine = self._living.get(epoch)
+        engine = self.living.get(epoch)
         return engine is not None and engine.table.could_hold(new)
 
     def _tidy(self) -> None:
         """Free the models that have ended, and give the newest what the others no longer need."""
-        before, newest = self._living, self.newest
-        self._living = {t: engine for t, engine in before.items() if len(engine.table) or t == newest}
-        freed = len(self._living) < len(before)
+        before, newest = self.living, self.newest
+        self.living = {t: engine for t, engine in before.items() if len(engine.table) or t == newest}
+        freed = len(self.living) < len(before)
         del before
-        shares = self._shares(self._living)
-        if shares is not None and (freed or all(e.resizes_freely for e in self._living.values())):
+        shares = self._shares(self.living)
+        if shares is not None and (freed or all(e.resizes_freely for e in self.living.values())):
             with suppress(MemoryError):  # what cannot be had now is asked for again after the next change
-                self._resize(self._living, shares)
+                self._resize(self.living, shares)
 
     def _shares(self, living: dict[int, Engine]) -> dict[int, int] | None:
         """Blocks for each model, the last one taken for the newest; None if they cannot all live."""
@@ -244,7 +244,7 @@ class ServedModels:
 
     def _resize(self, living: dict[int, Engine], shares: dict[int, int]) -> None:
         """Give each its blocks, first taking from those that have more; one that is new comes last."""
-        known = list(self._living.values())
+        known = list(self.living.values())
 
         def order(epoch: int) -> tuple[bool, bool]:
             has_less = living[epoch].table.pool.num_blocks < shares[epoch]
@@ -258,7 +258,7 @@ class ServedModels:
     ) -> StepOutput:
         """One output: the newest model's, with the sequences of all and a report of each older one."""
         newest = next(reversed(outputs))
-        pool = self._living[newest].table.pool
+        pool = self.living[newest].table.pool
         return msgspec.structs.replace(
             outputs[newest],
             outputs=[output for part in outputs.values() for output in part.outputs],
@@ -267,12 +267,12 @@ class ServedModels:
             idle_ms=idle_ms,
             epoch=newest,
             num_blocks=pool.num_blocks,
-            older=[self._report(t, part) for t, part in outputs.items() if t != newest and t in self._living],
+            older=[self._report(t, part) for t, part in outputs.items() if t != newest and t in self.living],
             gone=gone,
         )
 
     def _report(self, epoch: int, part: StepOutput) -> OlderReport:
-        num_free = self._living[epoch].table.pool.num_free
+        num_free = self.living[epoch].table.pool.num_free
         return OlderReport(epoch, part.num_sequences, num_free, part.num_tokens, part.step_ms, part.exits)
 
 

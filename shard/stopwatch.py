@@ -78,10 +78,10 @@ class Laps:
 
     def settle(self) -> None:
         """Tell what has not been told, in the order of the ends; waits for the last of them."""
-        told, self._open = self._open, []
-        if told:
-            told[-1][1].synchronize()
-        for start, end, tell in told:
+        laps, self._open = self._open, []
+        if laps:
+            laps[-1][1].synchronize()
+        for start, end, tell in laps:
             tell(start.elapsed_time(end))
 
 

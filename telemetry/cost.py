@@ -67,16 +67,16 @@ class CostSums(msgspec.Struct, array_like=True):
     def add(self, sample: StepSample) -> None:
         terms, products, ms = sample.terms, self.products, sample.ms
         self.num_steps += 1
-        for i, one in enumerate(terms):
-            self.answers[i] += one * ms
+        for i, term in enumerate(terms):
+            self.answers[i] += term * ms
             for j, other in enumerate(terms):
-                products[_NUM_TERMS * i + j] += one * other
+                products[_NUM_TERMS * i + j] += term * other
 
     def merge(self, other: "CostSums") -> None:
         """Add another's steps."""
         self.num_steps += other.num_steps
-        self.products = [one + two for one, two in zip(self.products, other.products, strict=True)]
-        self.answers = [one + two for one, two in zip(self.answers, other.answers, strict=True)]
+        self.products = [own + more for own, more in zip(self.products, other.products, strict=True)]
+        self.answers = [own + more for own, more in zip(self.answers, other.answers, strict=True)]
 
     def fit(self) -> CostFit | None:
         """Least squares without negative costs; None without a step.
@@ -98,13 +98,13 @@ class CostSums(msgspec.Struct, array_like=True):
         """The normal equations of some terms, each scaled to length one so that the ridge means the same."""
         scales = [self.products[(_NUM_TERMS + 1) * i] ** 0.5 for i in kept]
         rows: list[list[float]] = []
-        for one, i in zip(scales, kept, strict=True):
+        for scale, i in zip(scales, kept, strict=True):
             row = [
-                self.products[_NUM_TERMS * i + j] / (one * other)
+                self.products[_NUM_TERMS * i + j] / (scale * other)
                 for other, j in zip(scales, kept, strict=True)
             ]
             row[len(rows)] += _RIDGE
-            rows.append([*row, self.answers[i] / one])
+            rows.append([*row, self.answers[i] / scale])
         return [value / scale for value, scale in zip(_eliminate(rows), scales, strict=True)]
 
 

@@ -138,6 +138,6 @@ def _rounded(value: Any) -> Any:
                 return value
             return round(value, _NUM_DIGITS - 1 - math.floor(math.log10(abs(value))))
         case list():
-            return [_rounded(one) for one in value]
+            return [_rounded(item) for item in value]
         case _:
             return value

@@ -46,23 +46,23 @@ class Link:
     def __init__(self, url: str | None):
         """Raises `ValueError` for an address that cannot be one of a Redis."""
         self.trouble = None if url is not None else "there is none"  # why the last question came to nothing
-        self._url = url
-        self._node = url  # of a cluster, where our keys are
-        self._client = _connect(url) if url is not None else None
+        self.url = url
+        self.node = url  # of a cluster, where our keys are
+        self.client = _connect(url) if url is not None else None
 
     async def ask(self, fill: Callable[[Pipeline], object]) -> list[Any] | None:
         """The answers to what `fill` puts into a pipeline; None if Redis is away, or cannot do it."""
-        if self._client is None:
+        if self.client is None:
             return None
         for _ in range(_MAX_MOVES):
             try:
-                return await _answers(self._client, fill)
+                return await _answers(self.client, fill)
             except MovedError as moved:
                 error: Exception = moved
-                await self._turn_to(_at(self._url, moved))
+                await self._turn_to(_at(self.url, moved))
             except (RedisError, OSError) as other:
                 error = other
-                await self._turn_to(self._url)  # another node may have taken that one's place
+                await self._turn_to(self.url)  # another node may have taken that one's place
                 break
         self._note_trouble(error)
         return None
@@ -75,13 +75,13 @@ class Link:
 
     async def close(self) -> None:
         """Idempotent."""
-        if self._client is not None:
-            await self._client.aclose()
+        if self.client is not None:
+            await self.client.aclose()
 
     async def _turn_to(self, node: str | None) -> None:
-        if node is not None and node != self._node:
+        if node is not None and node != self.node:
             await self.close()
-            self._node, self._client = node, _connect(node)
+            self.node, self.client = node, _connect(node)
 
     def _note_trouble(self, error: Exception) -> None:
         if self.trouble is None:

@@ -47,17 +47,17 @@ class TgiMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry):
-        def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"tgi_{name}", help, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"tgi_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, help: str) -> Gauge:
-            return Gauge(f"tgi_{name}", help, registry=registry)
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"tgi_{name}", text, registry=registry)
 
-        def seconds(name: str, help: str, *labels: str) -> Histogram:
-            return Histogram(f"tgi_{name}", help, labels, registry=registry, buckets=_SECONDS)
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"tgi_{name}", text, labels, registry=registry, buckets=_SECONDS)
 
-        def tokens(name: str, help: str) -> Histogram:
-            return Histogram(f"tgi_{name}", help, registry=registry, buckets=_TOKENS)
+        def tokens(name: str, text: str) -> Histogram:
+            return Histogram(f"tgi_{name}", text, registry=registry, buckets=_TOKENS)
 
         self.request_count = counter("request_count", "Generation calls.")
         self.request_success = counter("request_success", "Generation calls that were answered.")
@@ -88,15 +88,15 @@ class HeliosMetrics:
     """Our own, all labelled with the model."""
 
     def __init__(self, registry: CollectorRegistry):
-        def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"helios_{name}", help, ("model", *labels), registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"helios_{name}", text, ("model", *labels), registry=registry)
 
-        def gauge(name: str, help: str, *labels: str) -> Gauge:
-            return Gauge(f"helios_{name}", help, ("model", *labels), registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"helios_{name}", text, ("model", *labels), registry=registry)
 
-        def seconds(name: str, help: str, *labels: str) -> Histogram:
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(
-                f"helios_{name}_seconds", help, ("model", *labels), registry=registry, buckets=_SECONDS
+                f"helios_{name}_seconds", text, ("model", *labels), registry=registry, buckets=_SECONDS
             )
 
         self.ttft = seconds("ttft", "From a request's arrival to its first token.")

@@ -18,7 +18,7 @@ from telemetry.audit import AuditLog, Decision, Outcome
 from telemetry.history import History
 from telemetry.link import Link, Pipeline
 from telemetry.outbox import Entry, Outbox
-from telemetry.sample import Record
+from telemetry.window import Record
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ class Store:
         self.history = History()
         self.on_flush: list[Callable[[], None]] = []
         self._flush_interval_s = flush_interval_s
-        self._windows = Outbox(max_waiting_bytes)
+        self.windows = Outbox(max_waiting_bytes)
         self._last_id = 0
-        self._link = Link(url)
+        self.link = Link(url)
         self._num_flushes = 0
         self._is_known = False  # to Redis, which forgets it when it restarts
         self._task: asyncio.Task[None] | None = None
@@ -75,7 +75,7 @@ class Store:
             await tasks.cancel(self._task)
             self._task = None
             await self.flush()
-        await self._link.close()
+        await self.link.close()
 
     @property
     def is_ok(self) -> bool:
@@ -85,18 +85,18 @@ class Store:
     @property
     def trouble(self) -> str | None:
         """Why Redis is of no use now."""
-        return self._link.trouble
+        return self.link.trouble
 
     @property
     def num_dropped(self) -> int:
         """Windows and decisions that were given up, since Redis was away for too long."""
-        return self._windows.num_dropped + self.audit.num_dropped
+        return self.windows.num_dropped + self.audit.num_dropped
 
     def put(self, records: list[Record]) -> None:
         """Keep what this router's shards did since the last time."""
         if records:
             self._last_id = max(self._last_id + 1, int(time.time() * 1000))
-            self._windows.put(Entry(_encode(records), f"{self._last_id}-0", len(records)))
+            self.windows.put(Entry(_encode(records), f"{self._last_id}-0", len(records)))
 
     async def flush(self) -> bool:
         """Write all that waits in one pipeline, and learn what others wrote. False if Redis is away."""
@@ -110,13 +110,13 @@ class Store:
         Of this router, as of the last flush. At most a quarter of an hour is looked back.
         """
         since = time.time() - min(last_s, _LONGEST_READ_S)
-        routers = await self._link.ask(
+        routers = await self.link.ask(
             lambda pipe: pipe.zrangebyscore(keys.routers(self.deployment), since, "+inf")
         )
         if routers is None:
             return None
         streams = [keys.windows(self.deployment, name.decode(errors="replace")) for name in routers[0]]
-        answers = await self._link.ask(
+        answers = await self.link.ask(
             lambda pipe: [pipe.xrange(stream, f"{int(since * 1000)}-0") for stream in streams]
         )
         if answers is None:
@@ -130,7 +130,7 @@ class Store:
         `since`: only those that were taken later, in Unix time in seconds.
         """
         key, count = keys.decisions(self.deployment), audit.ENTRIES_PER_DECISION * limit
-        answers = await self._link.ask(lambda pipe: pipe.xrevrange(key, count=count))
+        answers = await self.link.ask(lambda pipe: pipe.xrevrange(key, count=count))
         entries = reversed(answers[0]) if answers else []
         found = [decision for decision in self._all_known(entries) if decision.at > since]
         return found[:limit]
@@ -144,7 +144,7 @@ class Store:
         if since is None:
             return None
         key, first = keys.decisions(self.deployment), max(0, int((since - _CLOCK_SKEW_S) * 1000))
-        answers = await self._link.ask(lambda pipe: pipe.xrange(key, f"{first}-0", count=_MAX_SEARCHED))
+        answers = await self.link.ask(lambda pipe: pipe.xrange(key, f"{first}-0", count=_MAX_SEARCHED))
         found = self._all_known(answers[0] if answers else [])
         return next((decision for decision in found if decision.id == id), None)
 
@@ -157,7 +157,7 @@ class Store:
 
     async def _settle_abandoned(self) -> None:
         """Say of decisions that routers had begun to carry out, and ended, that nothing came of them."""
-        answers = await self._link.ask(
+        answers = await self.link.ask(
             lambda pipe: pipe.zrangebyscore(keys.routers(self.deployment), time.time() - _SILENCE_S, "+inf")
         )
         if answers is None:
@@ -187,7 +187,7 @@ class Store:
                 await self._settle_abandoned()
 
     async def _flush(self) -> bool:
-        entries, decisions, rows = self._windows.peek(), self.audit.unwritten(), self.history.unwritten()
+        entries, decisions, rows = self.windows.peek(), self.audit.unwritten(), self.history.unwritten()
 
         def write(pipe: Pipeline) -> None:
             self._write_presence(pipe)
@@ -195,11 +195,11 @@ class Store:
             self._write_decisions(pipe, decisions)
             self._exchange_history(pipe, rows)
 
-        answers = await self._link.ask(write)
+        answers = await self.link.ask(write)
         if answers is None:
             return False
-        self._link.note_success()
-        self._windows.written(entries)
+        self.link.note_success()
+        self.windows.written(entries)
         self.audit.written(decisions)
         if answers[0] and self._is_known:  # it has forgotten us, and so everything
             self.audit.write_again()

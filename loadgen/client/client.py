@@ -95,7 +95,7 @@ class Client:
         self.num_open = 0  # streams under way
         self._num_watches = 0
         self._headers = headers or {}
-        self._idle: list[Connection] = []
+        self.idle: list[Connection] = []
         self._live: set[Exchange] = set()
         self._tls = ssl.create_default_context() if address.is_tls else None
 
@@ -108,7 +108,7 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
-        for connection in self._idle:
+        for connection in self.idle:
             connection.abort()
         await asyncio.sleep(0)
 
@@ -195,13 +195,13 @@ class Client:
     def _release(self, connection: Connection, exchange: Exchange) -> None:
         connection.exchange = None
         if exchange.is_clean and not connection.is_lost:
-            self._idle.append(connection)
+            self.idle.append(connection)
         else:
             connection.abort()
 
     async def _connection(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
+        while self.idle:
+            connection = self.idle.pop()
             if not connection.is_lost:
                 return connection
         address = self.address

@@ -91,7 +91,7 @@ async def paired_rounds(a: Side, b: Side, num_rounds: int, screen: Screen) -> Ro
             run = await measure(side.target, side.plan, screen, seed_offset=index)
             run.label = f"{side.name}, round {index + 1}"
             run.settings = settings_of(side.plan.options)
-            summary = summarise(run, side.plan.goals, side.plan.trim)
+            summary = summarise(run, side.plan.slo, side.plan.trim)
             measured.append(Measured(run, summary))
     return found
 

@@ -43,6 +43,6 @@ async def measured(target: Target, plan: Plan, screen: Screen, label: str = "") 
         run = await measure(target, plan, screen)
     finally:
         screen.view.close()
-    run.settings = {"dialect": target.peer.dialect.value, **settings_of(options)}
+    run.settings = {"dialect": target.server_info.dialect.value, **settings_of(options)}
     run.label = options.label or label or run.url
-    return run, summarise(run, plan.goals, plan.trim)
+    return run, summarise(run, plan.slo, plan.trim)

@@ -96,7 +96,12 @@ async def sweep(target: Target, plan: Plan, options: ServeOptions, console: Cons
         _print(points, best, console, is_rate)
     if options.out:
         _write(Path(options.out), points, summaries, is_rate)
-    line = {"benchmark": "sweep", "of": options.sweep, "server": target.peer.kind, "model": target.peer.model}
+    line = {
+        "benchmark": "sweep",
+        "of": options.sweep,
+        "server": target.server_info.kind,
+        "model": target.server_info.model,
+    }
     points_found = msgspec.to_builtins(points)
     sustained = None if best is None else best.level
     print(compact_json({**line, "sustained": sustained, "points": points_found}), flush=True)
@@ -119,7 +124,7 @@ async def _step(target: Target, options: ServeOptions, level: float, screen: Scr
     plan = plan_of(msgspec.structs.replace(options, **changes))
     run = await measure(target, plan, screen)
     run.label, run.settings = f"{level:g}", settings_of(plan.options)
-    return summarise(run, plan.goals, plan.trim)
+    return summarise(run, plan.slo, plan.trim)
 
 
 def _point(level: float, summary: Summary, before: Summary | None, is_rate: bool) -> Point:
@@ -146,7 +151,7 @@ def _why_not_sustained(summary: Summary, before: Summary | None, is_rate: bool) 
         return "the load generator is saturated"
     if summary.outcomes.get("ok", 0) < GOOD_ENOUGH * summary.num_requests:
         return "requests were refused or failed"
-    if summary.goals.are_stated and rates.good_share is not None and rates.good_share < GOOD_ENOUGH:
+    if summary.slo.are_stated and rates.good_share is not None and rates.good_share < GOOD_ENOUGH:
         return "objectives were missed"
     if is_rate:
         return "answers fell behind requests" if rates.requests_per_s < KEEPS_UP * rates.offered_per_s else ""

@@ -28,11 +28,11 @@ class LiveView:
     """The load generator's end: starts the drawing process and feeds it. Never waits for it."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "loadgen.load.live"], stdin=subprocess.PIPE, start_new_session=True
         )
-        assert self._process.stdin is not None
-        self._pipe = self._process.stdin.fileno()
+        assert self.process.stdin is not None
+        self._pipe = self.process.stdin.fileno()
         os.set_blocking(self._pipe, False)
 
     def show(self, snapshot: Snapshot) -> None:
@@ -40,14 +40,14 @@ class LiveView:
             os.write(self._pipe, msgspec.json.encode(snapshot) + b"\n")
 
     def close(self) -> None:
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self.process.stdin.close()
         try:
-            self._process.wait(timeout=5)
+            self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(timeout=5)
+            self.process.kill()
+            self.process.wait(timeout=5)
 
 
 class PlainView:

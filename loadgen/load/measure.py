@@ -34,13 +34,13 @@ async def measure(target: Target, plan: Plan, screen: Screen, seed_offset: int =
 
 async def measure_load(target: Target, workload: Workload, pace: Pace, screen: Screen) -> Run:
     """Carry out a load and gather everything around it. Ctrl-C ends it early, with what there is."""
-    runner = Runner(target.client, target.peer, workload, target.manners, pace)
+    runner = Runner(target.client, target.server_info, workload, target.request_options, pace)
     scraper = Scraper(target.client)
     async with _beside(scraper.run(), _draw(runner, pace, screen)):
         with _stopping_on_interrupt(runner):
             run = await runner.carry_out()
     run.scrapes = scraper.scrapes
-    if target.peer.kind == "helios":
+    if target.server_info.kind == "helios":
         run.decisions = await target.operator.decisions(run.began_at_s - 1)
         run.state = await target.operator.state() or {}
     run.notes = [*target.notes, *_remarks(run, runner)]
@@ -53,7 +53,7 @@ def _remarks(run: Run, runner: Runner) -> list[str]:
     if runner.is_interrupted:
         found.append("Interrupted: what was open was cut.")
     early = sum(record.finish_reason not in (None, "length") for record in run.records)
-    if runner.manners.ignore_eos and early:
+    if runner.request_options.ignore_eos and early:
         found.append(f"{early} answers ended by themselves, although the server was told to ignore that.")
     return found
 

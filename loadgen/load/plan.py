@@ -10,7 +10,7 @@ import msgspec
 from loadgen.cli.units import BadQuantity, seconds, share, weights
 from loadgen.load.options import LoadOptions
 from loadgen.load.run import Pace
-from loadgen.load.slo import Goals
+from loadgen.load.slo import SLO
 from loadgen.load.trim import Trim
 from loadgen.traffic.arrivals import Bursts, Spacing, arrival_times, parse_rate
 from loadgen.traffic.datasets import SHIPPED, Conversation, read_dataset, shipped
@@ -32,7 +32,7 @@ class Plan(msgspec.Struct, frozen=True):
     schedule: Schedule
     prompts: list[Conversation]
     rows: list[TraceRow]
-    goals: Goals
+    slo: SLO
     trim: Trim
 
     @property
@@ -110,7 +110,7 @@ def plan_of(options: LoadOptions) -> Plan:
             f"no prompts of class {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
         )
     trim = Trim(options.warmup, options.cooldown)
-    plan = Plan(options, schedule, prompts, rows, Goals.parse(options.slo), trim)
+    plan = Plan(options, schedule, prompts, rows, SLO.parse(options.slo), trim)
     plan.workload(Filler())
     plan.pace()
     return plan

@@ -8,13 +8,13 @@ import msgspec
 
 from loadgen.client.dialects import Dialect
 from loadgen.client.ops import Decision
-from loadgen.client.peer import Peer
 from loadgen.client.records import Record
 from loadgen.client.scrape import Scrape
+from loadgen.client.server_info import ServerInfo
 from loadgen.client.template import ChatTemplate
 
 
-class Manners(msgspec.Struct, frozen=True, kw_only=True):
+class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How each request is asked, whatever it is about."""
 
     dialect: Dialect
@@ -46,7 +46,7 @@ class Run(msgspec.Struct, kw_only=True):
 
     label: str
     url: str
-    peer: Peer
+    server_info: ServerInfo
     is_open_loop: bool
     concurrency: int | None
     began: float

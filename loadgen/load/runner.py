@@ -14,11 +14,11 @@ from time import monotonic, process_time
 
 from loadgen.client.client import Client
 from loadgen.client.dialects import Ask, Message
-from loadgen.client.peer import Peer
 from loadgen.client.records import Outcome, Record
+from loadgen.client.server_info import ServerInfo
 from loadgen.client.template import plain_text
 from loadgen.load.pacer import LagMeter, Pacer
-from loadgen.load.run import Manners, Pace, Run
+from loadgen.load.run import Pace, RequestOptions, Run
 from loadgen.traffic.workloads import Job, Workload
 
 AHEAD_S, MOST_AHEAD = 1.0, 256  # how far ahead jobs are drawn
@@ -29,12 +29,19 @@ LEAD_S = 0.2  # time to draw the first of them before the clock of an open loop 
 class Runner:
     """One run of a workload against one server."""
 
-    def __init__(self, client: Client, peer: Peer, workload: Workload, manners: Manners, pace: Pace):
+    def __init__(
+        self,
+        client: Client,
+        server_info: ServerInfo,
+        workload: Workload,
+        request_options: RequestOptions,
+        pace: Pace,
+    ):
         self.records: list[Record] = []
         self.meter = LagMeter()
         self._client = client
         self._workload = workload
-        self.manners = manners
+        self.request_options = request_options
         self._pace = pace
         self.is_interrupted = False
         self._is_stopped = False
@@ -46,7 +53,7 @@ class Runner:
         self.run = Run(
             label=client.address.url,
             url=client.address.url,
-            peer=peer,
+            server_info=server_info,
             is_open_loop=pace.is_open_loop,
             concurrency=pace.concurrency,
             began=monotonic(),
@@ -176,7 +183,7 @@ class Runner:
         return record
 
     async def _ask(self, job: Job, turn: int, history: tuple[Message, ...], intended: float) -> Record:
-        manners = self.manners
+        request_options = self.request_options
         text = self._text(history)
         record = Record(
             number=len(self.records),
@@ -193,18 +200,18 @@ class Runner:
             messages=history,
             text=text,
             max_tokens=job.max_tokens[turn],
-            ignore_eos=manners.ignore_eos,
-            temperature=manners.temperature,
-            seed=job.number if manners.temperature > 0 else None,
-            exit_threshold=manners.exit_threshold,
-            exact=manners.exact,
-            extra=manners.extra,
+            ignore_eos=request_options.ignore_eos,
+            temperature=request_options.temperature,
+            seed=job.number if request_options.temperature > 0 else None,
+            exit_threshold=request_options.exit_threshold,
+            exact=request_options.exact,
+            extra=request_options.extra,
         )
-        await self._client.stream(manners.dialect, manners.model, ask, record, job.cancel)
+        await self._client.stream(request_options.dialect, request_options.model, ask, record, job.cancel)
         return record
 
     def _text(self, history: tuple[Message, ...]) -> str:
-        template = self.manners.template
+        template = self.request_options.template
         return plain_text(history) if template is None else template.render(history)
 
 
@@ -215,8 +222,8 @@ def _pause_s(record: Record) -> float:
     that says no in a millisecond.
     """
     if record.outcome is Outcome.REFUSED:
-        told = AFTER_FAILURE_S if record.retry_after_s is None else record.retry_after_s
-        return min(MOST_PAUSE_S, max(0.0, told))
+        pause_s = AFTER_FAILURE_S if record.retry_after_s is None else record.retry_after_s
+        return min(MOST_PAUSE_S, max(0.0, pause_s))
     return AFTER_FAILURE_S if record.outcome.is_failure else 0.0
 
 

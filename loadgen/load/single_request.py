@@ -9,14 +9,18 @@ from loadgen.load.target import Target
 
 async def ask_alone(target: Target, prompt: str, max_tokens: int) -> Record:
     """One greedy answer; where there is none, the reason is its text."""
-    manners = target.manners
+    request_options = target.request_options
     message = (Message("user", prompt),)
-    text = prompt if manners.template is None else manners.template.render(message)
+    text = prompt if request_options.template is None else request_options.template.render(message)
     ask = Ask(
-        messages=message, text=text, max_tokens=max_tokens, ignore_eos=manners.ignore_eos, extra=manners.extra
+        messages=message,
+        text=text,
+        max_tokens=max_tokens,
+        ignore_eos=request_options.ignore_eos,
+        extra=request_options.extra,
     )
     record = Record(number=0, prompt=text, max_tokens=max_tokens, intended=monotonic())
-    await target.client.stream(manners.dialect, manners.model, ask, record)
+    await target.client.stream(request_options.dialect, request_options.model, ask, record)
     if record.outcome.is_failure:
         record.pieces = [f"({record.outcome}: {record.detail})"]
     return record

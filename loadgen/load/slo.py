@@ -8,7 +8,7 @@ from loadgen.client.records import Outcome, Record
 MEASURES = ("ttft", "tpot", "gap", "e2e")
 
 
-class Goals(msgspec.Struct, frozen=True):
+class SLO(msgspec.Struct, frozen=True):
     """Bounds in ms that a good request keeps, all of them. No bounds: every complete answer is good."""
 
     ttft: float | None = None
@@ -17,7 +17,7 @@ class Goals(msgspec.Struct, frozen=True):
     e2e: float | None = None
 
     @classmethod
-    def parse(cls, texts: tuple[str, ...]) -> "Goals":
+    def parse(cls, texts: tuple[str, ...]) -> "SLO":
         """Each text is like `ttft:500ms`. Raises `BadQuantity`."""
         bounds: dict[str, float] = {}
         for text in texts:

@@ -11,11 +11,11 @@ from loadgen.cli.units import BadQuantity, seconds
 from loadgen.client.client import Address, Client, Patience
 from loadgen.client.dialects import Dialect
 from loadgen.client.ops import Operator
-from loadgen.client.peer import Peer, count_tokens, meet
+from loadgen.client.server_info import ServerInfo, count_tokens, meet
 from loadgen.client.template import learn_template
 from loadgen.load.options import LoadOptions
 from loadgen.load.plan import Plan
-from loadgen.load.run import Manners
+from loadgen.load.run import RequestOptions
 from loadgen.traffic.filler import Filler, learn_filler
 
 
@@ -23,9 +23,9 @@ class Target(msgspec.Struct, frozen=True):
     """Everything that a run against one server needs besides its load."""
 
     client: Client
-    peer: Peer
+    server_info: ServerInfo
     operator: Operator
-    manners: Manners
+    request_options: RequestOptions
     filler: Filler
     notes: list[str]
 
@@ -36,11 +36,11 @@ async def reach(url: str, plan: Plan) -> AsyncIterator[Target]:
     options = plan.options
     headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     async with Client(Address.parse(url), headers, _patience(options)) as client:
-        peer = await meet(client, Dialect(options.dialect) if options.dialect else None, options.model)
+        server_info = await meet(client, Dialect(options.dialect) if options.dialect else None, options.model)
         notes: list[str] = []
-        filler = await _filler(client, peer, notes) if plan.needs_filler else Filler()
-        manners = await _manners(client, peer, plan, notes)
-        yield Target(client, peer, Operator(client, options.admin_key), manners, filler, notes)
+        filler = await _filler(client, server_info, notes) if plan.needs_filler else Filler()
+        request_options = await _request_options(client, server_info, plan, notes)
+        yield Target(client, server_info, Operator(client, options.admin_key), request_options, filler, notes)
 
 
 def _patience(options: LoadOptions) -> Patience:
@@ -52,9 +52,9 @@ def _patience(options: LoadOptions) -> Patience:
     )
 
 
-async def _filler(client: Client, peer: Peer, notes: list[str]) -> Filler:
+async def _filler(client: Client, server_info: ServerInfo, notes: list[str]) -> Filler:
     async def count(text: str) -> int | None:
-        return await count_tokens(client, peer, text)
+        return await count_tokens(client, server_info, text)
 
     filler = await learn_filler(count)
     filler.text(100, random.Random(0))  # makes its pool of text now, not under load
@@ -65,20 +65,24 @@ async def _filler(client: Client, peer: Peer, notes: list[str]) -> Filler:
     return filler
 
 
-async def _manners(client: Client, peer: Peer, plan: Plan, notes: list[str]) -> Manners:
+async def _request_options(
+    client: Client, server_info: ServerInfo, plan: Plan, notes: list[str]
+) -> RequestOptions:
     options = plan.options
     template = (
-        await learn_template(client) if options.chat_template and peer.dialect is not Dialect.CHAT else None
+        await learn_template(client)
+        if options.chat_template and server_info.dialect is not Dialect.CHAT
+        else None
     )
-    if options.chat_template and template is None and peer.dialect is not Dialect.CHAT:
+    if options.chat_template and template is None and server_info.dialect is not Dialect.CHAT:
         notes.append("The server has no chat template for us: prompts were sent as they are.")
-    if plan.ignores_eos and not peer.takes_ignore_eos:
+    if plan.ignores_eos and not server_info.takes_ignore_eos:
         notes.append("The server refuses ignore_eos: answers may be shorter than asked for.")
-    return Manners(
-        dialect=peer.dialect,
-        model=peer.model,
+    return RequestOptions(
+        dialect=server_info.dialect,
+        model=server_info.model,
         temperature=options.temperature,
-        ignore_eos=plan.ignores_eos and peer.takes_ignore_eos,
+        ignore_eos=plan.ignores_eos and server_info.takes_ignore_eos,
         exit_threshold=options.exit_threshold,
         exact=options.exact,
         template=template,

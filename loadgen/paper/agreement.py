@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from loadgen.client.peer import Unusable
 from loadgen.client.records import Outcome, Record
+from loadgen.client.server_info import Unusable
 
 MAX_ANSWERS = 48  # of each system
 SCORING_S = 7200.0

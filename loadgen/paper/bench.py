@@ -36,7 +36,7 @@ async def bench(options: HeliosOptions, console: Console) -> int:
         console.print(f"Written to {options.out}: {PLOT}, {FIGURES}", style="dim", soft_wrap=True)
     print(compact_json(line_of(reports)), flush=True)
     outcomes = [outcome for report in reports for outcome in report.outcomes]
-    return 1 if any(it.lost for outcome in outcomes for it in outcome.systems.values()) else 0
+    return 1 if any(system.lost for outcome in outcomes for system in outcome.systems.values()) else 0
 
 
 def _write(out: Path, reports: Sequence[Report]) -> None:

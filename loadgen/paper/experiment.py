@@ -91,7 +91,7 @@ class Experiment:
                 async with reach(url, plan) as target:
                     run = await measure(target, plan, self._screen, seed_offset=index)
                 run.label = f"{self._screen.title}, {load.name}"
-                done.append(Done(system.name, load, Measured(run, summarise(run, plan.goals, plan.trim))))
+                done.append(Done(system.name, load, Measured(run, summarise(run, plan.slo, plan.trim))))
         return done
 
     async def _budget(self, subject: Subject) -> Budget:

@@ -101,7 +101,8 @@ def _figures(part: Part, depth: int, rounds: Sequence[Measured]) -> Figures:
         response_p95_ms=_median(_response_p95_ms, summaries),
         joules_per_token=_median(joules_per_token, summaries),
         most_running=max(
-            (it for summary in summaries if (it := summary.server.most_running) is not None), default=None
+            (running for summary in summaries if (running := summary.server.most_running) is not None),
+            default=None,
         ),
         largest_batch=batch,
         memory_bytes=budget.footprint.total_bytes(served, part.loads[0].in_flight, budget.request_tokens),

@@ -34,13 +34,13 @@ class Panel(msgspec.Struct, frozen=True):
 
 
 PANELS = (
-    Panel("output tokens/s", lambda it: it.tokens_per_s, published.THROUGHPUT_GAIN),
-    Panel("mean response, ms", lambda it: it.response_ms, published.RESPONSE_TIME_GAIN, True),
-    Panel("p95 response, ms", lambda it: it.response_p95_ms),
-    Panel("largest batch that fits", lambda it: it.largest_batch, published.BATCH_GAIN),
+    Panel("output tokens/s", lambda figures: figures.tokens_per_s, published.THROUGHPUT_GAIN),
+    Panel("mean response, ms", lambda figures: figures.response_ms, published.RESPONSE_TIME_GAIN, True),
+    Panel("p95 response, ms", lambda figures: figures.response_p95_ms),
+    Panel("largest batch that fits", lambda figures: figures.largest_batch, published.BATCH_GAIN),
     Panel(
         "memory for equal requests, MiB",
-        lambda it: it.memory_bytes / 2**20,
+        lambda figures: figures.memory_bytes / 2**20,
         1 / (1 - published.MEMORY_SAVED),
         True,
     ),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loadgen.client.peer import Unusable, count_tokens
+from loadgen.client.server_info import Unusable, count_tokens
 from loadgen.load.plan import Plan
 from loadgen.load.target import Target, reach
 from loadgen.paper.footprint import Footprint, Load, footprint_of
@@ -36,7 +36,7 @@ async def _load(target: Target) -> Load:
 
 async def _longest_prompt(target: Target, plan: Plan) -> int:
     longest = sorted((prompt.turns[0] for prompt in plan.prompts), key=len)[-LONGEST:]
-    counts = [await count_tokens(target.client, target.peer, text) for text in longest]
+    counts = [await count_tokens(target.client, target.server_info, text) for text in longest]
     if not counts or None in counts:
         raise Unusable("the server cannot count the tokens of prompts")
     return max(count for count in counts if count is not None) + TEMPLATE_TOKENS

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from loadgen.client.client import Address, Client
-from loadgen.client.peer import Unusable
+from loadgen.client.server_info import Unusable
 
 READY_S, STOP_S = 600.0, 30.0
 ASK_EVERY_S = 0.1

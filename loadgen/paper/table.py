@@ -41,10 +41,11 @@ def report_of(part: Part, outcomes: list[Outcome], quality: dict[str, Quality]) 
 def _diary(part: Part) -> list[str]:
     """What was decided in the last round under each load, and why."""
     return [
-        f"{load.name}, {run.from_epoch(one.at_s):.1f} s: {one.kind} {one.chosen}, {one.outcome}. {one.why}"
+        f"{load.name}, {run.from_epoch(decision.at_s):.1f} s: "
+        f"{decision.kind} {decision.chosen}, {decision.outcome}. {decision.why}"
         for load in part.loads
         for run, _ in part.runs_of(HELIOS, load)[-1:]
-        for one in run.decisions
+        for decision in run.decisions
     ]
 
 
@@ -89,48 +90,48 @@ def rows(report: Report, outcome: Outcome) -> list[tuple[str, ...]]:
     found = [
         row(
             "output tokens/s",
-            (_number(it.tokens_per_s) for it in figures),
-            _both(gains, lambda it: it.throughput),
+            (_number(own.tokens_per_s) for own in figures),
+            _both(gains, lambda gain: gain.throughput),
             f"{paper.THROUGHPUT_GAIN}x",
         ),
         row(
             "mean response, ms",
-            (_number(it.response_ms) for it in figures),
-            _both(gains, lambda it: it.response),
+            (_number(own.response_ms) for own in figures),
+            _both(gains, lambda gain: gain.response),
             f"{paper.RESPONSE_TIME_GAIN}x",
         ),
         row(
             "p95 response, ms",
-            (_number(it.response_p95_ms) for it in figures),
-            _both(gains, lambda it: it.response_p95),
+            (_number(own.response_p95_ms) for own in figures),
+            _both(gains, lambda gain: gain.response_p95),
         ),
         row(
             "joules per token",
-            (_number(it.joules_per_token) for it in figures),
-            _both(gains, lambda it: it.energy),
+            (_number(own.joules_per_token) for own in figures),
+            _both(gains, lambda gain: gain.energy),
             f"{paper.ENERGY_GAIN}x",
         ),
         row(
             "largest batch that fits",
-            (str(it.largest_batch) for it in figures),
-            (f"{it.batch:.2f}x" for it in gains),
+            (str(own.largest_batch) for own in figures),
+            (f"{gain.batch:.2f}x" for gain in gains),
             f"{paper.BATCH_GAIN}x",
         ),
-        row("most running", (_number(it.most_running) for it in figures), ("", "")),
+        row("most running", (_number(own.most_running) for own in figures), ("", "")),
         row(
             f"memory for {report.static_batch} requests, MiB",
-            (_number(it.memory_bytes / MIB) for it in figures),
-            (f"{-it.memory_saved:+.0%}" for it in gains),
+            (_number(own.memory_bytes / MIB) for own in figures),
+            (f"{-gain.memory_saved:+.0%}" for gain in gains),
             f"{-paper.MEMORY_SAVED:+.1%}",
         ),
         row(
             "share of the first exit",
-            (_share(it.first_exit_share) for it in figures),
+            (_share(own.first_exit_share) for own in figures),
             ("", ""),
             f"{paper.FIRST_EXIT_SHARE:.0%}",
         ),
-        row("swaps", (str(it.swaps) for it in figures), ("", ""), f"{paper.SWAPS} in {paper.REQUESTS}"),
-        row("candidates tried", (str(it.trials) for it in figures), ("", "")),
+        row("swaps", (str(own.swaps) for own in figures), ("", ""), f"{paper.SWAPS} in {paper.REQUESTS}"),
+        row("candidates tried", (str(own.trials) for own in figures), ("", "")),
     ]
     return found + _quality_rows(report.quality)
 
@@ -139,9 +140,9 @@ def _quality_rows(quality: Mapping[str, Quality]) -> list[tuple[str, ...]]:
     if not quality:
         return []
     known = [quality.get(name) for name in (FULL, EARLY, HELIOS)]
-    agreement = ["-" if it is None else f"{it.agreement:.3f}" for it in known]
-    low = ["-" if it is None else f"{it.low:.3f} - {it.high:.3f}" for it in known]
-    perplexity = ["-" if it is None else f"{it.perplexity:.3f}" for it in known]
+    agreement = ["-" if judged is None else f"{judged.agreement:.3f}" for judged in known]
+    low = ["-" if judged is None else f"{judged.low:.3f} - {judged.high:.3f}" for judged in known]
+    perplexity = ["-" if judged is None else f"{judged.perplexity:.3f}" for judged in known]
     rise = f"+{published.PERPLEXITY_RISE}"
     return [
         ("agreement with full depth", *agreement, "", "", ""),
@@ -160,9 +161,9 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def _both(gains: Sequence[Gain], of: Callable[[Gain], Interval | None]) -> tuple[str, str]:
+def _both(gains: Sequence[Gain], part: Callable[[Gain], Interval | None]) -> tuple[str, str]:
     """Over full depth, and over early exit with its interval."""
-    full, early = (of(gain) for gain in gains)
+    full, early = (part(gain) for gain in gains)
     if early is None or early.low is None or early.high is None:
         return _times(full), _times(early)
     return _times(full), f"{_times(early)} ({early.low:.2f} - {early.high:.2f})"

@@ -64,7 +64,7 @@ def _latencies(summary: Summary) -> Iterator[tuple[Any, ...]]:
 
 def request_line(record: Record, run: Run) -> dict[str, Any]:
     """One request as a line. Times in ms since the run began, `token_ms` since its intended start."""
-    told = {
+    fields = {
         "ttft_ms": record.ttft_ms,
         "tpot_ms": record.tpot_ms,
         "e2e_ms": record.e2e_ms,
@@ -86,7 +86,7 @@ def request_line(record: Record, run: Run) -> dict[str, Any]:
         "input_tokens": record.input_tokens,
         "output_tokens": record.num_tokens,
         "queue_ms": record.queue_ms,
-        **told,
+        **fields,
         "model": record.model,
         "version": record.version,
         "segments": msgspec.to_builtins(record.segments),

@@ -7,8 +7,8 @@ from importlib.resources import files
 
 from loadgen.report import plots
 from loadgen.report.page_parts import Section, card, number, table
+from loadgen.report.server_section import server_sections
 from loadgen.report.tables import MEASURES
-from loadgen.report.testimony import server_sections
 from loadgen.results.health import Verdict
 from loadgen.results.stats import Distribution
 from loadgen.results.summary import Summary
@@ -19,7 +19,7 @@ def page_of(
 ) -> str:
     """The whole page. With several runs, curves are drawn over one another."""
     first = summaries[0]
-    heading = title or f"{first.peer.model} under load"
+    heading = title or f"{first.server_info.model} under load"
     style = (files("loadgen.report") / "report.css").read_text()
     script = (files("loadgen.report") / "report.js").read_text()
     body = [_header(heading, intro, summaries), *(_section(section) for section in sections)]
@@ -45,13 +45,13 @@ def _section(section: Section) -> str:
 def _header(heading: str, intro: str, summaries: Sequence[Summary]) -> str:
     first = summaries[0]
     when = datetime.fromtimestamp(first.began_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    where = ", ".join(dict.fromkeys(f"{s.url} ({s.peer.kind})" for s in summaries))
+    where = ", ".join(dict.fromkeys(f"{s.url} ({s.server_info.kind})" for s in summaries))
     chips = "".join(
         f"<span>{escape(name.replace('_', ' '))} <b>{escape(_words(value))}</b></span>"
         for name, value in first.settings.items()
     )
     said = f'<p class="sub">{escape(intro)}</p>' if intro else ""
-    about = f'<p class="sub">{escape(where)}, model {escape(first.peer.model)}, {when}</p>'
+    about = f'<p class="sub">{escape(where)}, model {escape(first.server_info.model)}, {when}</p>'
     return f'<h1>{escape(heading)}</h1>{about}{said}<div class="chips">{chips}</div>'
 
 
@@ -72,10 +72,10 @@ def _tile_row(summary: Summary, is_one_of_many: bool) -> str:
         ("ITL p50 / p95, ms", _pair(latencies.itl), ""),
         ("answered", f"{summary.outcomes.get('ok', 0):,}", f" of {summary.num_requests:,}"),
     ]
-    if summary.goals.are_stated and rates.good_share is not None:
-        tiles.append((f"good ({summary.goals.words})", f"{rates.good_share:.1%}", ""))
+    if summary.slo.are_stated and rates.good_share is not None:
+        tiles.append((f"good ({summary.slo.words})", f"{rates.good_share:.1%}", ""))
     if summary.exits is not None:
-        layers = f" of {summary.peer.num_layers}" if summary.peer.num_layers else ""
+        layers = f" of {summary.server_info.num_layers}" if summary.server_info.num_layers else ""
         tiles.append(("mean exit depth", number(summary.exits.total.mean_layer), layers))
     drawn = "".join(
         f'<div class="tile"><div class="value">{value}<small>{unit}</small></div>'

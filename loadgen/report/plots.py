@@ -38,24 +38,24 @@ def over_time(summary: Summary) -> Plots:
         return _line(summary, name, colour, value, is_area)
 
     width_s = summary.timeline.width_s
-    speed = line("tokens/s", "c1", lambda bin: bin.output_tokens_per_s, True)
+    speed = line("tokens/s", "c1", lambda bucket: bucket.output_tokens_per_s, True)
     load = (
-        line("in flight", "c1", lambda bin: bin.in_flight, True),
-        line("waiting at the server", "c2", lambda bin: bin.server_waiting),
+        line("in flight", "c1", lambda bucket: bucket.in_flight, True),
+        line("waiting at the server", "c2", lambda bucket: bucket.server_waiting),
     )
     ttft = (
-        line("p50", "c1", lambda bin: bin.ttft_p50_ms),
-        line("p95", "c2", lambda bin: bin.ttft_p95_ms),
+        line("p50", "c1", lambda bucket: bucket.ttft_p50_ms),
+        line("p95", "c2", lambda bucket: bucket.ttft_p95_ms),
     )
     itl = (
-        line("p50", "c1", lambda bin: bin.itl_p50_ms),
-        line("p95", "c2", lambda bin: bin.itl_p95_ms),
+        line("p50", "c1", lambda bucket: bucket.itl_p50_ms),
+        line("p95", "c2", lambda bucket: bucket.itl_p95_ms),
     )
     requests = (
-        line("started", "c5", lambda bin: bin.started_per_s),
-        line("answered", "c3", lambda bin: bin.requests_per_s),
-        line("refused", "c2", lambda bin: bin.num_refused / width_s),
-        line("failed", "c6", lambda bin: bin.num_failed / width_s),
+        line("started", "c5", lambda bucket: bucket.started_per_s),
+        line("answered", "c3", lambda bucket: bucket.requests_per_s),
+        line("refused", "c2", lambda bucket: bucket.num_refused / width_s),
+        line("failed", "c6", lambda bucket: bucket.num_failed / width_s),
     )
     return [
         ("Output tokens per second", _chart(summary, "tokens/s", speed, is_wide=True)),
@@ -72,7 +72,9 @@ def _line(
     """A value of each bin, drawn at the middle of the bin; bins without one are passed over."""
     half = summary.timeline.width_s / 2
     points = [
-        (bin.start_s + half, found) for bin in summary.timeline.bins if (found := value(bin)) is not None
+        (bucket.start_s + half, found)
+        for bucket in summary.timeline.bins
+        if (found := value(bucket)) is not None
     ]
     return Series(name, points, colour, is_area)
 
@@ -104,7 +106,7 @@ def depth(summary: Summary) -> Plots:
     frame = Frame(x_label="seconds", y_label="layer", marks=swap_marks(summary))
     groups = {**exits.by_group, "all": exits.total} if len(exits.by_group) > 1 else exits.by_group
     bars = [(name, [d.share_by_layer.get(n, 0.0) for n in exits.heat.layers]) for name, d in groups.items()]
-    mean = _line(summary, "mean exit layer", "c4", lambda bin: bin.mean_exit_layer)
+    mean = _line(summary, "mean exit layer", "c4", lambda bucket: bucket.mean_exit_layer)
     return [
         ("Exit layer over time", heat_map(Heat(layers, exits.heat.starts_s, shares), frame)),
         ("Mean exit layer", _chart(summary, "layer", mean)),

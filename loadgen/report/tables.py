@@ -37,7 +37,7 @@ def _headline(summary: Summary) -> Table:
     grid.add_row(
         f"{rates.total_tokens_per_s:,.1f} total tokens/s", f"{rates.offered_per_s:,.2f} offered/s", ""
     )
-    if summary.goals.are_stated and rates.good_share is not None:
+    if summary.slo.are_stated and rates.good_share is not None:
         goodput = f"[bold cyan]{rates.good_per_s:,.2f}[/] good requests/s"
         grid.add_row(goodput, f"{rates.good_share:.1%} good", "")
     return grid
@@ -98,8 +98,8 @@ def _swap_table(summary: Summary) -> Table:
 def _remarks(summary: Summary) -> list[Text]:
     colour = {Verdict.FINE: "dim", Verdict.STRAINED: "yellow", Verdict.SATURATED: "bold red"}
     lines = [Text(f"Measured {summary.window.rule}.", style="dim")]
-    if summary.goals.are_stated:
-        lines.append(Text(f"Good: {summary.goals.words}.", style="dim"))
+    if summary.slo.are_stated:
+        lines.append(Text(f"Good: {summary.slo.words}.", style="dim"))
     lines.append(Text(summary.client.says, style=colour[summary.client.verdict]))
     return lines + [Text(note, style="yellow") for note in summary.notes]
 
@@ -116,8 +116,8 @@ def json_line(summary: Summary) -> str:
     line: dict[str, Any] = {
         "benchmark": "serve",
         "label": summary.label,
-        "server": summary.peer.kind,
-        "model": summary.peer.model,
+        "server": summary.server_info.kind,
+        "model": summary.server_info.model,
         "requests": summary.num_requests,
         "outcomes": summary.outcomes,
         "requests_per_s": rates.requests_per_s,

@@ -44,7 +44,7 @@ MEASURES = (
         "good requests/s",
         Better.HIGHER,
         "",
-        lambda s: s.throughput.good_per_s if s.goals.are_stated else None,
+        lambda s: s.throughput.good_per_s if s.slo.are_stated else None,
     ),
     Measure("TTFT mean", Better.LOWER, "ms", _latency("ttft", "mean")),
     Measure("TTFT p50", Better.LOWER, "ms", _latency("ttft", "p50")),

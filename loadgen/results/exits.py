@@ -36,12 +36,12 @@ class Exits(msgspec.Struct, frozen=True):
 
 def exit_figures(records: Sequence[Record], starts_s: Sequence[float], began: float) -> Exits | None:
     """None where no token's exit layer was told. `starts_s` are the time bins, in seconds since `began`."""
-    told = [record for record in records if len(record.exit_layers)]
-    if not told:
+    known = [record for record in records if len(record.exit_layers)]
+    if not known:
         return None
-    groups = sorted({record.group for record in told})
-    by_group = {group: _depth([record for record in told if record.group == group]) for group in groups}
-    return Exits(_depth(told), by_group, _heat(told, starts_s, began))
+    groups = sorted({record.group for record in known})
+    by_group = {group: _depth([record for record in known if record.group == group]) for group in groups}
+    return Exits(_depth(known), by_group, _heat(known, starts_s, began))
 
 
 def _depth(records: Sequence[Record]) -> Depth:

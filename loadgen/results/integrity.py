@@ -65,8 +65,8 @@ def _is_lost(record: Record) -> bool:
 
 def _is_cut_short(record: Record) -> bool:
     """Said to have ended for its length, with fewer tokens than that."""
-    told = record.output_tokens
-    return record.finish_reason == "length" and told is not None and told < record.max_tokens
+    num_tokens = record.output_tokens
+    return record.finish_reason == "length" and num_tokens is not None and num_tokens < record.max_tokens
 
 
 Key = tuple[str, int, str]
@@ -109,7 +109,11 @@ def _stretches_behind_parting(record: Record, reference: Record) -> set[str]:
     parting = next((i for i, (own, known) in pairs if own != known), len(reference.text))
     known = (record.prompt, reference.text)
     said = Counter(_stretches(record.text, LOOP_CHARS))
-    fresh = (it for it in _stretches(record.text[parting:], SNIPPET_CHARS) if said[it[-LOOP_CHARS:]] == 1)
+    fresh = (
+        stretch
+        for stretch in _stretches(record.text[parting:], SNIPPET_CHARS)
+        if said[stretch[-LOOP_CHARS:]] == 1
+    )
     return {stretch for stretch in fresh if not any(stretch in text for text in known)}
 
 

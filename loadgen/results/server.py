@@ -50,8 +50,8 @@ def _gained(scrapes: list[Scrape], meaning: str) -> float | None:
 
 def _most_kv_usage(scrapes: list[Scrape]) -> float | None:
     """Told as a share, or as blocks of which some are free."""
-    told = _most(scrapes, "kv_usage")
-    if told is not None:
-        return told
+    usage = _most(scrapes, "kv_usage")
+    if usage is not None:
+        return usage
     pairs = [(scrape.get("kv_blocks"), scrape.get("kv_blocks_free")) for scrape in scrapes]
     return max((1 - free / total for total, free in pairs if total and free is not None), default=None)

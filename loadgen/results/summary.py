@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from loadgen.client.peer import Peer
 from loadgen.client.records import Outcome, Record
+from loadgen.client.server_info import ServerInfo
 from loadgen.load.run import Run
-from loadgen.load.slo import Goals
+from loadgen.load.slo import SLO
 from loadgen.load.trim import Trim
 from loadgen.results.exits import Exits, exit_figures
 from loadgen.results.health import ClientHealth, client_health
@@ -60,7 +60,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str
     url: str
-    peer: Peer
+    server_info: ServerInfo
     settings: dict[str, Any]
     began_at_s: float
     duration_s: float
@@ -72,7 +72,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: Distribution | None
     output_tokens: Distribution | None
     throughput: Throughput
-    goals: Goals
+    slo: SLO
     latencies: Latencies
     by_group: dict[str, Latencies]
     quantiles: Quantiles
@@ -93,7 +93,7 @@ class Measured(NamedTuple):
     summary: Summary
 
 
-def summarise(run: Run, goals: Goals, trim: Trim) -> Summary:
+def summarise(run: Run, slo: SLO, trim: Trim) -> Summary:
     """All figures of a run."""
     window = measured_window(run, trim)
     measured = measured_records(run, window)
@@ -101,7 +101,7 @@ def summarise(run: Run, goals: Goals, trim: Trim) -> Summary:
     return Summary(
         label=run.label,
         url=run.url,
-        peer=run.peer,
+        server_info=run.server_info,
         settings=run.settings,
         began_at_s=run.began_at_s,
         duration_s=run.duration_s,
@@ -112,8 +112,8 @@ def summarise(run: Run, goals: Goals, trim: Trim) -> Summary:
         failures=_failures(run.records),
         input_tokens=describe([r.input_tokens for r in measured if r.input_tokens is not None]),
         output_tokens=describe([r.num_tokens for r in measured if r.outcome is Outcome.OK]),
-        throughput=_throughput(run, window, measured, goals),
-        goals=goals,
+        throughput=_throughput(run, window, measured, slo),
+        slo=slo,
         latencies=latencies_of(measured),
         by_group=_by_group(measured),
         quantiles=quantiles_of(measured),
@@ -164,17 +164,17 @@ def _by_group(records: Sequence[Record]) -> dict[str, Latencies]:
 
 
 def _failures(records: Sequence[Record]) -> dict[str, int]:
-    told = Counter(f"{r.outcome}: {r.detail}" for r in records if r.outcome.is_failure)
-    return dict(told.most_common(10))
+    failures = Counter(f"{r.outcome}: {r.detail}" for r in records if r.outcome.is_failure)
+    return dict(failures.most_common(10))
 
 
-def _throughput(run: Run, window: Window, measured: Sequence[Record], goals: Goals) -> Throughput:
+def _throughput(run: Run, window: Window, measured: Sequence[Record], slo: SLO) -> Throughput:
     seconds = max(window.duration_s, 1e-9)
     low, high = run.began + window.start_s, run.began + window.end_s
     output = sum(_tokens_inside(record, low, high) for record in run.records)
-    input = sum(r.input_tokens or 0 for r in run.records if r.token_times and low <= r.token_times[0] <= high)
+    taken = sum(r.input_tokens or 0 for r in run.records if r.token_times and low <= r.token_times[0] <= high)
     judged = [record for record in measured if record.outcome is not Outcome.CANCELLED]
-    good = sum(goals.are_met(record) for record in judged)
+    good = sum(slo.are_met(record) for record in judged)
     parts = [
         (record, _part_inside(record, low, high)) for record in run.records if record.outcome is Outcome.OK
     ]
@@ -183,8 +183,8 @@ def _throughput(run: Run, window: Window, measured: Sequence[Record], goals: Goa
         requests_per_s=sum(part for _, part in parts) / seconds,
         offered_per_s=len(measured) / seconds,
         output_tokens_per_s=output / seconds,
-        total_tokens_per_s=(output + input) / seconds,
-        good_per_s=sum(part for record, part in parts if goals.are_met(record)) / seconds,
+        total_tokens_per_s=(output + taken) / seconds,
+        good_per_s=sum(part for record, part in parts if slo.are_met(record)) / seconds,
         good_share=good / len(judged) if judged else None,
         mean_in_flight=busy / seconds,
     )

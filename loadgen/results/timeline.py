@@ -42,7 +42,7 @@ class Timeline(msgspec.Struct, frozen=True):
 
     @property
     def starts_s(self) -> list[float]:
-        return [bin.start_s for bin in self.bins]
+        return [bucket.start_s for bucket in self.bins]
 
 
 def bin_width_s(duration_s: float) -> float:
@@ -73,9 +73,9 @@ class _Marks:
         first = [(r.token_times[0] - began, r.ttft_ms) for r in records if r.ttft_ms is not None]
         self.first_tokens = np.array([at for at, _ in first])
         self.ttfts_ms = np.array([ttft for _, ttft in first])
-        told = [r for r in records if len(r.exit_layers) == len(r.token_times)]
-        self.layer_times = _concat([np.asarray(r.token_times) for r in told]) - began
-        self.layers = _concat([np.asarray(r.exit_layers, dtype=np.float64) for r in told])
+        known = [r for r in records if len(r.exit_layers) == len(r.token_times)]
+        self.layer_times = _concat([np.asarray(r.token_times) for r in known]) - began
+        self.layers = _concat([np.asarray(r.exit_layers, dtype=np.float64) for r in known])
 
 
 def _concat(parts: list[Floats]) -> Floats:

@@ -1,25 +1,25 @@
 """People who talk to the server, several turns each, and think in between."""
 
 from loadgen.results.summary import Measured
-from loadgen.scenarios.stage import Played, Scenario, Stage, whole_answers
+from loadgen.scenarios.context import Played, Scenario, ScenarioContext, whole_answers
 
 RATE, SECONDS, TURNS, THINK = 1.0, 60, 3, "2s"
 OBJECTIVES = ("ttft:1s", "tpot:100ms")
 
 
-async def play(stage: Stage) -> Played:
-    plan = stage.plan(
-        rate=f"{stage.options.rate or RATE:g}",
-        duration=stage.seconds(SECONDS),
+async def play(context: ScenarioContext) -> Played:
+    plan = context.plan(
+        rate=f"{context.options.rate or RATE:g}",
+        duration=context.seconds(SECONDS),
         turns=TURNS,
         think=THINK,
         output_tokens="lognormal:80:0.6",
         chat_template=True,
         slo=OBJECTIVES,
-        **stage.prompts("chat"),
+        **context.prompts("chat"),
     )
-    async with stage.reach(plan) as target:
-        run, summary = await stage.run(target, plan, "chat")
+    async with context.reach(plan) as target:
+        run, summary = await context.run(target, plan, "chat")
     good = summary.throughput.good_share
     return Played(
         promises=whole_answers(summary), runs=[Measured(run, summary)], figures={"good_share": good}

@@ -9,15 +9,15 @@ from loadgen.client.scrape import Scrape, parse_metrics
 from loadgen.load.single_request import ask_alone
 from loadgen.load.target import Target
 from loadgen.results.summary import Measured
-from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
+from loadgen.scenarios.context import Played, Promise, Scenario, ScenarioContext, whole_answers
 
 CLIENTS, ARRIVE_WITHIN_S, HANG_UP_WITHIN = 200, 5.0, "3s"
 SETTLED_WITHIN_S = 5.0
 
 
-async def play(stage: Stage) -> Played:
-    clients = stage.count(CLIENTS, least=10)
-    plan = stage.plan(
+async def play(context: ScenarioContext) -> Played:
+    clients = context.count(CLIENTS, least=10)
+    plan = context.plan(
         rate=f"{CLIENTS / ARRIVE_WITHIN_S:g}",
         requests=clients,
         output_tokens="200",
@@ -26,8 +26,8 @@ async def play(stage: Stage) -> Played:
         cancel_within=HANG_UP_WITHIN,
         warmup="0s",
     )
-    async with stage.reach(plan) as target:
-        run, summary = await stage.run(target, plan, "disconnects")
+    async with context.reach(plan) as target:
+        run, summary = await context.run(target, plan, "disconnects")
         left, took_s = await _wait_until_idle(target)
         after = await ask_alone(target, "Is anybody there?", 8)
     hung_up = summary.outcomes.get(Outcome.CANCELLED.value, 0)

@@ -1,25 +1,25 @@
 """The kind of prompt changes under way: does depth follow, does the server react, is anything lost?"""
 
 from loadgen.results.summary import Measured, Summary
-from loadgen.scenarios.stage import Played, Scenario, Stage, answered_by_version, whole_answers
+from loadgen.scenarios.context import Played, Scenario, ScenarioContext, answered_by_version, whole_answers
 
 STREAMS, REQUESTS = 8, 150  # per phase: as many as HELIOS serves between two reassessments
 PHASES = ("chat", "code", "extract", "chat")
 
 
-async def play(stage: Stage) -> Played:
-    per_phase = stage.count(REQUESTS, least=8)
-    plan = stage.plan(
-        concurrency=stage.options.concurrency or STREAMS,
+async def play(context: ScenarioContext) -> Played:
+    per_phase = context.count(REQUESTS, least=8)
+    plan = context.plan(
+        concurrency=context.options.concurrency or STREAMS,
         drift=", ".join(f"{phase}@{per_phase}" for phase in PHASES),
         workload=",".join(dict.fromkeys(PHASES)),
         output_tokens="uniform:40:120",
         chat_template=True,
     )
-    async with stage.reach(plan) as target:
-        run, summary = await stage.run(target, plan, "drift")
+    async with context.reach(plan) as target:
+        run, summary = await context.run(target, plan, "drift")
     promises = whole_answers(summary)
-    if target.peer.kind == "helios":
+    if target.server_info.kind == "helios":
         promises.append(answered_by_version(run.records))
     figures = {"swaps": len(summary.swaps), "mean_exit_layer": _depths(summary)}
     return Played(promises=promises, runs=[Measured(run, summary)], figures=figures)

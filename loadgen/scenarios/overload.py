@@ -8,7 +8,7 @@ from loadgen.client.records import Outcome, Record
 from loadgen.load.run import Run
 from loadgen.load.single_request import ask_alone
 from loadgen.results.summary import Measured, Summary
-from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
+from loadgen.scenarios.context import Played, Promise, Scenario, ScenarioContext, whole_answers
 
 PROBE_STREAMS, PROBE_SECONDS, TOKENS = 32, 8.0, "32"
 FACTOR, SECONDS = 10, 30
@@ -17,20 +17,24 @@ REFUSED_WITHIN_MS = 250.0
 MEMORY_GROWTH = 1.2
 
 
-async def play(stage: Stage) -> Played:
-    probe = stage.plan(
-        concurrency=stage.options.concurrency or PROBE_STREAMS,
-        duration=f"{max(1.0, min(PROBE_SECONDS, stage.scaled(PROBE_SECONDS))):g}s",
+async def play(context: ScenarioContext) -> Played:
+    probe = context.plan(
+        concurrency=context.options.concurrency or PROBE_STREAMS,
+        duration=f"{max(1.0, min(PROBE_SECONDS, context.scaled(PROBE_SECONDS))):g}s",
         output_tokens=TOKENS,
         eos="ignore",
     )
-    async with stage.reach(probe) as target:
-        _, capacity = await stage.run(target, probe, "overload: what is the capacity?")
+    async with context.reach(probe) as target:
+        _, capacity = await context.run(target, probe, "overload: what is the capacity?")
         rate = min(MAX_RATE, FACTOR * max(0.1, capacity.throughput.requests_per_s))
-        flood = stage.plan(
-            rate=f"{rate:g}", duration=stage.seconds(SECONDS), output_tokens=TOKENS, eos="ignore", warmup="0s"
+        flood = context.plan(
+            rate=f"{rate:g}",
+            duration=context.seconds(SECONDS),
+            output_tokens=TOKENS,
+            eos="ignore",
+            warmup="0s",
         )
-        run, summary = await stage.run(target, flood, f"overload: {rate:.0f} requests/s")
+        run, summary = await context.run(target, flood, f"overload: {rate:.0f} requests/s")
         after = await ask_alone(target, "Are you well?", 8)
     refused = [record for record in run.records if record.outcome is Outcome.REFUSED]
     promises = [*whole_answers(summary), _served(summary), *_refusals(refused), _recovers(after)]
@@ -54,12 +58,12 @@ def _refusals(refused: Sequence[Record]) -> list[Promise]:
         return []
     waited = np.array([((r.ended or 0.0) - (r.sent or 0.0)) * 1e3 for r in refused])
     p95 = float(np.quantile(waited, 0.95))
-    told = sum(record.retry_after_s is not None for record in refused)
+    num_told = sum(record.retry_after_s is not None for record in refused)
     return [
         Promise(
             "Refusals come at once.", p95 <= REFUSED_WITHIN_MS, f"p95 {p95:.1f} ms of {len(refused)} refusals"
         ),
-        Promise("Refusals say when to come back.", told == len(refused), f"{told} of {len(refused)}"),
+        Promise("Refusals say when to come back.", num_told == len(refused), f"{num_told} of {len(refused)}"),
     ]
 
 

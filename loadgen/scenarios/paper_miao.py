@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from loadgen.cli.units import number
-from loadgen.client.peer import Unusable
+from loadgen.client.server_info import Unusable
 from loadgen.commands.compare import Rounds, Side, paired_rounds
 from loadgen.load.single_request import ask_alone
 from loadgen.load.target import Target
@@ -17,7 +17,7 @@ from loadgen.report.page_parts import Section, card, table
 from loadgen.results.comparison import compare_rounds
 from loadgen.results.stats import Interval
 from loadgen.results.summary import Measured
-from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
+from loadgen.scenarios.context import Played, Promise, Scenario, ScenarioContext, whole_answers
 
 STREAMS, ROUNDS, TOKENS = (1, 8), 4, 64
 PAPER_THROUGHPUT, PAPER_ITL = 1.25, 3.39  # the paper's best cases
@@ -33,14 +33,14 @@ class Gain(msgspec.Struct, frozen=True):
     mean_exit_layer: float | None
 
 
-async def play(stage: Stage) -> Played:
-    thresholds = [number(text, "threshold") for text in stage.options.thresholds.split(",")]
-    rounds = stage.count(ROUNDS, least=2)
+async def play(context: ScenarioContext) -> Played:
+    thresholds = [number(text, "threshold") for text in context.options.thresholds.split(",")]
+    rounds = context.count(ROUNDS, least=2)
     gains: list[Gain] = []
     measured: list[Measured] = []
     for threshold in thresholds:
-        for streams in (stage.options.concurrency,) if stage.options.concurrency else STREAMS:
-            found = await _pair(stage, threshold, streams, rounds)
+        for streams in (context.options.concurrency,) if context.options.concurrency else STREAMS:
+            found = await _pair(context, threshold, streams, rounds)
             gains.append(_gain(threshold, streams, found))
             measured += found[0] + found[1]
     return Played(
@@ -52,28 +52,28 @@ async def play(stage: Stage) -> Played:
     )
 
 
-async def _pair(stage: Stage, threshold: float, streams: int, rounds: int) -> Rounds:
+async def _pair(context: ScenarioContext, threshold: float, streams: int, rounds: int) -> Rounds:
     """The same requests in both ways, in turns."""
-    plan = stage.plan(
+    plan = context.plan(
         concurrency=streams,
         requests=max(4, 3 * streams),
         output_tokens=str(TOKENS),
         eos="ignore",
-        **stage.prompts("chat,code"),
+        **context.prompts("chat,code"),
     )
-    async with stage.reach(plan) as target:
+    async with context.reach(plan) as target:
         if not await _takes_threshold(target):
-            raise Unusable(f"{stage.options.url} refuses exit_threshold: there is nothing to compare")
+            raise Unusable(f"{context.options.url} refuses exit_threshold: there is nothing to compare")
         sides = (
             Side("full depth", _asking(target, 1.0), plan),
             Side(f"threshold {threshold:g}", _asking(target, threshold), plan),
         )
-        return await paired_rounds(*sides, rounds, stage.screen)
+        return await paired_rounds(*sides, rounds, context.screen)
 
 
 def _asking(target: Target, threshold: float) -> Target:
-    manners = msgspec.structs.replace(target.manners, exit_threshold=threshold)
-    return msgspec.structs.replace(target, manners=manners)
+    request_options = msgspec.structs.replace(target.request_options, exit_threshold=threshold)
+    return msgspec.structs.replace(target, request_options=request_options)
 
 
 async def _takes_threshold(target: Target) -> bool:

@@ -26,7 +26,7 @@ from loadgen.scenarios import (
     soak,
     swap_under_load,
 )
-from loadgen.scenarios.stage import Played, Promise, Scenario, Stage
+from loadgen.scenarios.context import Played, Promise, Scenario, ScenarioContext
 
 SCENARIOS = (
     smoke.SCENARIO,
@@ -59,7 +59,7 @@ async def play(options: ScenarioOptions, console: Console) -> int:
     scenario = _find(options.name)
     screen = Screen(choose_view(options.quiet), scenario.name)
     try:
-        played = await scenario.play(Stage(options, screen))
+        played = await scenario.play(ScenarioContext(options, screen))
     finally:
         screen.view.close()
     if not options.quiet:

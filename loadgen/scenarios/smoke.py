@@ -1,30 +1,32 @@
 """Does the server do what a client expects, in every dialect it has?"""
 
 from loadgen.client.dialects import Dialect
-from loadgen.client.peer import Unusable
+from loadgen.client.server_info import Unusable
 from loadgen.load.target import Target
 from loadgen.results.summary import Measured
-from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
+from loadgen.scenarios.context import Played, Promise, Scenario, ScenarioContext, whole_answers
 
 REQUESTS, STREAMS, TOKENS = 12, 4, "24"
 
 
-async def play(stage: Stage) -> Played:
+async def play(context: ScenarioContext) -> Played:
     found: list[Measured] = []
     promises: list[Promise] = []
     for dialect in Dialect:
-        plan = stage.plan(requests=REQUESTS, concurrency=STREAMS, output_tokens=TOKENS, dialect=dialect.value)
+        plan = context.plan(
+            requests=REQUESTS, concurrency=STREAMS, output_tokens=TOKENS, dialect=dialect.value
+        )
         try:
-            async with stage.reach(plan) as target:
-                measured = await stage.run(target, plan, dialect.value)
+            async with context.reach(plan) as target:
+                measured = await context.run(target, plan, dialect.value)
                 promises += [await _health(target), await _bad_input(target)] if not found else []
         except Unusable as problem:
-            promises += _judge_missing(dialect, stage, str(problem))
+            promises += _judge_missing(dialect, context, str(problem))
             continue
         found.append(measured)
         promises += [_named(promise, dialect) for promise in whole_answers(measured.summary)]
     if not found:
-        raise Unusable(f"{stage.options.url} answers in none of the dialects")
+        raise Unusable(f"{context.options.url} answers in none of the dialects")
     return Played(promises=promises, runs=found)
 
 
@@ -32,7 +34,7 @@ def _named(promise: Promise, dialect: Dialect) -> Promise:
     return Promise(f"{dialect}: {promise.says}", promise.is_kept, promise.found)
 
 
-def _judge_missing(dialect: Dialect, stage: Stage, problem: str) -> list[Promise]:
+def _judge_missing(dialect: Dialect, context: ScenarioContext, problem: str) -> list[Promise]:
     """A route that is not there is no defect; one that fails is."""
     if ": http error, 404" in problem or ": http error, 405" in problem:
         return []
@@ -46,7 +48,7 @@ async def _health(target: Target) -> Promise:
 
 async def _bad_input(target: Target) -> Promise:
     """What cannot be answered gets a 4xx with a reason in JSON, and the server goes on."""
-    answer = await target.client.fetch("POST", target.peer.dialect.path, {"nothing": "useful"})
+    answer = await target.client.fetch("POST", target.server_info.dialect.path, {"nothing": "useful"})
     goes_on = (await target.client.fetch("GET", "/health")).is_ok
     is_kept = 400 <= answer.status < 500 and isinstance(answer.json(), dict) and goes_on
     says = "Useless input is refused with a 4xx and JSON, and the server goes on."

@@ -7,27 +7,27 @@ import numpy as np
 from loadgen.client.records import Outcome, Record
 from loadgen.load.run import Run
 from loadgen.results.summary import Measured
-from loadgen.scenarios.stage import Played, Promise, Scenario, Stage, whole_answers
+from loadgen.scenarios.context import Played, Promise, Scenario, ScenarioContext, whole_answers
 
 STREAMS, SECONDS = 16, 1800
 SLOWER = 1.25
 LARGER = 1.1
 
 
-async def play(stage: Stage) -> Played:
-    rate = stage.options.rate
-    plan = stage.plan(
-        concurrency=None if rate else stage.options.concurrency or STREAMS,
+async def play(context: ScenarioContext) -> Played:
+    rate = context.options.rate
+    plan = context.plan(
+        concurrency=None if rate else context.options.concurrency or STREAMS,
         rate=f"{rate:g}" if rate else None,
-        duration=stage.seconds(SECONDS),
+        duration=context.seconds(SECONDS),
         output_tokens="lognormal:90:0.7",
         turns=2,
         think="1s",
         cancel="10%",
-        **stage.prompts("chat=3,code=2,story=1,extract=1"),
+        **context.prompts("chat=3,code=2,story=1,extract=1"),
     )
-    async with stage.reach(plan) as target:
-        run, summary = await stage.run(target, plan, "soak")
+    async with context.reach(plan) as target:
+        run, summary = await context.run(target, plan, "soak")
     promises = [*whole_answers(summary), *_speed(run), *_memory(run)]
     return Played(promises=promises, runs=[Measured(run, summary)])
 

@@ -9,17 +9,17 @@ import msgspec
 
 from loadgen.cli.units import BadQuantity
 from loadgen.client.ops import Decision
-from loadgen.client.peer import Unusable
 from loadgen.client.records import Outcome, Record
+from loadgen.client.server_info import Unusable
 from loadgen.load.run import Run
 from loadgen.load.single_request import ask_alone
 from loadgen.load.target import Target
 from loadgen.results.summary import Measured, Summary
-from loadgen.scenarios.stage import (
+from loadgen.scenarios.context import (
     Played,
     Promise,
     Scenario,
-    Stage,
+    ScenarioContext,
     answered_by_version,
     equal_answers,
     whole_answers,
@@ -47,27 +47,27 @@ class Goal(msgspec.Struct, frozen=True):
         return cls(name, int(depth))
 
 
-async def play(stage: Stage) -> Played:
-    seconds = stage.scaled(SECONDS)
-    plan = stage.plan(
-        concurrency=stage.options.concurrency or STREAMS,
+async def play(context: ScenarioContext) -> Played:
+    seconds = context.scaled(SECONDS)
+    plan = context.plan(
+        concurrency=context.options.concurrency or STREAMS,
         duration=f"{seconds:g}s",
         output_tokens=TOKENS,
         eos="ignore",
-        **stage.prompts("chat,story"),
+        **context.prompts("chat,story"),
     )
-    async with stage.reach(plan) as target:
-        goals = await _goals(stage, target)
-        num_swaps = stage.count(SWAPS, least=2)
+    async with context.reach(plan) as target:
+        slo = await _goals(context, target)
+        num_swaps = context.count(SWAPS, least=2)
         decisions: list[Decision] = []
-        wanted = list(islice(cycle(goals), num_swaps))
-        swapping = asyncio.create_task(_swap_all(stage, target, wanted, seconds, decisions))
+        wanted = list(islice(cycle(slo), num_swaps))
+        swapping = asyncio.create_task(_swap_all(context, target, wanted, seconds, decisions))
         try:
-            run, summary = await stage.run(target, plan, "swap-under-load")
+            run, summary = await context.run(target, plan, "swap-under-load")
         finally:
             swapping.cancel()
             await asyncio.gather(swapping, return_exceptions=True)
-        repeated = await _in_peace(target, run, goals) if stage.options.exact_answers else None
+        repeated = await _in_peace(target, run, slo) if context.options.exact_answers else None
     promises = [*whole_answers(summary), _no_failure(summary), _decided(decisions, num_swaps)]
     promises.append(answered_by_version(run.records))
     if repeated is not None:
@@ -75,29 +75,31 @@ async def play(stage: Stage) -> Played:
     return Played(promises=promises, runs=[Measured(run, summary)], figures=_figures(summary, decisions))
 
 
-async def _goals(stage: Stage, target: Target) -> list[Goal]:
+async def _goals(context: ScenarioContext, target: Target) -> list[Goal]:
     """What the person named, else every candidate and depth that the server lists."""
-    if stage.options.swaps:
-        return [Goal.parse(text) for text in stage.options.swaps.split(",")]
+    if context.options.swaps:
+        return [Goal.parse(text) for text in context.options.swaps.split(",")]
     state = await target.operator.state()
     rows = (state or {}).get("candidates") or []
     found = [Goal(str(row.get("candidate") or row.get("model")), row.get("depth")) for row in rows]
     if state is None or len(found) < 2:
-        raise Unusable(f"{stage.options.url} lists no two candidates to swap between; name some with --swaps")
+        raise Unusable(
+            f"{context.options.url} lists no two candidates to swap between; name some with --swaps"
+        )
     return found
 
 
 async def _swap_all(
-    stage: Stage, target: Target, goals: Sequence[Goal], seconds: float, done: list[Decision]
+    context: ScenarioContext, target: Target, slo: Sequence[Goal], seconds: float, done: list[Decision]
 ) -> None:
     """Swaps that begin at even distances; each is waited for, since a server carries out one at a time.
 
     `done` is the caller's: when the run is over before the last one is, those that are done count.
     """
-    pause, began = seconds / (len(goals) + 1), monotonic()
-    for index, goal in enumerate(goals, start=1):
+    pause, began = seconds / (len(slo) + 1), monotonic()
+    for index, goal in enumerate(slo, start=1):
         await asyncio.sleep(max(0.0, began + index * pause - monotonic()))
-        stage.screen.note = f"swap {index} of {len(goals)}: {goal.candidate}@{goal.depth or 'auto'}"
+        context.screen.note = f"swap {index} of {len(slo)}: {goal.candidate}@{goal.depth or 'auto'}"
         done.append(await _swap(target, goal))
 
 
@@ -131,10 +133,10 @@ def _decided(decisions: Sequence[Decision], num_wanted: int) -> Promise:
     return Promise("Every swap is carried out.", num_done == num_wanted, found)
 
 
-async def _in_peace(target: Target, run: Run, goals: Sequence[Goal]) -> Promise:
+async def _in_peace(target: Target, run: Run, slo: Sequence[Goal]) -> Promise:
     """Swap to each candidate once more, with nothing else open, and ask again some of what it answered."""
     checked = unequal = 0
-    for goal in dict.fromkeys(goals):
+    for goal in dict.fromkeys(slo):
         if (await _swap(target, goal)).outcome != "committed":
             continue
         before = _answered_by(run.records, goal)[:NUM_REFERENCES]

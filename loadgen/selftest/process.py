@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from loadgen.client.peer import Unusable
+from loadgen.client.server_info import Unusable
 from loadgen.selftest.server import Behaviour
 
 START_S = 60.0

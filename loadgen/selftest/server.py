@@ -146,7 +146,7 @@ class Server:
         self.random = random.Random(behaviour.seed)
         self.operations = Operations(behaviour.swap_ms)
         self.truths: dict[str, Truth] = {}
-        self._streams: dict[Stream, str] = {}
+        self.streams: dict[Stream, str] = {}
         self._num_refused = 0
 
     async def start(self, port: int = 0) -> None:
@@ -156,7 +156,7 @@ class Server:
 
     async def stop(self) -> None:
         self._listener.close()
-        for stream in list(self._streams):
+        for stream in list(self.streams):
             self.end(stream)
 
     def handle(self, link: Link, method: str, path: str, body: bytes, headers: dict[str, str]) -> None:
@@ -170,7 +170,7 @@ class Server:
             link.answer(status, encode(value))
 
     def end(self, stream: Stream) -> None:
-        name = self._streams.pop(stream, None)
+        name = self.streams.pop(stream, None)
         if name is not None:
             stream.stop()
             self.truths[name] = stream.truth
@@ -182,7 +182,7 @@ class Server:
         except (KeyError, msgspec.DecodeError) as error:
             invalid = {"error": f"Input validation error: {error}", "error_type": "validation"}
             return link.answer(422, encode(invalid))
-        if len(self._streams) >= self.behaviour.capacity:
+        if len(self.streams) >= self.behaviour.capacity:
             self._num_refused += 1
             refusal = {"error": "Model is overloaded", "error_type": "overloaded"}
             return link.answer(429, encode(refusal), extra="retry-after: 1\r\n")
@@ -201,7 +201,7 @@ class Server:
             case _:
                 link.transport.write(HEAD % (model.name.encode(), model.version.encode()))
                 link.stream = Stream(self, link.transport, question)
-                self._streams[link.stream] = question.seed
+                self.streams[link.stream] = question.seed
 
     def _reply(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         model = self.operations.model
@@ -223,7 +223,7 @@ class Server:
                 text = "\n".join(f"<{m['role']}> {m['content']}" for m in body["messages"])
                 return 200, {"templated_text": text + "\n<assistant>"}
             case "GET", "/ops/state" if is_helios:
-                return 200, self.operations.state(len(self._streams))
+                return 200, self.operations.state(len(self.streams))
             case "POST", "/ops/swap" if is_helios:
                 return self.operations.swap(body)
             case "GET", _ if is_helios and path.startswith("/ops/decisions"):
@@ -231,7 +231,7 @@ class Server:
         return 404, {"error": f"no route {method} {path}"}
 
     def _metrics(self) -> bytes:
-        running = len(self._streams)
+        running = len(self.streams)
         lines = ["vllm:num_requests_running %d", "tgi_batch_current_size %d", "helios_requests_running %d"]
         lines = [line % running for line in lines]
         return "\n".join([*lines, f"tgi_request_failure {self._num_refused}", ""]).encode()

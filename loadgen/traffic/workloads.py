@@ -110,8 +110,8 @@ class PromptWorkload:
 class RandomWorkload:
     """Filler text of drawn lengths, into which a shared prefix counts; further turns are drawn alike."""
 
-    def __init__(self, input: Lengths, manner: Manner, filler: Filler):
-        self._input = input
+    def __init__(self, input_lengths: Lengths, manner: Manner, filler: Filler):
+        self._input = input_lengths
         self._manner = manner
         self._filler = filler
 

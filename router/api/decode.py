@@ -37,13 +37,13 @@ async def read_body(http: web.Request) -> bytes:
         raise Refused(f"The body cannot be read: {_one_line(error)}.", 400, "malformed") from None
 
 
-def decode(body: bytes, type: type[T]) -> T:
+def decode(body: bytes, kind: type[T]) -> T:
     """Raises `Refused`: 400 for what is not JSON, 422 for JSON of another shape."""
     if not body.strip():
         raise Refused("The body is empty; it must be a JSON object.", 400, "malformed")
     try:
         body.decode()  # msgspec skips what it has no field for
-        return msgspec.json.decode(body, type=type)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _misfit(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

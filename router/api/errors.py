@@ -34,7 +34,7 @@ class ContextOverflow(Invalid):
     """Prompt and answer do not fit together. `problem` has the words by which clients know it."""
 
 
-class NativeError(msgspec.Struct, frozen=True):
+class TgiError(msgspec.Struct, frozen=True):
     """TGI's error body."""
 
     error: str
@@ -74,7 +74,7 @@ def error_body(failure: GenerationFailed, openai: bool) -> bytes:
     message = str(failure)
     if not openai:
         prefix = "Input validation error: " if failure.kind == "validation" else ""
-        return msgspec.json.encode(NativeError(prefix + message, failure.kind))
+        return msgspec.json.encode(TgiError(prefix + message, failure.kind))
     fallback = "invalid_request_error" if failure.status < 500 and failure.status != 424 else "server_error"
     detail = OpenAIErrorDetail(
         message,

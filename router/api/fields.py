@@ -12,8 +12,8 @@ import msgspec
 
 from router.api.decode import decode
 from router.api.errors import Invalid
-from router.api.native_structs import CompatRequest, GenerateRequest, Parameters
 from router.api.openai_structs import ChatRequest, CompletionRequest
+from router.api.tgi_structs import CompatRequest, GenerateRequest, Parameters
 
 T = TypeVar("T")
 
@@ -186,9 +186,9 @@ HARMLESS: dict[str, str] = {
 }
 
 
-def decode_call(body: bytes, dialect: Dialect, type: type[T]) -> T:
+def decode_call(body: bytes, dialect: Dialect, kind: type[T]) -> T:
     """The body of a call for text. Raises `Refused`, and `Invalid` for a field that is not supported."""
-    asked = decode(body, type)
+    asked = decode(body, kind)
     given = _fields.decode(body) or {}
     _check(given, refused_by(dialect.body))
     if dialect.parameters is not None:

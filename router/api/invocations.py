@@ -7,8 +7,8 @@ from aiohttp import web
 
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid
-from router.api.native import NativeApi
 from router.api.openai import OpenAIApi
+from router.api.tgi import TgiApi
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -22,8 +22,8 @@ class Body(msgspec.Struct, frozen=True):
 class Invocations:
     """The handler of `/invocations`."""
 
-    def __init__(self, native: NativeApi, openai: OpenAIApi):
-        self._native = native
+    def __init__(self, tgi: TgiApi, openai: OpenAIApi):
+        self._native = tgi
         self._openai = openai
 
     async def invoke(self, http: web.Request) -> web.StreamResponse:

@@ -7,13 +7,14 @@ from functools import partial
 
 from aiohttp import web
 
-from router.api import bounds
+from router.api import validation
 from router.api.arrival import ARRIVED
 from router.api.decode import read_body
 from router.api.errors import Invalid
 from router.api.fields import CHAT, COMPLETION, decode_call
 from router.api.headers import label_of, start_headers, total_headers
-from router.api.openai_asked import (
+from router.api.openai_messages import chat_prompt
+from router.api.openai_requests import (
     CHAT_NAMES,
     COMPLETION_NAMES,
     Call,
@@ -22,8 +23,7 @@ from router.api.openai_asked import (
     naming,
     prompts_of,
 )
-from router.api.openai_messages import chat_prompt
-from router.api.openai_shapes import ChatShape, CompletionShape, Head, Shape, usage_of
+from router.api.openai_responses import ChatShape, CompletionShape, Head, Shape, usage_of
 from router.api.openai_stream import OpenAIEvents
 from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Models
 from router.api.respond import json_response
@@ -89,7 +89,7 @@ class OpenAIApi:
         return await self._run(http, call, shape, specs)
 
     def _admit(self, call: Call, prompts: Sequence[str | list[int]]) -> None:
-        bounds.check(call.parameters, self._service.limits())
+        validation.check(call.parameters, self._service.limits())
         most = self._service.config.max_concurrent_requests
         if len(prompts) * call.per_prompt > most:
             raise Invalid("n", f"times the prompts must be <= {most}. Given: {call.per_prompt}")
@@ -105,18 +105,18 @@ class OpenAIApi:
         limits = self._service.limits()
         specs = []
         for encoded in await self._encoded(prompts, limits):
-            spec = bounds.spec_of(call.parameters, encoded, limits, http[ARRIVED], label_of(http))
-            specs += [bounds.with_seed(spec, call.parameters, index) for index in range(call.per_prompt)]
+            spec = validation.spec_of(call.parameters, encoded, limits, http[ARRIVED], label_of(http))
+            specs += [validation.with_seed(spec, call.parameters, index) for index in range(call.per_prompt)]
         return specs
 
-    async def _encoded(self, prompts: Sequence[Prompt | list[int]], limits: bounds.Limits) -> list[Encoded]:
+    async def _encoded(self, prompts: Sequence[Prompt | list[int]], limits: validation.Limits) -> list[Encoded]:
         texts = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
         if texts:
             return await self._service.encode(texts)
         tokenizer = self._service.tokenizer
         given = [prompt for prompt in prompts if not isinstance(prompt, Prompt)]
         for ids in given:
-            bounds.check_token_ids("inputs", ids, limits.vocab_size)
+            validation.check_token_ids("inputs", ids, limits.vocab_size)
         return [Encoded(ids, tokenizer) for ids in given]
 
     async def _run(

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import msgspec
 
 from router.api.errors import error_body
-from router.api.openai_shapes import Head, Part, Shape, reason_of
+from router.api.openai_responses import Head, Part, Shape, reason_of
 from router.api.openai_structs import Usage
-from router.api.visible import VisibleText
+from router.api.stop_text import StopText
 from router.scheduling.request import Finished, GenerationFailed, Request
 from router.text.tokenizer import Token
 
@@ -18,7 +18,7 @@ class Progress:
     """How far one choice has come."""
 
     def __init__(self, request: Request, prompt_text: str):
-        self.visible = VisibleText(request.spec.stop)
+        self.visible = StopText(request.spec.stop)
         self.offset = len(prompt_text)  # of the next token in the choice's text
         self.has_begun = False
         self._num_parts = 0

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from router.api.errors import NativeError, OpenAIError, is_openai
+from router.api.auth import Auth
+from router.api.errors import OpenAIError, TgiError, is_openai
 from router.api.fields import DIALECTS, REFUSED, TOOLS, Dialect
-from router.api.guard import Guard
 from router.api.route import Route
 
 Json = dict[str, Any]
@@ -46,7 +46,7 @@ def document(routes: list[Route], version: str) -> Json:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {guard.name.lower(): _BEARER for guard in (Guard.KEY, Guard.ADMIN)},
+            "securitySchemes": {auth.name.lower(): _BEARER for auth in (Auth.KEY, Auth.ADMIN)},
         },
     }
 
@@ -82,8 +82,8 @@ _BEARER = {"type": "http", "scheme": "bearer"}
 def _types(routes: Iterable[Route]) -> list[Any]:
     """All types of bodies, each once."""
     bodies = [body for route in routes for body in (route.takes, route.gives, route.streams)]
-    types = [type for body in bodies for type in _alternatives(body)]
-    return list({repr(type): type for type in [*types, NativeError, OpenAIError]}.values())
+    types = [kind for body in bodies for kind in _alternatives(body)]
+    return list({repr(kind): kind for kind in [*types, TgiError, OpenAIError]}.values())
 
 
 def _alternatives(body: Any) -> tuple[Any, ...]:
@@ -93,7 +93,7 @@ def _alternatives(body: Any) -> tuple[Any, ...]:
 
 
 def _schema(body: Any, schemas: dict[str, Json]) -> Json:
-    found = [schemas[repr(type)] for type in _alternatives(body)]
+    found = [schemas[repr(kind)] for kind in _alternatives(body)]
     return found[0] if len(found) == 1 else {"anyOf": found}
 
 
@@ -103,7 +103,7 @@ def _operation(route: Route, schemas: dict[str, Json]) -> Json:
         "summary": route.summary,
         "operationId": re.sub(r"\W+", "_", route.operation).strip("_").lower(),
         "responses": {"200": _success(route, schemas)} | _failures(route, schemas),
-        "security": [] if route.guard is Guard.OPEN else [{route.guard.name.lower(): []}],
+        "security": [] if route.auth is Auth.OPEN else [{route.auth.name.lower(): []}],
     }
     if route.takes is not None:
         body = _schema(route.takes, schemas)
@@ -125,9 +125,9 @@ def _success(route: Route, schemas: dict[str, Json]) -> Json:
 
 
 def _failures(route: Route, schemas: dict[str, Json]) -> Json:
-    if route.guard is Guard.OPEN:
+    if route.auth is Auth.OPEN:
         return {}
-    error = schemas[repr(OpenAIError if is_openai(route.path) else NativeError)]
+    error = schemas[repr(OpenAIError if is_openai(route.path) else TgiError)]
     content = {"application/json": {"schema": error}}
     statuses = _FAILURES if route.method == "POST" else {"401": _FAILURES["401"]}
     if is_openai(route.path) and "422" in statuses:

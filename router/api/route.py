@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from router.api.guard import Guard
+from router.api.auth import Auth
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -22,7 +22,7 @@ class Route(msgspec.Struct, frozen=True):
     gives: Any = None
     streams: Any = None  # one event
     media_type: str = "application/json"  # of what it gives
-    guard: Guard = Guard.KEY
+    auth: Auth = Auth.KEY
     generates: bool = False  # counted, and never answered with 503
 
     @property

@@ -2,22 +2,9 @@
 
 from functools import partial
 
+from router.api.auth import Auth
 from router.api.commands import CommandsApi
-from router.api.guard import Guard
 from router.api.invocations import Invocations
-from router.api.native import NativeApi
-from router.api.native_structs import (
-    ChatTokenized,
-    CompatRequest,
-    DetokenizedText,
-    DetokenizeRequest,
-    GenerateRequest,
-    GenerateResponse,
-    Info,
-    StreamEvent,
-    TokenizedText,
-    TokenizeRequest,
-)
 from router.api.openai import OpenAIApi
 from router.api.openai_structs import (
     ChatChunk,
@@ -46,10 +33,23 @@ from router.api.ops_structs import (
 from router.api.route import Route
 from router.api.status import StatusApi
 from router.api.text import TextApi
+from router.api.tgi import TgiApi
+from router.api.tgi_structs import (
+    ChatTokenized,
+    CompatRequest,
+    DetokenizedText,
+    DetokenizeRequest,
+    GenerateRequest,
+    GenerateResponse,
+    Info,
+    StreamEvent,
+    TokenizedText,
+    TokenizeRequest,
+)
 from router.text.tokenizer import Span
 
 
-def native_routes(api: NativeApi) -> list[Route]:
+def tgi_routes(api: TgiApi) -> list[Route]:
     route = partial(Route, generates=True)
     answers = list[GenerateResponse]
     return [
@@ -89,11 +89,11 @@ def openai_routes(api: OpenAIApi) -> list[Route]:
     ]
 
 
-def invocation_routes(native: NativeApi, openai: OpenAIApi) -> list[Route]:
+def invocation_routes(tgi: TgiApi, openai: OpenAIApi) -> list[Route]:
     return [
         Route(
             "POST /invocations",
-            Invocations(native, openai).invoke,
+            Invocations(tgi, openai).invoke,
             "SageMaker: any of the bodies that generate.",
             (CompatRequest, ChatRequest, CompletionRequest),
             (list[GenerateResponse], ChatCompletion, Completion),
@@ -115,7 +115,7 @@ def text_routes(api: TextApi) -> list[Route]:
 
 
 def status_routes(api: StatusApi) -> list[Route]:
-    route = partial(Route, guard=Guard.OPEN)
+    route = partial(Route, auth=Auth.OPEN)
     return [
         Route("GET /info", api.info, "The model and the limits.", gives=Info),
         route("GET /health", api.health, "Could it generate? 503 if not."),
@@ -126,7 +126,7 @@ def status_routes(api: StatusApi) -> list[Route]:
 
 
 def command_routes(api: CommandsApi) -> list[Route]:
-    route = partial(Route, guard=Guard.ADMIN, gives=Accepted)
+    route = partial(Route, auth=Auth.ADMIN, gives=Accepted)
     return [
         route("POST /ops/swap", api.swap, "Change model or depth.", SwapRequest),
         route("POST /ops/pin", api.pin, "Serve this, whatever the loop thinks.", PinRequest),
@@ -138,20 +138,20 @@ def command_routes(api: CommandsApi) -> list[Route]:
             api.decisions,
             "What was decided, the latest first; `limit` and `since` (Unix time).",
             gives=DecisionReports,
-            guard=Guard.ADMIN,
+            auth=Auth.ADMIN,
         ),
         Route(
             "GET /ops/decisions/{id}",
             api.decision,
             "One decision, and what came of it.",
             gives=DecisionReport,
-            guard=Guard.ADMIN,
+            auth=Auth.ADMIN,
         ),
     ]
 
 
 def ops_routes(api: OpsApi) -> list[Route]:
-    route = partial(Route, guard=Guard.ADMIN)
+    route = partial(Route, auth=Auth.ADMIN)
     return [
         route("GET /ops/state", api.state, "Shards and queue.", gives=StateReport),
         route("GET /ops/requests", api.requests, "Live requests and the last that ended.", gives=Requests),

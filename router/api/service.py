@@ -10,9 +10,9 @@ import msgspec
 from aiohttp import web
 
 from router.api.arrival import SUBMITTED
-from router.api.bounds import Limits, limits_of
 from router.api.encoding import SHORT_CHARACTERS, EncodingPool
 from router.api.errors import Invalid, Refused
+from router.api.validation import Limits, limits_of
 from router.catalog.served_model import Target
 from router.fleet.dispatcher import Dispatcher
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec

@@ -34,29 +34,29 @@ class Format(Protocol):
         """The last event of a stream that failed."""
 
 
-async def stream(http: web.Request, requests: list[Request], open: Opening) -> web.StreamResponse:
-    """Answer with the events of all `requests`. `open` gives format and headers once one has begun.
+async def stream(http: web.Request, requests: list[Request], opening: Opening) -> web.StreamResponse:
+    """Answer with the events of all `requests`. `opening` gives format and headers once one has begun.
 
     Raises `GenerationFailed` until the first token is there, so that a refusal has its true status; later
     failures become an event.
     """
     async with contextlib.aclosing(_one(requests[0]) if len(requests) == 1 else _many(requests)) as batches:
         index, news = await anext(batches)
-        format, headers = open()
+        shape, headers = opening()
         response = web.StreamResponse(headers=_HEADERS | headers)
         try:
             await response.prepare(http)
-            await response.write(format.events(index, news))
+            await response.write(shape.events(index, news))
             async for index, news in batches:
-                await response.write(format.events(index, news))
-            await response.write(format.end())
+                await response.write(shape.events(index, news))
+            await response.write(shape.end())
         except ConnectionError:
             http[FAILURE] = "dropped"
         except Exception as error:
             failure = _failure_of(error)
             http[FAILURE] = failure.kind
             with contextlib.suppress(ConnectionError):
-                await response.write(format.failure(failure))
+                await response.write(shape.failure(failure))
     return response
 
 

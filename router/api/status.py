@@ -2,10 +2,10 @@
 
 from aiohttp import web
 
-from router.api.errors import NativeError
-from router.api.native_structs import Info
+from router.api.errors import TgiError
 from router.api.respond import json_response
 from router.api.service import Service
+from router.api.tgi_structs import Info
 from shard.quality.agreement import Report
 from telemetry.prometheus import CONTENT_TYPE, Metrics
 
@@ -27,7 +27,7 @@ class StatusApi:
         shards = self._service.dispatcher.state().shards
         if any(shard.state in ("serving", "draining") for shard in shards):
             return web.Response()
-        return json_response(NativeError("unhealthy", "healthcheck"), status=503)
+        return json_response(TgiError("unhealthy", "healthcheck"), status=503)
 
     async def livez(self, http: web.Request) -> web.Response:
         """Is the process alive? It answers."""
@@ -37,7 +37,7 @@ class StatusApi:
         """Should it be sent requests? Not while it loads or drains."""
         if self._service.dispatcher.is_ready:
             return web.Response()
-        return json_response(NativeError("not ready", "healthcheck"), status=503)
+        return json_response(TgiError("not ready", "healthcheck"), status=503)
 
     async def metrics(self, http: web.Request) -> web.Response:
         self._look()

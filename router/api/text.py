@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 import msgspec
 from aiohttp import web
 
-from router.api import bounds
+from router.api import validation
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid
 from router.api.fields import CHAT, decode_call
-from router.api.native_structs import DetokenizedText, DetokenizeRequest, TokenizedText, TokenizeRequest
 from router.api.openai_messages import chat_prompt
 from router.api.openai_structs import ChatRequest
 from router.api.service import Service, template_errors
+from router.api.tgi_structs import DetokenizedText, DetokenizeRequest, TokenizedText, TokenizeRequest
 from router.text.prompt import Prompt
 from router.text.tokenizer import Span
 
@@ -56,7 +56,7 @@ class TextApi:
         self._service.check_model(asked.model)
 
         def work() -> bytes:
-            bounds.check_token_ids("tokens", asked.tokens, tokenizer.vocab_size)
+            validation.check_token_ids("tokens", asked.tokens, tokenizer.vocab_size)
             return _json(DetokenizedText(tokenizer.decode(asked.tokens)))
 
         return await self._answer(http, _CHARACTERS_PER_TOKEN * len(asked.tokens), work)

@@ -49,7 +49,7 @@ class Catalog:
         self.repository = repository
         self._config = config
         self._entries = {entry.candidate.name: entry for entry in entries}
-        self._tokenizers: dict[Path, Tokenizer] = {}
+        self.tokenizers: dict[Path, Tokenizer] = {}
 
     @property
     def objective(self) -> str:
@@ -102,14 +102,14 @@ class Catalog:
     async def target(self, choice: Choice) -> Target:
         """What a shard is to be asked for. Raises `OSError` when the tokenizer cannot be read."""
         entry = self._entries[choice.candidate]
-        if entry.folder not in self._tokenizers:
-            self._tokenizers[entry.folder] = await asyncio.to_thread(self._load_tokenizer, entry)
-        return Target(choice.candidate, self._shard_config(entry, choice), self._tokenizers[entry.folder])
+        if entry.folder not in self.tokenizers:
+            self.tokenizers[entry.folder] = await asyncio.to_thread(self._load_tokenizer, entry)
+        return Target(choice.candidate, self._shard_config(entry, choice), self.tokenizers[entry.folder])
 
     def first(self) -> Target:
         """What every shard starts with. Raises `OSError` likewise."""
         entry = next(iter(self._entries.values()))
-        tokenizer = self._tokenizers[entry.folder] = self._load_tokenizer(entry)
+        tokenizer = self.tokenizers[entry.folder] = self._load_tokenizer(entry)
         return Target(entry.candidate.name, self._shard_config(entry, entry.choices[-1]), tokenizer)
 
     def _load_tokenizer(self, entry: CatalogEntry) -> Tokenizer:

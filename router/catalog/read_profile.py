@@ -70,7 +70,7 @@ def _proven(config: Config, entry: CatalogEntry) -> dict[int, float]:
     if certificate is None:
         return proven
     dtype = config.storage_dtype
-    proven |= {it.depth: it.lower_bound for it in certificate.depths if it.basis.dtype == dtype}
+    proven |= {known.depth: known.lower_bound for known in certificate.depths if known.basis.dtype == dtype}
     guarantee = _guarantee(certificate, config, candidate.mode)
     if guarantee is not None:
         proven[entry.num_layers] = 1 - guarantee.risk
@@ -79,7 +79,11 @@ def _proven(config: Config, entry: CatalogEntry) -> dict[int, float]:
 
 def _guarantee(certificate: Certificate, config: Config, mode: str) -> Guarantee | None:
     kind = (mode, config.kv_fill, config.exit_criterion, config.storage_dtype)
-    found = (it for it in certificate.guarantees if (it.mode, it.fill, it.criterion, it.basis.dtype) == kind)
+    found = (
+        guarantee
+        for guarantee in certificate.guarantees
+        if (guarantee.mode, guarantee.fill, guarantee.criterion, guarantee.basis.dtype) == kind
+    )
     return next(found, None)
 
 
@@ -128,6 +132,6 @@ def _simulated(config: Config, entry: CatalogEntry) -> CandidateProfile:
         layer_bytes=costs.layer_bytes,
         other_bytes=costs.base_bytes,
         kv_bytes=costs.kv_bytes_per_token // costs.num_layers,
-        proven={depth: least(one.agreement_at(depth) for one in costs.classes) for depth in depths}
+        proven={depth: least(kind.agreement_at(depth) for kind in costs.classes) for depth in depths}
         | {entry.num_layers: 1.0},
     )

@@ -25,8 +25,8 @@ from router.policy.reassessor import Now, Reassessor
 from router.policy.weighing import UNITS
 from telemetry import tasks
 from telemetry.audit import Outcome
-from telemetry.sample import Record, Window
 from telemetry.store import Store
+from telemetry.window import Record, Window
 
 log = logging.getLogger(__name__)
 
@@ -134,13 +134,13 @@ class ReassessmentLoop:
         choices = [*policy_state.served, *([policy_state.trying] if policy_state.trying is not None else [])]
         self._sums = {choice: self._sum(choice, policy_state.since_s(choice)) for choice in choices}
         await self._store.flush()
-        unread_s = min(sum.read_s for sum in self._sums.values())
+        unread_s = min(total.read_s for total in self._sums.values())
         records = await self._store.records(self._unix_s() - unread_s + _CUT_S)
         if records is None:
             return None
-        for choice, sum in self._sums.items():
-            self._read_on(choice, sum, records)
-        return {choice: sum.window for choice, sum in self._sums.items()}
+        for choice, total in self._sums.items():
+            self._read_on(choice, total, records)
+        return {choice: total.window for choice, total in self._sums.items()}
 
     def _sum(self, choice: Choice, since_s: float) -> _Sum:
         """What was read so far, unless it tells of other times."""
@@ -149,13 +149,13 @@ class ReassessmentLoop:
             return known
         return _Sum(since_s, Window(), since_s + _CUT_S / 2)
 
-    def _read_on(self, choice: Choice, sum: _Sum, records: list[Record]) -> None:
+    def _read_on(self, choice: Choice, total: _Sum, records: list[Record]) -> None:
         """Add what is new, of this router's shards: another's traffic may be another."""
-        late = [record for record in records if record.window.end > sum.read_s]
+        late = [record for record in records if record.window.end > total.read_s]
         for record in late:
             if record.key == (choice.candidate, choice.depth) and record.router == self._store.router:
-                sum.window.merge(record.window)
-        sum.read_s = max((record.window.end for record in late), default=sum.read_s)
+                total.window.merge(record.window)
+        total.read_s = max((record.window.end for record in late), default=total.read_s)
 
     def _follow(self, policy_state: Reassessor) -> None:
         """Take note of what a person has changed."""
@@ -208,11 +208,13 @@ class ReassessmentLoop:
             why=decision.why,
             to=decision.choice,
             options=self._options,
-            layout={shard: one for shard, one in wanted.items() if served_models[shard].choice != one},
+            layout={
+                shard: choice for shard, choice in wanted.items() if served_models[shard].choice != choice
+            },
             split=decision.split,
             spread=wanted,
             seen=_seen(policy_state),
-            considered=[one.told(unit) for one in decision.considered],
+            considered=[ranked.told(unit) for ranked in decision.considered],
         )
 
     def _wanted(self, decision: Decision) -> dict[int, Choice]:

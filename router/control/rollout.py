@@ -23,7 +23,7 @@ async def roll_out(
         error = next((made for made in answers.values() if isinstance(made, BaseException)), None)
         if error is not None:
             await dispatcher.undo(done, options, error)
-    return [one for made in done.values() for one in made]
+    return [result for made in done.values() for result in made]
 
 
 def _waves(targets: Mapping[int, Target]) -> list[Sequence[int]]:

@@ -110,7 +110,7 @@ class SwapController:
     def _claim(self, change: ChangeRequest) -> frozenset[int]:
         """The shards to be changed."""
         named = tuple(change.layout) or (change.shard,)
-        shards = frozenset(one for shard in named for one in self._dispatcher.check_swappable(shard))
+        shards = frozenset(index for shard in named for index in self._dispatcher.check_swappable(shard))
         if shards & self._busy:
             raise SwapRefused("A change is under way; one is carried out at a time.")
         self._busy |= shards
@@ -151,7 +151,7 @@ class SwapController:
             self._busy -= shards
         if change.kind == "pin" and isinstance(change.to, Choice):
             self.pinned = change.to
-        cost = {"migrated_requests": float(sum(one.num_migrated for one in done))}
+        cost = {"migrated_requests": float(sum(result.num_migrated for result in done))}
         return self._audit.update(decision.id, outcome=Outcome.COMMITTED, phases_ms=_slowest(done), cost=cost)
 
     async def _targets(self, layout: dict[int, Choice]) -> dict[int, Target]:
@@ -183,7 +183,7 @@ def _by_choice(layout: dict[int, Choice]) -> dict[str, list[int]]:
 def _slowest(done: list[SwapResult]) -> dict[str, float]:
     """Of each phase the longest time that a shard took."""
     phases: dict[str, float] = {}
-    for one in done:
-        for phase, ms in one.phases_ms.items():
+    for result in done:
+        for phase, ms in result.phases_ms.items():
             phases[phase] = max(phases.get(phase, 0.0), ms)
     return phases

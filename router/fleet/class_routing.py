@@ -61,7 +61,9 @@ class Routes:
     def _left_by(self, choice: Choice) -> list[RoutingKey]:
         left = []
         for prompts, admitted in self._admitted.items():
-            able = {digest for (one, digest), count in self._counts.items() if count and one in admitted}
+            able = {
+                digest for (served, digest), count in self._counts.items() if count and served in admitted
+            }
             if choice not in admitted and able:
                 left += [RoutingKey(prompts), *(RoutingKey(prompts, digest) for digest in able)]
         return left

@@ -67,7 +67,7 @@ class ShardClient(asyncio.Protocol):
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._frames: FrameReader[ToRouter] = FrameReader(ToRouter)
         self._answers: list[Answered] = []
         self._death: ShardDied | None = None
@@ -113,7 +113,7 @@ class ShardClient(asyncio.Protocol):
             await tasks.cancel(self._heart)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
 
     def data_received(self, data: bytes) -> None:
         is_first = self.last_heard is None
@@ -183,10 +183,10 @@ class ShardClient(asyncio.Protocol):
         if not self._ready.done():
             self._ready.set_exception(death)
             self._ready.exception()  # not lost if nobody waits for it any more
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
         self._wake()
 
     def _write(self, message: ToShard) -> None:
-        if self._transport is not None and self._death is None:
-            self._transport.write(frame(message))
+        if self.transport is not None and self._death is None:
+            self.transport.write(frame(message))

@@ -89,7 +89,7 @@ class Dispatcher:
         self._launch = launch
         self._registry = RequestRegistry()
         self._balancer = Balancer(self._registry, config.score_rate)
-        self._engines: list[Engine] = []
+        self.engines: list[Engine] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._num_requests = 0
         self._is_closed = False
@@ -106,13 +106,13 @@ class Dispatcher:
         """
         for shard in range(self._config.num_replicas):
             target = msgspec.structs.replace(self._target, config=self._shard_config(shard))
-            self._engines.append(Engine(shard, target, self._launch(self._config, shard), self._balancer))
-        self._balancer.shards += self._engines
-        self._tasks = [tasks.begin(self._keep(engine), f"Shard {engine.shard}") for engine in self._engines]
+            self.engines.append(Engine(shard, target, self._launch(self._config, shard), self._balancer))
+        self._balancer.shards += self.engines
+        self._tasks = [tasks.begin(self._keep(engine), f"Shard {engine.shard}") for engine in self.engines]
         serving = asyncio.create_task(self._balancer.serving.wait())
         try:
             done, _ = await asyncio.wait([serving, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-            for engine, task in zip(self._engines, self._tasks, strict=True):
+            for engine, task in zip(self.engines, self._tasks, strict=True):
                 if task in done and engine.last_death is not None:
                     raise engine.last_death
         finally:
@@ -126,7 +126,7 @@ class Dispatcher:
         """
         self._is_closed = True
         self._balancer.score_queue.close()
-        for engine in self._engines:
+        for engine in self.engines:
             engine.retire()
             engine.end_swap(SwapError("The server is shutting down."))
         log.info("Stopping: %d requests may end, and no shard is started.", len(self._registry.live))
@@ -149,9 +149,9 @@ class Dispatcher:
         queue = self._balancer.queue
         if self._is_closed:
             raise self._overloaded("The server is shutting down.")
-        if self._engines and all(engine.is_draining for engine in self._engines):
+        if self.engines and all(engine.is_draining for engine in self.engines):
             raise self._overloaded("The server is being drained.")
-        if self._engines and self._balancer.is_hopeless:
+        if self.engines and self._balancer.is_hopeless:
             raise GenerationFailed("No shard can serve; the server's log says why.")
         if len(self._registry.live) + num_requests > self._config.max_concurrent_requests:
             limit = self._config.max_concurrent_requests
@@ -185,7 +185,7 @@ class Dispatcher:
         if request.status is Status.FINISHED:
             return
         if not self._balancer.queue.remove(request) and request.shard is not None:
-            self._engines[request.shard].drop(request)
+            self.engines[request.shard].drop(request)
         now = asyncio.get_running_loop().time()
         self._registry.fail(request, GenerationFailed(message, "cancelled", 499), now)
 
@@ -221,7 +221,7 @@ class Dispatcher:
 
         Raises `NotUndone` instead when some of them cannot.
         """
-        engines = [self._engines[shard] for shard in shards]
+        engines = [self.engines[shard] for shard in shards]
         ends = await asyncio.gather(
             *(engine.swap_back(options) for engine in engines), return_exceptions=True
         )
@@ -242,7 +242,7 @@ class Dispatcher:
     @property
     def current(self) -> ServedModel | None:
         """What a request that arrives now most likely begins on; None while loading."""
-        ready = [engine for engine in self._engines if engine.served_model is not None]
+        ready = [engine for engine in self.engines if engine.served_model is not None]
         chosen = next((engine for engine in ready if engine.scheduler is not None), next(iter(ready), None))
         return None if chosen is None else chosen.served_model
 
@@ -254,26 +254,26 @@ class Dispatcher:
     @property
     def max_total_tokens(self) -> int:
         """Longest prompt and answer that every model takes which may serve."""
-        lengths = [engine.ready.max_total_tokens for engine in self._engines if engine.ready is not None]
+        lengths = [engine.ready.max_total_tokens for engine in self.engines if engine.ready is not None]
         return min([*lengths, self._max_total_tokens or sys.maxsize])
 
     @property
     def supports_exact(self) -> bool:
         """A shard has all layers of its model."""
         return any(
-            engine.served_model is not None and engine.served_model.is_whole for engine in self._engines
+            engine.served_model is not None and engine.served_model.is_whole for engine in self.engines
         )
 
     @property
     def is_ready(self) -> bool:
         """A shard serves, and new requests are accepted."""
-        serving = (engine.scheduler is not None and not engine.is_draining for engine in self._engines)
+        serving = (engine.scheduler is not None and not engine.is_draining for engine in self.engines)
         return not self._is_closed and any(serving)
 
     def state(self) -> State:
         """As of now."""
         queue = self._balancer.queue
-        shards = [_state_of(engine) for engine in self._engines]
+        shards = [_state_of(engine) for engine in self.engines]
         running = sum(shard.running for shard in shards)
         agreement = self._balancer.agreement.report()
         return State(len(queue), queue.num_tokens, running, self._is_closed, shards, agreement)
@@ -306,7 +306,7 @@ class Dispatcher:
         if self._config.max_queued_tokens is not None:
             return self._config.max_queued_tokens
         block_size = self._target.config.block_tokens
-        return sum(engine.num_blocks * block_size for engine in self._engines) or sys.maxsize
+        return sum(engine.num_blocks * block_size for engine in self.engines) or sys.maxsize
 
     async def _keep(self, engine: Engine) -> None:
         """Run an engine for as long as the server lives: one that fails is begun again."""
@@ -345,10 +345,10 @@ class Dispatcher:
 
     def _chosen(self, shard: int | None) -> list[Engine]:
         if shard is None:
-            return self._engines
-        if not 0 <= shard < len(self._engines):
+            return self.engines
+        if not 0 <= shard < len(self.engines):
             raise KeyError(shard)
-        return [self._engines[shard]]
+        return [self.engines[shard]]
 
 
 def _state_of(engine: Engine) -> ShardState:

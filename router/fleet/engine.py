@@ -38,9 +38,9 @@ class Engine:
         self.num_deaths = 0
         self.last_death: ShardDied | None = None
         self._device = target.config.device
-        self._launcher = launcher
+        self.launcher = launcher
         self._balancer = balancer
-        self._client: ShardClient | None = None
+        self.client: ShardClient | None = None
         self._swap: Swap | None = None
         self._num_blocks_at_start = 0
         self._offered: dict[int, Target] = {}  # to this life of the shard, by epoch; the latest few
@@ -61,13 +61,13 @@ class Engine:
                 began = self._loop.time()
                 death = await self._live()
                 self._bury(death, self._loop.time())
-                await self._launcher.end()
+                await self.launcher.end()
                 if self._is_useless(death):
                     raise death
                 await self._pause(backoff.pause_s(self._loop.time() - began))
         finally:
             self.end_swap(SwapError("The server is shutting down."))
-            await self._launcher.end()
+            await self.launcher.end()
 
     def retire(self) -> None:
         """Start the shard no more: what it is doing is its last."""
@@ -75,7 +75,7 @@ class Engine:
 
     def reset(self, reason: str) -> None:
         """After a failure of the engine itself: nothing runs here, and nobody waits for what did."""
-        self.scheduler = self._client = None
+        self.scheduler = self.client = None
         self.last_death = ShardDied(f"The router failed to work with it: {reason}.")
         self._balancer.routes.serve(self.shard, None)
         self.end_swap(SwapError(self.last_death.reason))
@@ -87,7 +87,7 @@ class Engine:
     @property
     def last_heard(self) -> float | None:
         """Loop time in seconds; None without a connection."""
-        return self._client.last_heard if self._client is not None else None
+        return self.client.last_heard if self.client is not None else None
 
     @property
     def state(self) -> str:
@@ -109,7 +109,7 @@ class Engine:
 
     @property
     def is_responsive(self) -> bool:
-        return self._client is not None and not self._client.is_late
+        return self.client is not None and not self.client.is_late
 
     @property
     def is_hopeless(self) -> bool:
@@ -148,12 +148,12 @@ class Engine:
         """Change the model. Raises `SwapError`, after which what ran runs on."""
         self.check_swappable()
         assert self.scheduler is not None
-        assert self._client is not None
+        assert self.client is not None
         epoch = self._last_epoch = self._last_epoch + 1
         self._offered = {old: kept for old, kept in self._offered.items() if old > epoch - MAX_OFFERED}
         config = msgspec.structs.replace(target.config, device=self._device)
         target = self._offered[epoch] = msgspec.structs.replace(target, config=config)
-        self._swap = Swap(epoch, target, self._client, self.scheduler, self._go_on)
+        self._swap = Swap(epoch, target, self.client, self.scheduler, self._go_on)
         try:
             done = await self._swap.run(options)
         except SwapError:
@@ -206,10 +206,10 @@ class Engine:
         """Start the shard and serve until it dies, of which the reason is returned."""
         try:
             target = self.target
-            self._client, ready = await self._start(target)
+            self.client, ready = await self._start(target)
             if self.target is not target:
                 return ShardDied(f"It has loaded {target.name}, and was to serve {self.target.name} by then.")
-            await self._serve(self._client, self._open(ready))
+            await self._serve(self.client, self._open(ready))
         except ShardDied as death:
             return death
         except Exception as error:
@@ -219,7 +219,7 @@ class Engine:
     async def _start(self, target: Target) -> tuple[ShardClient, Ready]:
         self._is_loading = True
         try:
-            return await self._launcher.start(target.config, self.wake)
+            return await self.launcher.start(target.config, self.wake)
         finally:
             self._is_loading = False
 
@@ -348,7 +348,7 @@ class Engine:
         """Put what ran on a shard that has died back into the queue, but for what it has died of."""
         if not self._is_useless(death):  # of which whoever started it tells
             log.warning("Shard %d is gone: %s", self.shard, death)
-        scheduler, self.scheduler, self._client = self.scheduler, None, None
+        scheduler, self.scheduler, self.client = self.scheduler, None, None
         self.last_death = death
         self._balancer.routes.serve(self.shard, None)
         if scheduler is not None:

@@ -71,7 +71,7 @@ class ChildLauncher:
         self._patience = patience
         self._log_level = log_level
         self._num_failed_starts = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._client: ShardClient | None = None
 
     async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
@@ -89,16 +89,16 @@ class ChildLauncher:
     async def end(self) -> None:
         if self._client is not None:
             await self._client.close()
-        if self._process is not None:
-            await _reap(self._process)
-        self._client = self._process = None
+        if self.process is not None:
+            await _reap(self.process)
+        self._client = self.process = None
 
     async def _fate(self, config: ShardConfig) -> str:
         """What became of a process that has not said why it ended."""
         who = f"The process that was to load {config.model} on {config.device}"
-        if self._process is None or not await _has_ended(self._process, _END_TIMEOUT_S):
+        if self.process is None or not await _has_ended(self.process, _END_TIMEOUT_S):
             return f"{who} closed its connection."
-        status = self._process.returncode
+        status = self.process.returncode
         if status >= 0:
             return f"{who} ended with exit status {status}: what it wrote before says why."
         number = signal.Signals(-status)
@@ -107,10 +107,10 @@ class ChildLauncher:
 
     async def _spawn(self, wake: Callable[[], None]) -> ShardClient:
         try:
-            ours, self._process = _start_connected(self._log_level)
+            ours, self.process = _start_connected(self._log_level)
         except OSError as error:
             raise ShardDied(f"No process can be started for it: {error}.") from error
-        log.debug("Shard %d is process %d.", self._shard, self._process.pid)
+        log.debug("Shard %d is process %d.", self._shard, self.process.pid)
         self._client = await _adopt(ours, self._patience, wake)
         return self._client
 

@@ -16,7 +16,7 @@ class MetricsObserver:
         self._model = model
         self._ttft = metrics.helios.ttft.labels(model)
         self._itl = metrics.helios.itl.labels(model)
-        self._last_token: dict[int, float] = {}  # request -> loop time
+        self.last_token: dict[int, float] = {}  # request -> loop time
 
     def on_submitted(self, request: Request) -> None:
         self._tgi.request_input_length.observe(request.num_prompt_tokens)
@@ -29,8 +29,8 @@ class MetricsObserver:
         self._helios.queue.labels(self._model).observe(waited)
 
     def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
-        last = self._last_token.get(request.id)
-        self._last_token[request.id] = now
+        last = self.last_token.get(request.id)
+        self.last_token[request.id] = now
         if last is None:
             self._ttft.observe(now - request.timeline.arrived)
             return
@@ -38,7 +38,7 @@ class MetricsObserver:
             self._itl.observe((now - last) / num_tokens)
 
     def on_finished(self, request: Request) -> None:
-        self._last_token.pop(request.id, None)
+        self.last_token.pop(request.id, None)
         self._helios.requests.labels(self._model, _outcome(request)).inc()
         self._helios.replays.labels(self._model).inc(request.num_shard_deaths)
         if isinstance(request.outcome, FinishReason):

@@ -10,8 +10,8 @@ from router.catalog.served_model import ServedModel
 from router.scheduling.request import GenerationFailed, Request
 from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput
 from telemetry.cost import StepSample
-from telemetry.sample import ClassUse, Record, Window
 from telemetry.store import Store
+from telemetry.window import ClassUse, Record, Window
 
 MAX_LIVING = 64  # models of one shard that may still have sequences: each more is a change of model ago
 
@@ -24,7 +24,7 @@ class Recorder:
         self._unix_s = unix_s
         self._windows: dict[tuple[int, str, int], Window] = {}  # by shard, candidate, depth
         self._served_models: dict[tuple[int, int], ServedModel] = {}  # by shard and epoch
-        self._seen: dict[int, tuple[int, float]] = {}  # request -> its tokens told of, and when: loop time
+        self.seen: dict[int, tuple[int, float]] = {}  # request -> its tokens told of, and when: loop time
         self._metered: set[int] = set()  # shards whose last step told its joules
         store.on_flush.append(self.hand_over)
 
@@ -46,9 +46,9 @@ class Recorder:
         pass
 
     def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
-        num_seen, last = self._seen.get(request.id, (0, 0.0))
+        num_seen, last = self.seen.get(request.id, (0, 0.0))
         num_told = num_seen + num_tokens
-        self._seen[request.id] = num_told, now
+        self.seen[request.id] = num_told, now
         window = self._window_of(request)
         if window is None:
             return
@@ -63,7 +63,7 @@ class Recorder:
             window.itl_ms.add(1000 * (now - last) / num_tokens, num_tokens)
 
     def on_finished(self, request: Request) -> None:
-        self._seen.pop(request.id, None)
+        self.seen.pop(request.id, None)
         window = self._window_of(request)
         if window is None:
             return

@@ -7,7 +7,7 @@ from router.policy.observation import Observation
 from router.policy.splitting import Split, best_split, rearranging_ms, serving_split
 from router.policy.weighing import Ranked, best_of_each, compared, find, spent, why_not_worth_it
 
-_PATIENCE = 2.0  # to share out anew, since shares of classes waver
+_REBALANCE_MARGIN = 2.0  # to share out anew, since shares of classes waver
 
 
 def choose(observation: Observation, ranked: list[Ranked], reason: str) -> Decision:
@@ -56,10 +56,10 @@ def _choose_one(observation: Observation, ranked: list[Ranked], best: list[Ranke
 
 
 def _why_best(observation: Observation, ranked: list[Ranked]) -> str:
-    others = [one for one in ranked if not is_same(observation, one.choice, observation.serving)]
-    if not others or any(not one.why_not for one in others):
+    others = [option for option in ranked if not is_same(observation, option.choice, observation.serving)]
+    if not others or any(not option.why_not for option in others):
         return f"{observation.serving} is the best that may serve."
-    cheapest = min(others, key=lambda one: one.cost)
+    cheapest = min(others, key=lambda option: option.cost)
     return f"nothing but {observation.serving} may serve ({cheapest.choice}: {cheapest.why_not})."
 
 
@@ -98,7 +98,7 @@ def _share_out_anew(
 ) -> Decision:
     changing_ms = rearranging_ms(observation, split.shards)
     is_sure = bool(observation.demand.steady_mix)
-    if not is_sure or why_not_worth_it(observation, now.cost, split.cost, changing_ms, _PATIENCE):
+    if not is_sure or why_not_worth_it(observation, now.cost, split.cost, changing_ms, _REBALANCE_MARGIN):
         return stay(observation, f"{after}{now} is the best that may serve.", ranked, now.shards)
     costs = compared(observation, split.cost, f"to have {now.spread}", now.cost)
     return split_up(observation, split, f"{after}to have {split.spread} costs {costs}.", ranked)

@@ -65,7 +65,7 @@ def unfit(observation: Observation) -> tuple[Choice, str] | None:
         else [observation]
     )
     found = ((view.serving, why_never(view, view.serving)) for view in views)
-    return next((one for one in found if one[1]), None)
+    return next((served for served in found if served[1]), None)
 
 
 def shards_for_trial(observation: Observation, trying: Choice) -> tuple[Choice, ...]:
@@ -76,7 +76,7 @@ def shards_for_trial(observation: Observation, trying: Choice) -> tuple[Choice, 
     if trying in observation.shards:
         return observation.shards
     able = admitted(observation).values()
-    for choice in sorted(set(observation.shards), key=lambda one: (one in observation.served, one)):
+    for choice in sorted(set(observation.shards), key=lambda choice: (choice in observation.served, choice)):
         index = len(observation.shards) - 1 - observation.shards[::-1].index(choice)
         shards = (*observation.shards[:index], trying, *observation.shards[index + 1 :])
         if all(not of_class.isdisjoint(shards) for of_class in able):

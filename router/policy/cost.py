@@ -86,19 +86,21 @@ def largest_batch(observation: Observation, profile: CandidateProfile, depth: in
     return max(1.0, min(float(observation.device.max_batch_size), fitting))
 
 
-def is_same(observation: Observation, one: Choice, other: Choice) -> bool:
+def is_same(observation: Observation, choice: Choice, other: Choice) -> bool:
     """Both run all layers of the same weights without exits: whatever they are called, they do the same."""
-    if one == other:
+    if choice == other:
         return True
-    are_plain = one.depth == other.depth and _is_plain(observation, one) and _is_plain(observation, other)
-    return are_plain and _share_weights(observation, one.candidate, other.candidate)
+    are_plain = (
+        choice.depth == other.depth and _is_plain(observation, choice) and _is_plain(observation, other)
+    )
+    return are_plain and _share_weights(observation, choice.candidate, other.candidate)
 
 
 def _row_that_tells(observation: Observation, choice: Choice) -> Row | None:
     """Its own, or that of another that does the same, if it rests on more."""
     choices = [choice, *(Choice(name, choice.depth) for name in observation.profiles)]
-    same = [one for one in choices if is_same(observation, one, choice)]
-    rows = [row for one in same if (row := observation.row_of_any_prompts(one)) is not None]
+    same = [alike for alike in choices if is_same(observation, alike, choice)]
+    rows = [row for alike in same if (row := observation.row_of_any_prompts(alike)) is not None]
     return max(rows, key=lambda row: row.num_requests, default=None)
 
 
@@ -154,10 +156,10 @@ def _carried_over(observation: Observation, choice: Choice) -> CostFit:
     )
 
 
-def _share_weights(observation: Observation, one: str, other: str) -> bool:
+def _share_weights(observation: Observation, candidate: str, other: str) -> bool:
     models = [
         (observation.profiles[name].candidate.model, observation.profiles[name].candidate.revision)
-        for name in (one, other)
+        for name in (candidate, other)
     ]
     return models[0] == models[1]
 

@@ -39,12 +39,12 @@ def decide(observation: Observation) -> Decision:
 
 def _leave(observation: Observation, ranked: list[Ranked], bad: Choice, danger: str) -> Decision:
     """What serves may not: change to the best that may, if need be to one that is too slow."""
-    able = [one for one in ranked if not one.why_not]
-    able = able or [one for one in ranked if not why_never(observation, one.choice)]
+    able = [option for option in ranked if not option.why_not]
+    able = able or [option for option in ranked if not why_never(observation, option.choice)]
     if not able:
         why = f"{bad} should not serve ({danger}), but nothing in the repository may."
         return stay(observation, why, ranked, serving_split(observation).shards if observation.split else ())
-    chosen = min(able, key=lambda one: _price(observation, one))
+    chosen = min(able, key=lambda option: _price(observation, option))
     why = f"{bad} may not serve any longer: {danger}."
     if split := better_split(observation, chosen.as_cost):
         decision = split_up(observation, split, f"{why[:-1]}; from now on, it is {split}.", ranked)
@@ -69,12 +69,14 @@ def _answer_breach(observation: Observation, ranked: list[Ranked]) -> Decision:
     """
     loop, bad = observation.repository.loop, observation.counters.breaching or observation.serving
     breach = f"More than {loop.breach_limit} of {loop.breach_window} tokens left {bad} under threshold"
-    deeper = [one for one in ranked if not one.why_not and _is_deeper(one.choice, bad)]
-    others = [one for one in best_of_each(observation, ranked) if one.choice.candidate != bad.candidate]
+    deeper = [option for option in ranked if not option.why_not and _is_deeper(option.choice, bad)]
+    others = [
+        option for option in best_of_each(observation, ranked) if option.choice.candidate != bad.candidate
+    ]
     if not deeper and not others:
         shards = serving_split(observation).shards if observation.split else ()
         return stay(observation, f"{breach}, but nothing else may serve.", ranked, shards)
-    chosen = min([*deeper, *others], key=lambda one: _price(observation, one)).choice
+    chosen = min([*deeper, *others], key=lambda option: _price(observation, option)).choice
     return change(observation, chosen, f"{breach}: {chosen} is the cheapest way out.", ranked)
 
 
@@ -92,7 +94,7 @@ def _to_split_by(observation: Observation, best: list[Ranked]) -> list[Choice]:
     split = best_split(observation)
     if split is None:
         return []
-    now = [serving_split(observation).cost] if observation.split else [one.as_cost for one in best[:1]]
+    now = [serving_split(observation).cost] if observation.split else [option.as_cost for option in best[:1]]
     bar = min((cost.most for cost in now), default=math.inf) * (1 - observation.repository.loop.hysteresis)
     return untried(observation, split) if split.cost.least < bar else []
 
@@ -132,13 +134,13 @@ def _why_reassess(observation: Observation) -> str:
     return f"{num_since} requests were answered" if num_since >= loop.reassess_every else ""
 
 
-def _price(observation: Observation, one: Ranked) -> float:
+def _price(observation: Observation, option: Ranked) -> float:
     """Of the next requests on it, with the change to it."""
     loop = observation.repository.loop
-    changing = change_ms(observation, one.choice)
+    changing = change_ms(observation, option.choice)
     if observation.repository.objective == "energy":
         changing *= (observation.device.watts or 1.0) / 1000
-    return loop.amortise_over * one.cost + changing
+    return loop.amortise_over * option.cost + changing
 
 
 def _is_deeper(choice: Choice, than: Choice) -> bool:

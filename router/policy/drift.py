@@ -95,6 +95,6 @@ class Mix:
         self._since.clear()
 
 
-def _distance(one: dict[str, float], other: dict[str, float]) -> float:
+def _distance(mix: dict[str, float], other: dict[str, float]) -> float:
     """Share of the requests that would have to be of another kind (total variation)."""
-    return sum(abs(one.get(name, 0.0) - other.get(name, 0.0)) for name in one.keys() | other.keys()) / 2
+    return sum(abs(mix.get(name, 0.0) - other.get(name, 0.0)) for name in mix.keys() | other.keys()) / 2

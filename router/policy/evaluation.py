@@ -16,7 +16,11 @@ def to_try(observation: Observation, best: list[Ranked]) -> list[Choice]:
     """In the order of their expected cost; empty where measuring could not change what serves."""
     bar = _bar(observation, best)
     shortlist = best[: observation.repository.loop.shortlist]
-    return [one.choice for one in shortlist if one.as_cost.least < bar and is_open(observation, one.choice)]
+    return [
+        option.choice
+        for option in shortlist
+        if option.as_cost.least < bar and is_open(observation, option.choice)
+    ]
 
 
 def affordable(observation: Observation, choices: Iterable[Choice]) -> tuple[Choice, ...]:
@@ -60,9 +64,11 @@ def change_ms(observation: Observation, choice: Choice) -> float:
 def _bar(observation: Observation, best: list[Ranked]) -> float:
     """What a choice has to undercut: the best that was measured, less what a swap has to gain."""
     known = [
-        one for one in best if one.choice == observation.serving or observation.row(one.choice) is not None
+        option
+        for option in best
+        if option.choice == observation.serving or observation.row(option.choice) is not None
     ]
-    least = min((one.as_cost.most for one in known), default=float("inf"))
+    least = min((option.as_cost.most for option in known), default=float("inf"))
     return least * (1 - observation.repository.loop.hysteresis)
 
 

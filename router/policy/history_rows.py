@@ -6,7 +6,7 @@ from router.catalog.repository import Choice
 from shard.quality.agreement import Sums
 from telemetry.cost import CostFit
 from telemetry.history import Interval, Row
-from telemetry.sample import Answers, Window
+from telemetry.window import Answers, Window
 
 _P95 = 0.95
 _MOST_FOREIGN = 0.1  # share of tokens in a window that still tells of a choice

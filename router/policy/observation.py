@@ -8,7 +8,7 @@ from telemetry.history import Row
 
 MIXED = "mixed"
 _MOST = 0.6  # share of the traffic from which on it is of one kind
-_PATIENCE = 1 / 3  # a class with shards of its own counts until it is so much rarer, or noise would decide
+_KEEP_SHARE = 1 / 3  # a class with shards of its own counts until it is so much rarer, or noise would decide
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -88,7 +88,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     def counted(self) -> list[str]:
         """Classes of prompts that count in the traffic, the most frequent first."""
         shares, least = self.demand.mix, self.repository.loop.class_share
-        bars = {name: least * (_PATIENCE if name in self.split else 1) for name in shares}
+        bars = {name: least * (_KEEP_SHARE if name in self.split else 1) for name in shares}
         counted = [name for name in shares if shares[name] >= bars[name]]
         return sorted(counted, key=lambda name: (-shares[name], name))
 

@@ -17,7 +17,7 @@ from router.policy.history_rows import Circumstances, brought_up, pooled, row_of
 from router.policy.observation import Device, LoopCounters, Observation
 from router.policy.traffic import Answered, Watch
 from telemetry.history import History, Row
-from telemetry.sample import Window
+from telemetry.window import Window
 
 _REQUESTS_THAT_TELL = 30  # after which the mix of prompts is that of now
 
@@ -229,6 +229,6 @@ class Reassessor:
     def _noted(self, counters: LoopCounters) -> Breach:
         """What is left for its breaches."""
         choice = counters.breaching or self.serving
-        of_class = [name for name, one in self.split.items() if one == choice]
+        of_class = [name for name, served in self.split.items() if served == choice]
         prompts = of_class[0] if len(of_class) == 1 else ""
         return Breach(choice, self.watch.breach_rate, counters.num_requests, prompts)

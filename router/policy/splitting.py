@@ -24,7 +24,7 @@ class Split(msgspec.Struct, frozen=True):
     cost: Cost
 
     def __str__(self) -> str:
-        return " and ".join(f"{one.choice} for {name}" for name, one in self.by_class.items())
+        return " and ".join(f"{option.choice} for {name}" for name, option in self.by_class.items())
 
     @property
     def spread(self) -> str:
@@ -33,16 +33,18 @@ class Split(msgspec.Struct, frozen=True):
 
     @property
     def choices(self) -> dict[str, Choice]:
-        return {name: one.choice for name, one in self.by_class.items()}
+        return {name: option.choice for name, option in self.by_class.items()}
 
     @property
     def why_not(self) -> str:
         """What rules out one of its choices; "": it may serve."""
-        return next((f"{one.choice}: {one.why_not}" for one in self.by_class.values() if one.why_not), "")
+        return next(
+            (f"{option.choice}: {option.why_not}" for option in self.by_class.values() if option.why_not), ""
+        )
 
     @property
     def considered(self) -> list[Ranked]:
-        return [msgspec.structs.replace(one, prompts=name) for name, one in self.by_class.items()]
+        return [msgspec.structs.replace(option, prompts=name) for name, option in self.by_class.items()]
 
 
 def best_split(observation: Observation) -> Split | None:
@@ -54,7 +56,7 @@ def best_split(observation: Observation) -> Split | None:
         for name in sorted(observation.counted)
         if (best := _best(single_class_view(observation, name))) is not None
     }
-    num_choices = len({one.choice for one in by_class.values()})
+    num_choices = len({option.choice for option in by_class.values()})
     if len(by_class) < len(observation.counted) or not 1 < num_choices <= len(observation.shards):
         return None
     load = _load(observation, by_class)
@@ -74,9 +76,10 @@ def serving_split(observation: Observation) -> Split:
 def untried(observation: Observation, split: Split) -> list[Choice]:
     """Its choices that were not measured of late under the prompts that they would get."""
     return [
-        one.choice
-        for name, one in split.by_class.items()
-        if one.choice not in observation.served and is_open(single_class_view(observation, name), one.choice)
+        option.choice
+        for name, option in split.by_class.items()
+        if option.choice not in observation.served
+        and is_open(single_class_view(observation, name), option.choice)
     ]
 
 
@@ -116,8 +119,10 @@ def _load(observation: Observation, by_class: dict[str, Ranked]) -> dict[Choice,
     """Work of a mean request that each choice does."""
     total = sum(observation.demand.share(name) for name in by_class)
     load: dict[Choice, float] = {}
-    for name, one in by_class.items():
-        load[one.choice] = load.get(one.choice, 0.0) + one.cost * observation.demand.share(name) / total
+    for name, option in by_class.items():
+        load[option.choice] = (
+            load.get(option.choice, 0.0) + option.cost * observation.demand.share(name) / total
+        )
     return load
 
 
@@ -136,20 +141,22 @@ def _split(observation: Observation, by_class: dict[str, Ranked], shards: tuple[
         counts = Counter(shards)
         busiest = max((load[choice] / max(1, counts[choice]) for choice in load), default=0.0)
         amount = len(shards) * busiest
-    worth = {name: observation.demand.share(name) * one.cost for name, one in by_class.items()}
-    doubt = sum(worth[name] * one.error for name, one in by_class.items())
+    worth = {name: observation.demand.share(name) * option.cost for name, option in by_class.items()}
+    doubt = sum(worth[name] * option.error for name, option in by_class.items())
     return Split(by_class, shards, Cost(amount, doubt / max(1e-12, sum(worth.values()))))
 
 
 def _places(num_shards: int, load: Mapping[Choice, float]) -> dict[Choice, int]:
     """Shards for each choice, by largest remainders behind one for each."""
-    heaviest = sorted((choice for choice in load if load[choice] > 0), key=lambda one: (-load[one], one))
+    heaviest = sorted(
+        (choice for choice in load if load[choice] > 0), key=lambda choice: (-load[choice], choice)
+    )
     chosen = heaviest[:num_shards]
     total = sum(load[choice] for choice in chosen)
     spare = num_shards - len(chosen)
     exact = {choice: spare * load[choice] / total for choice in chosen}
     places = {choice: 1 + int(exact[choice]) for choice in chosen}
-    by_remainder = sorted(chosen, key=lambda one: (-(exact[one] - int(exact[one])), one))
+    by_remainder = sorted(chosen, key=lambda choice: (-(exact[choice] - int(exact[choice])), choice))
     for choice in by_remainder[: num_shards - sum(places.values())]:
         places[choice] += 1
     return places

@@ -156,7 +156,7 @@ class Watch:
     @property
     def _drift(self) -> str:
         if self._mix.has_shifted:
-            most = max(self._mix.shares.items(), key=lambda one: one[1])
+            most = max(self._mix.shares.items(), key=lambda share: share[1])
             return f"The mix of prompts has shifted ({most[1]:.0%} are about {most[0]})"
         moved = [name for name, test in self._tests.items() if test.has_shifted]
         return f"The {moved[0]} of tokens is not what it was" if moved else ""

@@ -40,20 +40,20 @@ def weigh(observation: Observation) -> list[Ranked]:
     """All choices of the repository, the cheapest first, those that may not serve last."""
     choices = [choice for profile in observation.profiles.values() for choice in profile.choices]
     ranked = [_ranked(observation, choice) for choice in choices]
-    return sorted(ranked, key=lambda one: (bool(one.why_not), one.cost, one.choice))
+    return sorted(ranked, key=lambda option: (bool(option.why_not), option.cost, option.choice))
 
 
 def best_of_each(observation: Observation, ranked: list[Ranked]) -> list[Ranked]:
     """Of each candidate that may serve, the depth to load: the greedy partial load. The cheapest first."""
     best: dict[str, Ranked] = {}
-    for one in ranked:
-        if not one.why_not and _is_deep_enough(observation, one.choice):
-            best.setdefault(one.choice.candidate, one)
+    for option in ranked:
+        if not option.why_not and _is_deep_enough(observation, option.choice):
+            best.setdefault(option.choice.candidate, option)
     return list(best.values())
 
 
 def find(ranked: list[Ranked], choice: Choice) -> Ranked | None:
-    return next((one for one in ranked if one.choice == choice), None)
+    return next((option for option in ranked if option.choice == choice), None)
 
 
 def share_left_by(observation: Observation, choice: Choice) -> float | None:

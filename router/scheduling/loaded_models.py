@@ -69,10 +69,10 @@ class LoadedModels:
 
     def update(self, output: StepOutput, running: Iterable[Request]) -> None:
         """Enter the blocks that the shard says there are, and forget what it no longer has."""
-        told = self._by_epoch.get(output.epoch)
-        if told is not None:
-            told.num_free_blocks = output.num_free_blocks
-            told.num_blocks = told.num_blocks if output.num_blocks is None else output.num_blocks
+        newest = self._by_epoch.get(output.epoch)
+        if newest is not None:
+            newest.num_free_blocks = output.num_free_blocks
+            newest.num_blocks = newest.num_blocks if output.num_blocks is None else output.num_blocks
         for report in output.older:
             if report.epoch in self._by_epoch:
                 self._by_epoch[report.epoch].num_free_blocks = report.num_free_blocks

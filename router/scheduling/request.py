@@ -99,7 +99,7 @@ class Request:
         self._num_characters = 0  # of the answer's text
         self._num_characters_before = 0  # its latest token
         self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
-        self._events: list[Token | Finished | GenerationFailed] = []
+        self.events: list[Token | Finished | GenerationFailed] = []
         self._reader: asyncio.Future[None] | None = None
 
     @property
@@ -261,7 +261,7 @@ class Request:
             self._num_characters_before = self._num_characters
             piece = self._detokenizer.push(output)
             self._num_characters += 0 if piece.special else len(piece.text)
-            self._emit(piece)
+            self.emit(piece)
             stop = self._detokenizer.find_stop(self.spec.stop)
             if stop is not None and len(self.outputs) > self.spec.sampling.min_tokens:
                 self._finish(FinishReason.STOP, now, self._stop_at(stop))
@@ -273,23 +273,23 @@ class Request:
     def fail(self, error: GenerationFailed, now: float) -> None:
         """End it with an error; the reader of `take()` gets it raised."""
         self._end(error, now)
-        self._emit(error)
+        self.emit(error)
 
     async def take(self) -> list[Token | Finished]:
         """Wait for news and take all there is: tokens, at the end one `Finished`, then nothing more.
 
         Raises `GenerationFailed`, once the tokens before it are taken.
         """
-        if not self._events:
+        if not self.events:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         events: list[Token | Finished] = []
-        for event in self._events:
+        for event in self.events:
             if not isinstance(event, GenerationFailed):
                 events.append(event)
             elif not events:
                 raise event
-        del self._events[: len(events)]
+        del self.events[: len(events)]
         return events
 
     @property
@@ -323,7 +323,7 @@ class Request:
 
     def _finish(self, reason: FinishReason, now: float, stop_at: int | None = None) -> None:
         self._end(reason, now)
-        self._emit(Finished(reason, self._detokenizer.text, stop_at))
+        self.emit(Finished(reason, self._detokenizer.text, stop_at))
 
     def _end(self, outcome: FinishReason | GenerationFailed, now: float) -> None:
         if len(self.segments) > 1:
@@ -332,7 +332,7 @@ class Request:
         self.outcome = outcome
         self.timeline.finished = now
 
-    def _emit(self, event: Token | Finished | GenerationFailed) -> None:
-        self._events.append(event)
+    def emit(self, event: Token | Finished | GenerationFailed) -> None:
+        self.events.append(event)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)

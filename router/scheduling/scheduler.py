@@ -70,10 +70,10 @@ class Scheduler:
         self._admission = ShardAdmission(queue, self._loaded_models, limits.block_size)
         self._score_queue = score_queue
         self._scorer = scorer_for(served_model, score_queue)
-        self._running: dict[int, Request] = {}
+        self.running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
-        self._in_flight: deque[Step] = deque()
-        self._num_steps = 0
+        self.in_flight: deque[Step] = deque()
+        self.num_steps = 0
 
     @property
     def is_holding(self) -> bool:
@@ -86,7 +86,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self.running)
 
     @property
     def newest(self) -> ServedModel:
@@ -115,17 +115,17 @@ class Scheduler:
     @property
     def num_in_flight(self) -> int:
         """Steps that the shard has not answered."""
-        return len(self._in_flight)
+        return len(self.in_flight)
 
     @property
     def is_at_rest(self) -> bool:
         """Nothing runs, and the shard has forgotten all that did."""
-        return not self._running and not self._drops and not self._in_flight
+        return not self.running and not self._drops and not self.in_flight
 
     @property
     def has_slot(self) -> bool:
         """A step may be sent now; else the next output will make place for one."""
-        return len(self._in_flight) < MAX_IN_FLIGHT
+        return len(self.in_flight) < MAX_IN_FLIGHT
 
     def can_start(self, quota: AdmissionQuota = EVERYTHING) -> bool:
         """There is a waiting request that the next step may begin with."""
@@ -160,9 +160,9 @@ class Scheduler:
 
         Raises `ValueError` when it answers another step.
         """
-        if not self._in_flight or self._in_flight[0].number != output.number:
+        if not self.in_flight or self.in_flight[0].number != output.number:
             raise ValueError(f"step {output.number} was answered out of turn")
-        for work in self._in_flight.popleft().work:
+        for work in self.in_flight.popleft().work:
             request = self._find(work.id, work.attempt)
             if request is not None:
                 request.num_in_flight_tokens -= work.num_tokens
@@ -173,11 +173,11 @@ class Scheduler:
                 request.num_computed_tokens = made.num_computed_tokens
                 deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish))
                 if made.finish is not None:
-                    del self._running[made.id]
+                    del self.running[made.id]
         scored = self._scorer.update(output) if self._scorer is not None else None
         self._return(output.gone, lost_affinity=True)
         preempted = self._return(output.preempted)
-        self._loaded_models.update(output, self._running.values())
+        self._loaded_models.update(output, self.running.values())
         return Update(deliveries, preempted, scored)
 
     def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
@@ -200,19 +200,19 @@ class Scheduler:
         self.limits = limits
         if self._scorer is not None:
             self._drops += self._scorer.give_up()
-        self._loaded_models.adopt(served_model, joined, self._running.values())
+        self._loaded_models.adopt(served_model, joined, self.running.values())
         self._scorer = scorer_for(served_model, self._score_queue)
 
     def stays(self, served_model: ServedModel) -> list[Request]:
         """Running requests that could not go on with another model."""
-        return [request for request in self._running.values() if not request.may_move_to(served_model)]
+        return [request for request in self.running.values() if not request.may_move_to(served_model)]
 
     def migrate(self) -> list[Request]:
         """Put requests of older models that can go on with the newest back into the queue."""
         loaded_models = self._loaded_models
         older = [
             request
-            for request in self._running.values()
+            for request in self.running.values()
             if loaded_models.of(request) is not loaded_models.newest
         ]
         loaded_models.close_older()
@@ -220,19 +220,19 @@ class Scheduler:
 
     def evict(self) -> list[Request]:
         """Take everybody off the shard, back to the queue."""
-        return self._evict(self._running.values())
+        return self._evict(self.running.values())
 
     def drop(self, request: Request) -> bool:
         """Take out a request that was aborted or ended by what only the router sees. False if not running."""
-        if self._running.pop(request.id, None) is None:
+        if self.running.pop(request.id, None) is None:
             return False
         self._drops.append((request.id, request.attempt))
         return True
 
     def release(self) -> None:
         """The shard has died, for which none of its requests is to blame: all go back to the queue."""
-        running = list(self._running.values())
-        self._running.clear()
+        running = list(self.running.values())
+        self.running.clear()
         self._put_back(running)
 
     def lose(self) -> list[Request]:
@@ -241,12 +241,12 @@ class Scheduler:
         What the shard died of was in the oldest step that it has not answered. If a suspect was tried there,
         the blame is the suspect's alone: whom it takes along survives.
         """
-        present = self._in_flight[0].work if self._in_flight else []
+        present = self.in_flight[0].work if self.in_flight else []
         blamed = [request for work in present if (request := self._find(work.id, work.attempt)) is not None]
         for request in [request for request in blamed if request.is_suspect] or blamed:
             request.note_shard_death()
-        running = list(self._running.values())
-        self._running.clear()
+        running = list(self.running.values())
+        self.running.clear()
         self._put_back(request for request in running if request.num_shard_deaths < MAX_SHARD_DEATHS)
         return [request for request in running if request.num_shard_deaths >= MAX_SHARD_DEATHS]
 
@@ -256,7 +256,7 @@ class Scheduler:
         prefilling: list[Request] = []
         num_outstanding = 0
         self._admission.is_trying = False
-        for request in self._running.values():
+        for request in self.running.values():
             num_pending = request.num_pending_tokens
             num_outstanding += request.num_outstanding_tokens
             self._admission.is_trying |= num_pending > 0 and request.is_suspect
@@ -264,7 +264,7 @@ class Scheduler:
                 (decoding if num_pending <= 1 else prefilling).append(request)
         self.num_outstanding_tokens = num_outstanding
         self._loaded_models.count(
-            (request, self._num_blocks_to_take(request)) for request in self._running.values()
+            (request, self._num_blocks_to_take(request)) for request in self.running.values()
         )
         return decoding, prefilling
 
@@ -275,7 +275,7 @@ class Scheduler:
             request, loaded_model = found
             if not self._admission.take(request, loaded_model):
                 continue
-            self._running[request.id] = request
+            self.running[request.id] = request
             self.num_outstanding_tokens += request.num_outstanding_tokens
             request.start(self.shard, loaded_model.served_model, now)
             new.append(new_sequence(request, loaded_model.epoch))
@@ -284,21 +284,21 @@ class Scheduler:
 
     def _next(self, quota: AdmissionQuota) -> tuple[Request, LoadedModel] | None:
         """The waiting request that may start now, and where."""
-        is_full = len(self._running) >= self.limits.max_batch_size
+        is_full = len(self.running) >= self.limits.max_batch_size
         if is_full or self.num_outstanding_tokens > quota.max_outstanding_tokens:
             return None
-        return self._admission.next(quota, is_empty=not self._running)
+        return self._admission.next(quota, is_empty=not self.running)
 
     def _rotate(self, served: list[Request], passed_over: list[Request]) -> None:
         """Where a step cannot hold every stream, those passed over come first in the next one."""
         for request in served if passed_over else []:
-            self._running[request.id] = self._running.pop(request.id)
+            self.running[request.id] = self.running.pop(request.id)
 
     def _score(self, num_left: int, quota: AdmissionQuota) -> tuple[list[Work], list[NewSequence]]:
         """Go on with reading a finished answer again, unless a request waits."""
         if self._scorer is None:
             return [], []
-        is_full = len(self._running) >= self.limits.max_batch_size
+        is_full = len(self.running) >= self.limits.max_batch_size
         if is_full and self._scorer.is_patient and not self.is_holding:
             return [], []
         if self._admission.has_waiting or self.is_holding or Lane.FRESH not in quota.lanes:
@@ -314,10 +314,10 @@ class Scheduler:
             return None
         work = [Work(request.id, request.attempt, count) for request, count in batch.wishes.items()]
         work += scoring
-        self._num_steps += 1
-        step = Step(self._num_steps, work, new, self._drops)
+        self.num_steps += 1
+        step = Step(self.num_steps, work, new, self._drops)
         self._drops = []
-        self._in_flight.append(step)
+        self.in_flight.append(step)
         return step
 
     def _return(self, lost: list[tuple[int, int]], lost_affinity: bool = False) -> list[Request]:
@@ -325,7 +325,7 @@ class Scheduler:
         found = [self._find(id, attempt) for id, attempt in lost]
         returned = [request for request in found if request is not None]
         for request in returned:
-            del self._running[request.id]
+            del self.running[request.id]
             request.num_preemptions += not lost_affinity
             request.lost_affinity = lost_affinity
         self._put_back(returned)
@@ -343,7 +343,7 @@ class Scheduler:
             self._admission.put_back(request)
 
     def _find(self, id: int, attempt: int) -> Request | None:
-        request = self._running.get(id)
+        request = self.running.get(id)
         return request if request is not None and request.attempt == attempt else None
 
     def _num_blocks_to_take(self, request: Request) -> int:

@@ -59,8 +59,8 @@ class WaitingQueue:
         self._waiting: dict[int, Request] = {}
         # One heap for each set of requirements: a request does not block those that another model serves.
         # Entries of removed requests stay in the heaps until they come up or outnumber the others.
-        self._lanes: dict[Lane, dict[Requirements, _Heap]] = {lane: {} for lane in Lane}
-        self._deadlines: _Heap = []
+        self.lanes: dict[Lane, dict[Requirements, _Heap]] = {lane: {} for lane in Lane}
+        self.deadlines: _Heap = []
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -71,7 +71,7 @@ class WaitingQueue:
     @property
     def next_deadline(self) -> float | None:
         """When to `expire` next, in seconds of the loop's clock."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self.deadlines[0][0] if self.deadlines else None
 
     def add(self, request: Request) -> None:
         """Queue a new request, or put back one that a shard has lost."""
@@ -80,9 +80,9 @@ class WaitingQueue:
         lane, requirements = lane_of(request), request.requirements
         self._num_waiting[requirements.routing_key] += 1
         self._num_outstanding[requirements.routing_key] += request.num_outstanding_tokens
-        self._push(self._lanes[lane].setdefault(requirements, []), _rank(request, lane), request)
+        self._push(self.lanes[lane].setdefault(requirements, []), _rank(request, lane), request)
         if lane is Lane.FRESH and request.spec.deadline_s is not None:
-            self._push(self._deadlines, request.spec.deadline_s, request)
+            self._push(self.deadlines, request.spec.deadline_s, request)
 
     def head(
         self, lanes: Iterable[Lane] = Lane, suits: Callable[[Requirements], bool] = _any
@@ -111,12 +111,12 @@ class WaitingQueue:
 
     def take(self, request: Request) -> None:
         """Remove a request that `head` named, to run it."""
-        heapq.heappop(self._lanes[lane_of(request)][request.requirements])
+        heapq.heappop(self.lanes[lane_of(request)][request.requirements])
         self.remove(request)
 
     def take_all(self, requirements: Requirements) -> list[Request]:
         """Remove and name all with these requirements."""
-        waiting = [entry[2] for lane in self._lanes.values() for entry in lane.get(requirements, [])]
+        waiting = [entry[2] for lane in self.lanes.values() for entry in lane.get(requirements, [])]
         return [request for request in waiting if self.remove(request)]
 
     def remove(self, request: Request) -> bool:
@@ -132,15 +132,15 @@ class WaitingQueue:
     def expire(self, now: float) -> list[Request]:
         """Remove and name the requests whose deadline has passed before they could start."""
         expired = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            request = heapq.heappop(self._deadlines)[2]
+        while self.deadlines and self.deadlines[0][0] <= now:
+            request = heapq.heappop(self.deadlines)[2]
             if not request.has_started and self.remove(request):
                 expired.append(request)
         return expired
 
     def _heaps(self, lane: Lane) -> Iterator[tuple[Requirements, _Heap]]:
         """The heaps of a lane whose first entry waits; those that nobody is left in are dropped."""
-        heaps = self._lanes[lane]
+        heaps = self.lanes[lane]
         for requirements, heap in list(heaps.items()):
             while heap and heap[0][2] not in self:
                 heapq.heappop(heap)

@@ -37,7 +37,7 @@ def raise_file_limit() -> None:
 
 def _num_gpus(environment: Mapping[str, str]) -> int:
     """GPUs that a shard would see: none when the installed torch was built without CUDA."""
-    if not _torch_has_cuda():
+    if not torch_has_cuda():
         return 0
     present = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = environment.get("CUDA_VISIBLE_DEVICES")
@@ -47,7 +47,7 @@ def _num_gpus(environment: Mapping[str, str]) -> int:
     return min(present, len(named))
 
 
-def _torch_has_cuda() -> bool:
+def torch_has_cuda() -> bool:
     """By its files: importing torch takes seconds and hundreds of megabytes."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
@@ -57,7 +57,7 @@ def _torch_has_cuda() -> bool:
 
 def _available_bytes() -> int:
     """The smaller of what the kernel would give and what the container's limit leaves."""
-    return min(_kernel_available_bytes(), _cgroup_available_bytes())
+    return min(_kernel_available_bytes(), cgroup_available_bytes())
 
 
 def _kernel_available_bytes() -> int:
@@ -67,7 +67,7 @@ def _kernel_available_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def _cgroup_available_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
+def cgroup_available_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

@@ -47,9 +47,9 @@ class Setting(msgspec.Struct, frozen=True):
     is_secret: bool = False  # or may hold one: not to be shown to anybody
 
 
-def setting(group: str, help: str, **more: Any) -> Meta:
+def setting(group: str, description: str, **more: Any) -> Meta:
     """What makes a field a setting, in its annotation: a line for --help, and fields of `Setting`."""
-    return Meta(description=help, extra={"setting": Setting(group, **more)})
+    return Meta(description=description, extra={"setting": Setting(group, **more)})
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -123,8 +123,8 @@ def _option(field: inspect.Field) -> Option:
     is_many = isinstance(inner, inspect.VarTupleType)
     if isinstance(inner, inspect.VarTupleType):
         inner = inner.item_type
-    help = field.type.extra_json_schema["description"]
-    return Option(field.name, help, field.type.extra["setting"], inner, is_many, field.default)
+    description = field.type.extra_json_schema["description"]
+    return Option(field.name, description, field.type.extra["setting"], inner, is_many, field.default)
 
 
 def read(struct: type[S], parser: argparse.ArgumentParser, argv: Sequence[str], env: Mapping[str, str]) -> S:

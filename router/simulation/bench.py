@@ -134,7 +134,7 @@ class _Clients:
             us_per_request=1e6 * cpu_s / asked.num_in_all,
             us_per_request_by_quarter=_by_quarter(marks, asked.num_in_all),
             num_failed=self._num_failed,
-            decisions=[_told(one) for one in reversed(store.audit.latest())],
+            decisions=[_told(decision) for decision in reversed(store.audit.latest())],
             phases=list(self._phases.values()),
         )
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from telemetry.sample import Record
 from telemetry.store import Store
+from telemetry.window import Record
 
 
 class MemoryStore(Store):
@@ -18,7 +18,9 @@ class MemoryStore(Store):
         return asyncio.get_running_loop().time()
 
     def put(self, records: list[Record]) -> None:
-        self._records = [one for one in self._records if one.window.end > self.now_s() - self._kept_s]
+        self._records = [
+            record for record in self._records if record.window.end > self.now_s() - self._kept_s
+        ]
         self._records += records
 
     async def flush(self) -> bool:
@@ -28,4 +30,4 @@ class MemoryStore(Store):
 
     async def records(self, last_s: float) -> list[Record] | None:
         since = self.now_s() - last_s
-        return [one for one in self._records if one.window.end > since]
+        return [record for record in self._records if record.window.end > since]

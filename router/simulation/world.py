@@ -45,12 +45,14 @@ class ScaleCatalog:
 
     def __init__(self, config: Config, folder: Path):
         classes = {"full": [_EASY], "chat": [_EASY, _HARD], "code": [_HARD, _EASY]}
-        for name, of in classes.items():
-            (folder / f"{name}.json").write_text(json.dumps(_COSTS | {"classes": of}))
+        for name, costs in classes.items():
+            (folder / f"{name}.json").write_text(json.dumps(_COSTS | {"classes": costs}))
         candidates = tuple(_candidate(name, folder) for name in classes)
         self.repository = Repository(candidates=candidates, floor=Floor(agreement=0.8))
         self._config = config
-        self._entries = {one.name: CatalogEntry(one, folder, NUM_LAYERS) for one in candidates}
+        self._entries = {
+            candidate.name: CatalogEntry(candidate, folder, NUM_LAYERS) for candidate in candidates
+        }
         self._tokenizer = _tokenizer()
 
     @property

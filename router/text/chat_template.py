@@ -154,8 +154,8 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)
+def _strftime_now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)
 
 
 def _named_default(template: str | list[dict[str, str]] | None) -> str | None:

@@ -75,9 +75,9 @@ class Prompt(msgspec.Struct, frozen=True):
         content = self.messages[-1].get("content") if self.messages else None
         return classify(content if isinstance(content, str) else "")
 
-    def reads_alike(self, one: Tokenizer, other: Tokenizer) -> bool:
+    def reads_alike(self, tokenizer: Tokenizer, other: Tokenizer) -> bool:
         """Both tokenizers make the same token ids of it."""
-        if one is other:
+        if tokenizer is other:
             return True
-        same_template = self.messages is None or one.template_source == other.template_source
-        return one.digest == other.digest and same_template
+        same_template = self.messages is None or tokenizer.template_source == other.template_source
+        return tokenizer.digest == other.digest and same_template

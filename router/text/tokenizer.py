@@ -67,7 +67,7 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None = None):
         self.chat_template = chat_template
-        self._backend = backend
+        self.backend = backend
         self._pieces: dict[int, Piece] = {}
         self._special_ids = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
         decoder_types = _decoder_types(backend)
@@ -93,7 +93,7 @@ class Tokenizer:
     @functools.cached_property
     def digest(self) -> str:
         """Of all that decides which ids a text becomes: with equal digests, ids mean the same."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:12]
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:12]
 
     @property
     def template_source(self) -> str | None:
@@ -101,25 +101,25 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Safe on any thread; other threads run meanwhile."""
         # encode() would hold the interpreter lock for the whole text; the batch form lets it go
-        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def encode_spans(self, text: str, add_special_tokens: bool = True) -> Iterator[Span]:
         """Like `encode`, with the part of the text each token stands for. Added tokens have an empty one.
 
         One after the other: all of a long text's would take a hundred times its memory.
         """
-        encoding = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        encoding = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         for index, id in enumerate(encoding.ids):
             start, stop = encoding.token_to_chars(index) or (0, 0)
             yield Span(id, text[start:stop] or self.piece(id).text, start, stop)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """The prompt text of a conversation, as `ChatTemplate.render`. Raises ChatTemplateError."""
@@ -143,7 +143,7 @@ class Tokenizer:
         return Piece(raw, raw.decode("utf-8", "replace"), id in self._special_ids)
 
     def _find_bytes(self, id: int) -> bytes:
-        content = self._backend.id_to_token(id)
+        content = self.backend.id_to_token(id)
         if content is None:
             return b""
         if self._is_byte_level:

@@ -39,7 +39,7 @@ class Point(msgspec.Struct, frozen=True):
     batch_size: int
     context: int
     step_ms: float
-    products_ms: float
+    linears_ms: float
     ratio: float  # step / products
     tokens_per_s: float
     prefill_tokens_per_s: float
@@ -55,22 +55,22 @@ def measure(runner: ModelRunner, batch_size: int, context: int, num_steps: int, 
         prefill_s = bench.prefill()
         for _ in range(2):
             bench.step()
-            bench.products()
-        steps, products = [], []
+            bench.linears()
+        steps, linears = [], []
         for _ in range(num_steps):
             steps.append(bench.step())
-            products.append(bench.products())
+            linears.append(bench.linears())
         shares = bench.shares(max(3, num_steps // 4))
     finally:
         bench.end()
-    step_ms, products_ms = statistics.median(steps), statistics.median(products)
+    step_ms, linears_ms = statistics.median(steps), statistics.median(linears)
     limit_ms = limit_of(runner, batch_size, context + num_steps / 2, bytes_per_ms).step_ms
     return Point(
         batch_size,
         context,
         round(step_ms, 3),
-        round(products_ms, 3),
-        round(step_ms / products_ms, 3),
+        round(linears_ms, 3),
+        round(step_ms / linears_ms, 3),
         round(batch_size / step_ms * 1000, 1),
         round(batch_size * context / prefill_s, 1),
         shares,
@@ -87,7 +87,7 @@ class _Decoding:
         self._engine = Lockstep(runner, batch_size, context)
         decoder = runner.decoder
         like = decoder.embedding
-        widths = {product.shape[1] for product in decoder.products}
+        widths = {linear.shape[1] for linear in decoder.linears}
         self._inputs = {
             width: runner.ops.widened(torch.randn(batch_size, width).to(like)) for width in widths
         }
@@ -106,12 +106,12 @@ class _Decoding:
         return (time.perf_counter() - started) * 1000
 
     @torch.inference_mode()
-    def products(self) -> float:
+    def linears(self) -> float:
         """The same step's matrix products alone; milliseconds."""
 
         def run() -> None:
-            for product in self._runner.decoder.products:
-                product(self._inputs[product.shape[1]])
+            for linear in self._runner.decoder.linears:
+                linear(self._inputs[linear.shape[1]])
 
         return measured_ms(run, self._synchronize)
 
@@ -248,7 +248,7 @@ def _table(points: list[Point]) -> Table:
             point.batch_size,
             point.context,
             point.step_ms,
-            point.products_ms,
+            point.linears_ms,
             point.ratio,
             point.limit_ms,
             f"{point.of_limit:.0%}",

@@ -29,7 +29,7 @@ from shard.exits import fallback
 from shard.exits.deferral import MAX_WAIT_STEPS
 from shard.exits.fallback import NUM_WINDOWS, WINDOW_STEPS
 from shard.exits.replay import ReplayFile
-from shard.exits.segments import Behind, Front, Row, Stack
+from shard.exits.segments import ActiveRows, CatchUp, Row, SegmentedDecoder
 from shard.messages import Fill, Mode, NewSequence, ShardConfig
 from shard.runner import ModelRunner
 from shard.stopwatch import measured_ms, synchronizer
@@ -124,18 +124,18 @@ class ModeRun:
 
 def measure_times(runner: ModelRunner, batch_size: int, context: int) -> Times:
     """Each part alone, over numbers of tokens, in the middle of an untouched KV cache."""
-    stack = runner.stack
+    segmented = runner.stack
     ways = sorted({(max(1, batch_size // 4), 1), *((batch_size, n) for n in (1, 2, 4))})
-    points = [_measure_front(stack, _front(runner, rows, tokens, context)) for rows, tokens in ways]
+    points = [_measure_front(segmented, _front(runner, rows, tokens, context)) for rows, tokens in ways]
     counts = [rows * tokens for rows, tokens in ways]
     segments = [
         Curve([(count, point.segments[s]) for count, point in zip(counts, points, strict=True)])
-        for s in range(stack.num_segments)
+        for s in range(segmented.num_segments)
     ]
     head = Curve([(count, point.head) for count, point in zip(counts, points, strict=True)])
     alone, filling = points[counts.index(batch_size)], _front(runner, batch_size, 1, context)
-    filling.behind = _behind(runner, batch_size, context)
-    beside = _measure_front(stack, filling)
+    filling.catch_up = _behind(runner, batch_size, context)
+    beside = _measure_front(segmented, filling)
     num_filled = batch_size * FILLED_TOKENS
     fills = [
         max(0.0, both - own) / num_filled for both, own in zip(beside.segments, alone.segments, strict=True)
@@ -150,14 +150,14 @@ class Parts(msgspec.Struct, frozen=True):
     head: float
 
 
-def _measure_front(stack: Stack, front: Front) -> Parts:
+def _measure_front(segmented: SegmentedDecoder, active: ActiveRows) -> Parts:
     """Medians, the parts taken in turns."""
     passes: list[Callable[[], object]] = [
-        *(functools.partial(stack.run, segment, front) for segment in range(stack.num_segments)),
-        lambda: stack.decoder.logits(front.hidden),
+        *(functools.partial(segmented.run, segment, active) for segment in range(segmented.num_segments)),
+        lambda: segmented.decoder.logits(active.hidden),
     ]
     times: list[list[float]] = [[] for _ in passes]
-    synchronize = synchronizer(front.hidden.device)
+    synchronize = synchronizer(active.hidden.device)
     with torch.inference_mode():
         for _ in range(MEASURED_TIMES):
             for run, taken in zip(passes, times, strict=True):
@@ -166,19 +166,19 @@ def _measure_front(stack: Stack, front: Front) -> Parts:
     return Parts(segments, head)
 
 
-def _front(runner: ModelRunner, num_rows: int, num_tokens: int, context: int) -> Front:
+def _front(runner: ModelRunner, num_rows: int, num_tokens: int, context: int) -> ActiveRows:
     """Rows at their first segment with some tokens each in hand."""
     with torch.inference_mode():
         return runner.stack.start([_row(runner, i, num_tokens, context) for i in range(num_rows)])
 
 
-def _behind(runner: ModelRunner, num_rows: int, context: int) -> Behind:
+def _behind(runner: ModelRunner, num_rows: int, context: int) -> CatchUp:
     """Tokens that rows have left early, before the one that they have in hand."""
     rows = [_row(runner, i, FILLED_TOKENS + 1, context) for i in range(num_rows)]
     with torch.inference_mode():
         both = runner.stack.start(rows)
     num_filled = num_rows * FILLED_TOKENS
-    return Behind(both.hidden[:num_filled], both.batch)
+    return CatchUp(both.hidden[:num_filled], both.batch)
 
 
 def _row(runner: ModelRunner, number: int, num_tokens: int, context: int) -> Row:
@@ -228,7 +228,7 @@ class ModeBench:
         """Modes to be measured in turns with full depth: as many as there is memory for, at least one."""
         count = len(modes)
         if not is_elastic(self._device):
-            count = max(1, free_bytes(self._device) // self._kv_bytes(batch_size) - 1)
+            count = max(1, free_bytes(self._device) // self.kv_bytes(batch_size) - 1)
         return [modes[at : at + count] for at in range(0, len(modes), count)]
 
     def measure(self, modes: list[Mode], batch_size: int) -> list[ModePoint]:
@@ -252,10 +252,10 @@ class ModeBench:
 
     def _runner(self, mode: Mode, batch_size: int) -> ModelRunner:
         fields = _mode_fields(mode, self._layers, self._options)
-        config = self._make(**fields, kv_cache_bytes=self._kv_bytes(batch_size), max_batch_size=batch_size)
+        config = self._make(**fields, kv_cache_bytes=self.kv_bytes(batch_size), max_batch_size=batch_size)
         return ModelRunner(config, decoder=self._base.decoder)
 
-    def _kv_bytes(self, batch_size: int) -> int:
+    def kv_bytes(self, batch_size: int) -> int:
         """Room for every sequence in all layers, also for those that get ahead of others."""
         made, block_size = 2 * (self._num_warmup_tokens + self._options.steps), self._base.table.block_size
         num_blocks = batch_size * -(-(self._options.contexts[0] + made + 2 * block_size) // block_size)

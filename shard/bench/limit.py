@@ -26,7 +26,7 @@ class Limit(msgspec.Struct, frozen=True):
 
 def limit_of(runner: ModelRunner, batch_size: int, context: float, bytes_per_ms: float) -> Limit:
     """Of so many rows with contexts of so many tokens."""
-    tensors = {id(t): t for product in runner.decoder.products for t in product.tensors}
+    tensors = {id(t): t for linear in runner.decoder.linears for t in linear.tensors}
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     token_bytes = runner.block_bytes / runner.table.block_size
     return Limit(weight_bytes, int(batch_size * context * token_bytes), bytes_per_ms)

@@ -19,7 +19,7 @@ class Sequence:
         self.exit_threshold = new.exit_threshold
         self.exact = new.exact
         self.scores = new.scores
-        self.carried: Any = None  # the runner's own, gone with the sequence
+        self.runner_state: Any = None  # the runner's own, gone with the sequence
         self.waits = False  # all tokens are computed as far as the first exit; what comes of it is not known
         self.num_computed_tokens = 0
         self.blocks: list[int] = []

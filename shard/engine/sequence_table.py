@@ -20,11 +20,11 @@ class BlockPool:
         self.num_blocks = num_blocks  # that may be taken; there are numbers for as many as it began with
         self.num_reached = 0  # the highest number ever taken, and one
         self._num_numbers = num_blocks
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self.free = list(range(num_blocks - 1, -1, -1))
 
     @property
     def num_taken(self) -> int:
-        return self._num_numbers - len(self._free)
+        return self._num_numbers - len(self.free)
 
     @property
     def num_free(self) -> int:
@@ -37,17 +37,17 @@ class BlockPool:
                 f"{num_blocks} of {self._num_numbers} blocks, of which {self.num_taken} are taken"
             )
         self.num_blocks = num_blocks
-        return self._free[: len(self._free) - self.num_free]
+        return self.free[: len(self.free) - self.num_free]
 
     def take(self, count: int) -> list[int]:
         """`count` blocks; the caller has asked `num_free` before."""
-        taken = self._free[len(self._free) - count :]
-        del self._free[len(self._free) - count :]
+        taken = self.free[len(self.free) - count :]
+        del self.free[len(self.free) - count :]
         self.num_reached = max(self.num_reached, max(taken, default=-1) + 1)
         return taken[::-1]
 
     def give_back(self, blocks: list[int]) -> None:
-        self._free.extend(reversed(blocks))
+        self.free.extend(reversed(blocks))
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -91,23 +91,23 @@ class SequenceTable:
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size
         self.max_total_tokens = max_total_tokens
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._sequences: dict[int, Sequence] = {}
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.sequences: dict[int, Sequence] = {}
 
     def __len__(self) -> int:
-        return len(self._sequences)
+        return len(self.sequences)
 
     def __contains__(self, id: int) -> bool:
-        return id in self._sequences
+        return id in self.sequences
 
     def holds(self, sequence: Sequence) -> bool:
         """True while it has not ended, been dropped, preempted or begun anew."""
-        return self._sequences.get(sequence.id) is sequence
+        return self.sequences.get(sequence.id) is sequence
 
     @property
     def num_blocks_to_finish(self) -> list[int]:
         """For each sequence, the blocks that it holds at its end if it grows as long as it may."""
-        return [self._num_blocks_to_finish(sequence) for sequence in self._sequences.values()]
+        return [self._num_blocks_to_finish(sequence) for sequence in self.sequences.values()]
 
     def could_hold(self, new: NewSequence) -> bool:
         """True when it would fit to its very end if it were alone."""
@@ -117,7 +117,7 @@ class SequenceTable:
         """Let there be another number of blocks, those held the first ones: what their numbers were."""
         self.pool = BlockPool(num_blocks)
         held = []
-        for sequence in self._sequences.values():
+        for sequence in self.sequences.values():
             held += sequence.blocks
             sequence.blocks = self.pool.take(len(sequence.blocks))
         return held
@@ -132,7 +132,7 @@ class SequenceTable:
             self._drop(id, attempt)
         for new in step.new:
             self._remove(new.id)
-            self._sequences[new.id] = Sequence(new)
+            self.sequences[new.id] = Sequence(new)
         chunks: dict[int, Chunk] = {}
         preempted: list[tuple[int, int]] = []
         for work in step.work:
@@ -159,12 +159,12 @@ class SequenceTable:
         for token in tokens:
             sequence.token_ids.append(token.id)
             kept.append(token)
-            finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
+            finish = sequence.finish_reason(self.eos_token_ids, self.max_total_tokens)
             if finish is not None:
                 break
         sequence.num_computed_tokens = chunk.end + max(0, len(kept) - 1)  # all but the newest
         if not tokens and not sequence.num_pending_tokens and not sequence.waits:  # scored, nothing to draw
-            finish = sequence.finish_reason(self._eos_token_ids, self.max_total_tokens)
+            finish = sequence.finish_reason(self.eos_token_ids, self.max_total_tokens)
         if finish is not None:
             self._remove(sequence.id)
         return SequenceOutput(
@@ -190,7 +190,7 @@ class SequenceTable:
         return -(-min(sequence.max_tokens, self.max_total_tokens) // self.block_size)
 
     def _chunk(self, work: Work) -> Chunk | None:
-        sequence = self._sequences.get(work.id)
+        sequence = self.sequences.get(work.id)
         if sequence is None or sequence.attempt != work.attempt:
             return None
         num_tokens = min(work.num_tokens, sequence.num_pending_tokens)
@@ -214,16 +214,16 @@ class SequenceTable:
         return True
 
     def _youngest_with_blocks(self, asking: Sequence) -> Sequence:
-        candidates = [s for s in self._sequences.values() if s.blocks or s is asking]
+        candidates = [s for s in self.sequences.values() if s.blocks or s is asking]
         return max(candidates, key=lambda s: s.id)
 
     def _drop(self, id: int, attempt: int) -> None:
-        sequence = self._sequences.get(id)
+        sequence = self.sequences.get(id)
         if sequence is not None and sequence.attempt == attempt:
             self._remove(id)
 
     def _remove(self, id: int) -> None:
-        sequence = self._sequences.pop(id, None)
+        sequence = self.sequences.pop(id, None)
         if sequence is not None:
             self.pool.give_back(sequence.blocks)
             sequence.blocks = []

@@ -28,7 +28,7 @@ class TokenRules:
     """Changes scores (V,) by the rules of a sequence; those of most sequences are none."""
 
     def __init__(self, eos_token_ids: Iterable[int], device: torch.device):
-        self._eos_token_ids = list(eos_token_ids)
+        self.eos_token_ids = list(eos_token_ids)
         self._device = device
         self._prepared: WeakKeyDictionary[Sequence, Prepared] = WeakKeyDictionary()
 
@@ -67,7 +67,7 @@ class TokenRules:
             forbidden,
             self._ids(sampling.logit_bias) if has_bias else None,
             biases if has_bias else None,
-            self._ids({*self._eos_token_ids, *sampling.stop_token_ids}),
+            self._ids({*self.eos_token_ids, *sampling.stop_token_ids}),
         )
 
     def _ids(self, ids: Iterable[int]) -> torch.Tensor:

@@ -19,7 +19,7 @@ class Exit(msgspec.Struct):
     skipped: int = 0  # steps since it was last asked
 
 
-class Gate:
+class ExitSkipper:
     """Says for each exit and step whether it is asked; `enabled=False` asks every time."""
 
     def __init__(self, num_exits: int, enabled: bool):
@@ -28,17 +28,17 @@ class Gate:
         self._head_ms = 0.0
         self._enabled = enabled
 
-    def asks(self, exit: int) -> bool:
+    def asks(self, exit_index: int) -> bool:
         """Whether to ask this exit now."""
-        if not self._enabled or self._pays(exit):
+        if not self._enabled or self._pays(exit_index):
             return True
-        known = self._exits[exit]
+        known = self._exits[exit_index]
         known.skipped = (known.skipped + 1) % LOOK_AGAIN_STEPS
         return known.skipped == 0
 
-    def note_asked(self, exit: int, num_rows: int, num_passed: int, ms: float) -> None:
+    def note_asked(self, exit_index: int, num_rows: int, num_passed: int, ms: float) -> None:
         """Rows asked, rows that passed, and the time that asking took."""
-        known = self._exits[exit]
+        known = self._exits[exit_index]
         known.pass_share += SMOOTHING * (num_passed / num_rows - known.pass_share)
         known.ask_ms = _smoothed(known.ask_ms, ms)
 
@@ -50,8 +50,8 @@ class Gate:
         """The time that the head took of rows drawn without having been asked by it."""
         self._head_ms = _smoothed(self._head_ms, ms)
 
-    def _pays(self, exit: int) -> bool:
-        known, behind_ms = self._exits[exit], sum(self._segment_ms[exit + 1 :])
+    def _pays(self, exit_index: int) -> bool:
+        known, behind_ms = self._exits[exit_index], sum(self._segment_ms[exit_index + 1 :])
         return behind_ms == 0 or known.pass_share * (behind_ms + self._head_ms) >= known.ask_ms
 
 

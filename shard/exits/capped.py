@@ -5,45 +5,53 @@ A row that is less sure than its threshold leaves all the same and is counted: a
 
 from shard.engine.sampler import Draw, Sampler
 from shard.engine.sequence_table import Chunk
-from shard.exits.criterion import Gauge
+from shard.exits.criterion import ConfidenceCriterion
 from shard.exits.replay import Replay
-from shard.exits.segments import Row, Stack
+from shard.exits.segments import Row, SegmentedDecoder
 from shard.messages import ExitReport, TokenOutput
 
 
 class Capped:
     """Runs the chunks of a step through one segment and the exit behind it."""
 
-    def __init__(self, stack: Stack, gauge: Gauge, sampler: Sampler, replay: Replay | None = None):
-        self._stack = stack
-        self._exit = stack.exits[-1]
-        self._gauge = gauge
+    def __init__(
+        self,
+        segmented: SegmentedDecoder,
+        criterion: ConfidenceCriterion,
+        sampler: Sampler,
+        replay: Replay | None = None,
+    ):
+        self._segmented = segmented
+        self._exit = segmented.exits[-1]
+        self._criterion = criterion
         self._sampler = sampler
         self._replay = replay
 
     def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
         """For each chunk its next token, or none while its prompt goes on."""
-        laps, times_ms = self._stack.laps, list[float]()
+        laps, times_ms = self._segmented.laps, list[float]()
         lap = laps.start()
         rows = [Row(chunk, 1) for chunk in chunks]
-        front = self._stack.start(rows)
-        before = front.hidden[front.batch.query_starts[1:] - 1]
-        self._stack.run(0, front)
+        active = self._segmented.start(rows)
+        before = active.hidden[active.batch.query_starts[1:] - 1]
+        self._segmented.run(0, active)
         laps.stop(lap, times_ms.append)
         lap = laps.start()
         drawing = [i for i, row in enumerate(rows) if row.chunk.samples]
         if not drawing:
             laps.settle()
             return [[] for _ in rows], ExitReport(segment_ms=times_ms)
-        features = self._stack.features(0, front, drawing)
+        features = self._segmented.features(0, active, drawing)
         logits = self._exit.vocabulary(features)
-        limits = [self._gauge.threshold(self._exit, rows[i]) for i in drawing]
+        limits = [self._criterion.threshold(self._exit, rows[i]) for i in drawing]
         if self._replay is not None:
             confidences = [self._replayed(rows[i], limit) for i, limit in zip(drawing, limits, strict=True)]
-        elif self._gauge.needs_logits:
-            confidences = self._gauge.of_rows(logits, [rows[i] for i in drawing]).tolist()
+        elif self._criterion.needs_logits:
+            confidences = self._criterion.of_rows(logits, [rows[i] for i in drawing]).tolist()
         else:
-            confidences = self._gauge.of_hidden(self._exit, front.last(drawing), before[drawing]).tolist()
+            confidences = self._criterion.of_hidden(
+                self._exit, active.last(drawing), before[drawing]
+            ).tolist()
         draws = [
             Draw(rows[i].sequence, rows[i].sequence.num_tokens, self._exit.layer, confidence)
             for i, confidence in zip(drawing, confidences, strict=True)

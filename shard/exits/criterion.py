@@ -11,7 +11,7 @@ from shard.messages import Criterion
 from shard.ops.plain import PlainOps
 
 
-class Gauge:
+class ConfidenceCriterion:
     """Confidences in [0, 1] by one criterion."""
 
     def __init__(self, criterion: Criterion, threshold: float, ops: PlainOps, rules: TokenRules):
@@ -48,18 +48,18 @@ class Gauge:
             confidences[bound] = self.of_logits(scores)
         return confidences
 
-    def of_hidden(self, exit: Exit, hidden: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    def of_hidden(self, exit_head: Exit, hidden: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
         """Confidences (N,) of hidden states (N, H), with those at the boundary before for `similarity`."""
         if not self.compares_hidden:
-            return exit.probe(hidden)
+            return exit_head.probe(hidden)
         assert before is not None
         return torch.cosine_similarity(hidden.float(), before.float(), dim=-1).clamp(0, 1)
 
-    def threshold(self, exit: Exit, row: Row) -> float:
+    def threshold(self, exit_head: Exit, row: Row) -> float:
         """What a row's confidence must reach: its request's wish, else the exit's, else the one for all.
 
         One is out of reach: a probability may be rounded to it.
         """
         own = row.sequence.exit_threshold
-        limit = exit.threshold(self._criterion, self._threshold) if own is None else own
+        limit = exit_head.threshold(self._criterion, self._threshold) if own is None else own
         return limit if limit < 1 else math.inf

@@ -11,20 +11,20 @@ import torch
 from shard.engine.sampler import Draw, Sampler
 from shard.exits.segments import Row
 
-Product = Callable[[torch.Tensor], torch.Tensor]  # features (N, F) -> logits (N, V)
+Vocabulary = Callable[[torch.Tensor], torch.Tensor]  # features (N, F) -> logits (N, V)
 
 
-class Drawing:
+class DeferredSampling:
     """What a step's tokens are drawn from."""
 
     def __init__(self) -> None:
-        self._features: dict[Product, list[tuple[list[Row], torch.Tensor]]] = {}  # by what is to read them
+        self._features: dict[Vocabulary, list[tuple[list[Row], torch.Tensor]]] = {}  # by what is to read them
         self._logits: list[tuple[list[Row], torch.Tensor]] = []
         self.num_rows = 0
 
-    def add(self, rows: list[Row], exit_layer: int, features: torch.Tensor, product: Product) -> None:
-        """Rows that left with their features (N, F), of which a product makes logits."""
-        self._features.setdefault(product, []).append((rows, features))
+    def add(self, rows: list[Row], exit_layer: int, features: torch.Tensor, vocabulary: Vocabulary) -> None:
+        """Rows that left with their features (N, F), of which a vocabulary makes logits."""
+        self._features.setdefault(vocabulary, []).append((rows, features))
         self._note(rows, exit_layer)
 
     def add_logits(self, rows: list[Row], exit_layer: int, logits: torch.Tensor) -> None:
@@ -33,11 +33,11 @@ class Drawing:
         self._note(rows, exit_layer)
 
     def multiply(self) -> bool:
-        """Run each product once, for all its rows; False when there is nothing to run."""
+        """Run each vocabulary once, for all its rows; False when there is nothing to run."""
         groups, self._features = self._features, {}
-        for product, group in groups.items():
+        for vocabulary, group in groups.items():
             rows = [row for some, _ in group for row in some]
-            self._logits.append((rows, product(torch.cat([features for _, features in group]))))
+            self._logits.append((rows, vocabulary(torch.cat([features for _, features in group]))))
         return bool(groups)
 
     def draw(self, sampler: Sampler) -> None:

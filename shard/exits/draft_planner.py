@@ -20,18 +20,18 @@ class Costs(msgspec.Struct):
     deep: list[float]
     head: list[float]
 
-    def note_shallow(self, exit: int, ms: float) -> None:
-        self.shallow[exit] = _smoothed(self.shallow[exit], ms)
+    def note_shallow(self, exit_index: int, ms: float) -> None:
+        self.shallow[exit_index] = _smoothed(self.shallow[exit_index], ms)
 
-    def note_deep(self, exit: int, ms: float) -> None:
-        self.deep[exit] = _smoothed(self.deep[exit], ms)
+    def note_deep(self, exit_index: int, ms: float) -> None:
+        self.deep[exit_index] = _smoothed(self.deep[exit_index], ms)
 
-    def note_head(self, exit: int, ms: float) -> None:
-        self.head[exit] = _smoothed(self.head[exit], ms)
+    def note_head(self, exit_index: int, ms: float) -> None:
+        self.head[exit_index] = _smoothed(self.head[exit_index], ms)
 
-    def round_ms(self, exit: int, num_passes: int) -> float:
+    def round_ms(self, exit_index: int, num_passes: int) -> float:
         """A round of so many passes to an exit, a draft behind each but the last, then one pass beyond."""
-        return num_passes * (self.shallow[exit] + self.head[exit]) + self.deep[exit]
+        return num_passes * (self.shallow[exit_index] + self.head[exit_index]) + self.deep[exit_index]
 
 
 class Acceptance:
@@ -41,17 +41,17 @@ class Acceptance:
         self.rates = list(rates)
         self.num_rounds = 0
 
-    def note(self, exit: int, drafted: int, accepted: int) -> None:
+    def note(self, exit_index: int, drafted: int, accepted: int) -> None:
         """Drafts up to the first refused one were tried; those behind it say nothing."""
         self.num_rounds += 1
         for i in range(min(drafted, accepted + 1)):
-            self.rates[exit] += SMOOTHING * ((i < accepted) - self.rates[exit])
+            self.rates[exit_index] += SMOOTHING * ((i < accepted) - self.rates[exit_index])
 
 
 class Plan(msgspec.Struct, frozen=True):
     """One row's round: passes to make, and the exit to draft from."""
 
-    exit: int
+    exit_index: int
     num_passes: int
 
 
@@ -61,14 +61,14 @@ def plan_round(acceptance: Acceptance, costs: Costs, max_passes: int) -> Plan:
     if acceptance.num_rounds % EXPLORE_ROUNDS == EXPLORE_ROUNDS - 1:
         turn = acceptance.num_rounds // EXPLORE_ROUNDS % len(acceptance.rates)
         exits = range(turn, turn + 1)
-    plans = [Plan(exit, n) for exit in exits for n in range(1, min(max_passes, MAX_DRAFTS) + 1)]
+    plans = [Plan(exit_index, n) for exit_index in exits for n in range(1, min(max_passes, MAX_DRAFTS) + 1)]
     return max(plans, key=lambda plan: _gain(plan, acceptance, costs))
 
 
 def _gain(plan: Plan, acceptance: Acceptance, costs: Costs) -> float:
-    rate = acceptance.rates[plan.exit]
+    rate = acceptance.rates[plan.exit_index]
     tokens = sum(rate**i for i in range(plan.num_passes))
-    return tokens / max(costs.round_ms(plan.exit, plan.num_passes), 1e-6)
+    return tokens / max(costs.round_ms(plan.exit_index, plan.num_passes), 1e-6)
 
 
 def _smoothed(before: float, value: float) -> float:

@@ -15,18 +15,18 @@ import msgspec
 import torch
 from torch.nn import functional
 
-from shard.exits.rerank_head import Shortlist
+from shard.exits.rerank_head import RerankHead
 from shard.messages import Criterion
 from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.load import Decoder
-from shard.models.shelf import Reader, source
+from shard.models.weight_cache import WeightReader, source
 from shard.models.weights import Weights
 from shard.ops.plain import Linear, PlainOps
 
 DESCRIPTION = "exits.json"
 WEIGHTS = "exits.safetensors"
 
-Vocabulary = Linear | Shortlist  # turns features (N, F) into logits (N, V)
+Vocabulary = Linear | RerankHead  # turns features (N, F) into logits (N, V)
 
 
 class ExitError(ValueError):
@@ -104,22 +104,22 @@ class MlpHead:
 
     def __init__(self, weights: Weights, at: str, hidden_size: int, eps: float, ops: PlainOps):
         self._norm = weights.read(at + "norm.weight", (hidden_size,))
-        self._up = weights.linear(at + "up")
+        self.up = weights.linear(at + "up")
         self._down = weights.linear(at + "down")
         self._eps = eps
         self._ops = ops
-        if self._up.shape[1] != hidden_size or self._down.shape != (hidden_size, self._up.shape[0]):
+        if self.up.shape[1] != hidden_size or self._down.shape != (hidden_size, self.up.shape[0]):
             raise CheckpointError(f"{at}up and {at}down do not fit hidden size {hidden_size}")
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        inner = functional.silu(self._up(self._ops.rms_norm(hidden, self._norm, self._eps)))
+        inner = functional.silu(self.up(self._ops.rms_norm(hidden, self._norm, self._eps)))
         return self._down.add(inner, hidden)
 
 
 class TrainedHeads:
     """What an exit folder holds beside its description. Nothing is read before it is asked for."""
 
-    def __init__(self, file: ExitFile, folder: Path | None, decoder: Decoder, reader: Reader):
+    def __init__(self, file: ExitFile, folder: Path | None, decoder: Decoder, reader: WeightReader):
         self.ops = reader.ops
         self._reader = reader
         self.decoder = decoder
@@ -173,12 +173,12 @@ class Exit:
         self.block: int | None = None  # index of the head's own layer in the decoder
         self._spec = spec
         self._decoder = decoder
-        self._mlp: MlpHead | None = None
+        self.mlp: MlpHead | None = None
         self._narrow: Linear | None = None
         at, shape = f"exits.{spec.layer}.", decoder.shape
         if spec.head is HeadKind.MLP:
             weights = trained.of(spec, "mlp")
-            self._mlp = MlpHead(weights, at + "mlp.", shape.hidden_size, shape.norm_eps, trained.ops)
+            self.mlp = MlpHead(weights, at + "mlp.", shape.hidden_size, shape.norm_eps, trained.ops)
         if spec.head is HeadKind.BLOCK:
             self.block = decoder.add_layer(trained.of(spec, "block"), at + "block.")
         if spec.rank is not None:
@@ -188,9 +188,9 @@ class Exit:
             if spec.rerank is None:
                 self._narrow, self.vocabulary = narrow, vocabulary
             else:
-                turn = _turn(trained.of(spec, "low-rank"), at + "rerank", shape.hidden_size)
-                self.vocabulary = Shortlist(
-                    trained.ops, narrow, vocabulary, decoder.head_rows(), spec.rerank, turn
+                adapter = _adapter(trained.of(spec, "low-rank"), at + "rerank", shape.hidden_size)
+                self.vocabulary = RerankHead(
+                    trained.ops, narrow, vocabulary, decoder.head_rows(), spec.rerank, adapter
                 )
         self._probe = _probe(trained.weights, at + "probe", shape.hidden_size)
         if spec.probe_floor is not None and self._probe is None:
@@ -210,7 +210,7 @@ class Exit:
 
         Of hidden states (N, H) behind the head's own block, if it has one.
         """
-        normed = self._decoder.normed(hidden if self._mlp is None else self._mlp(hidden))
+        normed = self._decoder.normed(hidden if self.mlp is None else self.mlp(hidden))
         return normed if self._narrow is None else self._narrow(normed)
 
     def probe(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -220,7 +220,7 @@ class Exit:
 
 
 def load_exits(
-    file: ExitFile, folder: Path | None, decoder: Decoder, reader: Reader, last_only: bool
+    file: ExitFile, folder: Path | None, decoder: Decoder, reader: WeightReader, last_only: bool
 ) -> list[Exit]:
     """The exits of a loaded model, in order; or the one behind its last layer loaded.
 
@@ -233,19 +233,22 @@ def load_exits(
         layers = [spec.layer for spec in file.exits]
         raise ExitError(f"there is no exit to use at {depth} layers loaded; exits are at {layers}")
     if last_only:
-        specs = [msgspec.structs.replace(it, thresholds=it.thresholds | it.breach_thresholds) for it in specs]
+        specs = [
+            msgspec.structs.replace(spec, thresholds=spec.thresholds | spec.breach_thresholds)
+            for spec in specs
+        ]
     trained = TrainedHeads(file, folder, decoder, reader)
     return [Exit(spec, trained) for spec in specs]
 
 
 def check_criterion(exits: list[Exit], criterion: Criterion) -> None:
     """Raises `ExitError` when an exit lacks what the criterion asks it."""
-    for exit in exits:
-        if criterion is Criterion.CLASSIFIER and not exit.has_probe:
-            raise ExitError(f"exit layer {exit.layer} has no probe, which criterion 'classifier' asks")
+    for exit_head in exits:
+        if criterion is Criterion.CLASSIFIER and not exit_head.has_probe:
+            raise ExitError(f"exit layer {exit_head.layer} has no probe, which criterion 'classifier' asks")
 
 
-def _turn(weights: Weights, at: str, hidden_size: int) -> Linear | None:
+def _adapter(weights: Weights, at: str, hidden_size: int) -> Linear | None:
     """What the LM head reads where it decides, if that is another thing than what its proposer reads."""
     if at + ".weight" not in weights:
         return None

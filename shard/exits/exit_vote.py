@@ -7,11 +7,11 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from shard.exits.ask_gate import Gate
-from shard.exits.criterion import Gauge
+from shard.exits.ask_gate import ExitSkipper
+from shard.exits.criterion import ConfidenceCriterion
 from shard.exits.exit_heads import Exit
 from shard.exits.replay import Replay
-from shard.exits.segments import Front, Row, Stack
+from shard.exits.segments import ActiveRows, Row, SegmentedDecoder
 
 Heard = Callable[[float], None]
 
@@ -29,67 +29,81 @@ class Vote(msgspec.Struct, frozen=True):
         return self.logits if len(rows) == len(self.logits) else self.logits[rows]
 
 
-class Voting:
-    """Asks rows, where the gate finds that it pays."""
+class ExitDecision:
+    """Decides which rows leave at an exit, asking them where that pays."""
 
-    def __init__(self, stack: Stack, gauge: Gauge, replay: Replay | None, may_skip: bool):
-        self._stack = stack
-        self._gauge = gauge
+    def __init__(
+        self,
+        segmented: SegmentedDecoder,
+        criterion: ConfidenceCriterion,
+        replay: Replay | None,
+        may_skip: bool,
+    ):
+        self._segmented = segmented
+        self._criterion = criterion
         self._replay = replay
-        self.gate = Gate(len(stack.exits), enabled=gauge.needs_logits and replay is None and may_skip)
+        self.skipper = ExitSkipper(
+            len(segmented.exits), enabled=criterion.needs_logits and replay is None and may_skip
+        )
 
     @property
     def compares_hidden(self) -> bool:
         """True when `ask` is to be given the hidden states at the boundary before."""
-        return self._gauge.compares_hidden and self._replay is None
+        return self._criterion.compares_hidden and self._replay is None
 
     def ask(
-        self, segment: int, front: Front, asked: list[int], before: torch.Tensor | None, heard: Heard
+        self, segment: int, active: ActiveRows, asked: list[int], before: torch.Tensor | None, heard: Heard
     ) -> Vote:
         """Let rows pass that are sure enough at the exit behind a segment; who cannot be is not asked.
 
         `heard` is told how many milliseconds the head took.
         """
-        exit = self._stack.exits[segment]
+        exit_head = self._segmented.exits[segment]
         if self._replay is None:
-            asked = [i for i in asked if self._gauge.threshold(exit, front.rows[i]) < math.inf]
+            asked = [i for i in asked if self._criterion.threshold(exit_head, active.rows[i]) < math.inf]
         if self._replay is not None:
-            for row in (front.rows[i] for i in asked):
-                row.passed = self._replay.layer(row.sequence, row.sequence.num_tokens) <= exit.layer
-        elif asked and self._gauge.needs_logits:
-            return self._ask_head(segment, exit, front, asked, heard)
+            for row in (active.rows[i] for i in asked):
+                row.passed = self._replay.layer(row.sequence, row.sequence.num_tokens) <= exit_head.layer
+        elif asked and self._criterion.needs_logits:
+            return self._ask_head(segment, exit_head, active, asked, heard)
         elif asked:
             earlier = None if before is None else before[asked]
-            self._judge(exit, front, asked, self._gauge.of_hidden(exit, front.last(asked), earlier))
+            self._judge(
+                exit_head, active, asked, self._criterion.of_hidden(exit_head, active.last(asked), earlier)
+            )
         return Vote()
 
     def is_breach(self, segment: int, row: Row) -> bool:
         """A row that leaves less sure than it should be, as company may make it do."""
-        limit = self._gauge.threshold(self._stack.exits[segment], row)
+        limit = self._criterion.threshold(self._segmented.exits[segment], row)
         return row.confidence is not None and row.confidence < limit
 
-    def _ask_head(self, segment: int, exit: Exit, front: Front, asked: list[int], heard: Heard) -> Vote:
-        laps = self._stack.laps
+    def _ask_head(
+        self, segment: int, exit_head: Exit, active: ActiveRows, asked: list[int], heard: Heard
+    ) -> Vote:
+        laps = self._segmented.laps
         lap = laps.start()
-        promising, logits = self._promising(exit, front, asked), None
+        promising, logits = self._promising(exit_head, active, asked), None
         if promising:
-            logits = exit.vocabulary(self._stack.features(segment, front, promising))
-            confidences = self._gauge.of_rows(logits, [front.rows[i] for i in promising])
-            self._judge(exit, front, promising, confidences)
-        num_passed = sum(front.rows[i].passed for i in asked)
-        laps.stop(lap, functools.partial(self.gate.note_asked, segment, len(asked), num_passed))
+            logits = exit_head.vocabulary(self._segmented.features(segment, active, promising))
+            confidences = self._criterion.of_rows(logits, [active.rows[i] for i in promising])
+            self._judge(exit_head, active, promising, confidences)
+        num_passed = sum(active.rows[i].passed for i in asked)
+        laps.stop(lap, functools.partial(self.skipper.note_asked, segment, len(asked), num_passed))
         laps.stop(lap, heard)
         return Vote({i: at for at, i in enumerate(promising)}, logits)
 
-    def _promising(self, exit: Exit, front: Front, asked: list[int]) -> list[int]:
+    def _promising(self, exit_head: Exit, active: ActiveRows, asked: list[int]) -> list[int]:
         """Rows for which the exit's probe, where it has a say, finds its head worth running."""
-        if exit.probe_floor is None:
+        if exit_head.probe_floor is None:
             return asked
-        chances = exit.probe(front.last(asked)).tolist()
-        return [i for i, chance in zip(asked, chances, strict=True) if chance >= exit.probe_floor]
+        chances = exit_head.probe(active.last(asked)).tolist()
+        return [i for i, chance in zip(asked, chances, strict=True) if chance >= exit_head.probe_floor]
 
-    def _judge(self, exit: Exit, front: Front, asked: list[int], confidences: torch.Tensor) -> None:
+    def _judge(
+        self, exit_head: Exit, active: ActiveRows, asked: list[int], confidences: torch.Tensor
+    ) -> None:
         for i, confidence in zip(asked, confidences.tolist(), strict=True):
-            row = front.rows[i]
+            row = active.rows[i]
             row.confidence = confidence
-            row.passed = confidence >= self._gauge.threshold(exit, row)
+            row.passed = confidence >= self._criterion.threshold(exit_head, row)

@@ -28,7 +28,7 @@ class Trial(msgspec.Struct):
     rates_off: list[float] = []
 
 
-class Governor:
+class ExitFallback:
     """Decides from step to step; `enabled=False` always leaves early, whatever it costs."""
 
     def __init__(self, enabled: bool = True):

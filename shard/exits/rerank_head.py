@@ -9,10 +9,10 @@ import torch
 from shard.ops.plain import Linear, PlainOps
 
 
-class Shortlist:
+class RerankHead:
     """In place of the LM head: exact logits for `count` tokens that look likeliest, approximate others.
 
-    What proposes and what decides need not read the same of the features: `turn` makes of them what the LM
+    What proposes and what decides need not read the same of the features: `adapter` makes of them what the LM
     head was trained to read. None: that is what they are.
     """
 
@@ -23,20 +23,20 @@ class Shortlist:
         vocabulary: Linear,
         rows: torch.Tensor,
         count: int,
-        turn: Linear | None = None,
+        adapter: Linear | None = None,
     ):
         self._ops = ops
         self._narrow = narrow  # H -> rank
         self._vocabulary = vocabulary  # rank -> V
         self._rows = rows  # the LM head's, (V, H)
         self._count = min(count, len(rows))
-        self._turn = turn  # H -> H
+        self._adapter = adapter  # H -> H
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) of features (N, H)."""
         logits = self._vocabulary(self._narrow(features))
         likely = self._ops.likeliest(logits, self._count)
-        turned = features if self._turn is None else self._turn(features)
-        exact = torch.bmm(self._ops.widened(self._rows[likely]), turned[:, :, None])[:, :, 0]
+        adapted = features if self._adapter is None else self._adapter(features)
+        exact = torch.bmm(self._ops.widened(self._rows[likely]), adapted[:, :, None])[:, :, 0]
         starts = torch.arange(0, logits.numel(), logits.shape[1], device=logits.device)
         return logits.put_(likely + starts[:, None], exact)  # 200 times as fast as scatter_ in bfloat16

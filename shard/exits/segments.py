@@ -21,7 +21,7 @@ from shard.ops.batch import KV, Batch
 from shard.stopwatch import Laps
 
 
-class Carried:
+class PendingStates:
     """What a sequence carries from step to step: hidden states (n, H), in the order of its tokens."""
 
     def __init__(self, num_segments: int):
@@ -60,9 +60,9 @@ class Row:
     def __init__(self, chunk: Chunk, num_segments: int):
         self.chunk = chunk
         self.sequence = chunk.sequence
-        if self.sequence.carried is None:
-            self.sequence.carried = Carried(num_segments)
-        self.carried: Carried = self.sequence.carried
+        if self.sequence.runner_state is None:
+            self.sequence.runner_state = PendingStates(num_segments)
+        self.pending_states: PendingStates = self.sequence.runner_state
         self.waits = chunk.num_tokens == 0  # at the first exit, since an earlier step
         self.votes = False
         self.passed = False  # sticky in `synchronized`
@@ -71,8 +71,8 @@ class Row:
         self.tokens: list[TokenOutput] = []
 
 
-class Behind(msgspec.Struct):
-    """Tokens that a front only projects: their KV is written beside that of those in hand."""
+class CatchUp(msgspec.Struct):
+    """Tokens that are only projected: their KV is written beside that of those in hand."""
 
     hidden: torch.Tensor  # (P, H), as they left
     both: Batch  # where they stand, and after them those in hand
@@ -85,7 +85,7 @@ class Behind(msgspec.Struct):
         self.ms += ms * num_behind / num_tokens
 
 
-class Front:
+class ActiveRows:
     """How far some rows have come: hidden states of the tokens each has in hand, up to its chunk's end."""
 
     def __init__(self, rows: list[Row], counts: list[int], batch: Batch, hidden: torch.Tensor):
@@ -93,7 +93,7 @@ class Front:
         self.counts = counts
         self.batch = batch
         self.hidden = hidden  # (T, H)
-        self.behind: Behind | None = None  # in the segment that it is in
+        self.catch_up: CatchUp | None = None  # in the segment that it is in
         self.block_queries: torch.Tensor | None = None  # (T, Hq, D) of the exit head's own layer
 
     def last(self, indices: list[int]) -> torch.Tensor:
@@ -111,7 +111,7 @@ class Front:
         return list(self.hidden.split(self.counts))
 
 
-class Stack:
+class SegmentedDecoder:
     """Segment s is layers bounds[s] .. bounds[s + 1] of a decoder; the exit behind it is exits[s]."""
 
     def __init__(
@@ -120,7 +120,7 @@ class Stack:
         self.laps = Laps(make_batch.device)
         self.decoder = decoder
         self.exits = exits
-        self.bounds = sorted({0, *(exit.layer for exit in exits), decoder.depth})
+        self.bounds = sorted({0, *(exit_head.layer for exit_head in exits), decoder.depth})
         self._make_batch = make_batch
         self._pools = pools  # by layer of the decoder, exit heads' own layers included
         self._fill = fill
@@ -129,79 +129,81 @@ class Stack:
     def num_segments(self) -> int:
         return len(self.bounds) - 1
 
-    def start(self, rows: list[Row]) -> Front:
+    def start(self, rows: list[Row]) -> ActiveRows:
         """Rows at the embedding, with the tokens of their chunks."""
         batch = self._make_batch([row.chunk for row in rows])
-        return Front(rows, [row.chunk.num_tokens for row in rows], batch, self.decoder.embed(batch))
+        return ActiveRows(rows, [row.chunk.num_tokens for row in rows], batch, self.decoder.embed(batch))
 
-    def front(self, rows: list[Row], pieces: list[torch.Tensor]) -> Front:
+    def activate(self, rows: list[Row], pieces: list[torch.Tensor]) -> ActiveRows:
         """Rows with the hidden states of the tokens they have in hand."""
         counts = [len(piece) for piece in pieces]
-        return Front(rows, counts, self._make_batch(_spans(rows, counts)), torch.cat(pieces))
+        return ActiveRows(rows, counts, self._make_batch(_spans(rows, counts)), torch.cat(pieces))
 
-    def enter(self, segment: int, front: Front | None, joining: list[Row]) -> Front | None:
-        """A front at a segment's door: rows that waited there join, each takes up what it left there."""
-        rows = [*(front.rows if front else []), *joining]
-        pending = [row.carried.take(segment) for row in rows]
-        if front is not None:
-            front.behind = None
+    def enter(self, segment: int, active: ActiveRows | None, joining: list[Row]) -> ActiveRows | None:
+        """Active rows as a segment begins: rows that waited join, and each takes up what it left there."""
+        rows = [*(active.rows if active else []), *joining]
+        pending = [row.pending_states.take(segment) for row in rows]
+        if active is not None:
+            active.catch_up = None
         if not joining and not any(pending):
-            return front
-        in_hand = [[piece] for piece in front.pieces()] if front else []
-        in_hand += [row.carried.go_on() for row in joining]
+            return active
+        in_hand = [[piece] for piece in active.pieces()] if active else []
+        in_hand += [row.pending_states.go_on() for row in joining]
         if self._fill is Fill.RECOMPUTE:
             own = [before + now for before, now in zip(pending, in_hand, strict=True)]
-            return self.front(rows, [torch.cat(pieces) for pieces in own])
+            return self.activate(rows, [torch.cat(pieces) for pieces in own])
         if joining:
-            front = self.front(rows, [torch.cat(pieces) for pieces in in_hand])
-        assert front is not None
-        front.behind = self._behind(segment, front, pending)
-        return front
+            active = self.activate(rows, [torch.cat(pieces) for pieces in in_hand])
+        assert active is not None
+        active.catch_up = self._catch_up(segment, active, pending)
+        return active
 
-    def run(self, segment: int, front: Front) -> None:
-        """Take a front through a segment; writes its KV, and that of the exit head behind it."""
+    def run(self, segment: int, active: ActiveRows) -> None:
+        """Take active rows through a segment; writes its KV, and that of the exit head behind it."""
         for layer in range(self.bounds[segment], self.bounds[segment + 1]):
-            queries = self._project(layer, front)
-            front.hidden = self.decoder.mix(layer, queries, front.hidden, front.batch, self._pools[layer])
+            queries = self._project(layer, active)
+            active.hidden = self.decoder.mix(layer, queries, active.hidden, active.batch, self._pools[layer])
         if segment < len(self.exits) and (block := self.exits[segment].block) is not None:
-            front.block_queries = self._project(block, front)
+            active.block_queries = self._project(block, active)
 
-    def features(self, segment: int, front: Front, indices: list[int]) -> torch.Tensor:
+    def features(self, segment: int, active: ActiveRows, indices: list[int]) -> torch.Tensor:
         """What the exit's vocabulary reads of some rows' last tokens behind a segment, (N, F)."""
-        exit, at = self.exits[segment], front.last_tokens(indices)
-        hidden = front.hidden[at]
-        if exit.block is not None:
-            assert front.block_queries is not None
-            spans = [Chunk(front.rows[i].sequence, front.rows[i].chunk.end - 1, 1) for i in indices]
-            batch, queries = self._make_batch(spans), front.block_queries[at]
-            hidden = self.decoder.mix(exit.block, queries, hidden, batch, self._pools[exit.block])
-        return exit.features(hidden)
+        exit_head, at = self.exits[segment], active.last_tokens(indices)
+        hidden = active.hidden[at]
+        if exit_head.block is not None:
+            assert active.block_queries is not None
+            spans = [Chunk(active.rows[i].sequence, active.rows[i].chunk.end - 1, 1) for i in indices]
+            batch, queries = self._make_batch(spans), active.block_queries[at]
+            hidden = self.decoder.mix(exit_head.block, queries, hidden, batch, self._pools[exit_head.block])
+        return exit_head.features(hidden)
 
-    def _project(self, layer: int, front: Front) -> torch.Tensor:
-        """Write the KV of all that a front carries; the queries (T, Hq, D) of what it has in hand."""
-        behind, pool = front.behind, self._pools[layer]
-        if behind is None:
-            return self.decoder.project(layer, front.hidden, front.batch, pool)
+    def _project(self, layer: int, active: ActiveRows) -> torch.Tensor:
+        """Write the KV of active rows and of what they catch up with; queries (T, Hq, D) of those in hand."""
+        catch_up, pool = active.catch_up, self._pools[layer]
+        if catch_up is None:
+            return self.decoder.project(layer, active.hidden, active.batch, pool)
         lap = self.laps.start()
-        num_behind, both = len(behind.hidden), torch.cat((behind.hidden, front.hidden))
-        queries = self.decoder.project(layer, both, behind.both, pool)
-        self.laps.stop(lap, functools.partial(behind.note, num_behind, len(both)))
+        num_behind, both = len(catch_up.hidden), torch.cat((catch_up.hidden, active.hidden))
+        queries = self.decoder.project(layer, both, catch_up.both, pool)
+        self.laps.stop(lap, functools.partial(catch_up.note, num_behind, len(both)))
         return queries[num_behind:]
 
-    def _behind(self, segment: int, front: Front, pending: list[list[torch.Tensor]]) -> Behind | None:
+    def _catch_up(
+        self, segment: int, active: ActiveRows, pending: list[list[torch.Tensor]]
+    ) -> CatchUp | None:
         """What is pending goes along through a segment, and stays pending for the next."""
         spans: list[Chunk] = []
-        for row, count, pieces in zip(front.rows, front.counts, pending, strict=True):
+        for row, count, pieces in zip(active.rows, active.counts, pending, strict=True):
             if pieces and segment + 1 < self.num_segments:
-                row.carried.pending[segment + 1] += pieces
+                row.pending_states.pending[segment + 1] += pieces
             if num_behind := sum(map(len, pieces)):
                 end = row.chunk.end - count
                 spans.append(Chunk(row.sequence, end - num_behind, num_behind))
         if not spans:
             return None
-        spans += _spans(front.rows, front.counts)
+        spans += _spans(active.rows, active.counts)
         hidden = torch.cat([piece for pieces in pending for piece in pieces])
-        return Behind(hidden, self._make_batch(spans))
+        return CatchUp(hidden, self._make_batch(spans))
 
 
 def _spans(rows: list[Row], counts: list[int]) -> list[Chunk]:

@@ -19,8 +19,8 @@ from shard.engine.sampler import Draw, Sampler
 from shard.engine.sequence import Sequence
 from shard.engine.sequence_table import Chunk
 from shard.exits.draft_planner import MAX_DRAFTS, PRIOR, Acceptance, Costs, Plan, plan_round
-from shard.exits.fallback import Governor
-from shard.exits.segments import Front, Row, Stack
+from shard.exits.fallback import ExitFallback
+from shard.exits.segments import ActiveRows, Row, SegmentedDecoder
 from shard.messages import ExitReport, TokenOutput
 
 Reserve = Callable[[Sequence, int], bool]  # blocks up to a number of tokens, without taking any from others
@@ -39,15 +39,20 @@ class Speculative:
     """Runs the chunks of a step: a whole round of drafting and verifying for those that decode."""
 
     def __init__(
-        self, stack: Stack, full_depth: FullDepth, sampler: Sampler, reserve: Reserve, falls_back: bool
+        self,
+        segmented: SegmentedDecoder,
+        full_depth: FullDepth,
+        sampler: Sampler,
+        reserve: Reserve,
+        falls_back: bool,
     ):
-        self._stack = stack
+        self._segmented = segmented
         self._full_depth = full_depth
         self._sampler = sampler
         self._reserve = reserve
-        self._governor = Governor(falls_back)
-        self._costs = Costs(*([0.0] * len(stack.exits) for _ in range(3)))
-        self._overall = Acceptance([PRIOR] * len(stack.exits))
+        self.fallback = ExitFallback(falls_back)
+        self.costs = Costs(*([0.0] * len(segmented.exits) for _ in range(3)))
+        self._overall = Acceptance([PRIOR] * len(segmented.exits))
         self._acceptance: WeakKeyDictionary[Sequence, Acceptance] = WeakKeyDictionary()
 
     def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
@@ -60,25 +65,25 @@ class Speculative:
             tokens, report = [made.tokens for made in self._full_depth.run(chunks)], ExitReport()
         if len(decoding) == len(chunks):
             num_tokens = sum(len(made) for made in tokens)
-            self._governor.note(len(chunks), num_tokens, (time.perf_counter() - started) * 1000)
+            self.fallback.note(len(chunks), num_tokens, (time.perf_counter() - started) * 1000)
         layers = [token.exit_layer for made in tokens for token in made]
-        by_exit = {self._stack.decoder.depth: len(layers)} if layers else {}
+        by_exit = {self._segmented.decoder.depth: len(layers)} if layers else {}
         return tokens, msgspec.structs.replace(report, tokens_by_exit=by_exit)
 
     def _wants(self, decoding: list[Chunk]) -> bool:
-        return bool(decoding) and self._governor.wants_exits(len(decoding))
+        return bool(decoding) and self.fallback.wants_exits(len(decoding))
 
     def _run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
         drafts = {chunk.sequence: self._begin(chunk) for chunk in chunks if _drafts(chunk)}
         for number in range(max(draft.plan.num_passes for draft in drafts.values())):
             self._pass([d for d in drafts.values() if d.plan.num_passes > number], number)
         rows = [
-            drafts[c.sequence].row if c.sequence in drafts else Row(c, self._stack.num_segments)
+            drafts[c.sequence].row if c.sequence in drafts else Row(c, self._segmented.num_segments)
             for c in chunks
         ]
-        front = self._verify(rows, drafts)
-        drawn = self._draw(front, drafts)
-        self._stack.laps.settle()
+        active = self._verify(rows, drafts)
+        drawn = self._draw(active, drafts)
+        self._segmented.laps.settle()
         drafted = accepted = 0
         for draft in drafts.values():
             del draft.row.sequence.token_ids[draft.start + 1 :]
@@ -94,78 +99,80 @@ class Speculative:
         wanted = min(MAX_DRAFTS, sequence.max_new_tokens - sequence.num_new_tokens)
         if not self._reserve(sequence, chunk.end + wanted - 1):
             wanted = 1
-        plan = plan_round(acceptance, self._costs, wanted)
-        row = Row(Chunk(sequence, chunk.start, plan.num_passes), self._stack.num_segments)
+        plan = plan_round(acceptance, self.costs, wanted)
+        row = Row(Chunk(sequence, chunk.start, plan.num_passes), self._segmented.num_segments)
         return Draft(row, plan, chunk.start)
 
     def _pass(self, drafts: list[Draft], number: int) -> None:
         """Take each row's newest token to its exit, and draft the next one there unless it was the last."""
-        spans = [Row(Chunk(d.row.sequence, d.start + number, 1), self._stack.num_segments) for d in drafts]
-        of = {id(row): draft for row, draft in zip(spans, drafts, strict=True)}
-        front: Front | None = self._stack.start(spans)
-        laps = self._stack.laps
+        spans = [
+            Row(Chunk(d.row.sequence, d.start + number, 1), self._segmented.num_segments) for d in drafts
+        ]
+        draft_of = {id(row): draft for row, draft in zip(spans, drafts, strict=True)}
+        active: ActiveRows | None = self._segmented.start(spans)
+        laps = self._segmented.laps
         lap = laps.start()
-        for segment in range(len(self._stack.exits)):
-            assert front is not None
-            self._stack.run(segment, front)
-            out = [i for i, row in enumerate(front.rows) if of[id(row)].plan.exit == segment]
+        for segment in range(len(self._segmented.exits)):
+            assert active is not None
+            self._segmented.run(segment, active)
+            out = [i for i, row in enumerate(active.rows) if draft_of[id(row)].plan.exit_index == segment]
             if out:
-                laps.stop(lap, functools.partial(self._costs.note_shallow, segment))
-                front = self._stop(segment, front, out, [of[id(front.rows[i])] for i in out], number)
-            if front is None:
+                laps.stop(lap, functools.partial(self.costs.note_shallow, segment))
+                active = self._stop(segment, active, out, [draft_of[id(active.rows[i])] for i in out], number)
+            if active is None:
                 return
 
     def _stop(
-        self, segment: int, front: Front, out: list[int], drafts: list[Draft], number: int
-    ) -> Front | None:
+        self, segment: int, active: ActiveRows, out: list[int], drafts: list[Draft], number: int
+    ) -> ActiveRows | None:
         """Rows at their exit: draft, and keep the hidden states for verification; the rows that go on."""
-        pieces = front.pieces()
+        pieces = active.pieces()
         for i, draft in zip(out, drafts, strict=True):
-            draft.row.carried.keep(segment + 1, pieces[i])
+            draft.row.pending_states.keep(segment + 1, pieces[i])
         asked = [i for i, draft in zip(out, drafts, strict=True) if draft.plan.num_passes > number + 1]
         if asked:
-            self._draft(segment, front, asked, [d for d in drafts if d.plan.num_passes > number + 1])
-        staying = [i for i in range(len(front.rows)) if i not in out]
+            self._draft(segment, active, asked, [d for d in drafts if d.plan.num_passes > number + 1])
+        staying = [i for i in range(len(active.rows)) if i not in out]
         if not staying:
             return None
-        return self._stack.front([front.rows[i] for i in staying], [pieces[i] for i in staying])
+        return self._segmented.activate([active.rows[i] for i in staying], [pieces[i] for i in staying])
 
-    def _draft(self, segment: int, front: Front, asked: list[int], drafts: list[Draft]) -> None:
-        lap = self._stack.laps.start()
-        exit = self._stack.exits[segment]
-        logits = exit.vocabulary(self._stack.features(segment, front, asked))
+    def _draft(self, segment: int, active: ActiveRows, asked: list[int], drafts: list[Draft]) -> None:
+        lap = self._segmented.laps.start()
+        exit_head = self._segmented.exits[segment]
+        logits = exit_head.vocabulary(self._segmented.features(segment, active, asked))
         sequences = [draft.row.sequence for draft in drafts]
-        drawn = self._sampler.choose(logits, [Draw(s, s.num_tokens, exit.layer) for s in sequences])
+        drawn = self._sampler.choose(logits, [Draw(s, s.num_tokens, exit_head.layer) for s in sequences])
         for draft, token in zip(drafts, drawn, strict=True):
             draft.tokens.append(token.id)
             draft.row.sequence.token_ids.append(token.id)
-        self._stack.laps.stop(lap, functools.partial(self._costs.note_head, segment))
+        self._segmented.laps.stop(lap, functools.partial(self.costs.note_head, segment))
 
-    def _verify(self, rows: list[Row], drafts: dict[Sequence, Draft]) -> Front:
+    def _verify(self, rows: list[Row], drafts: dict[Sequence, Draft]) -> ActiveRows:
         """One pass beyond the exits for all drafted positions, together with the prompts of the step."""
         prompts = [row for row in rows if row.sequence not in drafts]
-        front = self._stack.start(prompts) if prompts else None
-        laps, began = self._stack.laps, dict[int, Any]()
-        for segment in range(self._stack.num_segments):
-            joining = [d.row for d in drafts.values() if d.plan.exit == segment - 1]
+        active = self._segmented.start(prompts) if prompts else None
+        laps, began = self._segmented.laps, dict[int, Any]()
+        for segment in range(self._segmented.num_segments):
+            joining = [d.row for d in drafts.values() if d.plan.exit_index == segment - 1]
             if joining:
                 began[segment - 1] = laps.start()
-            front = self._stack.enter(segment, front, joining)
-            if front is not None:
-                self._stack.run(segment, front)
-        assert front is not None
+            active = self._segmented.enter(segment, active, joining)
+            if active is not None:
+                self._segmented.run(segment, active)
+        assert active is not None
         if not prompts:
-            for exit, lap in began.items():
-                laps.stop(lap, functools.partial(self._costs.note_deep, exit))
-        return front
+            for exit_head, lap in began.items():
+                laps.stop(lap, functools.partial(self.costs.note_deep, exit_head))
+        return active
 
-    def _draw(self, front: Front, drafts: dict[Sequence, Draft]) -> dict[Row, list[TokenOutput]]:
+    def _draw(self, active: ActiveRows, drafts: dict[Sequence, Draft]) -> dict[Row, list[TokenOutput]]:
         """The full model's token behind every drafted position, and behind each prompt that is complete."""
         draws: list[Draw] = []
         owners: list[Row] = []
         at: list[int] = []
-        depth, offset = self._stack.decoder.depth, 0
-        for row, count in zip(front.rows, front.counts, strict=True):
+        depth, offset = self._segmented.decoder.depth, 0
+        for row, count in zip(active.rows, active.counts, strict=True):
             positions = range(count) if row.sequence in drafts else range(count - row.chunk.samples, count)
             for i in positions:
                 draws.append(Draw(row.sequence, row.chunk.end - count + i + 1, depth))
@@ -175,9 +182,9 @@ class Speculative:
         drawn: dict[Row, list[TokenOutput]] = {}
         if not draws:
             return drawn
-        hidden = front.hidden[torch.tensor(at, device=front.hidden.device)]
+        hidden = active.hidden[torch.tensor(at, device=active.hidden.device)]
         for row, token in zip(
-            owners, self._sampler.choose(self._stack.decoder.logits(hidden), draws), strict=True
+            owners, self._sampler.choose(self._segmented.decoder.logits(hidden), draws), strict=True
         ):
             drawn.setdefault(row, []).append(token)
         return drawn
@@ -190,7 +197,7 @@ class Speculative:
                 break
             kept += 1
         for known in (self._acceptance[draft.row.sequence], self._overall):
-            known.note(draft.plan.exit, len(draft.tokens), kept)
+            known.note(draft.plan.exit_index, len(draft.tokens), kept)
         return kept
 
 

@@ -84,14 +84,18 @@ class StreamedScoring:
 
         A piece is begun on credit and paid for by later steps: its time is not known before.
         """
-        self._readings = {id: it for id, it in self._readings.items() if table.holds(it.sequence)}
+        self._readings = {
+            id: reading for id, reading in self._readings.items() if table.holds(reading.sequence)
+        }
         finished: list[Finished] = []
         while is_idle or self._credit_ms >= 0:
-            reading = next((it for it in self._readings.values() if it.pieces is not None), None)
+            reading = next(
+                (reading for reading in self._readings.values() if reading.pieces is not None), None
+            )
             if reading is None:
                 self._credit_ms = 0.0
                 break
-            ms = self._advance(reading)
+            ms = self.advance(reading)
             if reading.pieces is None:
                 finished.append(Finished(reading.sequence, reading.scores))
             if is_idle:
@@ -99,7 +103,7 @@ class StreamedScoring:
             self._credit_ms -= ms
         return finished
 
-    def _advance(self, reading: Reading) -> float:
+    def advance(self, reading: Reading) -> float:
         """One piece; milliseconds. At the end the sequence waits no more."""
         started = time.perf_counter()
         assert reading.pieces is not None

@@ -50,10 +50,10 @@ class FlatDecoder(ABC, Generic[Layer]):
         return len(self.layers) - 1
 
     @property
-    def products(self) -> list[Linear]:
+    def linears(self) -> list[Linear]:
         """Every matrix product that one token goes through, the head's last."""
         own = self.layers[: self.depth]
-        return [product for layer in own for product in self._products_of(layer)] + [self.head]
+        return [linear for layer in own for linear in self._linears_of(layer)] + [self.head]
 
     def run_layer(self, index: int, hidden: torch.Tensor, batch: Batch, kv: KV) -> torch.Tensor:
         """Hidden states (T, H) after one layer; writes the tokens' KV."""
@@ -90,4 +90,4 @@ class FlatDecoder(ABC, Generic[Layer]):
     def _mix(self, layer: Layer, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor: ...
 
     @abstractmethod
-    def _products_of(self, layer: Layer) -> tuple[Linear, ...]: ...
+    def _linears_of(self, layer: Layer) -> tuple[Linear, ...]: ...

@@ -68,7 +68,7 @@ class GptDecoder(FlatDecoder[Layer]):
         self.depth = depth
         self.embedding = weights.read(names.embedding, (shape.vocab_size, shape.hidden_size))
         rows = shape.max_positions + names.position_offset
-        self._positions = weights.read(names.positions, (rows, shape.hidden_size))
+        self.positions = weights.read(names.positions, (rows, shape.hidden_size))
         self._first_position = names.position_offset
         self.layers = [read_layer(weights, f"{names.layers}{i}.", shape) for i in range(depth)]
         self.head = weights.head(self.embedding, shape)
@@ -79,7 +79,7 @@ class GptDecoder(FlatDecoder[Layer]):
 
     def embed(self, batch: Batch) -> torch.Tensor:
         tokens = functional.embedding(batch.token_ids, self.embedding)
-        places = functional.embedding(batch.positions + self._first_position, self._positions)
+        places = functional.embedding(batch.positions + self._first_position, self.positions)
         return self._ops.widened(tokens) + self._ops.widened(places)
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ class GptDecoder(FlatDecoder[Layer]):
         hidden = layer.out.add(attended, hidden)
         return layer.down.add(self._activate(layer.up(layer.mlp_norm(hidden))), hidden)
 
-    def _products_of(self, layer: Layer) -> tuple[Linear, ...]:
+    def _linears_of(self, layer: Layer) -> tuple[Linear, ...]:
         return layer.qkv, layer.out, layer.up, layer.down
 
 

@@ -59,7 +59,7 @@ class LlamaDecoder(FlatDecoder[Layer]):
         gate_up = layer.gate_up(self._ops.rms_norm(hidden, layer.mlp_norm, self.shape.norm_eps))
         return layer.down.add(self._ops.silu_mul(gate_up), hidden)
 
-    def _products_of(self, layer: Layer) -> tuple[Linear, ...]:
+    def _linears_of(self, layer: Layer) -> tuple[Linear, ...]:
         return layer.qkv, layer.out, layer.gate_up, layer.down
 
 

@@ -12,13 +12,13 @@ from shard.models.model_folder import RANDOM_MARK, ModelUnusable, scale_block
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
 from shard.models.shape import GPT_LIKE, UnsupportedModelError, read_config, shape_of
-from shard.models.shelf import Reader, source
+from shard.models.weight_cache import WeightReader, source
 from shard.models.weights import Weights
 
 Decoder = LlamaDecoder | GptDecoder
 
 
-def load_decoder(folder: Path, reader: Reader, num_layers: int | None, max_tokens: int) -> Decoder:
+def load_decoder(folder: Path, reader: WeightReader, num_layers: int | None, max_tokens: int) -> Decoder:
     """The first `num_layers` layers, on the reader's device, for up to `max_tokens` positions.
 
     Raises `UnsupportedModelError` and `CheckpointError`, each with one sentence for a person.
@@ -38,7 +38,7 @@ def load_decoder(folder: Path, reader: Reader, num_layers: int | None, max_token
 class MissingLayers:
     """The layers of a model that a decoder has not loaded, each read when asked for and kept by nobody."""
 
-    def __init__(self, folder: Path, decoder: Decoder, make_reader: Callable[[], Reader]):
+    def __init__(self, folder: Path, decoder: Decoder, make_reader: Callable[[], WeightReader]):
         self.indices = range(decoder.depth, decoder.shape.num_layers)
         self._folder = folder
         self._decoder = decoder

@@ -11,7 +11,7 @@ from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.manifest import HEAD
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.shape import Shape
-from shard.models.shelf import Reader
+from shard.models.weight_cache import WeightReader
 from shard.ops.plain import Linear
 
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -31,7 +31,7 @@ class Weights:
         checkpoint: Checkpoint | RandomCheckpoint,
         prefix: str,
         source: Hashable,
-        reader: Reader,
+        reader: WeightReader,
         scale_block: tuple[int, int] | None = None,
     ):
         self._checkpoint = checkpoint
@@ -57,7 +57,7 @@ class Weights:
     def matrix(self, name: str, shape: tuple[int, ...]) -> Linear:
         """A product with one tensor. Raises `CheckpointError` if it is missing or not of `shape`."""
         key = self._key("matrix", name, shape)
-        return self._reader.once(key, lambda: self._product(self._take(name, shape)), self._sizes)
+        return self._reader.once(key, lambda: self._linear(self._take(name, shape)), self._sizes)
 
     def linear(self, *names: str) -> Linear:
         """Projections of one input, each (out, in) with or without a bias, fused into one product."""
@@ -85,17 +85,17 @@ class Weights:
     def _fused(self, names: tuple[str, ...]) -> Linear:
         weight = torch.cat([self._take(name + ".weight") for name in names])
         has_bias = names[0] + ".bias" in self
-        return self._product(
+        return self._linear(
             weight, torch.cat([self._take(name + ".bias") for name in names]) if has_bias else None
         )
 
     def _transposed(self, name: str) -> Linear:
-        return self._product(self._take(name + ".weight").t().contiguous(), self._take(name + ".bias"))
+        return self._linear(self._take(name + ".weight").t().contiguous(), self._take(name + ".bias"))
 
     def _head(self, embedding: torch.Tensor, shape: Shape) -> Linear:
         if self._is_tied(embedding, shape):
-            return self._product(embedding)
-        return self._product(self._get(HEAD, tuple(embedding.shape)))
+            return self._linear(embedding)
+        return self._linear(self._get(HEAD, tuple(embedding.shape)))
 
     def _is_tied(self, embedding: torch.Tensor, shape: Shape) -> bool:
         """A head in the file is the head, as in transformers, unless it is the embedding once more."""
@@ -106,8 +106,8 @@ class Weights:
         head = self._reader.convert(self._checkpoint.read(HEAD))
         return torch.equal(head.cpu(), embedding.cpu())  # one may wait on the host for its device
 
-    def _product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        return self._reader.product(weight, bias)
+    def _linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        return self._reader.linear(weight, bias)
 
     def _take(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         return self._get(self._prefix + name, shape)

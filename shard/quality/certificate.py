@@ -79,16 +79,18 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def depth_agreement(self, depth: int, dtype: str) -> DepthAgreement | None:
         """What is known of `capped` at a depth; None if nothing is."""
-        return next((it for it in self.depths if (it.depth, it.basis.dtype) == (depth, dtype)), None)
+        return next(
+            (known for known in self.depths if (known.depth, known.basis.dtype) == (depth, dtype)), None
+        )
 
     def with_guarantee(self, new: Guarantee) -> "Certificate":
         """With a guarantee in place of an earlier one of its kind."""
-        others = [it for it in self.guarantees if _kind(it) != _kind(new)]
+        others = [known for known in self.guarantees if _kind(known) != _kind(new)]
         return msgspec.structs.replace(self, guarantees=[*others, new])
 
     def with_depths(self, new: list[DepthAgreement]) -> "Certificate":
         """With what was found at some depths in place of what was known of them."""
-        found = {(it.depth, it.basis.dtype): it for it in (*self.depths, *new)}
+        found = {(known.depth, known.basis.dtype): known for known in (*self.depths, *new)}
         return msgspec.structs.replace(self, depths=[found[key] for key in sorted(found)])
 
 

@@ -54,7 +54,10 @@ def _against(certificate: Certificate, served: Served, heads: str) -> list[str]:
         return _about(agreement.basis, served, heads)
     guarantee = _guarantee(certificate, served)
     if guarantee is None:
-        known = [f"{it.mode}, {it.fill}, {it.criterion}, {it.basis.dtype}" for it in certificate.guarantees]
+        known = [
+            f"{guarantee.mode}, {guarantee.fill}, {guarantee.criterion}, {guarantee.basis.dtype}"
+            for guarantee in certificate.guarantees
+        ]
         return [
             f"The certificate does not cover {served.mode}, {served.fill}, {served.criterion}, "
             f"{served.dtype}; it covers: {'; '.join(known) or 'no mode with thresholds'}."
@@ -64,9 +67,9 @@ def _against(certificate: Certificate, served: Served, heads: str) -> list[str]:
 
 def _guarantee(certificate: Certificate, served: Served) -> Guarantee | None:
     kind = (served.mode, served.fill, served.criterion, served.dtype)
-    for it in certificate.guarantees:
-        if (it.mode, it.fill, it.criterion, it.basis.dtype) == kind:
-            return it
+    for guarantee in certificate.guarantees:
+        if (guarantee.mode, guarantee.fill, guarantee.criterion, guarantee.basis.dtype) == kind:
+            return guarantee
     return None
 
 

@@ -71,7 +71,9 @@ def _answer(number: int, line: Line, tokenizer: Tokenizer) -> Answer | None:
         prompt = tokenizer.encode(line.prompt).ids
     if not prompt:
         raise AnswersUnusable(f"Line {number} has no prompt: give `prompt` or `prompt_token_ids`.")
-    given = next((it for it in (line.answer, line.token_ids or None, line.text) if it is not None), None)
+    given = next(
+        (field for field in (line.answer, line.token_ids or None, line.text) if field is not None), None
+    )
     if given is None:
         raise AnswersUnusable(f"Line {number} has no answer: give `answer`, text or token ids.")
     ids = tokenizer.encode(given, add_special_tokens=False).ids if isinstance(given, str) else given

@@ -110,10 +110,10 @@ class SimExits:
         return Leave(self._depth)
 
     def _class_of(self, sequence: Sequence) -> PromptClass:
-        if sequence.carried is None:
+        if sequence.runner_state is None:
             prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-            sequence.carried = class_of(prompt, self._vocab_size, len(self._classes))
-        index: int = sequence.carried
+            sequence.runner_state = class_of(prompt, self._vocab_size, len(self._classes))
+        index: int = sequence.runner_state
         return self._classes[index]
 
 

@@ -165,9 +165,7 @@ class SimRunner:
             layers = [self._layer(chunk) for chunk in chunks]
             self.clock.pass_ms(self._costs.duration_ms(chunks, layers))
         outputs = [
-            self.table.finish(
-                chunk, self._sample(chunk), self._score_prompt(chunk), self._score_answer(chunk)
-            )
+            self.table.finish(chunk, self.sample(chunk), self._score_prompt(chunk), self._score_answer(chunk))
             for chunk in chunks
         ]
         ended_ms = self.clock.now_ms()
@@ -190,7 +188,7 @@ class SimRunner:
         leave = self._leaves.get(chunk.sequence.id)
         return self.depth if leave is None else leave.layer
 
-    def _sample(self, chunk: Chunk) -> list[TokenOutput]:
+    def sample(self, chunk: Chunk) -> list[TokenOutput]:
         sequence = chunk.sequence
         if not chunk.samples:
             return []

@@ -16,7 +16,6 @@ from shard.exits.exit_heads import HeadKind
 from shard.fetch.resolve import resolve
 from shard.models.model_folder import ModelUnusable
 from shard.precision import precision_of
-from shard.tune.ask import Ask, Machine, Text
 from shard.tune.embedded import tune_embedded
 from shard.tune.heads import HeadSpec
 from shard.tune.layerskip import tune_layerskip
@@ -25,6 +24,7 @@ from shard.tune.progress import Progress
 from shard.tune.session import Made, measure, tune_exits
 from shard.tune.summary import print_summary
 from shard.tune.training import Plan
+from shard.tune.tune_config import Ask, Machine, Text
 
 PROGRAM = "helios tune"
 

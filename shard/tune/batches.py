@@ -68,7 +68,9 @@ def epoch(sources: Sequence[Source], max_targets: int, seed: int, number: int) -
     draw.shuffle(places)
     batches = []
     for first in range(0, len(places), POOL):
-        pool = sorted(places[first : first + POOL], key=lambda it: sources[it[0]].cache.num_positions(it[1]))
+        pool = sorted(
+            places[first : first + POOL], key=lambda place: sources[place[0]].cache.num_positions(place[1])
+        )
         batches += list(batches_of(sources, pool, max_targets))
     draw.shuffle(batches)
     return batches

@@ -32,8 +32,8 @@ from shard.tune.calibration_plot import plot
 from shard.tune.calibration_prompts import Sample, draw_sample
 from shard.tune.calibration_report import Findings, curve_table, depth_table, exit_table, sentences
 from shard.tune.closed_loop import Wanted
-from shard.tune.kept import Kept
-from shard.tune.ltt import Bound, largest_risk, num_needed
+from shard.tune.learn_then_test import Bound, largest_risk, num_needed
+from shard.tune.measurement_cache import MeasurementCache
 from shard.tune.trials import BREACH, Trials, write_thresholds
 
 PROGRAM = "helios calibrate"
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace, console: Console, watch: Watch) -> dict[st
         layers,
     )
     trials = Trials(_config(options, folder, _longest(sample, options, shape)))
-    kept = Kept(options.cache_dir / "calibration", _key(asked, basis, _precision(options).label))
+    kept = MeasurementCache(options.cache_dir / "calibration", _key(asked, basis, _precision(options).label))
     calibration = Calibration(asked, trials, sample, kept)
     calibrate = _calibrate_depths if asked.settings.mode is Mode.CAPPED else _calibrate_thresholds
     return calibrate(calibration, basis, options, console, watch)
@@ -84,7 +84,9 @@ def _calibrate_thresholds(
     costs = calibration.costs()
     survey = calibration.survey(watch)
     curve = calibration.walk(survey, costs, watch)
-    guarantee = calibration.guarantee(curve, lambda it: speedup_bound(it, survey, costs), basis)
+    guarantee = calibration.guarantee(
+        curve, lambda thresholds: speedup_bound(thresholds, survey, costs), basis
+    )
     known = read_certificate(options.exits) or Certificate()
     write_thresholds(options.exits, calibration.asked.settings.criterion, guarantee.thresholds)
     write_certificate(options.exits, known.with_guarantee(guarantee))

@@ -15,8 +15,8 @@ from shard.quality.certificate import Basis, DepthAgreement, Guarantee, Setting
 from shard.tune.calibration_prompts import Sample
 from shard.tune.closed_loop import Outcome, Wanted, answer, measure
 from shard.tune.costs import Costs, measure_costs
-from shard.tune.kept import Kept
-from shard.tune.ltt import Bound, upper_bound, walk
+from shard.tune.learn_then_test import Bound, upper_bound, walk
+from shard.tune.measurement_cache import MeasurementCache
 from shard.tune.path import NEVER, Survey, Thresholds, declare_path
 from shard.tune.survey import survey
 from shard.tune.trials import Trials
@@ -49,7 +49,7 @@ def speedup_bound(setting: Setting, survey: Survey, costs: Costs) -> float:
 class Calibration:
     """One calibration of a model's exits."""
 
-    def __init__(self, asked: Asked, trials: Trials, sample: Sample, kept: Kept):
+    def __init__(self, asked: Asked, trials: Trials, sample: Sample, kept: MeasurementCache):
         self.asked = asked
         self.sample = sample
         self._trials = trials
@@ -83,7 +83,7 @@ class Calibration:
         The promise holds for all that passed at once, so that any of them may be taken.
         """
         settings, bound = self.asked.settings, self.asked.bound
-        passed = [it for it in curve if it.p_value <= bound.error]
+        passed = [step for step in curve if step.p_value <= bound.error]
         nobody = dict.fromkeys(self.asked.layers, NEVER)
         thresholds = max(passed, key=speed).thresholds if passed else nobody
         return Guarantee(

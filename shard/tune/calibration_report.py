@@ -6,7 +6,7 @@ from rich.table import Table
 from shard.quality.certificate import DepthAgreement, Guarantee, Setting
 from shard.tune.calibration import speedup_bound
 from shard.tune.costs import Costs
-from shard.tune.ltt import Bound, num_needed, upper_bound
+from shard.tune.learn_then_test import Bound, num_needed, upper_bound
 from shard.tune.path import Survey, Votes
 
 
@@ -25,7 +25,7 @@ class Findings(msgspec.Struct, frozen=True):
     def chosen(self) -> Setting | None:
         """The setting that may be served; None when nobody may leave."""
         chosen = self.guarantee.thresholds
-        return next((it for it in self.guarantee.curve if it.thresholds == chosen), None)
+        return next((step for step in self.guarantee.curve if step.thresholds == chosen), None)
 
     @property
     def speedup_bound(self) -> float:
@@ -61,18 +61,18 @@ def _agreement(votes: Votes, threshold: float) -> str:
 def curve_table(guarantee: Guarantee) -> Table:
     """The walk."""
     table = Table("thresholds", "risk", "p-value", "safe at", "early", "layers a token", "", title="The walk")
-    for it in guarantee.curve:
+    for step in guarantee.curve:
         error = 1 - guarantee.confidence
-        safe_at = upper_bound(it.risk, guarantee.basis.num_sequences, error)
-        early = 1 - it.coverage.get(max(it.coverage), 0.0)
+        safe_at = upper_bound(step.risk, guarantee.basis.num_sequences, error)
+        early = 1 - step.coverage.get(max(step.coverage), 0.0)
         table.add_row(
-            " ".join(f"{layer}: {threshold:.3f}" for layer, threshold in it.thresholds.items()),
-            f"{it.risk:.4f}",
-            f"{it.p_value:.2g}",
+            " ".join(f"{layer}: {threshold:.3f}" for layer, threshold in step.thresholds.items()),
+            f"{step.risk:.4f}",
+            f"{step.p_value:.2g}",
             f"{safe_at:.4f}",
             f"{early:.1%}",
-            f"{it.expected_depth:.2f}",
-            "passes" if it.p_value <= error else "fails",
+            f"{step.expected_depth:.2f}",
+            "passes" if step.p_value <= error else "fails",
         )
     table.caption = "safe at: the least --risk at which this setting alone would pass with the same answers"
     return table
@@ -81,8 +81,10 @@ def curve_table(guarantee: Guarantee) -> Table:
 def depth_table(depths: list[DepthAgreement], speedups: list[float]) -> Table:
     """`capped` at each depth."""
     table = Table("layers", "agreement", "at least", "speed-up at most", title="Capped")
-    for it, speedup in zip(depths, speedups, strict=True):
-        table.add_row(str(it.depth), f"{it.agreement:.4f}", f"{it.lower_bound:.4f}", f"{speedup:.2f}")
+    for capped, speedup in zip(depths, speedups, strict=True):
+        table.add_row(
+            str(capped.depth), f"{capped.agreement:.4f}", f"{capped.lower_bound:.4f}", f"{speedup:.2f}"
+        )
     return table
 
 

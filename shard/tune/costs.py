@@ -27,17 +27,17 @@ class Costs(msgspec.Struct, frozen=True):
     def full_ms(self) -> float:
         return sum(self.segment_ms) + self.head_ms
 
-    def saved_ms(self, exit: int) -> float:
+    def saved_ms(self, exit_index: int) -> float:
         """What a row saves that leaves at an exit."""
-        return sum(self.segment_ms[exit + 1 :]) + self.head_ms
+        return sum(self.segment_ms[exit_index + 1 :]) + self.head_ms
 
-    def break_even(self, exit: int) -> float:
+    def break_even(self, exit_index: int) -> float:
         """Of the rows asked by an exit's head, the share that has to leave for that to pay."""
-        return self.ask_ms[exit] / self.saved_ms(exit)
+        return self.ask_ms[exit_index] / self.saved_ms(exit_index)
 
-    def capped_speedup_bound(self, exit: int) -> float:
+    def capped_speedup_bound(self, exit_index: int) -> float:
         """The same of `capped` at an exit's depth."""
-        return self.full_ms / (sum(self.segment_ms[: exit + 1]) + self.ask_ms[exit])
+        return self.full_ms / (sum(self.segment_ms[: exit_index + 1]) + self.ask_ms[exit_index])
 
     def speedup_bound(self, leaving: list[float], asked: list[float]) -> float:
         """How much faster than full depth one row could be if nothing but layers and heads cost time.
@@ -58,18 +58,18 @@ def measure_costs(runner: ModelRunner) -> Costs:
     stack, block_size = runner.stack, runner.table.block_size
     length = min(CONTEXT, runner.kv_cache.num_blocks * block_size)
     (whole,) = lay_out([NewSequence(0, 0, [1] * length, length, 1)], block_size)
-    front = stack.start([Row(Chunk(whole.sequence, length - 1, 1), stack.num_segments)])
+    active = stack.start([Row(Chunk(whole.sequence, length - 1, 1), stack.num_segments)])
 
     def ask(segment: int) -> None:
-        stack.exits[segment].vocabulary(stack.features(segment, front, [0]))
+        stack.exits[segment].vocabulary(stack.features(segment, active, [0]))
 
-    synchronize = synchronizer(front.hidden.device)
+    synchronize = synchronizer(active.hidden.device)
 
     def median_ms(run: Callable[..., object], *given: object) -> float:
         return statistics.median(measured_ms(lambda: run(*given), synchronize) for _ in range(REPEATS))
 
     return Costs(
-        [median_ms(stack.run, segment, front) for segment in range(stack.num_segments)],
+        [median_ms(stack.run, segment, active) for segment in range(stack.num_segments)],
         [median_ms(ask, segment) for segment in range(len(stack.exits))],
-        median_ms(stack.decoder.logits, front.hidden),
+        median_ms(stack.decoder.logits, active.hidden),
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from shard.tune.ask import Ask
 from shard.tune.pipeline import Wanted
 from shard.tune.progress import Progress
 from shard.tune.session import Made, tune_exits
+from shard.tune.tune_config import Ask
 
 VARIANTS = ("chat", "code")
 VARIANT_RATE = 0.5  # of the first stage's learning rate

@@ -73,7 +73,7 @@ def logits_of(head: Head, features: torch.Tensor, rows: torch.Tensor, own: torch
     if head.rerank is None:
         return logits
     likely = logits.topk(min(head.rerank, len(own)), dim=-1, sorted=False).indices
-    exact = torch.einsum("nkh,nh->nk", own[likely], head.turned(features))
+    exact = torch.einsum("nkh,nh->nk", own[likely], head.adapted(features))
     return logits.scatter_(1, likely, exact.float())
 
 

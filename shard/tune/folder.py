@@ -63,8 +63,8 @@ def load_heads(folder: Path, device: torch.device) -> list[Head]:
     heads = []
     for spec in read_exits(folder).exits:
         at = f"exits.{spec.layer}."
-        own = {name.removeprefix(at): it for name, it in tensors.items() if name.startswith(at)}
-        weights = {name: it for name, it in own.items() if not name.startswith("probe.")}
+        own = {name.removeprefix(at): tensor for name, tensor in tensors.items() if name.startswith(at)}
+        weights = {name: tensor for name, tensor in own.items() if not name.startswith("probe.")}
         heads.append(Head(spec.layer, spec.head, weights, spec.rerank))
     return heads
 
@@ -91,7 +91,7 @@ def _readable(file: ExitFile) -> bytes:
     """JSON for people: without what is at its default."""
     plain = msgspec.to_builtins(file)
     plain["exits"] = [
-        {key: it for key, it in spec.items() if it not in (None, {})} for spec in plain["exits"]
+        {key: value for key, value in spec.items() if value not in (None, {})} for spec in plain["exits"]
     ]
-    kept = {key: it for key, it in plain.items() if it is not None}
+    kept = {key: value for key, value in plain.items() if value is not None}
     return msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n"

@@ -51,13 +51,13 @@ class Head:
 
     def reduced(self, features: torch.Tensor) -> torch.Tensor:
         """What the vocabulary's rows are multiplied with, (N, R)."""
-        return self._product("low_rank.weight", features)
+        return self._linear("low_rank.weight", features)
 
-    def turned(self, features: torch.Tensor) -> torch.Tensor:
+    def adapted(self, features: torch.Tensor) -> torch.Tensor:
         """What the LM head's rows are multiplied with where they decide, (N, H)."""
-        return self._product("rerank.weight", features)
+        return self._linear("rerank.weight", features)
 
-    def _product(self, name: str, features: torch.Tensor) -> torch.Tensor:
+    def _linear(self, name: str, features: torch.Tensor) -> torch.Tensor:
         weight = self.weights.get(name)
         return features if weight is None else functional.linear(features, weight.to(features.dtype))
 

@@ -110,7 +110,7 @@ def attend(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> torch.Tens
     q, k, v = _projected(back, weights, hidden)
     heads = back.shape.heads
     ratio = heads.query // heads.kv
-    q, k, v = (it.transpose(1, 2) for it in (q, k, v))  # (B, heads, T, D)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, D)
     if ratio > 1:
         k, v = k.repeat_interleave(ratio, dim=1), v.repeat_interleave(ratio, dim=1)
     mask = _window_mask(hidden.shape[1], heads.window, hidden.device) if heads.window else None
@@ -144,8 +144,8 @@ def _projected(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> list[t
     if back.kind == "gpt2":
         inner = _norm(shape, weights, "ln_1.", hidden)
         return [
-            it.unflatten(-1, (heads.query, heads.dim))
-            for it in _conv(weights, "attn.c_attn", inner).chunk(3, -1)
+            part.unflatten(-1, (heads.query, heads.dim))
+            for part in _conv(weights, "attn.c_attn", inner).chunk(3, -1)
         ]
     norm = "input_layernorm." if back.kind == "llama" else "self_attn_layer_norm."
     inner = _norm(shape, weights, norm, hidden)

@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from shard.models.shape import read_config, shape_of
 from shard.precision import Precision, precision_of
-from shard.tune.ask import Ask
-from shard.tune.limits import check, free_memory
+from shard.tune.preflight import check, free_memory
 from shard.tune.progress import Progress
 from shard.tune.sources import make_texts
 from shard.tune.text import Passage
 from shard.tune.training import BETAS, MAX_GRADIENT_NORM, Plan, rate_share
+from shard.tune.tune_config import Ask
 
 MAX_DROPOUT = 0.1  # of the last layer
 EXIT_SCALE = 0.2  # of all exits' losses together, beside the last layer's

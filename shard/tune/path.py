@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from shard.tune.costs import Costs
-from shard.tune.ltt import Bound, largest_risk
+from shard.tune.learn_then_test import Bound, largest_risk
 
 Thresholds = dict[int, float]  # by exit layer; 1: nobody leaves there
 STEPS = (0.35, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6, 2.0)  # of the largest risk that can pass

@@ -179,7 +179,9 @@ class Tuning:
         for number, source in enumerate(self._sources):
             places = [(number, passage) for passage in source.held_out[:LOOK_PASSAGES]]
             seen = look(student, whole, self._sources, places, states=False)
-            agreement[source.name] = {layer: float(it.agrees.float().mean()) for layer, it in seen.items()}
+            agreement[source.name] = {
+                layer: float(judged.agrees.float().mean()) for layer, judged in seen.items()
+            }
         return Looked(step, agreement)
 
     def _served(self, student: Student) -> Student:
@@ -189,7 +191,7 @@ class Tuning:
             Head(
                 head.layer,
                 head.kind,
-                {name: rounded(name, it) for name, it in head.weights.items()},
+                {name: rounded(name, weight) for name, weight in head.weights.items()},
                 head.rerank,
             )
             for head in student.heads
@@ -201,7 +203,11 @@ class Tuning:
     def _probes(self, served: Student) -> dict[int, Tensors]:
         places = places_of(self._sources, "probing") or places_of(self._sources, "training")
         seen = look(served, served.vocabulary.whole(), self._sources, places, states=True)
-        return {layer: fit_probe(it.hidden, it.agrees) for layer, it in seen.items() if it.hidden is not None}
+        return {
+            layer: fit_probe(judged.hidden, judged.agrees)
+            for layer, judged in seen.items()
+            if judged.hidden is not None
+        }
 
     def _write(self, served: Student, probes: dict[int, Tensors]) -> None:
         is_low_rank = self._wanted.spec.rank is not None
@@ -221,8 +227,8 @@ class Tuning:
                 ).items():
                     assert seen.hidden is not None
                     exits[layer][f"{source.name}, {kind}"] = curve_of(seen.agrees, seen.confidence)
-                    told = probed(probes[layer], seen.hidden)
-                    asked[layer][f"{source.name}, {kind}"] = curve_of(seen.agrees, told)
+                    chances = probed(probes[layer], seen.hidden)
+                    asked[layer][f"{source.name}, {kind}"] = curve_of(seen.agrees, chances)
         tokens = {
             source.name: sum(source.cache.num_targets(passage) for passage in source.training)
             for source in self._sources

@@ -43,5 +43,5 @@ def first_turns(
 
 def _solved(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
-    turn: torch.Tensor = torch.linalg.solve(gram + ridge, cross)
-    return turn.t().contiguous()
+    adapter: torch.Tensor = torch.linalg.solve(gram + ridge, cross)
+    return adapter.t().contiguous()

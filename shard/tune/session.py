@@ -10,14 +10,14 @@ from shard.messages import Mode, ShardConfig
 from shard.models.shape import read_config, shape_of
 from shard.precision import precision_of
 from shard.runner import ModelRunner
-from shard.tune.ask import Ask
 from shard.tune.costs import Costs, measure_costs
 from shard.tune.layers import read_backbone
-from shard.tune.limits import check
 from shard.tune.loss import Measured
 from shard.tune.pipeline import Result, Tuning
+from shard.tune.preflight import check
 from shard.tune.progress import Progress
 from shard.tune.sources import make_sources
+from shard.tune.tune_config import Ask
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -58,9 +58,9 @@ def measure(ask: Ask) -> Costs:
 def _teller(progress: Progress) -> Callable[[str, int, int, dict[int, Measured]], None]:
     def tell(stage: str, step: int, total: int, measured: dict[int, Measured]) -> None:
         parts = (
-            f"exit {layer}: loss {float(it.loss):.2f}, {float(it.agreement):.0%} equal, "
-            f"{float(it.agreement_of_surest):.0%} of the surest half"
-            for layer, it in measured.items()
+            f"exit {layer}: loss {float(found.loss):.2f}, {float(found.agreement):.0%} equal, "
+            f"{float(found.agreement_of_surest):.0%} of the surest half"
+            for layer, found in measured.items()
         )
         progress.tell(f"training {stage}", step, total, " · ".join(parts))
 

@@ -10,15 +10,15 @@ from shard.messages import ShardConfig
 from shard.models.checkpoint import digest as model_digest
 from shard.models.shape import Shape, read_config, shape_of
 from shard.runner import ModelRunner
-from shard.tune.ask import Ask
 from shard.tune.batches import Source
 from shard.tune.given_text import read_text
-from shard.tune.limits import check_disk
+from shard.tune.preflight import check_disk
 from shard.tune.progress import Progress
 from shard.tune.prompts import read_prompts
 from shard.tune.self_text import Generation, generate
 from shard.tune.states import cache_bytes, open_or_make
 from shard.tune.text import Passage, digest
+from shard.tune.tune_config import Ask
 
 PROBING_OF = 16  # one passage in so many teaches the probes, and no head
 KV_BYTES = 2 << 30  # for making text

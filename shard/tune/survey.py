@@ -11,9 +11,9 @@ import torch
 
 from shard.engine.sampler import Draw, Sampler
 from shard.engine.sequence_table import lay_out
-from shard.exits.criterion import Gauge
+from shard.exits.criterion import ConfidenceCriterion
 from shard.exits.exit_heads import Exit, Vocabulary
-from shard.exits.segments import Front, Row
+from shard.exits.segments import ActiveRows, Row
 from shard.messages import Criterion, NewSequence
 from shard.offline import Answer
 from shard.runner import ModelRunner
@@ -27,29 +27,29 @@ def survey(
     runner: ModelRunner, criterion: Criterion, answers: Sequence[Answer], advance: Callable[[], object]
 ) -> Survey:
     """The votes of a runner's exits; it has to be idle. `advance` is told of each answer."""
-    reader = Reader(runner, criterion)
+    reader = WeightReader(runner, criterion)
     parts = []
     for group in reader.groups(answers):
         parts.append(reader.read(group))
         for _ in group:
             advance()
     votes = [
-        Votes(exit.layer, *(np.concatenate(arrays) for arrays in zip(*of_groups, strict=True)))
-        for exit, *of_groups in zip(runner.stack.exits, *parts, strict=True)
+        Votes(exit_head.layer, *(np.concatenate(arrays) for arrays in zip(*of_groups, strict=True)))
+        for exit_head, *of_groups in zip(runner.stack.exits, *parts, strict=True)
     ]
     return Survey(votes, runner.depth, criterion in (Criterion.SOFTMAX, Criterion.MARGIN))
 
 
-class Reader:
+class WeightReader:
     """Takes answers through all layers of a runner, its exits looking on."""
 
     def __init__(self, runner: ModelRunner, criterion: Criterion):
-        self._stack = runner.stack
+        self._segmented = runner.stack
         self._pools = runner.kv_cache.layers
         self._num_blocks = runner.kv_cache.num_blocks
         self._block_size = runner.table.block_size
         self._sampler = Sampler(runner.ops, runner.decoder.embedding.device)
-        self._gauge = Gauge(criterion, 1.0, runner.ops, self._sampler.rules)
+        self._criterion = ConfidenceCriterion(criterion, 1.0, runner.ops, self._sampler.rules)
 
     def groups(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
         """Answers that go through together."""
@@ -69,37 +69,39 @@ class Reader:
 
         The first comes out of the prompt's pass, which nobody leaves.
         """
-        stack = self._stack
+        segmented = self._segmented
         chunks = lay_out(map(_but_the_last, answers), self._block_size)
-        front = stack.start([Row(chunk, stack.num_segments) for chunk in chunks])
-        draws, asked = _draws(front, stack.decoder.depth)
+        active = segmented.start([Row(chunk, segmented.num_segments) for chunk in chunks])
+        draws, asked = _draws(active, segmented.decoder.depth)
         said = []
-        for segment, exit in enumerate(stack.exits):
-            before = front.hidden[asked]
-            stack.run(segment, front)
-            features = exit.features(self._behind_block(exit, front)[asked])
-            tokens, by_logits = self._choose(exit.vocabulary, features, draws)
-            sure = self._confidences(exit, by_logits, front.hidden[asked], before)
+        for segment, exit_head in enumerate(segmented.exits):
+            before = active.hidden[asked]
+            segmented.run(segment, active)
+            features = exit_head.features(self._behind_block(exit_head, active)[asked])
+            tokens, by_logits = self._choose(exit_head.vocabulary, features, draws)
+            sure = self._confidences(exit_head, by_logits, active.hidden[asked], before)
             said.append((sure, tokens))
-        stack.run(len(stack.exits), front)
-        right, _ = self._choose(stack.decoder.head, stack.decoder.normed(front.hidden[asked]), draws)
+        segmented.run(len(segmented.exits), active)
+        right, _ = self._choose(segmented.decoder.head, segmented.decoder.normed(active.hidden[asked]), draws)
         return [(sure.cpu().numpy(), tokens == right) for sure, tokens in said]
 
-    def _behind_block(self, exit: Exit, front: Front) -> torch.Tensor:
+    def _behind_block(self, exit_head: Exit, active: ActiveRows) -> torch.Tensor:
         """What an exit's own layer makes of all tokens, if it has one; (tokens, H)."""
-        if exit.block is None:
-            return front.hidden
-        return self._stack.decoder.run_layer(exit.block, front.hidden, front.batch, self._pools[exit.block])
+        if exit_head.block is None:
+            return active.hidden
+        return self._segmented.decoder.run_layer(
+            exit_head.block, active.hidden, active.batch, self._pools[exit_head.block]
+        )
 
     def _confidences(
-        self, exit: Exit, by_logits: torch.Tensor, hidden: torch.Tensor, before: torch.Tensor
+        self, exit_head: Exit, by_logits: torch.Tensor, hidden: torch.Tensor, before: torch.Tensor
     ) -> torch.Tensor:
         """(T,); below anything that could be a threshold where the probe keeps the head from being asked."""
-        if not self._gauge.needs_logits:
-            return self._gauge.of_hidden(exit, hidden, before)
-        if exit.probe_floor is None:
+        if not self._criterion.needs_logits:
+            return self._criterion.of_hidden(exit_head, hidden, before)
+        if exit_head.probe_floor is None:
             return by_logits
-        return by_logits.masked_fill(exit.probe(hidden) < exit.probe_floor, -1.0)
+        return by_logits.masked_fill(exit_head.probe(hidden) < exit_head.probe_floor, -1.0)
 
     def _choose(
         self, vocabulary: Vocabulary, features: torch.Tensor, draws: list[Draw]
@@ -109,7 +111,7 @@ class Reader:
         sure = []
         for rows in features.split(LOGIT_ROWS):
             logits = vocabulary(rows)
-            sure.append(self._gauge.of_logits(logits))
+            sure.append(self._criterion.of_logits(logits))
             ids += [
                 token.id for token in self._sampler.choose(logits, draws[len(ids) : len(ids) + len(rows)])
             ]
@@ -125,11 +127,11 @@ def _but_the_last(answer: Answer) -> NewSequence:
     return NewSequence(answer.number, 0, ids, len(answer.prompt_token_ids), 0, sampling=answer.sampling)
 
 
-def _draws(front: Front, depth: int) -> tuple[list[Draw], torch.Tensor]:
+def _draws(active: ActiveRows, depth: int) -> tuple[list[Draw], torch.Tensor]:
     """Every answer token but the first as a draw, and the rows of hidden states (T,) it is drawn from."""
     draws, asked = [], []
-    for row, start in zip(front.rows, front.batch.query_starts.tolist(), strict=False):
+    for row, start in zip(active.rows, active.batch.query_starts.tolist(), strict=False):
         positions = range(row.sequence.num_prompt_tokens + 1, row.chunk.end + 1)
         draws += [Draw(row.sequence, at, depth) for at in positions]
         asked += [start + at - 1 for at in positions]
-    return draws, torch.tensor(asked, device=front.hidden.device)
+    return draws, torch.tensor(asked, device=active.hidden.device)

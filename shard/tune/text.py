@@ -28,11 +28,11 @@ def save_passages(path: Path, passages: Sequence[Passage]) -> None:
     with temporary.open("wb") as file:
         np.savez(
             file,
-            token_ids=np.concatenate([np.asarray(it.token_ids, dtype=np.int32) for it in passages]),
-            num_tokens=np.asarray([len(it.token_ids) for it in passages], dtype=np.int32),
-            num_prompt_tokens=np.asarray([it.num_prompt_tokens for it in passages], dtype=np.int32),
-            held_out=np.asarray([it.held_out for it in passages]),
-            sampled=np.asarray([it.sampled for it in passages]),
+            token_ids=np.concatenate([np.asarray(passage.token_ids, dtype=np.int32) for passage in passages]),
+            num_tokens=np.asarray([len(passage.token_ids) for passage in passages], dtype=np.int32),
+            num_prompt_tokens=np.asarray([passage.num_prompt_tokens for passage in passages], dtype=np.int32),
+            held_out=np.asarray([passage.held_out for passage in passages]),
+            sampled=np.asarray([passage.sampled for passage in passages]),
         )
     os.replace(temporary, path)
 

@@ -53,8 +53,12 @@ class Student(msgspec.Struct, frozen=True):
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
         """All that is trained, by name."""
-        own = {f"exits.{head.layer}.{name}": it for head in self.heads for name, it in head.weights.items()}
-        return own | {f"vocabulary.{name}": it for name, it in self.vocabulary.weights.items()}
+        own = {
+            f"exits.{head.layer}.{name}": weight
+            for head in self.heads
+            for name, weight in head.weights.items()
+        }
+        return own | {f"vocabulary.{name}": weight for name, weight in self.vocabulary.weights.items()}
 
 
 class Trainer:
@@ -69,8 +73,8 @@ class Trainer:
         self._parameters = student.parameters
         for parameter in self._parameters.values():
             parameter.requires_grad_()
-        matrices = [it for it in self._parameters.values() if it.ndim > 1]
-        others = [it for it in self._parameters.values() if it.ndim <= 1]
+        matrices = [parameter for parameter in self._parameters.values() if parameter.ndim > 1]
+        others = [parameter for parameter in self._parameters.values() if parameter.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": plan.weight_decay},
@@ -106,8 +110,8 @@ class Trainer:
         """Go on from what `save` wrote. Raises `ValueError` if that was another training."""
         state = torch.load(path, map_location=self._student.to.device, weights_only=True)
         same = state["plan"] == msgspec.json.encode(self._plan)
-        names = {name: it.shape for name, it in state["parameters"].items()}
-        if not same or names != {name: it.shape for name, it in self._parameters.items()}:
+        names = {name: parameter.shape for name, parameter in state["parameters"].items()}
+        if not same or names != {name: parameter.shape for name, parameter in self._parameters.items()}:
             raise ValueError(
                 f"{path} is of a training with other settings: tune without --resume to begin anew."
             )
@@ -140,7 +144,7 @@ class Trainer:
             if head.rerank is None:
                 made[head.layer] = distance(head.reduced(features), rows, batch.targets, candidates)
             else:
-                made[head.layer] = distance(head.turned(features), own, batch.targets, candidates)
+                made[head.layer] = distance(head.adapted(features), own, batch.targets, candidates)
                 # what only proposes has to follow the features, not to shape them
                 proposed = distance(head.reduced(features.detach()), rows, batch.targets, candidates)
                 losses.append(proposed.loss)
@@ -151,7 +155,10 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = plan.rate * rate_share(self.step, plan.num_steps)
         self._optimizer.step()
-        return {layer: msgspec.structs.replace(it, loss=it.loss.detach()) for layer, it in made.items()}
+        return {
+            layer: msgspec.structs.replace(result, loss=result.loss.detach())
+            for layer, result in made.items()
+        }
 
     @property
     def _step_seed(self) -> int:
@@ -161,8 +168,8 @@ class Trainer:
         """Each exit by itself: one that learns in great steps does not slow the others."""
         groups: dict[str, list[torch.Tensor]] = {}
         for name, parameter in self._parameters.items():
-            exit = ".".join(name.split(".")[:2])
-            groups.setdefault(exit, []).append(parameter)
+            exit_head = ".".join(name.split(".")[:2])
+            groups.setdefault(exit_head, []).append(parameter)
         for parameters in groups.values():
             torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from loadgen.client.client import Address, Client, Patience
 from loadgen.client.dialects import Ask, Dialect, Message
-from loadgen.client.peer import Peer
 from loadgen.client.records import Outcome, Record
+from loadgen.client.server_info import ServerInfo
 from loadgen.load.run import Run
 from loadgen.selftest.server import Behaviour, Server
 
-PEER = Peer(kind="helios", dialect=Dialect.TGI, model="synthetic")
+PEER = ServerInfo(kind="helios", dialect=Dialect.TGI, model="synthetic")
 QUICK = Behaviour(ttft_ms=5, itl_ms=2)
 SHORT = Patience(connect_s=2, first_token_s=0.4, stall_s=0.4, total_s=1.5)
 

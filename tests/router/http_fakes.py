@@ -225,7 +225,7 @@ def menu_of(config: Config, tokenizer: Tokenizer) -> Catalog:
         CatalogEntry(gone, Path("/models/gone"), 0, unavailable_reason="it is gone."),
     ]
     catalog = Catalog(config, Repository(candidates=(tiny, gone)), entries)
-    catalog._tokenizers[entries[0].folder] = tokenizer
+    catalog.tokenizers[entries[0].folder] = tokenizer
     return catalog
 
 

@@ -13,7 +13,7 @@ from router.policy.reassessor import Now, Reassessor
 from router.policy.traffic import Answered
 from telemetry.cost import StepSample
 from telemetry.history import History
-from telemetry.sample import ClassUse, Window
+from telemetry.window import ClassUse, Window
 
 MIB = 2**20
 NUM_LAYERS = 30

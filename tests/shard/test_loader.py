@@ -20,7 +20,7 @@ from shard.messages import Commit, NewSequence, Prepare, Sampling, ShardConfig, 
 from shard.model import Model
 from shard.models.checkpoint import CheckpointError
 from shard.models.load import load_decoder
-from shard.models.shelf import Shelf, StagingReader
+from shard.models.weight_cache import StagingWeightReader, WeightCache
 from shard.ops.batch import KV, Heads
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
@@ -65,7 +65,7 @@ def expected(asked: Asked, folder: Path, **more) -> list[int]:
 
 
 def living(shard: Driver) -> dict[int, ModelRunner]:
-    return shard.shard._living
+    return shard.shard.living
 
 
 @pytest.fixture(params=["follows", "is copied"] if DEVICE == "cpu" else ["is copied"])
@@ -161,7 +161,7 @@ def test_depths_of_one_model_share_their_layers_and_exits(
         _pointers(layer) for layer in new.decoder.layers
     ]
     assert old.decoder.embedding.data_ptr() == new.decoder.embedding.data_ptr()
-    assert old.model.exits[1]._mlp._up is new.model.exits[0]._mlp._up
+    assert old.model.exits[1].mlp.up is new.model.exits[0].mlp.up
     shared = set(old.weights) & set(new.weights)
     assert weight_bytes([old.weights, new.weights]) == sum(old.weights.values())
     assert shared == set(new.weights)
@@ -303,7 +303,7 @@ def test_any_failure_leaves_the_old_model_serving(
 def test_a_discarded_model_is_forgotten(tiny_model: Callable[[str], Path]) -> None:
     shard = driver(tiny_model("llama"))
     shard.shard.prepare(Prepare(1, config(tiny_model("qwen2"))))
-    prepared = weakref.ref(shard.shard._prepared.kv_cache)
+    prepared = weakref.ref(shard.shard.prepared.kv_cache)
     shard.shard.discard(1)
     gc.collect()
     assert prepared() is None
@@ -382,10 +382,10 @@ def test_other_pools_keep_what_blocks_hold() -> None:
 
 def test_what_is_staged_arrives_in_the_same_tensors(tiny_model: Callable[[str], Path]) -> None:
     folder, to = tiny_model("gpt2"), torch.empty(0)
-    reader = StagingReader(PlainOps(16), to, Shelf())
+    reader = StagingWeightReader(PlainOps(16), to, WeightCache())
     decoder = load_decoder(folder, reader, None, 64)
     staged = [
-        (tensor, tensor.data_ptr(), tensor.clone()) for tensor in (decoder.embedding, decoder._positions)
+        (tensor, tensor.data_ptr(), tensor.clone()) for tensor in (decoder.embedding, decoder.positions)
     ]
     assert reader.num_staged_bytes == sum(reader.num_bytes.values())
     reader.arrive()
@@ -397,7 +397,7 @@ def test_what_is_staged_arrives_in_the_same_tensors(tiny_model: Callable[[str], 
 def test_what_has_arrived_when_memory_ends_does_not_come_again(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = StagingReader(PlainOps(16), torch.empty(0), Shelf())
+    reader = StagingWeightReader(PlainOps(16), torch.empty(0), WeightCache())
     decoder = load_decoder(tiny_model("gpt2"), reader, None, 64)
     wanted, real, copies = decoder.embedding.clone(), torch.Tensor.to, 0
 
@@ -409,10 +409,10 @@ def test_what_has_arrived_when_memory_ends_does_not_come_again(
         return real(tensor, *given, **named)
 
     monkeypatch.setattr(torch.Tensor, "to", to)
-    num_staged = len(reader._staged)
+    num_staged = len(reader.staged)
     with pytest.raises(MemoryError), memory_errors():
         reader.arrive()
-    assert len(reader._staged) == num_staged - 3
+    assert len(reader.staged) == num_staged - 3
     reader.arrive()
     assert copies == num_staged + 1 and reader.num_staged_bytes == 0
     assert decoder.embedding.equal(wanted)
@@ -431,7 +431,9 @@ def test_what_is_prepared_is_named_as_a_fresh_shard_would(tiny_model: Callable[[
 def test_memory_is_that_of_the_device_while_weights_wait_for_it(tiny_model: Callable[[str], Path]) -> None:
     """Staged on the host, they say nothing of where KV is to be."""
     to = torch.empty(0, device="meta")
-    model = Model(config(tiny_model("llama"), device="cpu"), StagingReader(PlainOps(16), to, Shelf()))
+    model = Model(
+        config(tiny_model("llama"), device="cpu"), StagingWeightReader(PlainOps(16), to, WeightCache())
+    )
     assert model.decoder.embedding.device.type == "cpu"
     assert model.like.device.type == "meta"
 

@@ -125,7 +125,7 @@ def test_bytes_are_those_held(tiny_model, dtype: str):
     assert kv.keys.dtype == kv.values.dtype == DTYPES[dtype]
     padded = -(-heads.dim // 32) * 32
     assert runner.block_bytes == 2 * 16 * heads.kv * padded * size * len(runner.kv_cache.layers)
-    held = [runner.decoder.embedding, *(tensor for it in runner.decoder.products for tensor in it.tensors)]
+    held = [runner.decoder.embedding, *(tensor for it in runner.decoder.linears for tensor in it.tensors)]
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
     norms = 9 * runner.decoder.shape.hidden_size * runner.model.precision.compute.itemsize
     assert runner.ready().weight_bytes == num_bytes + norms

@@ -128,7 +128,7 @@ def test_an_end_token_ends_a_sequence_unless_it_is_ignored(tiny_model):
     runner = make_runner(tiny_model("llama"))
     prompt = prompts_of(runner.decoder.shape.vocab_size, [12])[0]
     free = generate(runner, [prompt], 10)[0]
-    runner.table._eos_token_ids = frozenset([free.ids[4]])
+    runner.table.eos_token_ids = frozenset([free.ids[4]])
     first = free.ids.index(free.ids[4]) + 1
     ended = generate(runner, [prompt], 10, ignore_eos=False)[0]
     assert (ended.ids, ended.finish) == (free.ids[:first], "eos_token")

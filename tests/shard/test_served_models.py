@@ -205,7 +205,7 @@ def test_loading_stops_when_nobody_wants_it_any_more(config: ShardConfig) -> Non
     clock = VirtualClock()
     shard = ServedModels(config, SimLoader(clock), clock)
     impatient = Impatient()
-    shard._loader = SimLoader(impatient)
+    shard.loader = SimLoader(impatient)
     with pytest.raises(Unwanted):
         shard.prepare(Prepare(1, msgspec.structs.replace(config, model="other")))
     assert impatient.now_ms() < COSTS.load_ms
@@ -293,7 +293,7 @@ class Changes(RuleBasedStateMachine):
     @invariant()
     def check(self) -> None:
         """Weights and blocks of all together stay within what the first model took; nobody idles in vain."""
-        living = self.shard.shard._living
+        living = self.shard.shard.living
         blocks = sum(engine.table.pool.num_blocks * engine.block_bytes for engine in living.values())
         assert weight_bytes(engine.weights for engine in living.values()) + blocks <= self.total_bytes
         for epoch, engine in living.items():

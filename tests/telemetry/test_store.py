@@ -12,8 +12,8 @@ from telemetry import keys
 from telemetry.audit import Decision, Outcome, new_id
 from telemetry.embedded import find_server
 from telemetry.history import Row
-from telemetry.sample import Record, Window, by_candidate
 from telemetry.store import Store
+from telemetry.window import Record, Window, by_candidate
 from tests.telemetry.redis_server import RedisServer
 
 OFTEN_S = 0.02
@@ -119,7 +119,7 @@ async def test_every_key_ends_by_itself_and_lies_in_its_deployments_slot(server,
 async def test_a_flush_is_one_pipeline_whatever_there_is_to_write(server, open_store, monkeypatch):
     store = await open_store(server)
     calls = []
-    connections = store._link._client.connection_pool.connection_class
+    connections = store.link.client.connection_pool.connection_class
     send = connections.send_packed_command
     monkeypatch.setattr(
         connections,
@@ -180,7 +180,7 @@ async def test_a_redis_that_comes_back_empty_is_given_history_and_decisions_agai
     assert [entry.outcome for entry in await fresh.decisions()] == [Outcome.COMMITTED]
     assert fresh.history.rows() == store.history.rows() != []
     store.put([record(tokens=9)])
-    await until(lambda: not len(store._windows))
+    await until(lambda: not len(store.windows))
     assert tokens_of(await fresh.records(60)) == [9]
 
 
@@ -202,7 +202,7 @@ async def test_what_waits_is_bounded_and_what_is_given_up_is_counted(server, ope
 async def test_writing_twice_is_writing_once(server, open_store, monkeypatch):
     store = await open_store(server)
     store.put([record(tokens=7)])
-    monkeypatch.setattr(store._windows, "written", lambda entries: None)  # as if the answer was lost
+    monkeypatch.setattr(store.windows, "written", lambda entries: None)  # as if the answer was lost
     assert await store.flush()
     assert await store.flush()
     assert tokens_of(await store.records(60)) == [7]
@@ -362,10 +362,10 @@ async def test_in_a_cluster_the_node_that_has_the_keys_is_found(tmp_path):
                 await asyncio.sleep(0.05)
         assert tokens_of(await store.records(60)) == [7]
         assert len(second.keys("*")) == 3
-        assert store._link._node != store._link._url
+        assert store.link.node != store.link.url
         owner.stop()
         assert not await store.flush()
-        assert store._link._node == store._link._url
+        assert store.link.node == store.link.url
         await store.stop()
 
 

@@ -101,14 +101,14 @@ async def test_connections_are_kept_and_reused() -> None:
     async with synthetic() as server, client_of(server) as client:
         for _ in range(5):
             assert (await answer(client, "Hello", 3)).outcome is Outcome.OK
-        assert len(client._idle) == 1
-        assert client._idle[0].num_exchanges == 5
+        assert len(client.idle) == 1
+        assert client.idle[0].num_exchanges == 5
 
 
 async def test_a_kept_connection_that_died_is_replaced_in_silence() -> None:
     async with synthetic() as server, client_of(server) as client:
         await answer(client, "Hello", 3)
-        kept = client._idle[0]
+        kept = client.idle[0]
         assert kept.transport is not None
         kept.transport.close()
         await asyncio.sleep(0.02)
@@ -145,7 +145,7 @@ async def test_hanging_up_after_some_tokens() -> None:
         assert record.outcome is Outcome.CANCELLED
         assert len(record.token_times) == 4
         await asyncio.sleep(0.05)
-        assert not server._streams
+        assert not server.streams
 
 
 async def test_hanging_up_after_a_time() -> None:
@@ -168,7 +168,7 @@ async def test_a_cancelled_task_ends_its_record_and_its_stream() -> None:
         assert record.ended is not None
         assert client.num_open == 0
         await asyncio.sleep(0.05)
-        assert not server._streams
+        assert not server.streams
 
 
 async def test_a_body_without_length_ends_with_its_connection() -> None:

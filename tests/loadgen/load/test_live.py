@@ -45,12 +45,12 @@ def test_the_drawing_process_ends_with_its_feeder() -> None:
     for _ in range(3):
         view.show(SNAPSHOT)
     view.close()
-    assert view._process.returncode == 0
+    assert view.process.returncode == 0
 
 
 def test_a_drawing_process_that_is_gone_or_slow_does_not_disturb() -> None:
     view = LiveView()
-    view._process.kill()
+    view.process.kill()
     for _ in range(2000):
         view.show(SNAPSHOT)
     view.close()

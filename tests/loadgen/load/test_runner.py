@@ -7,7 +7,7 @@ from loadgen.client.answers import NEVER, Cancel
 from loadgen.client.client import Address, Client
 from loadgen.client.dialects import Dialect
 from loadgen.client.records import Outcome
-from loadgen.load.run import Manners, Pace, Run
+from loadgen.load.run import Pace, RequestOptions, Run
 from loadgen.load.runner import Runner
 from loadgen.selftest.server import Behaviour
 from loadgen.traffic.workloads import Job
@@ -30,7 +30,7 @@ class Jobs:
 
 async def carried_out(jobs: Jobs, pace: Pace, behaviour: Behaviour = QUICK) -> Run:
     async with synthetic(behaviour) as server, client_of(server) as client:
-        runner = Runner(client, PEER, jobs, Manners(dialect=Dialect.TGI, model="synthetic"), pace)
+        runner = Runner(client, PEER, jobs, RequestOptions(dialect=Dialect.TGI, model="synthetic"), pace)
         async with asyncio.timeout(30):
             return await runner.carry_out()
 
@@ -125,8 +125,8 @@ async def test_an_interrupted_run_ends_with_what_it_has() -> None:
 
     slow = Behaviour(ttft_ms=5, itl_ms=50)
     async with synthetic(slow) as server, client_of(server) as client:
-        manners = Manners(dialect=Dialect.TGI, model="synthetic")
-        runner = Runner(client, PEER, Jobs(max_tokens=1000), manners, Pace(times=forever()))
+        request_options = RequestOptions(dialect=Dialect.TGI, model="synthetic")
+        runner = Runner(client, PEER, Jobs(max_tokens=1000), request_options, Pace(times=forever()))
 
         running = asyncio.create_task(runner.carry_out())
         async with asyncio.timeout(30):
@@ -144,8 +144,8 @@ async def test_a_closed_loop_does_not_spin_on_a_server_that_says_no() -> None:
     refused = await carried_out(Jobs(), Pace(concurrency=2, duration_s=0.5), Behaviour(capacity=0))
     assert [record.outcome for record in refused.records] == [Outcome.REFUSED] * 2
     async with Client(Address("127.0.0.1", 9)) as client:
-        manners = Manners(dialect=Dialect.TGI, model="synthetic")
-        runner = Runner(client, PEER, Jobs(), manners, Pace(concurrency=2, duration_s=0.5))
+        request_options = RequestOptions(dialect=Dialect.TGI, model="synthetic")
+        runner = Runner(client, PEER, Jobs(), request_options, Pace(concurrency=2, duration_s=0.5))
         run = await runner.carry_out()
     assert {record.outcome for record in run.records} == {Outcome.CONNECT}
     assert len(run.records) <= 12

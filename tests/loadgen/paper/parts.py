@@ -6,7 +6,7 @@ from pathlib import Path
 from loadgen.client.ops import Decision
 from loadgen.client.records import Segment
 from loadgen.client.scrape import Scrape
-from loadgen.load.slo import Goals
+from loadgen.load.slo import SLO
 from loadgen.load.trim import Trim
 from loadgen.paper.experiment import Done, Load, Part
 from loadgen.paper.footprint import Load as Loaded
@@ -65,7 +65,7 @@ def measured(system: str, round_speed: float) -> Measured:
     run = run_of(
         records, is_open_loop=False, scrapes=scrapes, decisions=decisions if system == HELIOS else []
     )
-    return Measured(run, summarise(run, Goals.parse(()), Trim()))
+    return Measured(run, summarise(run, SLO.parse(()), Trim()))
 
 
 def part(is_replay: bool = True, round_speeds: tuple[float, ...] = (1.0, 1.5, 0.7)) -> Part:

@@ -14,7 +14,7 @@ from loadgen.client.ops import Decision
 from loadgen.client.records import Outcome, Segment
 from loadgen.client.scrape import Scrape
 from loadgen.load.run import Run
-from loadgen.load.slo import Goals
+from loadgen.load.slo import SLO
 from loadgen.load.trim import Trim
 from loadgen.report.export import export
 from loadgen.report.page import page_of
@@ -53,7 +53,7 @@ def eventful_run() -> Run:
 
 
 def summary() -> Summary:
-    return summarise(eventful_run(), Goals.parse(("ttft:1s",)), Trim())
+    return summarise(eventful_run(), SLO.parse(("ttft:1s",)), Trim())
 
 
 class Balance(HTMLParser):
@@ -117,7 +117,7 @@ def test_several_runs_are_drawn_over_one_another() -> None:
 
 
 def test_a_run_without_an_answer_has_a_page() -> None:
-    empty = summarise(run_of([record(0.0, outcome=Outcome.CONNECT, ended=0.1)]), Goals(), Trim())
+    empty = summarise(run_of([record(0.0, outcome=Outcome.CONNECT, ended=0.1)]), SLO(), Trim())
     assert "nothing measured" in page_of([empty])
 
 

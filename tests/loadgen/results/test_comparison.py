@@ -1,6 +1,6 @@
 import numpy as np
 
-from loadgen.load.slo import Goals
+from loadgen.load.slo import SLO
 from loadgen.load.trim import Trim
 from loadgen.results.comparison import Better, Verdict, compare_answers, compare_rounds, verdict_of
 from loadgen.results.stats import Interval
@@ -15,7 +15,7 @@ def rounds(itl_s: float, noise: float, seed: int, count: int = 5) -> list[Summar
     for _ in range(count):
         gap = itl_s * float(rng.lognormal(0, noise))
         records = [record(at * 0.1, [at * 0.1 + 0.1 + gap * k for k in range(10)]) for at in range(60)]
-        found.append(summarise(run_of(records), Goals(), Trim()))
+        found.append(summarise(run_of(records), SLO(), Trim()))
     return found
 
 

@@ -5,7 +5,7 @@ import pytest
 from loadgen.client.records import Outcome
 from loadgen.client.scrape import Scrape
 from loadgen.load.run import Run
-from loadgen.load.slo import Goals
+from loadgen.load.slo import SLO
 from loadgen.load.trim import Trim
 from loadgen.results.summary import summarise
 from tests.loadgen.making import record, run_of
@@ -22,7 +22,7 @@ def steady(count: int = 200, rate: float = 10.0) -> Run:
 
 
 def test_latencies_and_rates_of_a_known_run() -> None:
-    found = summarise(steady(), Goals.parse(("ttft:150ms",)), Trim())
+    found = summarise(steady(), SLO.parse(("ttft:150ms",)), Trim())
     assert found.latencies.ttft is not None
     assert found.latencies.itl is not None
     assert found.latencies.e2e is not None
@@ -50,7 +50,7 @@ def test_what_failed_is_counted_and_not_timed() -> None:
         record(1.0, [9.0], outcome=Outcome.STALL, detail="silent"),
         record(1.0, outcome=Outcome.REFUSED),
     ]
-    found = summarise(run, Goals(), Trim("0%"))
+    found = summarise(run, SLO(), Trim("0%"))
     assert found.outcomes == {"ok": 40, "stall": 1, "refused": 1}
     assert found.failures == {"stall: silent": 1}
     assert found.latencies.ttft is not None
@@ -61,7 +61,7 @@ def test_what_failed_is_counted_and_not_timed() -> None:
 def test_hanging_up_is_not_held_against_the_server() -> None:
     run = steady(40)
     run.records += [record(1.0, [1.1], outcome=Outcome.CANCELLED)]
-    assert summarise(run, Goals(), Trim("0%")).throughput.good_share == 1.0
+    assert summarise(run, SLO(), Trim("0%")).throughput.good_share == 1.0
 
 
 def test_queue_time_comes_from_the_server_s_own_histogram() -> None:
@@ -69,12 +69,12 @@ def test_queue_time_comes_from_the_server_s_own_histogram() -> None:
     last = Scrape(9.0, {"tgi_request_queue_duration_sum": 3.0, "tgi_request_queue_duration_count": 50.0})
     run = steady()
     run.scrapes = [first, last]
-    assert summarise(run, Goals(), Trim()).server.mean_queue_ms == pytest.approx(50)
+    assert summarise(run, SLO(), Trim()).server.mean_queue_ms == pytest.approx(50)
 
 
 def test_tokens_that_come_several_to_an_event_count_by_the_server_s_figure() -> None:
     run = run_of([record(at / 10, [at / 10 + 0.1, at / 10 + 0.2], output_tokens=8) for at in range(200)])
-    found = summarise(run, Goals(), Trim())
+    found = summarise(run, SLO(), Trim())
     assert found.throughput.output_tokens_per_s == pytest.approx(80, rel=0.05)
     assert found.latencies.tpot is not None
     assert found.latencies.tpot.p50 == pytest.approx(100 / 7)
@@ -82,11 +82,11 @@ def test_tokens_that_come_several_to_an_event_count_by_the_server_s_figure() -> 
 
 def test_a_run_without_an_answer_has_a_summary_that_can_be_written() -> None:
     run = run_of([record(0.0, outcome=Outcome.CONNECT, ended=0.1)])
-    found = summarise(run, Goals(), Trim())
+    found = summarise(run, SLO(), Trim())
     assert found.latencies.ttft is None
     assert found.integrity.lost == 1
     msgspec.json.encode(msgspec.to_builtins(found, str_keys=True))
 
 
 def test_an_empty_run_has_a_summary() -> None:
-    assert summarise(run_of([], ended=1.0, last_start=0.0), Goals(), Trim()).num_requests == 0
+    assert summarise(run_of([], ended=1.0, last_start=0.0), SLO(), Trim()).num_requests == 0

@@ -16,11 +16,11 @@ def test_bins_count_what_happened_in_them() -> None:
     run = run_of(records, ended=6.0, scrapes=[Scrape(1.5, {"tgi_queue_size": 4.0})])
     timeline = timeline_of(run)
     assert timeline.width_s == 0.1
-    assert sum(bin.output_tokens_per_s for bin in timeline.bins) * 0.1 == pytest.approx(6)
-    assert sum(bin.num_refused for bin in timeline.bins) == 1
-    assert sum(bin.num_failed for bin in timeline.bins) == 1
-    assert sum(bin.requests_per_s for bin in timeline.bins) * 0.1 == pytest.approx(2)
-    at = {round(bin.start_s, 1): bin for bin in timeline.bins}
+    assert sum(bucket.output_tokens_per_s for bucket in timeline.bins) * 0.1 == pytest.approx(6)
+    assert sum(bucket.num_refused for bucket in timeline.bins) == 1
+    assert sum(bucket.num_failed for bucket in timeline.bins) == 1
+    assert sum(bucket.requests_per_s for bucket in timeline.bins) * 0.1 == pytest.approx(2)
+    at = {round(bucket.start_s, 1): bucket for bucket in timeline.bins}
     assert at[1.5].server_waiting == 4.0
     assert at[1.2].ttft_p50_ms is None
     assert at[1.3].ttft_p50_ms == pytest.approx(200)
@@ -28,7 +28,7 @@ def test_bins_count_what_happened_in_them() -> None:
 
 def test_in_flight_is_the_mean_number_of_open_requests() -> None:
     run = run_of([record(0.0, [3.0]), record(1.0, [6.0])], ended=60.0)
-    flights = [bin.in_flight for bin in timeline_of(run).bins[:6]]
+    flights = [bucket.in_flight for bucket in timeline_of(run).bins[:6]]
     assert flights == pytest.approx([1, 2, 2, 1, 1, 1])
 
 
@@ -39,4 +39,4 @@ def test_bins_are_tidy_and_about_sixty(duration: float, width: float) -> None:
 
 def test_a_run_without_a_token_has_a_timeline() -> None:
     run = run_of([record(0.0, outcome=Outcome.CONNECT)], ended=1.0)
-    assert all(bin.output_tokens_per_s == 0 for bin in timeline_of(run).bins)
+    assert all(bucket.output_tokens_per_s == 0 for bucket in timeline_of(run).bins)

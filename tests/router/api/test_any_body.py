@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.api.native_structs import CompatRequest, Parameters
 from router.api.openai_structs import ChatRequest, CompletionRequest
+from router.api.tgi_structs import CompatRequest, Parameters
 from tests.router.http_fakes import Client
 
 SCALARS = st.one_of(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.api.native_structs import Parameters
+from router.api.tgi_structs import Parameters
 from tests.router.http_fakes import Client
 
 

@@ -29,7 +29,7 @@ async def refused(client: Client, path: str, body: Any) -> tuple[int, str, dict[
     return response.status, message, answer
 
 
-def native(**parameters: Any) -> dict[str, Any]:
+def tgi(**parameters: Any) -> dict[str, Any]:
     return {"inputs": "Hi", "parameters": parameters}
 
 
@@ -91,7 +91,7 @@ async def test_native_parameters_have_their_bounds(
 ) -> None:
     if path == "/generate_stream" and parameters.get("best_of", 0) > 1:
         message = "`best_of` > 1 is not supported when streaming"
-    status, told, answer = await refused(client, path, native(**parameters))
+    status, told, answer = await refused(client, path, tgi(**parameters))
     assert status == 422
     assert told.startswith("Input validation error: " + message)
     assert answer["error_type"] == "validation"
@@ -394,7 +394,7 @@ async def test_exact_needs_all_layers(client: Client) -> None:
 
     assert client.dispatcher.limits is not None
     client.dispatcher.limits = msgspec.structs.replace(client.dispatcher.limits, depth=2)
-    status, told, _ = await refused(client, "/generate", native(exact=True))
+    status, told, _ = await refused(client, "/generate", tgi(exact=True))
     assert status == 422
     assert "`exact` needs all 4 layers, and no shard has more than 2" in told
 
@@ -418,7 +418,7 @@ async def test_a_fault_of_ours_is_500_in_json(client: Client) -> None:
 async def test_a_token_that_the_model_has_no_embedding_for_is_refused(
     client: Client, path: str, body: dict[str, Any]
 ) -> None:
-    client.tokenizer._backend.add_special_tokens(["<beyond>"])
+    client.tokenizer.backend.add_special_tokens(["<beyond>"])
     status, told, _ = await refused(client, path, body)
     assert status in (400, 422)
     assert "257" in told

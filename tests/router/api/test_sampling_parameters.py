@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from router.api.native_structs import Parameters
 from router.api.openai_structs import ChatRequest, CompletionRequest
 from router.api.sampling_parameters import SamplingParameters
+from router.api.tgi_structs import Parameters
 from shard.messages import Sampling
 from tests.router.http_fakes import Client, ask
 

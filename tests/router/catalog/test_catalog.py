@@ -30,7 +30,7 @@ def by_flags(folder: Path, **settings: object) -> Catalog:
 def menu_of(config: Config, repository: Repository, folder: Path) -> Catalog:
     entries = [entry_of(config, candidate, folder) for candidate in repository.candidates]
     catalog = Catalog(config, repository, entries)
-    catalog._tokenizers[folder] = byte_tokenizer()
+    catalog.tokenizers[folder] = byte_tokenizer()
     return catalog
 
 

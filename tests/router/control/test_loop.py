@@ -15,7 +15,7 @@ from shard.messages import ExitReport, StepOutput
 from telemetry.audit import Decision, Outcome
 from telemetry.cost import StepSample
 from telemetry.history import History
-from telemetry.sample import ClassUse, Record, Window
+from telemetry.window import ClassUse, Record, Window
 from tests.router.fakes import make_request, make_served_model, make_target
 
 FULL, SHALLOW, CODE = Choice("full", 30), Choice("chat", 15), Choice("code", 15)

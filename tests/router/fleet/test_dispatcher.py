@@ -132,9 +132,9 @@ async def test_an_aborted_request_leaves_nothing_behind_within_two_steps(tmp_pat
             await until(lambda: len(request.outputs) > 2)
         elif state == "in prefill":
             await until(lambda: request.num_computed_tokens > 64)
-        scheduler = sim.dispatcher._engines[0].scheduler
+        scheduler = sim.dispatcher.engines[0].scheduler
         assert scheduler is not None
-        num_sent = scheduler._num_steps  # two of them at most are still to be run
+        num_sent = scheduler.num_steps  # two of them at most are still to be run
         sim.dispatcher.abort(request, "gone")
         sim.dispatcher.abort(request)
         with pytest.raises(GenerationFailed, match="gone"):

@@ -202,9 +202,9 @@ async def test_a_router_whose_shard_says_nothing_says_so(
 
 
 def connection_of(dispatcher: Dispatcher) -> asyncio.Transport:
-    client = dispatcher._engines[0]._client
-    assert client is not None and client._transport is not None
-    return client._transport
+    client = dispatcher.engines[0].client
+    assert client is not None and client.transport is not None
+    return client.transport
 
 
 def test_a_shard_that_listens_asks_for_a_secret() -> None:

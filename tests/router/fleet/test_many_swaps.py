@@ -8,7 +8,7 @@ import torch
 
 from router.observers.recorder import Recorder
 from shard.messages import Commit, Committed, Prepare, Prepared, ShardConfig, Step
-from shard.models.shelf import Reader, Shelf
+from shard.models.weight_cache import WeightCache, WeightReader
 from shard.ops.plain import PlainOps
 from shard.served_models import ServedModels
 from shard.sim.sim_runner import SimLoader
@@ -55,10 +55,10 @@ def test_the_recorder_remembers_the_latest_models() -> None:
 
 
 def test_weights_that_are_gone_leave_no_sizes() -> None:
-    shelf = Shelf()
+    weight_cache = WeightCache()
 
     def change(number: int) -> None:
-        reader = Reader(PlainOps(16), torch.empty(0), shelf)
+        reader = WeightReader(PlainOps(16), torch.empty(0), weight_cache)
         sizes: dict[str, int] = {}
         for name in ("a", "b"):
             reader.once((number, name), lambda: torch.zeros(4), sizes)

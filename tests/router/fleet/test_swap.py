@@ -52,7 +52,7 @@ def costs_of(folder: Path, name: str, **changes: Any) -> str:
 
 
 def process_of(sim: Sim, shard: int) -> psutil.Process:
-    process = sim.dispatcher._engines[shard]._launcher._process
+    process = sim.dispatcher.engines[shard].launcher.process
     return psutil.Process(process.pid)
 
 
@@ -150,7 +150,7 @@ async def test_what_does_not_fit_beside_waits_for_what_runs_and_then_moves_it(tm
                 SwapOptions(drain_s=0.2),
             )
         )
-        await until(lambda: sim.dispatcher._engines[0].scheduler.is_holding)
+        await until(lambda: sim.dispatcher.engines[0].scheduler.is_holding)
         late = specs(3, start=50)
         held = sim.submit(*late)
         done = await swapping
@@ -205,7 +205,7 @@ async def test_a_shard_killed_in_mid_swap_loses_nothing(tmp_path: Path, moment: 
         asked = specs(32, max_new_tokens=400)
         requests = sim.submit(*asked)
         await streams_have(requests, 3)
-        engine = sim.dispatcher._engines[0]
+        engine = sim.dispatcher.engines[0]
         target = other(sim, "second", model="second", cost_model=second)
         swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
         await until(lambda: engine._swap is not None)

@@ -113,7 +113,7 @@ def test_preemptions_and_deaths_are_counted(observed: Observed) -> None:
 
 def test_nothing_is_kept_of_a_request_that_ended(observed: Observed) -> None:
     run(observed, make_request(1), [1.0, 2.0])
-    assert observed.observer._last_token == {}
+    assert observed.observer.last_token == {}
 
 
 def test_what_early_exits_did_in_a_step(observed: Observed) -> None:

@@ -16,8 +16,8 @@ from shard.messages import (
     TokenOutput,
 )
 from telemetry.cost import StepSample
-from telemetry.sample import Record, Window
 from telemetry.store import Store
+from telemetry.window import Record, Window
 from tests.router.fakes import FakeTokenizer, make_request, make_served_model, make_target
 
 FULL = make_served_model(0, make_target("poet"))
@@ -198,7 +198,7 @@ def test_a_new_life_of_a_shard_begins_with_nothing_known(recorded: Recorded) -> 
 
 def test_nothing_is_kept_of_a_request_that_ended(recorded: Recorded) -> None:
     give(recorded, begin(), [30], 0.1, ends=True)
-    assert recorded.observer._seen == {}
+    assert recorded.observer.seen == {}
 
 
 def test_what_a_step_says_of_costs() -> None:

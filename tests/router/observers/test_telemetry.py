@@ -12,8 +12,8 @@ from aiohttp import ClientSession
 
 from shard.sim.sim_runner import CostModel
 from telemetry.embedded import find_server
-from telemetry.sample import Window, by_candidate, merged
 from telemetry.store import Store
+from telemetry.window import Window, by_candidate, merged
 from tests.running import Server
 from tests.telemetry.redis_server import RedisServer
 

@@ -109,7 +109,7 @@ def test_an_answer_goes_on_from_its_text_in_another_tokenizer() -> None:
     request.start_over()
     request.suit(FULL)
     assert request.token_ids == [2000, 2001, 2002, 5, 6, 7]
-    assert "".join(event.text for event in request._events) == "5 6 7 "
+    assert "".join(event.text for event in request.events) == "5 6 7 "
 
 
 def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:

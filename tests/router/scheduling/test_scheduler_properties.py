@@ -107,10 +107,10 @@ SHAPES = st.builds(
 class HesitantRunner(SimRunner):
     """Lets some sequences wait at an exit for a step, as a batch with early exits does."""
 
-    def _sample(self, chunk: Chunk) -> list[TokenOutput]:
+    def sample(self, chunk: Chunk) -> list[TokenOutput]:
         sequence = chunk.sequence
         sequence.waits = chunk.samples and not sequence.waits and sequence.num_tokens % 5 == 0
-        return [] if sequence.waits else super()._sample(chunk)
+        return [] if sequence.waits else super().sample(chunk)
 
 
 class HesitantLoader(SimLoader):
@@ -249,7 +249,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 1))
     def die(self, index: int) -> None:
-        present = list(self.worlds[index].scheduler._running.values())
+        present = list(self.worlds[index].scheduler.running.values())
         for request in present:
             self.num_deaths_met[request.id] = self.num_deaths_met.get(request.id, 0) + 1
         for request in self.worlds[index].scheduler.lose():
@@ -281,7 +281,7 @@ class Interleavings(RuleBasedStateMachine):
     def every_request_is_in_exactly_one_place(self) -> None:
         for request in self.requests:
             places = [request in self.queue]
-            places += [request.id in world.scheduler._running for world in self.worlds]
+            places += [request.id in world.scheduler.running for world in self.worlds]
             places += [request.status is Status.FINISHED]
             assert places.count(True) == 1
 
@@ -289,9 +289,9 @@ class Interleavings(RuleBasedStateMachine):
     def what_is_in_flight_is_known_to_the_token(self) -> None:
         for world in self.worlds:
             wished: Counter[tuple[int, int]] = Counter()
-            for step in world.scheduler._in_flight:
+            for step in world.scheduler.in_flight:
                 wished.update({(work.id, work.attempt): work.num_tokens for work in step.work})
-            for request in world.scheduler._running.values():
+            for request in world.scheduler.running.values():
                 assert request.num_in_flight_tokens == wished[request.id, request.attempt]
 
     @invariant()
@@ -332,7 +332,7 @@ class Interleavings(RuleBasedStateMachine):
                 self.run(index)
                 self.deliver(index)
         for world in self.worlds:
-            [engine] = world.shard._living.values()
+            [engine] = world.shard.living.values()
             assert len(engine.table) == 0
             assert engine.table.pool.num_free == engine.table.pool.num_blocks
         assert asyncio.run(self._check_ends()) is None
@@ -340,7 +340,7 @@ class Interleavings(RuleBasedStateMachine):
     async def _check_ends(self) -> None:
         for request in self.requests:
             assert request.status is Status.FINISHED
-            ends = [event for event in request._events if isinstance(event, Finished | GenerationFailed)]
+            ends = [event for event in request.events if isinstance(event, Finished | GenerationFailed)]
             assert len(ends) == 1
             if isinstance(ends[0], Finished):
                 text = "".join(f"{id} " for id in expected_answer(request.spec, COSTS))

@@ -76,8 +76,8 @@ def test_removed_requests_do_not_pile_up() -> None:
         queue.add(request)
         assert queue.remove(request)
         assert not queue.remove(request)
-    assert sum(map(len, queue._lanes.values())) < 100
-    assert len(queue._deadlines) < 100
+    assert sum(map(len, queue.lanes.values())) < 100
+    assert len(queue.deadlines) < 100
     assert (len(queue), queue.num_tokens) == (1, 8)
 
 

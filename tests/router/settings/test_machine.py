@@ -34,7 +34,7 @@ def test_a_torch_without_cuda_sees_no_gpu(four_gpus, monkeypatch):
 def test_whether_torch_has_cuda_is_told_as_torch_itself_does():
     import torch
 
-    assert machine._torch_has_cuda() is torch.backends.cuda.is_built()
+    assert machine.torch_has_cuda() is torch.backends.cuda.is_built()
 
 
 def test_cores_are_those_this_process_may_use():
@@ -42,13 +42,13 @@ def test_cores_are_those_this_process_may_use():
 
 
 def test_a_containers_limit_counts_and_its_page_cache_does_not(tmp_path):
-    assert machine._cgroup_available_bytes(tmp_path) > 2**60
+    assert machine.cgroup_available_bytes(tmp_path) > 2**60
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text(f"{3 * GIB}\n")
     (tmp_path / "memory.stat").write_text(f"anon {GIB}\ninactive_file {2 * GIB}\n")
-    assert machine._cgroup_available_bytes(tmp_path) > 2**60
+    assert machine.cgroup_available_bytes(tmp_path) > 2**60
     (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
-    assert machine._cgroup_available_bytes(tmp_path) == 3 * GIB
+    assert machine.cgroup_available_bytes(tmp_path) == 3 * GIB
 
 
 def test_available_memory_is_part_of_what_there_is():

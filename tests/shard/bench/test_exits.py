@@ -64,7 +64,7 @@ def test_modes_take_turns_with_full_depth_as_far_as_memory_goes(asked, monkeypat
     monkeypatch.setattr("shard.bench.exits.is_elastic", lambda device: False)
     others = [Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED]
     for num_caches, groups in ((1, [1, 1, 1]), (2, [1, 1, 1]), (3, [2, 1]), (9, [3])):
-        free = num_caches * bench._kv_bytes(4)
+        free = num_caches * bench.kv_bytes(4)
         monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device, free=free: free)
         assert [len(group) for group in bench.groups(others, 4)] == groups
     monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device: 0)

@@ -80,7 +80,7 @@ def test_an_eos_in_the_prompt_ends_nothing():
 def test_the_youngest_gives_way_and_says_so():
     shard = table()
     shard.plan(Step(0, [Work(1, 0, 8), Work(2, 0, 8)], [new(1, 8, max_new_tokens=9), new(2, 8)]))
-    for sequence in list(shard._sequences.values()):
+    for sequence in list(shard.sequences.values()):
         sequence.num_computed_tokens = 8
         sequence.token_ids.append(7)
     chunks, preempted = shard.plan(Step(1, [Work(1, 0, 1), Work(2, 0, 1)]))
@@ -121,9 +121,9 @@ def test_blocks_are_neither_lost_nor_held_twice():
             drawn = [token(draw.choice([EOS, 7, 8, 9]))] if chunk.samples else []
             if shard.finish(chunk, drawn).finish:
                 live.pop(chunk.sequence.id)
-        held = [block for sequence in shard._sequences.values() for block in sequence.blocks]
-        assert sorted(held + shard.pool._free) == list(range(8))
-        assert set(shard._sequences) == set(live)
+        held = [block for sequence in shard.sequences.values() for block in sequence.blocks]
+        assert sorted(held + shard.pool.free) == list(range(8))
+        assert set(shard.sequences) == set(live)
 
 
 def test_the_pool_hands_out_each_block_once():

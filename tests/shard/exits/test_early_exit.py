@@ -100,7 +100,7 @@ def test_kv_under_recompute_is_a_full_forwards(exiting, tiny_model, mode, turns)
     runner = exiting(mode, kv_fill="recompute", exit_threshold=threshold)
     if turns:
         asked = itertools.count()
-        runner._exiting._governor.wants_exits = lambda num_rows: next(asked) // 3 % 2 == 0
+        runner.exiting.fallback.wants_exits = lambda num_rows: next(asked) // 3 % 2 == 0
     prompts = prompts_of(runner.decoder.shape.vocab_size, [20, 7, 33, 12])
     new = [NewSequence(i, 0, p, len(p), 64, ignore_eos=True) for i, p in enumerate(prompts)]
     work = [Work(i, 0, 64) for i in range(len(prompts))]
@@ -110,18 +110,18 @@ def test_kv_under_recompute_is_a_full_forwards(exiting, tiny_model, mode, turns)
         left |= {token.exit_layer for part in output.outputs for token in part.tokens}
     assert len(left) >= 2
     reference = make_runner(tiny_model("llama"))
-    for sequence in runner.table._sequences.values():
+    for sequence in runner.table.sequences.values():
         again = NewSequence(9, 0, sequence.token_ids, len(sequence.token_ids), 1)
         reference.run(Step(number, [Work(9, 0, 512)], [again]))
-        reference.table._sequences.clear()
+        reference.table.sequences.clear()
         compare_kv(runner, sequence, reference)
         reference = make_runner(tiny_model("llama"))
 
 
 def num_left_at(sequence, segment: int) -> int:
     """Tokens that have not entered a segment, those that wait at the first exit with them."""
-    waiting = sequence.carried.waiting if segment == 1 else []
-    return sum(len(piece) for piece in sequence.carried.pending[segment] + waiting)
+    waiting = sequence.runner_state.waiting if segment == 1 else []
+    return sum(len(piece) for piece in sequence.runner_state.pending[segment] + waiting)
 
 
 def compare_kv(runner: ModelRunner, sequence, reference: ModelRunner) -> None:
@@ -227,7 +227,7 @@ def test_preemption_and_abort_in_mid_flight(exiting, tiny_model, fill):
 def test_a_waiting_row_is_not_kept_waiting_for_ever(exiting):
     threshold = splitting_threshold(exiting, "per_row")
     runner = exiting("per_row", exit_threshold=threshold)
-    runner._exiting._deferral.wanted = lambda num_rows: 1e9  # would wait for ever
+    runner.exiting.deferral.wanted = lambda num_rows: 1e9  # would wait for ever
     prompts = prompts_of(runner.decoder.shape.vocab_size, LENGTHS)
     made = generate(runner, prompts, 24)
     assert all(len(generation.ids) == 24 for generation in made)

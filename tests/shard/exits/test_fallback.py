@@ -5,24 +5,26 @@ import random
 import pytest
 
 from shard.exits.deferral import Deferral, FixedCost
-from shard.exits.fallback import HOLD_STEPS, NUM_WINDOWS, WARMUP_STEPS, WINDOW_STEPS, Governor
+from shard.exits.fallback import HOLD_STEPS, NUM_WINDOWS, WARMUP_STEPS, WINDOW_STEPS, ExitFallback
 
 TRIALS = 2 * NUM_WINDOWS * (WARMUP_STEPS + WINDOW_STEPS)
 
 
-def run(governor: Governor, steps: int, rows: int, ms_on: float, ms_off: float, noise: float = 0.0) -> float:
+def run(
+    fallback: ExitFallback, steps: int, rows: int, ms_on: float, ms_off: float, noise: float = 0.0
+) -> float:
     """The share of steps run with exits."""
     draw, count = random.Random(2), 0
     for _ in range(steps):
-        exits_on = governor.wants_exits(rows)
+        exits_on = fallback.wants_exits(rows)
         count += exits_on
-        governor.note(rows, rows, (ms_on if exits_on else ms_off) * (1 + noise * draw.expovariate(1)))
+        fallback.note(rows, rows, (ms_on if exits_on else ms_off) * (1 + noise * draw.expovariate(1)))
     return count / steps
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_exits_stay_where_they_pay_and_go_where_they_cost(noise: float):
-    pays, costs = Governor(), Governor()
+    pays, costs = ExitFallback(), ExitFallback()
     run(pays, TRIALS, 8, 5.0, 10.0, noise)
     run(costs, TRIALS, 8, 12.0, 8.0, noise)
     assert run(pays, 500, 8, 5.0, 10.0, noise) == 1.0
@@ -30,41 +32,41 @@ def test_exits_stay_where_they_pay_and_go_where_they_cost(noise: float):
 
 
 def test_the_slower_way_takes_a_small_share_of_all_steps():
-    governor = Governor()
-    assert run(governor, 20 * (HOLD_STEPS + TRIALS), 4, 12.0, 8.0) < 0.03
+    fallback = ExitFallback()
+    assert run(fallback, 20 * (HOLD_STEPS + TRIALS), 4, 12.0, 8.0) < 0.03
 
 
 def test_a_change_is_noticed_at_the_next_trials():
-    governor = Governor()
-    run(governor, TRIALS + 10, 4, 12.0, 8.0)
-    run(governor, HOLD_STEPS + TRIALS, 4, 4.0, 8.0)
-    assert run(governor, 100, 4, 4.0, 8.0) == 1.0
+    fallback = ExitFallback()
+    run(fallback, TRIALS + 10, 4, 12.0, 8.0)
+    run(fallback, HOLD_STEPS + TRIALS, 4, 4.0, 8.0)
+    assert run(fallback, 100, 4, 4.0, 8.0) == 1.0
 
 
 def test_sizes_of_batch_are_judged_apart():
-    governor = Governor()
-    run(governor, TRIALS, 1, 5.0, 10.0)
-    run(governor, TRIALS, 32, 12.0, 8.0)
-    assert governor.wants_exits(1)
-    assert not governor.wants_exits(32)
+    fallback = ExitFallback()
+    run(fallback, TRIALS, 1, 5.0, 10.0)
+    run(fallback, TRIALS, 32, 12.0, 8.0)
+    assert fallback.wants_exits(1)
+    assert not fallback.wants_exits(32)
 
 
 def test_rows_that_wait_are_no_loss():
     """Three steps of 10 ms, then one of 30 that goes deep: 16 tokens in 60 ms, wherever a window begins."""
-    governor = Governor()
+    fallback = ExitFallback()
     cycle = 0
     for _ in range(3 * TRIALS):
-        if governor.wants_exits(4):
+        if fallback.wants_exits(4):
             cycle = (cycle + 1) % 4
-            governor.note(4, *((4, 30.0, 0) if cycle == 0 else (4, 10.0, 2)))
+            fallback.note(4, *((4, 30.0, 0) if cycle == 0 else (4, 10.0, 2)))
         else:
             cycle = 0
-            governor.note(4, 4, 16.0)
-    assert governor.wants_exits(4)
+            fallback.note(4, 4, 16.0)
+    assert fallback.wants_exits(4)
 
 
 def test_without_fallback_exits_are_always_on():
-    assert run(Governor(enabled=False), 300, 8, 100.0, 1.0) == 1.0
+    assert run(ExitFallback(enabled=False), 300, 8, 100.0, 1.0) == 1.0
 
 
 def ms_per_token(wanted: float, num_rows: int, shallow_ms: float, deep_ms: float, stay: float) -> float:

@@ -152,13 +152,13 @@ def test_drafts_come_from_it_and_change_nothing(tiny_model, whole_head, tmp_path
 class Counted:
     """A product that knows for how many rows it was run."""
 
-    def __init__(self, product):
-        self.product = product
+    def __init__(self, linear):
+        self.linear = linear
         self.num_rows = 0
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         self.num_rows += len(features)
-        return self.product(features)
+        return self.linear(features)
 
 
 @pytest.mark.parametrize("criterion", ["softmax", "margin"])
@@ -175,10 +175,10 @@ def test_heads_run_only_for_rows_that_the_probe_finds_promising(tiny_model, tmp_
     for floor in (0.0, middle, 1.0):
         folder = write_exits(tmp_path / f"floor-{floor}", model, [2], "norm", rank=8, probe_floor=floor)
         runner = exiting(model, folder, exit_criterion=criterion, exit_threshold=0.02)
-        exit = runner.stack.exits[0]
-        exit.vocabulary = Counted(exit.vocabulary)
+        exit_head = runner.stack.exits[0]
+        exit_head.vocabulary = Counted(exit_head.vocabulary)
         left[floor] = sum(token[1] == 2 for tokens in said(runner) for token in tokens)
-        asked_rows[floor] = exit.vocabulary.num_rows
+        asked_rows[floor] = exit_head.vocabulary.num_rows
     assert left[0.0] > left[middle] > left[1.0] == 0
     assert asked_rows[0.0] > asked_rows[middle] > asked_rows[1.0] == 0
     assert said(exiting(model, free, exit_criterion=criterion, exit_threshold=0.02)) == said(

@@ -83,9 +83,11 @@ def eager_kv(runner: ModelRunner, sequence: Sequence, depths: list[int]) -> list
     decoder, pools = runner.decoder, runner.kv_cache.layers
     copy = Sequence(NewSequence(0, 0, sequence.token_ids, len(sequence.token_ids), 1))
     copy.blocks = list(range(-(-len(depths) // 16)))
-    blocks = {exit.layer: exit.block for exit in runner.stack.exits if exit.block is not None}
+    blocks = {
+        exit_head.layer: exit_head.block for exit_head in runner.stack.exits if exit_head.block is not None
+    }
     for position, depth in enumerate(depths):
-        batch = runner._make_batch([Chunk(copy, position, 1)])
+        batch = runner.make_batch([Chunk(copy, position, 1)])
         hidden = decoder.embed(batch)
         for layer in range(DEPTH):
             after = decoder.run_layer(layer, hidden, batch, pools[layer])
@@ -100,7 +102,7 @@ def eager_kv(runner: ModelRunner, sequence: Sequence, depths: list[int]) -> list
 def compare(watched: Watched, reference: ModelRunner) -> int:
     """Every layer's keys and values, as far as they are written; how many tokens had been left early."""
     runner, num_left = watched.runner, 0
-    for id, sequence in runner.table._sequences.items():
+    for id, sequence in runner.table.sequences.items():
         num_tokens = sequence.num_computed_tokens
         depths = (watched.depths[id] + [DEPTH])[:num_tokens]  # one that waits has no token yet
         expected = eager_kv(reference, sequence, depths)
@@ -115,7 +117,7 @@ def compare(watched: Watched, reference: ModelRunner) -> int:
         segment_of = [
             next(s for s, end in enumerate([*EXITS, DEPTH]) if layer < end) for layer in range(DEPTH)
         ]
-        segment_of += [s for s, exit in enumerate(runner.stack.exits) if exit.block is not None]
+        segment_of += [s for s, exit_head in enumerate(runner.stack.exits) if exit_head.block is not None]
         for layer, segment in enumerate(segment_of):
             ours = runner.ops.read(runner.kv_cache.layers[layer], blocks, known[segment], dim)
             for a, b in zip(ours, expected[layer], strict=True):
@@ -145,7 +147,7 @@ def test_lazy_projection_is_eager_projection(projecting, shape: str, head: str, 
 def test_it_stays_so_when_rows_wait_are_preempted_and_are_dropped(projecting, head: str):
     block_bytes = projecting("llama", head, "per_row").block_bytes
     runner = projecting("llama", head, "per_row", kv_cache_bytes=14 * block_bytes)
-    runner._exiting._deferral.wanted = lambda num_rows: 3.0
+    runner.exiting.deferral.wanted = lambda num_rows: 3.0
     watched, reference = Watched(runner), projecting("llama", head, "per_row")
     draw, num_waited, num_left = random.Random(1), 0, 0
     prompts = prompts_of(reference.decoder.shape.vocab_size, PROMPT_LENGTHS * 3)
@@ -155,7 +157,7 @@ def test_it_stays_so_when_rows_wait_are_preempted_and_are_dropped(projecting, he
         watched.add(id, prompt)
         for _ in range(8):
             watched.step()
-        num_waited += sum(sequence.waits for sequence in runner.table._sequences.values())
+        num_waited += sum(sequence.waits for sequence in runner.table.sequences.values())
         num_left += compare(watched, reference)
         if len(live) == 4:
             gone = live.pop(draw.randrange(4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shard.exits.rerank_head import Shortlist
+from shard.exits.rerank_head import RerankHead
 from shard.ops.plain import Linear, PlainOps
 from tests.shard.driving import generate, make_runner
 from tests.shard.exit_files import change_tensors, write_exits
@@ -18,7 +18,7 @@ def test_the_likely_tokens_have_exact_logits_and_the_others_approximate_ones():
     head = torch.randn(50, 16, generator=generator)
     narrow, wide = torch.randn(4, 16, generator=generator), torch.randn(50, 4, generator=generator)
     features = torch.randn(3, 16, generator=generator)
-    found = Shortlist(PlainOps(16), Linear(narrow), Linear(wide), head, 8)(features)
+    found = RerankHead(PlainOps(16), Linear(narrow), Linear(wide), head, 8)(features)
     exact, approximate = features @ head.t(), features @ narrow.t() @ wide.t()
     likely = torch.zeros(3, 50, dtype=torch.bool).scatter_(1, approximate.topk(8).indices, True)
     torch.testing.assert_close(found[likely], exact[likely])
@@ -51,5 +51,5 @@ def test_the_lm_head_can_read_another_thing_than_its_proposer():
     head, turn = torch.randn(50, 16, generator=generator), torch.randn(16, 16, generator=generator)
     narrow, wide = torch.randn(4, 16, generator=generator), torch.randn(50, 4, generator=generator)
     features = torch.randn(3, 16, generator=generator)
-    found = Shortlist(PlainOps(16), Linear(narrow), Linear(wide), head, 50, Linear(turn))(features)
+    found = RerankHead(PlainOps(16), Linear(narrow), Linear(wide), head, 50, Linear(turn))(features)
     torch.testing.assert_close(found, features @ turn.t() @ head.t())

@@ -77,7 +77,7 @@ def test_output_is_that_of_transformers_drafting_at_the_same_exit(agreeing_model
 
 def test_accepted_drafts_make_steps_fewer(agreeing_model: Path):
     runner = drafting(agreeing_model, exit_layers=[2])
-    runner._exiting._costs = Costs([1.0], [4.0], [0.1])
+    runner.exiting.costs = Costs([1.0], [4.0], [0.1])
     prompts = prompts_of(runner.decoder.shape.vocab_size, [10, 25, 4])
     new = [NewSequence(i, 0, p, len(p), 60, ignore_eos=True) for i, p in enumerate(prompts)]
     number = drafted = accepted = num_tokens = 0
@@ -96,7 +96,7 @@ def test_an_answer_ends_where_fulls_ends(agreeing_model: Path):
     prompts = prompts_of(full.decoder.shape.vocab_size, LENGTHS[:6])
     free = generate(full, prompts, 30)
     for engine in (full, runner):
-        engine.table._eos_token_ids = frozenset(generation.ids[7] for generation in free)
+        engine.table.eos_token_ids = frozenset(generation.ids[7] for generation in free)
     expected = generate(full, prompts, 30, ignore_eos=False)
     made = generate(runner, prompts, 30, ignore_eos=False)
     assert [(g.ids, g.finish) for g in made] == [(g.ids, g.finish) for g in expected]
@@ -120,8 +120,8 @@ def test_where_drafts_fail_none_are_made():
 
 def test_a_deeper_exit_is_taken_when_it_is_accepted_enough_more():
     costs = Costs([1.0, 2.0], [3.0, 2.0], [0.2, 0.2])
-    assert plan_round(Acceptance([0.8, 0.82]), costs, 8).exit == 0
-    assert plan_round(Acceptance([0.2, 0.95]), costs, 8).exit == 1
+    assert plan_round(Acceptance([0.8, 0.82]), costs, 8).exit_index == 0
+    assert plan_round(Acceptance([0.2, 0.95]), costs, 8).exit_index == 1
 
 
 def test_acceptance_learns_only_from_drafts_that_were_tried():

@@ -79,8 +79,8 @@ def test_beside_others_it_takes_its_share_of_the_time_and_changes_nothing(tiny_m
     prompts = prompts_of(300, [12, 30, 20, 10])
     plain = generate(capped(model), prompts[:2], 90)
     runner = capped(model, score_budget=0.02)
-    streamed = runner._streamed
-    advance, earn = streamed._advance, streamed.earn
+    streamed = runner.streamed
+    advance, earn = streamed.advance, streamed.earn
     pieces: list[int] = []
 
     def ten_ms(reading) -> float:

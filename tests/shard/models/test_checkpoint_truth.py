@@ -178,14 +178,14 @@ def test_blocks_of_8_bit_floats_may_end_in_the_middle_of_one(changed, tiny_model
     folder = changed("llama", {"quantization_config": quantization}, lambda _: made)
     layer = make_runner(folder).decoder.layers[0]
     hidden = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
-    for product, names in (
+    for linear, names in (
         (layer.gate_up, ("gate_proj", "up_proj")),
         (layer.down, ("down_proj",)),
     ):
         weight = torch.cat([original[f"model.layers.0.mlp.{name}.weight"] for name in names])
         given = hidden[:, : weight.shape[1]]
         with torch.inference_mode():
-            difference = product(given) - given @ weight.T
+            difference = linear(given) - given @ weight.T
         assert difference.norm(dim=0).max() < 0.05 * (given @ weight.T).norm(dim=0).max()
 
 

@@ -101,8 +101,8 @@ def test_a_threshold_of_one_is_out_of_reach_and_costs_nothing(tiny_model, tmp_pa
     runner = make_runner(
         model, exits=str(loud), exit_mode="per_row", exit_criterion="classifier", exit_fallback=False
     )
-    (exit,) = runner.stack.exits
-    assert exit.probe(torch.zeros(1, 64)).item() == 1.0
-    exit.probe = pytest.fail  # type: ignore[assignment]
+    (exit_head,) = runner.stack.exits
+    assert exit_head.probe(torch.zeros(1, 64)).item() == 1.0
+    exit_head.probe = pytest.fail  # type: ignore[assignment]
     made = generate(runner, [[5, 6, 7]], 6)[0]
     assert {token.exit_layer for token in made.tokens} == {4}

@@ -15,7 +15,7 @@ from shard.tune import calibrate, calibration
 from shard.tune.calibration import Asked, Calibration
 from shard.tune.closed_loop import Wanted, measure
 from shard.tune.costs import Costs
-from shard.tune.ltt import Bound
+from shard.tune.learn_then_test import Bound
 from shard.tune.path import NEVER
 from shard.tune.trials import Trials
 from tests.shard.driving import make_runner
@@ -165,8 +165,8 @@ def test_each_depth_of_capped_has_an_agreement_with_its_bound(trained: Path, exi
     assert all(not it.thresholds and 0 < it.breach_thresholds[Criterion.SOFTMAX] < 1 for it in described)
     capped = make_runner(trained, exits=str(exits), exit_mode="capped", num_layers=2)
     assert capped.ready().warnings == []
-    (exit,) = capped.model.exits
-    assert exit.threshold(Criterion.SOFTMAX, 0.9) == described[1].breach_thresholds[Criterion.SOFTMAX]
+    (exit_head,) = capped.model.exits
+    assert exit_head.threshold(Criterion.SOFTMAX, 0.9) == described[1].breach_thresholds[Criterion.SOFTMAX]
     staying = make_runner(trained, exits=str(exits), exit_mode="per_row")
     assert {it.threshold(Criterion.SOFTMAX, 0.9) for it in staying.model.exits} == {0.9}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from shard.tune.costs import Costs
-from shard.tune.ltt import Bound, largest_risk
+from shard.tune.learn_then_test import Bound, largest_risk
 from shard.tune.path import NEVER, STEPS, Survey, Votes, declare_path, rising_fit
 
 BOUND = Bound(risk=0.1, confidence=0.9)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from shard.runner import ModelRunner
-from shard.tune import limits, pipeline
+from shard.tune import pipeline
+from shard.tune import preflight as limits
 from shard.tune.__main__ import main
 from shard.tune.batches import Source, load_batch
 from shard.tune.evaluation import logits_of

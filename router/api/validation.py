@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from router.api.errors import ContextOverflow, Invalid
-from router.api.native_structs import Parameters
 from router.api.sampling_parameters import WARPERS, drawn_by
+from router.api.tgi_structs import Parameters
 from router.scheduling.request import Spec
 from router.settings.config import Config
 from router.text.bad_words import bad_token_ids

@@ -6,7 +6,7 @@ from router.scheduling.request import Finished
 from router.text.tokenizer import Token
 
 
-class VisibleText:
+class StopText:
     """The text of one streamed answer. What may become a stop string is held back until it is known."""
 
     def __init__(self, stops: Sequence[str]):

@@ -1,4 +1,4 @@
-"""What has been measured is kept by what it was measured of: what is cut off goes on from there."""
+"""Cache of measurements, keyed by their settings, so that an interrupted calibration resumes."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from shard.tune.path import Survey, Votes
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
-class Kept:
+class MeasurementCache:
     """A folder of measurements. `basis` names everything that they have in common."""
 
     def __init__(self, folder: Path, basis: object):
@@ -24,17 +24,17 @@ class Kept:
         self._basis = basis
         folder.mkdir(parents=True, exist_ok=True)
 
-    def outcome(self, of: object, measure: Callable[[], Outcome]) -> Outcome:
+    def outcome(self, setting: object, measure: Callable[[], Outcome]) -> Outcome:
         """The outcome of a setting, measured unless it is here."""
-        return self._struct(of, Outcome, measure)
+        return self._struct(setting, Outcome, measure)
 
     def costs(self, measure: Callable[[], Costs]) -> Costs:
         """The costs on which the path rests, measured unless they are here."""
         return self._struct("costs", Costs, measure)
 
-    def survey(self, of: object, make: Callable[[], Survey]) -> Survey:
+    def survey(self, setting: object, make: Callable[[], Survey]) -> Survey:
         """A survey, made unless it is here."""
-        path = self._path(of, ".npz")
+        path = self._path(setting, ".npz")
         if not path.exists():
             made = make()
             arrays = {f"confidences-{votes.layer}": votes.confidences for votes in made.votes}
@@ -43,19 +43,21 @@ class Kept:
             _write(path, lambda partial: _save(partial, arrays | facts))
         with np.load(path) as arrays:
             layers = sorted(int(name.split("-")[1]) for name in arrays if name.startswith("agrees-"))
-            votes = [Votes(it, arrays[f"confidences-{it}"], arrays[f"agrees-{it}"]) for it in layers]
+            votes = [
+                Votes(layer, arrays[f"confidences-{layer}"], arrays[f"agrees-{layer}"]) for layer in layers
+            ]
             return Survey(votes, int(arrays["num_layers"]), bool(arrays["by_logits"]))
 
-    def _struct(self, of: object, kind: type[_Struct], make: Callable[[], _Struct]) -> _Struct:
-        path = self._path(of, ".json")
+    def _struct(self, setting: object, kind: type[_Struct], make: Callable[[], _Struct]) -> _Struct:
+        path = self._path(setting, ".json")
         if path.exists():
             return msgspec.json.decode(path.read_bytes(), type=kind)
         made = make()
         _write(path, lambda partial: partial.write_bytes(msgspec.json.encode(made)))
         return made
 
-    def _path(self, of: object, suffix: str) -> Path:
-        key = hashlib.sha256(msgspec.json.encode([self._basis, of])).hexdigest()[:16]
+    def _path(self, setting: object, suffix: str) -> Path:
+        key = hashlib.sha256(msgspec.json.encode([self._basis, setting])).hexdigest()[:16]
         return self._folder / (key + suffix)
 
 

@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from router.api.errors import error_body
-from router.api.native_structs import (
+from router.api.service import Answer, Service
+from router.api.tgi_structs import (
     BestOfSequence,
     Details,
     GeneratedToken,
@@ -16,7 +17,6 @@ from router.api.native_structs import (
     StreamEvent,
     TopToken,
 )
-from router.api.service import Answer, Service
 from router.scheduling.request import Finished, GenerationFailed, Request
 from router.text.tokenizer import Token
 
@@ -112,7 +112,7 @@ class StreamOptions(NamedTuple):
     wants_details: bool
 
 
-class NativeEvents:
+class TgiEvents:
     """One stream of TGI's events; the last token's carries the whole text."""
 
     def __init__(self, service: Service, request: Request, options: StreamOptions):

@@ -100,7 +100,7 @@ class Window(msgspec.Struct, omit_defaults=True):
         _add_numbers(self, other, _SUMS)
         add_counts(self.tokens_by_exit, other.tokens_by_exit)
         self.most_blocks = max(self.most_blocks, other.most_blocks)
-        free = [of for of in (self.fewest_free_blocks, other.fewest_free_blocks) if of is not None]
+        free = [count for count in (self.fewest_free_blocks, other.fewest_free_blocks) if count is not None]
         self.fewest_free_blocks = min(free, default=None)
         self.ttft_ms.merge(other.ttft_ms)
         self.itl_ms.merge(other.itl_ms)

@@ -3,7 +3,7 @@ import pytest
 from loadgen.client.client import Address, Client
 from loadgen.client.dialects import Dialect, Message
 from loadgen.client.ops import Operator
-from loadgen.client.peer import Unusable, count_tokens, meet
+from loadgen.client.server_info import Unusable, count_tokens, meet
 from loadgen.client.template import ChatTemplate, learn_template, plain_text
 from loadgen.selftest.server import Behaviour
 from tests.loadgen.making import SHORT, client_of, synthetic
@@ -11,17 +11,29 @@ from tests.loadgen.making import SHORT, client_of, synthetic
 
 async def test_a_helios_server_is_known_and_asked_natively() -> None:
     async with synthetic() as server, client_of(server) as client:
-        peer = await meet(client, None, None)
-        assert (peer.kind, peer.dialect, peer.model) == ("helios", Dialect.TGI, "synthetic")
-        assert (peer.num_layers, peer.tokenizes, peer.takes_ignore_eos) == (30, "tgi", True)
-        assert await count_tokens(client, peer, "three words here") == 4
+        server_info = await meet(client, None, None)
+        assert (server_info.kind, server_info.dialect, server_info.model) == (
+            "helios",
+            Dialect.TGI,
+            "synthetic",
+        )
+        assert (server_info.num_layers, server_info.tokenizes, server_info.takes_ignore_eos) == (
+            30,
+            "tgi",
+            True,
+        )
+        assert await count_tokens(client, server_info, "three words here") == 4
 
 
 async def test_a_vllm_server_is_known_and_asked_for_completions() -> None:
     async with synthetic(Behaviour(kind="vllm", ttft_ms=1, itl_ms=1)) as server, client_of(server) as client:
-        peer = await meet(client, None, None)
-        assert (peer.kind, peer.dialect, peer.tokenizes) == ("vllm", Dialect.COMPLETIONS, "vllm")
-        assert await count_tokens(client, peer, "three words here") == 4
+        server_info = await meet(client, None, None)
+        assert (server_info.kind, server_info.dialect, server_info.tokenizes) == (
+            "vllm",
+            Dialect.COMPLETIONS,
+            "vllm",
+        )
+        assert await count_tokens(client, server_info, "three words here") == 4
         chosen = await meet(client, Dialect.CHAT, "mine")
         assert (chosen.dialect, chosen.model) == (Dialect.CHAT, "mine")
 

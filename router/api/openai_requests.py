@@ -7,9 +7,9 @@ from typing import Any, cast
 import msgspec
 
 from router.api.errors import Invalid
-from router.api.native_structs import Parameters
 from router.api.openai_structs import ChatRequest, CommonFields, CompletionRequest
 from router.api.sampling_parameters import shared
+from router.api.tgi_structs import Parameters
 
 CHAT_NAMES = {"inputs": "messages", "max_new_tokens": "max_tokens", "top_n_tokens": "top_logprobs"}
 COMPLETION_NAMES = {"inputs": "prompt", "max_new_tokens": "max_tokens", "top_n_tokens": "logprobs"}

@@ -21,7 +21,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # RFC 9110's tok
 _MAX_HEADER_NAMES = 64
 
 
-class Guard(enum.Enum):
+class Auth(enum.Enum):
     """What a route asks for, if the server has such a key."""
 
     OPEN = "open"
@@ -36,21 +36,21 @@ class Keys:
     """
 
     def __init__(self, api_key: str | None, admin_key: str | None, hostname: str = ""):
-        self._wanted = {Guard.OPEN: None, Guard.KEY: api_key, Guard.ADMIN: admin_key or api_key}
+        self._wanted = {Auth.OPEN: None, Auth.KEY: api_key, Auth.ADMIN: admin_key or api_key}
         self._has_admin_key = admin_key is not None
         self._names = {"localhost", socket.gethostname().lower(), hostname.lower()}
 
-    def check(self, http: web.Request, guard: Guard) -> None:
+    def check(self, http: web.Request, auth: Auth) -> None:
         """Raises `Refused`: 401 for a wrong key, 403 for who may not operate, whatever the key."""
-        if guard is Guard.ADMIN and _is_cross_site(http):
+        if auth is Auth.ADMIN and _is_cross_site(http):
             raise Refused("Operation is not open to web pages of other sites.", 403, "forbidden")
-        wanted = self._wanted[guard]
+        wanted = self._wanted[auth]
         if wanted is not None:
-            _check_key(http, wanted, guard)
-        elif guard is Guard.ADMIN and not self._is_ours(http.headers.get(hdrs.HOST)):
+            _check_key(http, wanted, auth)
+        elif auth is Auth.ADMIN and not self._is_ours(http.headers.get(hdrs.HOST)):
             message = "This server has no such name: call it by its address, or give it an admin key."
             raise Refused(message, 403, "forbidden")
-        if guard is Guard.ADMIN and not (self._has_admin_key or _only_looks(http) or _is_local(http)):
+        if auth is Auth.ADMIN and not (self._has_admin_key or _only_looks(http) or _is_local(http)):
             message = "Without an admin key, commands are taken from the server's own machine only."
             raise Refused(message, 403, "forbidden")
 
@@ -76,11 +76,11 @@ def who_may(config: Config) -> str:
     )
 
 
-def _check_key(http: web.Request, wanted: str, guard: Guard) -> None:
+def _check_key(http: web.Request, wanted: str, auth: Auth) -> None:
     scheme, _, given = http.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     fits = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), wanted.encode())
     if scheme.lower() != "bearer" or not fits:
-        message = f"This route needs `Authorization: Bearer` with the {guard.value}."
+        message = f"This route needs `Authorization: Bearer` with the {auth.value}."
         raise Refused(message, 401, "unauthorized")
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.api.visible import VisibleText, cut, len_of_partial_stop
+from router.api.stop_text import StopText, cut, len_of_partial_stop
 from router.scheduling.request import Finished
 from router.text.tokenizer import Token
 from shard.messages import FinishReason
@@ -30,7 +30,7 @@ def generate(pieces: list[str], stops: list[str]) -> tuple[list[str], Finished]:
 @given(st.lists(TEXTS, max_size=8), STOPS)
 def test_a_stream_shows_the_cut_text_and_never_more(pieces: list[str], stops: list[str]) -> None:
     pieces, finished = generate(pieces, stops)
-    visible = VisibleText(stops)
+    visible = StopText(stops)
     shown = ""
     for piece in pieces[:-1]:
         shown += visible.push(token(piece))
@@ -49,4 +49,4 @@ def test_only_what_may_begin_a_stop_is_held_back(text: str, stops: list[str]) ->
 
 def test_special_tokens_are_not_shown() -> None:
     special = Token(2, "<eos>", 0.0, True, 1, None)
-    assert VisibleText([]).push(special) == ""
+    assert StopText([]).push(special) == ""

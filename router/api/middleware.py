@@ -6,8 +6,8 @@ import logging
 from aiohttp import web
 
 from router.api.arrival import ARRIVED, FAILURE, SUBMITTED
+from router.api.auth import Cors, Keys
 from router.api.errors import Refused, error_response, from_http_exception, is_openai
-from router.api.guard import Cors, Keys
 from router.api.headers import REQUEST_ID, header_value
 from router.api.route import Handler, Route
 from router.api.service import Service
@@ -17,7 +17,7 @@ from telemetry.prometheus import TgiMetrics
 log = logging.getLogger(__name__)
 
 
-class Gate:
+class Middleware:
     """A middleware and a signal for the application."""
 
     def __init__(self, service: Service, routes: list[Route], metrics: TgiMetrics):
@@ -53,7 +53,7 @@ class Gate:
         route = self._route(http)
         if route is None:
             return await handler(http)  # aiohttp's own refusal
-        self._keys.check(http, route.guard)
+        self._keys.check(http, route.auth)
         return await (self._counted(http, handler) if route.generates else handler(http))
 
     def _route(self, http: web.Request) -> Route | None:

@@ -13,7 +13,7 @@ class Unusable(Exception):
     """The server cannot be measured; the message is one sentence that says why."""
 
 
-class Peer(msgspec.Struct, frozen=True, kw_only=True):
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a server."""
 
     kind: str  # helios | tgi | vllm | openai
@@ -26,7 +26,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     takes_ignore_eos: bool = False
 
 
-async def meet(client: Client, dialect: Dialect | None, model: str | None) -> Peer:
+async def meet(client: Client, dialect: Dialect | None, model: str | None) -> ServerInfo:
     """Ask a server what it is and try one token. Raises `Unusable`."""
     health = await client.fetch("GET", "/health")
     if health.status == 0:
@@ -37,7 +37,7 @@ async def meet(client: Client, dialect: Dialect | None, model: str | None) -> Pe
     chosen = dialect or (Dialect.TGI if kind in ("helios", "tgi") else Dialect.COMPLETIONS)
     name = model or str(models[0].get("id") or info.get("model_id") or "default")
     layers = info.get("num_layers")
-    peer = Peer(
+    server_info = ServerInfo(
         kind=kind,
         dialect=chosen,
         model=name,
@@ -48,7 +48,7 @@ async def meet(client: Client, dialect: Dialect | None, model: str | None) -> Pe
         tokenizes=await _tokenizer_shape(client, name),
         templates=(await client.fetch("POST", "/chat_tokenize", _CHAT)).is_ok,
     )
-    return msgspec.structs.replace(peer, takes_ignore_eos=await _try_one_token(client, peer))
+    return msgspec.structs.replace(server_info, takes_ignore_eos=await _try_one_token(client, server_info))
 
 
 _CHAT = {"model": "", "messages": [{"role": "user", "content": "Hello"}]}
@@ -79,24 +79,28 @@ async def _count(client: Client, shape: str, model: str, text: str) -> int | Non
     return count if isinstance(count, int) else None
 
 
-async def count_tokens(client: Client, peer: Peer, text: str) -> int | None:
+async def count_tokens(client: Client, server_info: ServerInfo, text: str) -> int | None:
     """How many tokens the server sees in a plain text, special ones included. None: it cannot tell."""
-    return await _count(client, peer.tokenizes, peer.model, text) if peer.tokenizes else None
+    return (
+        await _count(client, server_info.tokenizes, server_info.model, text)
+        if server_info.tokenizes
+        else None
+    )
 
 
-async def _try_one_token(client: Client, peer: Peer) -> bool:
+async def _try_one_token(client: Client, server_info: ServerInfo) -> bool:
     """Generate a little with and, if refused, without `ignore_eos`; True if taken. Raises `Unusable`."""
     for ignore_eos in (True, False):
         record = Record(number=0, max_tokens=2)
         hello = (Message("user", "Hello"),)
         ask = Ask(messages=hello, text="Hello", max_tokens=2, ignore_eos=ignore_eos)
-        await client.stream(peer.dialect, peer.model, ask, record)
+        await client.stream(server_info.dialect, server_info.model, ask, record)
         if record.outcome is Outcome.OK:
             return ignore_eos
         if record.status not in (400, 422):
             break
     raise Unusable(
-        f"{client.address.url}{peer.dialect.path} does not answer a first request: "
+        f"{client.address.url}{server_info.dialect.path} does not answer a first request: "
         f"{record.outcome.value.replace('_', ' ')}, {record.detail or 'no more is known'}"
     )
 

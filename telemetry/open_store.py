@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def keeping(url: str | None, deployment: str, router: str) -> AsyncIterator[Store]:
+async def open_store(url: str | None, deployment: str, router: str) -> AsyncIterator[Store]:
     """Raises `ValueError` for an address that cannot be one of a Redis; `router` is this one's own name.
 
     That there is no Redis, or that it does not start, is a warning: nothing but telemetry needs it.

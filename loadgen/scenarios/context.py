@@ -33,7 +33,7 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
     lines: Sequence[str] = ()  # for the terminal
 
 
-class Stage:
+class ScenarioContext:
     """Where a scenario plays."""
 
     def __init__(self, options: ScenarioOptions, screen: Screen):
@@ -72,8 +72,8 @@ class Stage:
         self.screen.title = label
         run = await measure(target, plan, self.screen)
         run.label = label
-        run.settings = {"dialect": target.peer.dialect.value, **settings_of(plan.options)}
-        return Measured(run, summarise(run, plan.goals, plan.trim))
+        run.settings = {"dialect": target.server_info.dialect.value, **settings_of(plan.options)}
+        return Measured(run, summarise(run, plan.slo, plan.trim))
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
     name: str
     shows: str
-    play: Callable[[Stage], Awaitable[Played]]
+    play: Callable[[ScenarioContext], Awaitable[Played]]
 
 
 def whole_answers(*summaries: Summary) -> list[Promise]:

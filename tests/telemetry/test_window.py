@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry.cost import CostSums, StepSample
-from telemetry.sample import Answers, ClassUse, Record, Window, by_candidate, last_requests, merged
+from telemetry.window import Answers, ClassUse, Record, Window, by_candidate, last_requests, merged
 
 few = st.integers(0, 50)
 # Sums of these are exact in floating point, so that equal means equal.

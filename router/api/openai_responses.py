@@ -19,7 +19,7 @@ from router.api.openai_structs import (
     Usage,
 )
 from router.api.service import Answer
-from router.api.visible import cut
+from router.api.stop_text import cut
 from router.scheduling.request import Finished, Request
 from router.text.tokenizer import Token
 from shard.messages import FinishReason

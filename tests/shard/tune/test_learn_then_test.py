@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from shard.tune.ltt import Bound, largest_risk, num_needed, p_value, upper_bound, walk
+from shard.tune.learn_then_test import Bound, largest_risk, num_needed, p_value, upper_bound, walk
 
 REPETITIONS, SEQUENCES = 200, 400
 BOUND = Bound(risk=0.05, confidence=0.9)

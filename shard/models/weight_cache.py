@@ -1,7 +1,7 @@
 """Weights in use, so that a model prepared beside another one reads only what that one has not.
 
-A decoder asks for tensors and products by name. What another decoder on the same device got under that name,
-from the same files, is given again for as long as somebody has it. Nothing is kept alive from the shelf.
+A decoder asks for tensors and linears by name. What another decoder on the same device got under that name,
+from the same files, is given again for as long as somebody has it. The cache keeps nothing alive.
 """
 
 import time
@@ -22,7 +22,7 @@ def unnoted(num_bytes: int) -> None:
     """Lets everything be read."""
 
 
-class Shelf:
+class WeightCache:
     """What all models of one shard have read, by where it came from and what was made of it."""
 
     def __init__(self) -> None:
@@ -41,14 +41,16 @@ class Shelf:
             self._sizes = {kept: sizes for kept, sizes in self._sizes.items() if kept in self._things}
 
 
-class Reader:
+class WeightReader:
     """What one model and its exits are read with: device, dtype and operations, and what they have so far."""
 
-    def __init__(self, ops: PlainOps, to: torch.Tensor, shelf: Shelf | None = None, note: Note = unnoted):
+    def __init__(
+        self, ops: PlainOps, to: torch.Tensor, weight_cache: WeightCache | None = None, note: Note = unnoted
+    ):
         self.ops = ops
         self.phases_ms = {"read": 0.0, "pack": 0.0}
         self._to = to  # an empty tensor of the device and of the type that is stored
-        self._shelf = shelf or Shelf()
+        self._cache = weight_cache or WeightCache()
         self._note = note
         self._parts: dict[int, torch.Tensor] = {}  # held, so that an id stays one tensor's
 
@@ -75,21 +77,21 @@ class Reader:
         self.phases_ms["read"] += (time.perf_counter() - started) * 1000
         return converted
 
-    def product(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        """A product with constant weights. Packing them is often what touches the file's pages first."""
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+        """A linear with constant weights. Packing them is often what touches the file's pages first."""
         started = time.perf_counter()
-        product = self.ops.linear(weight, bias)
+        linear = self.ops.linear(weight, bias)
         self.phases_ms["pack"] += (time.perf_counter() - started) * 1000
-        return product
+        return linear
 
     def once(self, key: tuple[Hashable, ...], make: Callable[[], _Thing], sizes: dict[str, int]) -> _Thing:
         """What `make` makes of tensors, whose sizes it enters by name, or what another model has of it."""
         key = (self.ops.name, self.ops.compute, self._to.dtype, self._to.device, *key)
-        found = self._shelf.find(key)
+        found = self._cache.find(key)
         if found is None:
             before = set(sizes)
             thing = make()
-            self._shelf.put(key, thing, {name: size for name, size in sizes.items() if name not in before})
+            self._cache.put(key, thing, {name: size for name, size in sizes.items() if name not in before})
             new = [tensor for tensor in _tensors(thing) if id(tensor) not in self._parts]
             self._note(sum(tensor.numel() * tensor.element_size() for tensor in new))
             self._take_in(new)
@@ -111,16 +113,16 @@ class Reader:
         """Tensors that nobody had before."""
 
 
-class StagingReader(Reader):
+class StagingWeightReader(WeightReader):
     """Reads into pinned memory of the host, for a device that has no room until something else has gone."""
 
-    def __init__(self, ops: PlainOps, to: torch.Tensor, shelf: Shelf, note: Note = unnoted):
-        super().__init__(ops, to, shelf, note)
-        self._staged: list[torch.Tensor] = []
+    def __init__(self, ops: PlainOps, to: torch.Tensor, weight_cache: WeightCache, note: Note = unnoted):
+        super().__init__(ops, to, weight_cache, note)
+        self.staged: list[torch.Tensor] = []
 
     @property
     def num_staged_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._staged)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.staged)
 
     def convert(self, tensor: torch.Tensor) -> torch.Tensor:
         started = time.perf_counter()
@@ -133,10 +135,10 @@ class StagingReader(Reader):
     def arrive(self) -> None:
         """Copy everything to the device. A tensor stays the same object: whoever holds it has it there."""
         try:
-            while self._staged:
-                tensor = self._staged[-1]
+            while self.staged:
+                tensor = self.staged[-1]
                 tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
-                self._staged.pop()  # it has arrived, though memory may end before the next
+                self.staged.pop()  # it has arrived, though memory may end before the next
         finally:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
@@ -145,7 +147,7 @@ class StagingReader(Reader):
         for tensor in new:
             if self.device.type == "cuda":
                 tensor.data = tensor.data.contiguous().pin_memory()
-            self._staged.append(tensor)
+            self.staged.append(tensor)
 
 
 def source(at: Path) -> Hashable:

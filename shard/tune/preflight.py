@@ -5,8 +5,8 @@ from pathlib import Path
 
 from shard.exits.exit_heads import HeadKind
 from shard.models.shape import Shape
-from shard.tune.ask import Ask
 from shard.tune.heads import HeadSpec
+from shard.tune.tune_config import Ask
 
 TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in float32
 ACTIVATION_BYTES = 2 << 30  # of a step
@@ -45,9 +45,9 @@ def training_bytes(spec: HeadSpec, shape: Shape) -> int:
     """Memory that training takes, about."""
     hidden = shape.hidden_size
     head = {"norm": 0, "mlp": 8 * hidden * hidden, "block": 13 * hidden * hidden}[spec.kind]
-    turn = 0 if spec.rerank is None else hidden * hidden
+    adapter = 0 if spec.rerank is None else hidden * hidden
     parameters = (
-        len(spec.layers) * (head + turn + (spec.rank or 0) * hidden) + (spec.rank or 0) * shape.vocab_size
+        len(spec.layers) * (head + adapter + (spec.rank or 0) * hidden) + (spec.rank or 0) * shape.vocab_size
     )
     model = 6 * shape.vocab_size * hidden  # the LM head, in two precisions
     return TRAINING_BYTES_PER_PARAMETER * parameters + model + ACTIVATION_BYTES

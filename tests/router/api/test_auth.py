@@ -7,8 +7,8 @@ from unittest.mock import Mock
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
+from router.api.auth import Auth, Keys, who_may
 from router.api.errors import Refused
-from router.api.guard import Guard, Keys, who_may
 from router.settings.config import Config
 from tests.router.http_fakes import Client, ask, serving
 
@@ -136,7 +136,7 @@ def status_for(keys: Keys, method: str, remote: str, **headers: str) -> int:
     transport = Mock()
     transport.get_extra_info = {"peername": (remote, 5000)}.get
     try:
-        keys.check(make_mocked_request(method, "/ops/x", headers, transport=transport), Guard.ADMIN)
+        keys.check(make_mocked_request(method, "/ops/x", headers, transport=transport), Auth.ADMIN)
     except Refused as refused:
         return refused.status
     return 200

@@ -4,22 +4,22 @@ import asyncio
 
 from aiohttp import web
 
-from router.api import bounds
+from router.api import validation
 from router.api.arrival import ARRIVED
 from router.api.decode import read_body
 from router.api.errors import Invalid
 from router.api.fields import TGI, decode_call
 from router.api.headers import label_of, start_headers, total_headers
-from router.api.native_answers import NativeEvents, StreamOptions, response
-from router.api.native_structs import CompatRequest, GenerateRequest, GenerateResponse, Parameters
 from router.api.respond import json_response
 from router.api.service import Service, answers_of
 from router.api.sse import stream
+from router.api.tgi_answers import StreamOptions, TgiEvents, response
+from router.api.tgi_structs import CompatRequest, GenerateRequest, GenerateResponse, Parameters
 from router.scheduling.request import Spec
 from router.text.prompt import Prompt
 
 
-class NativeApi:
+class TgiApi:
     """Handlers of TGI's generation routes."""
 
     def __init__(self, service: Service):
@@ -49,7 +49,7 @@ class NativeApi:
     ) -> tuple[dict[str, str], GenerateResponse]:
         asked = request.parameters or Parameters()
         spec = await self._spec(http, request.inputs, asked)
-        specs = [bounds.with_seed(spec, asked, index) for index in range(asked.best_of or 1)]
+        specs = [validation.with_seed(spec, asked, index) for index in range(asked.best_of or 1)]
         with self._service.running(http, specs) as running:
             answers = await answers_of(running)
             headers = start_headers(self._service, running[0])
@@ -66,12 +66,12 @@ class NativeApi:
         options = StreamOptions(request.inputs if asked.return_full_text else "", bool(asked.details))
         spec = await self._spec(http, request.inputs, asked)
         with self._service.running(http, [spec]) as [running]:
-            events = NativeEvents(self._service, running, options)
+            events = TgiEvents(self._service, running, options)
             return await stream(http, [running], lambda: (events, start_headers(self._service, running)))
 
     async def _spec(self, http: web.Request, inputs: str, asked: Parameters) -> Spec:
         limits = self._service.limits()
-        bounds.check(asked, limits)
+        validation.check(asked, limits)
         self._service.admit([inputs], asked.best_of or 1)
         [encoded] = await self._service.encode([Prompt(inputs, truncate=asked.truncate)])
-        return bounds.spec_of(asked, encoded, limits, http[ARRIVED], label_of(http))
+        return validation.spec_of(asked, encoded, limits, http[ARRIVED], label_of(http))
