@@ -75,7 +75,7 @@ def write_tiny_model(folder: Path, shape: str, **changes: Any) -> Path:
     return folder
 
 
-def write_tiny_tokenizer(folder: Path) -> dict[str, int]:
+def write_tiny_tokenizer(folder: Path) -> dict[str, int | None]:
     """A byte-level BPE tokenizer. Returns what a model's configuration says of it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

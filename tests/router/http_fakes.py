@@ -276,8 +276,8 @@ async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIter
     config = Config(**{"hostname": "127.0.0.1", "port": 0, **settings})
     dispatcher = FakeDispatcher(tokenizer, config.model_name)
     store, catalog = Store(None, "poems", "one"), menu_of(config, tokenizer)
-    service = Service(config, dispatcher, dispatcher.target, catalog.names)  # type: ignore[arg-type]
-    controller = SwapController(dispatcher, catalog, store.audit)  # type: ignore[arg-type]
+    service = Service(config, dispatcher, dispatcher.target, catalog.names)
+    controller = SwapController(dispatcher, catalog, store.audit)
     app = build_app(service, controller, Metrics(), store)
     async with listening(app, config) as url, ClientSession() as session:
         yield Client(session, url, service, dispatcher, controller)

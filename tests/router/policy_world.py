@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from typing import Any
 
 import msgspec
 
@@ -209,7 +210,7 @@ def fleet(num_shards: int, **rest) -> Fleet:
     return made
 
 
-def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, kind=World, **rest) -> World:
+def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, kind=World, **rest) -> Any:
     """One model with exits for chat and exits for code, as the embedded one has them."""
     chat = candidate("chat", (10, 15, 20), prompts=("chat",))
     code = candidate("code", (10, 15, 20), prompts=("code",))
@@ -227,5 +228,5 @@ def paper_world(floor=0.7, noise=0.1, seed=0, loop=None, kind=World, **rest) -> 
         "chat": Truth({"chat": at_home, "code": abroad}, {"chat": good, "code": bad}),
         "code": Truth({"code": at_home, "chat": abroad}, {"code": good, "chat": bad}),
     }
-    profile = [profile_of(full, {NUM_LAYERS: 1.0}), profile_of(chat, proven), profile_of(code, proven)]
-    return kind(repository, profile, truths, noise, seed)
+    profiles = [profile_of(full, {NUM_LAYERS: 1.0}), profile_of(chat, proven), profile_of(code, proven)]
+    return kind(repository, profiles, truths, noise, seed)

@@ -113,7 +113,7 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 async def text_of(request: Request) -> str:
     """Read a stream to its end. Raises what it ends with, if it is an error."""
-    pieces = []
+    pieces: list[str] = []
     while True:
         for event in await request.take():
             if isinstance(event, Finished):

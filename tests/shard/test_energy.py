@@ -51,7 +51,7 @@ def output(num_sequences: int) -> StepOutput:
 
 
 def config(device: str = "cpu", **more: object) -> ShardConfig:
-    return ShardConfig("model", device, **more)  # type: ignore[arg-type]
+    return ShardConfig("model", device, **more)
 
 
 def test_rapl_adds_packages_and_memory_and_survives_a_wrap(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +24,6 @@ from shard.models.load import load_decoder
 from shard.models.weight_cache import StagingWeightReader, WeightCache
 from shard.ops.batch import KV, Heads
 from shard.ops.plain import PlainOps
-from shard.runner import ModelRunner
 from shard.served_models import ServedModels, Unwanted
 from tests.shard.driving import DEVICE, generate, make_runner
 from tests.shard.exit_files import write_exits
@@ -401,7 +401,7 @@ def test_what_has_arrived_when_memory_ends_does_not_come_again(
     decoder = load_decoder(tiny_model("gpt2"), reader, None, 64)
     wanted, real, copies = decoder.embedding.clone(), torch.Tensor.to, 0
 
-    def to(tensor: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+    def to(tensor: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
         nonlocal copies
         copies += 1
         if copies == 4:

@@ -34,7 +34,7 @@ TO_SHARD = [
 def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut(cuts: list[int]) -> None:
     data = b"".join(bytes(frame(message)) for message in TO_SHARD)
     reader: FrameReader[ToShard] = FrameReader(ToShard)
-    received = []
+    received: list[ToShard] = []
     for cut in cuts:
         received += reader.feed(data[:cut])
         data = data[cut:]

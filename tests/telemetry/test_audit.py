@@ -6,7 +6,7 @@ from telemetry.audit import AuditLog, Decision, Outcome, decode, encode, new_id,
 
 
 def decision(number: int, **more: object) -> Decision:
-    return Decision(id=f"{number:013d}-abc", at=number / 1000, kind="swap", **more)  # type: ignore[arg-type]
+    return Decision(id=f"{number:013d}-abc", at=number / 1000, kind="swap", **more)
 
 
 def test_a_decision_survives_its_way_through_redis() -> None:

@@ -57,7 +57,7 @@ def test_a_native_answer_tells_depth_and_segments() -> None:
         (lambda said: said[:2] + said[3:], Flaw.COUNT_DIFFERS),
     ],
 )
-def test_flaws_of_a_native_stream_are_seen(spoil, flaw: Flaw) -> None:  # type: ignore[no-untyped-def]
+def test_flaws_of_a_native_stream_are_seen(spoil, flaw: Flaw) -> None:
     assert flaw in read(Dialect.TGI, spoil(whole(Dialect.TGI))).flaws
 
 

@@ -24,7 +24,7 @@ def test_a_look_counts_what_ended_and_what_is_open() -> None:
     records = [record(0.0, [0.1, 0.2]), record(0.0, [0.1], outcome=Outcome.RESET)]
     open_one = record(0.0, [0.3], outcome=Outcome.PENDING)
     open_one.ended = None
-    progress = Progress("x", [*records, open_one], Meter())  # type: ignore[arg-type]
+    progress = Progress("x", [*records, open_one], Meter())
     for _ in range(2):  # a second look must not count twice
         found = progress.look(None, 10)
         assert (found.started, found.open, found.ended, found.tokens) == (3, 1, {"ok": 1, "reset": 1}, 4)

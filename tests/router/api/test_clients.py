@@ -73,7 +73,7 @@ class TestHuggingfaceHub:
 
     def test_a_seed_gives_the_same_again(self, hub: huggingface_hub.InferenceClient) -> None:
         sample = {"max_new_tokens": 12, "do_sample": True, "temperature": 1.5, "seed": 7}
-        assert hub.text_generation(PROMPT, **sample) == hub.text_generation(PROMPT, **sample)  # type: ignore[call-overload]
+        assert hub.text_generation(PROMPT, **sample) == hub.text_generation(PROMPT, **sample)
 
     def test_stop_is_kept(self, hub: huggingface_hub.InferenceClient) -> None:
         text = hub.text_generation(PROMPT, max_new_tokens=8)

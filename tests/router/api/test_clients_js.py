@@ -21,7 +21,7 @@ def js_clients(pytestconfig: pytest.Config) -> Path:
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         pytest.skip("node and npm are not installed")
-    folder = pytestconfig.cache.mkdir("js-clients")  # type: ignore[union-attr]
+    folder = pytestconfig.cache.mkdir("js-clients")
     installed = [f"{name}@npm:{package}" for name, package in PACKAGES.items()]
     if not all((folder / "node_modules" / name).is_dir() for name in PACKAGES):
         command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", *installed]

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,12 @@ async def test_a_threshold_splits_the_tokens_and_everything_tells_where(leaving:
 async def test_mixed_requests_each_get_what_they_would_alone(leaving: Client, full: Client) -> None:
     """More than eight at once, so that some wait at an exit; a third of them exact."""
     threshold = await splitting_threshold(leaving)
-    kinds = [{"exact": True}, {"exit_threshold": threshold}, {"exit_threshold": 1, **SEEDED}, {}]
+    kinds: list[dict[str, Any]] = [
+        {"exact": True},
+        {"exit_threshold": threshold},
+        {"exit_threshold": 1, **SEEDED},
+        {},
+    ]
     asked = [(prompt, kinds[i % 4]) for i, prompt in enumerate(PROMPTS)]
     alone = [(await leaving.answer(prompt, **kind))["generated_text"] for prompt, kind in asked]
     together = await asyncio.gather(*[leaving.answer(prompt, **kind) for prompt, kind in asked])

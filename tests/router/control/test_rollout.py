@@ -1,5 +1,7 @@
 """One change of several shards: what fails is found out early, and then nothing is left of it."""
 
+from typing import Any
+
 import pytest
 
 from router.control.rollout import roll_out
@@ -16,10 +18,10 @@ class FakeDispatcher:
         self.serving = [OLD] * num_shards
         self.before = [None] * num_shards
         self.failing = failing
-        self.change: list[int] = []
+        self.asked: list[int] = []
 
     async def swap(self, target, options, shard):
-        self.change.append(shard)
+        self.asked.append(shard)
         if self.failing.get(shard) == target.name:
             raise SwapError("There is no such file.")
         self.before[shard], self.serving[shard] = self.serving[shard], target
@@ -34,9 +36,10 @@ class FakeDispatcher:
 async def test_each_shard_gets_its_own():
     shards = FakeDispatcher(5, {})
     wanted = {0: CHAT, 1: CHAT, 3: CODE, 4: CODE}
-    assert sorted(await roll_out(shards, wanted, SwapOptions())) == [0, 1, 3, 4]
+    results: list[Any] = await roll_out(shards, wanted, SwapOptions())
+    assert sorted(results) == [0, 1, 3, 4]
     assert shards.serving == [CHAT, CHAT, OLD, CODE, CODE]
-    assert set(shards.change[:2]) == {0, 3}  # one of each kind goes first
+    assert set(shards.asked[:2]) == {0, 3}  # one of each kind goes first
 
 
 @pytest.mark.parametrize("shard", range(6))

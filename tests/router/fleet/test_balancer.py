@@ -2,6 +2,7 @@
 
 import asyncio
 from random import Random
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ BY_CLASS = {"chat": frozenset([FULL, CHAT]), "code": frozenset([FULL, CODE])}
 LIMITS = Limits(max_batch_size=8, max_batch_tokens=512, block_size=16)
 
 
-class PlayedMember:
+class PlayedShard:
     def __init__(self, shard: int, balancer: Balancer, served_model: ServedModel):
         self.scheduler: Scheduler | None = Scheduler(shard, LIMITS, served_model, balancer.queue)
         self.is_draining = False
@@ -44,17 +45,17 @@ class PlayedMember:
         return self.scheduler.num_running
 
 
-def pool_of(num_members: int) -> Balancer:
+def balancer_of(num_shards: int) -> Any:
     balancer = Balancer(RequestRegistry())
-    balancer.shards = [PlayedMember(shard, balancer, make_served_model()) for shard in range(num_members)]
+    balancer.shards = [PlayedShard(shard, balancer, make_served_model()) for shard in range(num_shards)]
     return balancer
 
 
-def routed(*names: str, admitted: dict[str, frozenset[Choice]] = BY_CLASS) -> Balancer:
-    """A pool whose shards serve what is named."""
+def routed(*names: str, admitted: dict[str, frozenset[Choice]] = BY_CLASS) -> Any:
+    """A balancer whose shards serve what is named."""
     balancer = Balancer(RequestRegistry())
     for shard, name in enumerate(names):
-        balancer.shards.append(PlayedMember(shard, balancer, GENERATIONS[name]))
+        balancer.shards.append(PlayedShard(shard, balancer, GENERATIONS[name]))
         balancer.routes.serve(shard, GENERATIONS[name])
     balancer.route(admitted)
     return balancer
@@ -72,7 +73,7 @@ def ask(balancer: Balancer, kind: str, count: int = 1, start: int = 0) -> list[R
     return requests
 
 
-def schedule(balancer: Balancer, shard: PlayedMember) -> None:
+def schedule(balancer: Balancer, shard: PlayedShard) -> None:
     shard.scheduler.schedule(0.0, balancer.quota(shard))
 
 
@@ -81,7 +82,7 @@ def shards_of(requests: list[Request]) -> set[int | None]:
 
 
 async def test_a_burst_spreads_evenly_whoever_schedules_first() -> None:
-    balancer = pool_of(4)
+    balancer = balancer_of(4)
     arrive(balancer, 16)
     for shard in balancer.shards:
         schedule(balancer, shard)
@@ -89,7 +90,7 @@ async def test_a_burst_spreads_evenly_whoever_schedules_first() -> None:
 
 
 async def test_the_least_busy_shard_is_woken_and_the_others_leave_the_request_to_it() -> None:
-    balancer = pool_of(3)
+    balancer = balancer_of(3)
     arrive(balancer, 5)
     for shard in balancer.shards:
         schedule(balancer, shard)
@@ -103,7 +104,7 @@ async def test_the_least_busy_shard_is_woken_and_the_others_leave_the_request_to
 
 
 async def test_a_shard_without_a_free_slot_is_not_woken_and_still_left_its_share() -> None:
-    balancer = pool_of(2)
+    balancer = balancer_of(2)
     busy, other = balancer.shards
     arrive(balancer, 1)
     schedule(balancer, busy)
@@ -116,7 +117,7 @@ async def test_a_shard_without_a_free_slot_is_not_woken_and_still_left_its_share
 
 
 async def test_nobody_waits_for_a_shard_that_is_gone_late_or_draining() -> None:
-    balancer = pool_of(4)
+    balancer = balancer_of(4)
     gone, late, draining, serving = balancer.shards
     gone.scheduler, late.is_responsive, draining.is_draining = None, False, True
     arrive(balancer, 8)
@@ -135,7 +136,7 @@ def test_the_level_holds_just_what_was_poured(loads: list[int], amount: int) -> 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.randoms())
 def test_what_waits_is_always_taken_while_somebody_has_room(bursts: list[int], random: Random) -> None:
     async def play() -> None:
-        balancer = pool_of(3)
+        balancer = balancer_of(3)
         for number, burst in enumerate(bursts):
             arrive(balancer, burst, start=100 * number)
             for shard in random.sample(balancer.shards, 3) * 3:

@@ -12,7 +12,7 @@ from router.fleet.balancer import Balancer
 from router.fleet.client import Answered, Asked, ShardDied
 from router.fleet.engine import Engine
 from router.fleet.live_requests import RequestRegistry
-from router.fleet.swap import Inflight, SwapError, SwapOptions
+from router.fleet.swap import Inflight, SwapError, SwapOptions, SwapResult
 from router.scheduling.request import GenerationFailed, Request, Status
 from shard.messages import (
     Commit,
@@ -187,7 +187,7 @@ OTHER = msgspec.structs.replace(READY, model="other", version="v2", depth=10)
 TARGET = make_target("other")
 
 
-async def swapping(stage: Stage, inflight: Inflight = Inflight.FINISH) -> asyncio.Task[object]:
+async def swapping(stage: Stage, inflight: Inflight = Inflight.FINISH) -> asyncio.Task[SwapResult]:
     """A swap that has been prepared and whose commit the shard has been asked for."""
     swap = asyncio.create_task(stage.engine.swap(TARGET, SwapOptions(inflight, drain_s=10.0)))
     await asyncio.sleep(0)

@@ -52,7 +52,7 @@ def costs_of(folder: Path, name: str, **changes: Any) -> str:
 
 
 def process_of(sim: Sim, shard: int) -> psutil.Process:
-    process = sim.dispatcher.engines[shard].launcher.process
+    process: Any = sim.dispatcher.engines[shard].launcher.process
     return psutil.Process(process.pid)
 
 

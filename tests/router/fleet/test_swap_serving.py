@@ -57,11 +57,11 @@ class Caller:
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The decision, and the answers of streams that run all the while, however long that is."""
         waves = [await self.open(num_tokens)]
-        deciding = asyncio.ensure_future(self.swap(candidate, depth, **more))
+        deciding: asyncio.Future[Any] = asyncio.ensure_future(self.swap(candidate, depth, **more))
         while not deciding.done():
             if waves[-1].done():
                 waves.append(await self.open(num_tokens))
-            await asyncio.wait([deciding, waves[-1]], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({deciding, waves[-1]}, return_when=asyncio.FIRST_COMPLETED)
         return await deciding, [answer for wave in waves for answer in await wave]
 
     async def begin_swap(self, candidate: str, depth: int, **more: Any) -> str:

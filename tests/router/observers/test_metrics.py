@@ -91,8 +91,8 @@ def test_steps_tell_time_blocks_and_exit_layers(observed: Observed) -> None:
     observer = observed.observer
     observer.on_shard_ready(1, make_served_model(num_blocks=20))
     step = {"preempted": [], "num_free_blocks": 5, "num_sequences": 3, "step_ms": 20.0, "idle_ms": 1.0}
-    observer.on_step(1, StepOutput(1, outputs, num_tokens=3, **step))  # type: ignore[arg-type]
-    observer.on_step(1, StepOutput(2, outputs, num_tokens=40, **step))  # type: ignore[arg-type]
+    observer.on_step(1, StepOutput(1, outputs, num_tokens=3, **step))
+    observer.on_step(1, StepOutput(2, outputs, num_tokens=40, **step))
     assert observed.value('helios_tokens_total{exit_layer="3",model="poet"}') == 4
     assert observed.value('helios_tokens_total{exit_layer="30",model="poet"}') == 2
     assert observed.value('helios_kv_blocks{model="poet",shard="1"}') == 20

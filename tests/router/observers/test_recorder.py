@@ -37,7 +37,7 @@ class Recorded:
     def __init__(self) -> None:
         self.store = Store(None, "poems", "one")
         self.records: list[Record] = []
-        self.store.put = self.records.extend  # type: ignore[method-assign]
+        self.store.put = self.records.extend  # type: ignore[assignment, method-assign]
         self.observer = Recorder(self.store)
         self.observer.on_shard_ready(0, FULL)
 
@@ -59,7 +59,7 @@ def recorded() -> Recorded:
 
 def begin(id: int = 1, served_model: object = FULL, shard: int = 0, **more: object) -> Request:
     request = make_request(id, tokenizer=Spelling(), **more)
-    request.start(shard, served_model, 0.0)  # type: ignore[arg-type]
+    request.start(shard, served_model, 0.0)
     return request
 
 
@@ -72,7 +72,7 @@ def give(recorded: Recorded, request: Request, layers: list[int], now: float, en
 
 def step(num_tokens: int = 1, **more: object) -> StepOutput:
     told = {"num_free_blocks": 5, "num_sequences": 2, "step_ms": 20.0, "idle_ms": 5.0} | more
-    return StepOutput(1, preempted=[], num_tokens=num_tokens, **{"outputs": []} | told)  # type: ignore[arg-type]
+    return StepOutput(1, preempted=[], num_tokens=num_tokens, **{"outputs": []} | told)
 
 
 def test_tokens_are_counted_by_exit_layer_with_their_times(recorded: Recorded) -> None:

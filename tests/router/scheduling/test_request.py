@@ -1,5 +1,7 @@
 """A request through changes of model: who wrote what, and in whose tokens."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -132,8 +134,8 @@ def test_a_token_that_a_model_does_not_know_never_reaches_it() -> None:
 
 
 def test_nobody_is_moved_to_a_model_that_could_not_read_it() -> None:
-    mute = FakeTokenizer("mute")
-    mute.apply_chat_template = _refuse  # type: ignore[method-assign]
+    mute: Any = FakeTokenizer("mute")
+    mute.apply_chat_template = _refuse
     talk = make_request(1, prompt=Prompt(messages=[{"role": "user", "content": "Hi"}]))
     assert not talk.may_move_to(make_served_model(1, make_target("mute", mute)))
     text = make_request(2)
@@ -167,7 +169,7 @@ def test_scores_of_a_prompt_are_of_the_tokens_that_the_model_sees() -> None:
 def spelling(text: str, finish: FinishReason | None = None, **asked: object) -> Request:
     """A request whose answer is this text, a token for each byte; `finish` comes with the last."""
     tokenizer = byte_tokenizer()
-    sampling = Sampling(**{name: value for name, value in asked.items() if name != "stop"})  # type: ignore[arg-type]
+    sampling = Sampling(**{name: value for name, value in asked.items() if name != "stop"})
     spec = Spec(prompt_token_ids=[1], tokenizer=tokenizer, max_new_tokens=50, sampling=sampling)
     request = Request(1, msgspec.structs.replace(spec, stop=asked.get("stop", ())), 0.0)
     ids = tokenizer.encode(text)
@@ -202,7 +204,7 @@ async def test_a_stop_token_is_where_the_answer_is_cut() -> None:
     [{"logit_bias": {1: 1.0}}, {"allowed_token_ids": [1]}, {"bad_token_ids": [[1]]}, {"stop_token_ids": [1]}],
 )
 def test_who_names_tokens_stays_with_their_vocabulary(names: dict[str, object]) -> None:
-    spec = msgspec.structs.replace(make_spec(), sampling=Sampling(**names))  # type: ignore[arg-type]
+    spec = msgspec.structs.replace(make_spec(), sampling=Sampling(**names))
     request = make_request(1, spec=spec)
     assert request.requirements.vocabulary == "fake"
     assert not request.may_move_to(SHIFTED)

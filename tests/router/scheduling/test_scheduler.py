@@ -76,7 +76,7 @@ class Bench:
 
     def run(self, num_steps: int) -> list[dict[int, int]]:
         """So many steps, each answered before the next is formed."""
-        wishes = []
+        wishes: list[dict[int, int]] = []
         for _ in range(num_steps):
             wishes.append(self.schedule())
             self.answer(self.step)

@@ -1,30 +1,30 @@
 """The benchmark of modes runs them all beside full depth, and sets bounds beside what it measures."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shard.bench.agenda import Agenda
 from shard.bench.exits import ModeBench, run_modes, table_of
-from shard.exits.replay import ReplayFile, read_replay
+from shard.exits.replay import read_replay
 from shard.messages import Mode, ShardConfig
 from tests.shard.driving import SETTINGS
 
 
 @pytest.fixture
 def asked(tiny_model, tmp_path: Path):
-    """`asked(**options)` is what `run_modes` is given, but for the agenda."""
+    """`asked(agenda, **options)` is what `run_modes` is given."""
     file = tmp_path / "shares.json"
     file.write_text('{"shares": {"1": 0.6, "2": 0.2}}')
 
     def make(**changes: object) -> ShardConfig:
         fields = SETTINGS | {"model": str(tiny_model("llama"))} | changes
-        return ShardConfig(**fields)  # type: ignore[arg-type]
+        return ShardConfig(**fields)
 
-    def ask(**options: object) -> tuple[argparse.Namespace, Callable[..., ShardConfig], ReplayFile]:
+    def ask(agenda: Agenda, **options: object) -> tuple[Any, ...]:
         given = {
             "exit_modes": [Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED],
             "batch_sizes": [1, 4],
@@ -34,7 +34,7 @@ def asked(tiny_model, tmp_path: Path):
             "replay_exits": file,
             "no_exit_fallback": True,
         } | options
-        return argparse.Namespace(**given), make, read_replay(file)
+        return argparse.Namespace(**given), make, read_replay(file), agenda
 
     return ask
 
@@ -42,7 +42,7 @@ def asked(tiny_model, tmp_path: Path):
 @pytest.mark.parametrize("fill", ["project", "recompute"])
 def test_every_mode_is_measured_against_full_depth(asked, fill: str):
     agenda = Agenda()
-    points = run_modes(*asked(kv_fill=fill), agenda)
+    points = run_modes(*asked(agenda, kv_fill=fill))
     assert not agenda.cut and not agenda.failed
     assert [(p.batch_size, p.mode) for p in points] == [
         (size, mode) for size in (1, 4) for mode in ("full", "per_row", "synchronized", "capped")
@@ -68,7 +68,7 @@ def test_modes_take_turns_with_full_depth_as_far_as_memory_goes(asked, monkeypat
         monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device, free=free: free)
         assert [len(group) for group in bench.groups(others, 4)] == groups
     monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device: 0)
-    points = run_modes(*asked(batch_sizes=[2]), Agenda())
+    points = run_modes(*asked(batch_sizes=[2], agenda=Agenda()))
     assert [point.mode for point in points] == ["full", "per_row", "synchronized", "capped"]
 
 
@@ -82,9 +82,9 @@ def test_what_does_not_fit_or_is_late_costs_nothing_else(asked, monkeypatch: pyt
 
     monkeypatch.setattr(ModeBench, "measure", measure)
     agenda = Agenda()
-    points = run_modes(*asked(exit_modes=[Mode.CAPPED]), agenda)
+    points = run_modes(*asked(agenda, exit_modes=[Mode.CAPPED]))
     assert [(point.batch_size, point.mode) for point in points] == [(4, "full"), (4, "capped")]
     assert list(agenda.failed) == ["batch 1, capped"] and "9.00 GiB" in agenda.failed["batch 1, capped"]
     late = Agenda(seconds=0)
-    assert run_modes(*asked(exit_modes=[Mode.CAPPED]), late) == []
+    assert run_modes(*asked(late, exit_modes=[Mode.CAPPED])) == []
     assert late.cut == ["batch 1, capped", "batch 4, capped"] and not late.failed

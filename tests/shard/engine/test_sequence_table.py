@@ -1,6 +1,7 @@
 """The table of sequences: nothing stale runs, no block is lost or held twice, the oldest always goes on."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,8 @@ def test_a_longest_sequence_must_fit():
 def test_blocks_are_neither_lost_nor_held_twice():
     """Random steps, ends, drops and preemptions: free and held blocks are always all blocks, once each."""
     draw = random.Random(1)
-    shard, next_id, live = table(8, 24), 0, {}
+    shard, next_id = table(8, 24), 0
+    live: dict[int, Any] = {}
     for number in range(3000):
         drops = [(id, 0) for id in live if draw.random() < 0.03]
         fresh = []

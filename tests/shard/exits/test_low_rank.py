@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ def test_heads_run_only_for_rows_that_the_probe_finds_promising(tiny_model, tmp_
     for floor in (0.0, middle, 1.0):
         folder = write_exits(tmp_path / f"floor-{floor}", model, [2], "norm", rank=8, probe_floor=floor)
         runner = exiting(model, folder, exit_criterion=criterion, exit_threshold=0.02)
-        exit_head = runner.stack.exits[0]
+        exit_head: Any = runner.stack.exits[0]
         exit_head.vocabulary = Counted(exit_head.vocabulary)
         left[floor] = sum(token[1] == 2 for tokens in said(runner) for token in tokens)
         asked_rows[floor] = exit_head.vocabulary.num_rows

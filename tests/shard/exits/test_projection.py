@@ -1,6 +1,7 @@
 """Projections written when a row next goes deep are those that writing them at every exit would have made."""
 
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ class Watched:
         self._prompts[id], self._said[id], self._attempts[id] = prompt, [], 0
         self.step(new=[id])
 
-    def step(self, new: list[int] = (), drop: list[int] = ()) -> None:
+    def step(self, new: Collection[int] = (), drop: Collection[int] = ()) -> None:
         self._number += 1
         work = [Work(id, attempt, 64) for id, attempt in self._attempts.items()]
         drops = [(id, self._attempts[id]) for id in drop]
@@ -107,10 +108,7 @@ def compare(watched: Watched, reference: ModelRunner) -> int:
         depths = (watched.depths[id] + [DEPTH])[:num_tokens]  # one that waits has no token yet
         expected = eager_kv(reference, sequence, depths)
         blocks, dim = torch.tensor(sequence.blocks), runner.decoder.shape.heads.dim
-        known, segment_of = (
-            [],
-            {layer: s for s, bound in enumerate([*EXITS, DEPTH]) for layer in range(bound)},
-        )
+        known = list[int]()
         for segment in range(DEPTH):
             num_left += num_left_at(sequence, segment)
             known.append(num_tokens - sum(num_left_at(sequence, s) for s in range(segment + 1)))

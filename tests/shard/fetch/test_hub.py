@@ -20,9 +20,11 @@ REFUSALS = {
     "nobody/nothing": (404, "RepoNotFound", "Repository not found"),
 }
 
+FILES: dict[str, bytes] = {}  # what the hub of this test has
+
 
 class Hub(BaseHTTPRequestHandler):
-    """The repository tiny/model, made of `server.files`."""
+    """The repository tiny/model, made of `FILES`."""
 
     def do_GET(self):
         self.answer(with_body=True)
@@ -39,19 +41,19 @@ class Hub(BaseHTTPRequestHandler):
             return self.send(404, {"X-Error-Code": "RevisionNotFound"}, b"")
         if path.startswith("api/models/"):
             return self.send_json(self.tree() if "/tree/" in path else self.info())
-        content = self.server.files.get(path.split("/")[-1])
+        content = FILES.get(path.split("/")[-1])
         if content is None:
             return self.send(404, {}, b"")
         etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
         return self.send(200, etag, content, with_body)
 
     def info(self):
-        siblings = [{"rfilename": name} for name in self.server.files]
-        config = json.loads(self.server.files["config.json"])
+        siblings = [{"rfilename": name} for name in FILES]
+        config = json.loads(FILES["config.json"])
         return {"id": "tiny/model", "sha": COMMIT, "siblings": siblings, "config": config}
 
     def tree(self):
-        files = self.server.files.items()
+        files = FILES.items()
         return [
             {"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in files
         ]
@@ -75,8 +77,9 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tiny_model):
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        server.files = {path.name: path.read_bytes() for path in tiny_model("llama").iterdir()}
-        server.files |= {"README.md": b"about", "training.bin": b"much"}
+        FILES.clear()
+        FILES.update({path.name: path.read_bytes() for path in tiny_model("llama").iterdir()})
+        FILES.update({"README.md": b"about", "training.bin": b"much"})
         server.daemon_threads = True  # none is waited for
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

@@ -49,9 +49,9 @@ def test_hundred_sequences_cannot_prove_two_per_cent():
 
 def test_more_sequences_allow_more_risk_and_never_the_bound_itself():
     allowed = [largest_risk(n, BOUND) for n in (100, 200, 400, 800, 3200)]
-    assert None not in allowed
-    assert allowed == sorted(allowed)
-    assert allowed[-1] < BOUND.risk
+    risks = [risk for risk in allowed if risk is not None]
+    assert risks == allowed == sorted(risks)
+    assert risks[-1] < BOUND.risk
     assert largest_risk(400, BOUND) == pytest.approx(0.03, abs=1e-6)
 
 
