@@ -109,7 +109,9 @@ class OpenAIApi:
             specs += [validation.with_seed(spec, call.parameters, index) for index in range(call.per_prompt)]
         return specs
 
-    async def _encoded(self, prompts: Sequence[Prompt | list[int]], limits: validation.Limits) -> list[Encoded]:
+    async def _encoded(
+        self, prompts: Sequence[Prompt | list[int]], limits: validation.Limits
+    ) -> list[Encoded]:
         texts = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
         if texts:
             return await self._service.encode(texts)

@@ -341,9 +341,8 @@ async def test_wrong_routes_and_methods_are_told_in_json(
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
 async def test_an_unknown_model_is_404_and_the_known_ones_are_named(client: Client, path: str) -> None:
-    body: dict[str, Any] = {"/tokenize": {"prompt": "Hi"}, "/detokenize": {"tokens": [1]}}.get(path) or ask(
-        path
-    )
+    bodies: dict[str, dict[str, Any]] = {"/tokenize": {"prompt": "Hi"}, "/detokenize": {"tokens": [1]}}
+    body = bodies.get(path) or ask(path)
     status, told, _ = await refused(client, path, body | {"model": "gpt-9"})
     assert status == 404
     assert "`gpt-9` is not served here" in told

@@ -40,7 +40,7 @@ async def test_a_fault_of_ours_in_mid_stream_is_an_event_too(client: Client, pat
     [request] = client.dispatcher.submitted
     request.put([TokenOutput(40, -0.5, 3)], None, 0.0)
     await asyncio.sleep(0.05)
-    request.emit(Token(1, None, 0.0, False, 1, None))  # type: ignore[arg-type]
+    request.emit(Token(1, None, 0.0, False, 1, None))
     *_, last = await events
     assert json.loads(last)["error_type"] == "incomplete_generation"
 

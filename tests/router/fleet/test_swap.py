@@ -14,6 +14,7 @@ from router.catalog.repository import Repository
 from router.catalog.served_model import Target
 from router.control.swap_controller import ChangeRequest, SwapController
 from router.fleet.dispatcher import Dispatcher
+from router.fleet.launcher import ChildLauncher
 from router.fleet.swap import Inflight, SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.request import GenerationFailed, Request, Status
 from router.settings.config import Config
@@ -52,8 +53,9 @@ def costs_of(folder: Path, name: str, **changes: Any) -> str:
 
 
 def process_of(sim: Sim, shard: int) -> psutil.Process:
-    process: Any = sim.dispatcher.engines[shard].launcher.process
-    return psutil.Process(process.pid)
+    launcher = sim.dispatcher.engines[shard].launcher
+    assert isinstance(launcher, ChildLauncher) and launcher.process is not None
+    return psutil.Process(launcher.process.pid)
 
 
 def authors(request: Request) -> list[tuple[str, int, int]]:

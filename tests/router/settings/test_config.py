@@ -341,7 +341,7 @@ GARBAGE_IN_TOML = [
 @pytest.mark.parametrize("option", options.options_of(Config), ids=lambda option: option.name)
 def test_no_garbage_ends_in_anything_but_a_sentence(option, toml, capsys):
     """Or it is taken, as a name may be anything; then whatever is derived from it can be."""
-    asked = [([f"{option.flag_name}={text}"], {}) for text in GARBAGE]
+    asked: list[tuple[list[str], dict[str, str]]] = [([f"{option.flag_name}={text}"], {}) for text in GARBAGE]
     asked += [([], {option.env_names[0]: text}) for text in GARBAGE]
     for argv, environment in asked:
         assert "\n" not in told_of(argv, environment)

@@ -35,12 +35,12 @@ def reads() -> frozenset[str]:
     for folder in ("router", "shard"):
         for path in (ROOT / folder).rglob("*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            found |= {node.attr for node in ast.walk(tree) if _is_read(node)}
+            found |= {
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            }
     return frozenset(found)
-
-
-def _is_read(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
 
 
 @pytest.mark.parametrize(("struct", "name"), FIELDS, ids=lambda part: getattr(part, "__name__", part))
