@@ -4,7 +4,7 @@ Knows nothing of where the numbers come from. Durations are in seconds, as Prome
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +21,23 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = tuple(round(0.0005 * 2**n, 4) for n in range(19))  # 0.5 ms .. 131 s
 _TOKENS = tuple(2**n for n in range(18))  # 1 .. 131072
 _SEQUENCES = tuple(2**n for n in range(11))  # 1 .. 1024
+# What a generation call may fail with, an error_type each; `dropped` by a client that went away.
+FAILURES = (
+    "cancelled",
+    "content_encoding",
+    "dropped",
+    "generation",
+    "incomplete_generation",
+    "malformed",
+    "media_type",
+    "model_not_found",
+    "overloaded",
+    "payload_too_large",
+    "unauthorized",
+    "validation",
+)
+_METHODS = ("prefill", "decode")
+_SWAP_OUTCOMES = ("committed", "failed")
 # The client library gives every counter a suffix, TGI's have none.
 _TGI_COUNTER = re.compile(rb"\b(tgi_\w+)_total\b")
 
@@ -74,7 +91,9 @@ class TgiMetrics:
         self.request_generated_tokens = tokens("request_generated_tokens", "Tokens generated.")
         self.queue_size = gauge("queue_size", "Requests that wait.")
         self.batch_current_size = gauge("batch_current_size", "Sequences that run, on all shards.")
-        self.batch_current_max_tokens = gauge("batch_current_max_tokens", "Tokens the KV cache has room for.")
+        self.batch_current_max_tokens = gauge(
+            "batch_current_max_tokens", "Tokens that running sequences may come to, prompts and answers."
+        )
         self.batch_next_size = Histogram(
             "tgi_batch_next_size", "Sequences in a step.", registry=registry, buckets=_SEQUENCES
         )
@@ -82,6 +101,17 @@ class TgiMetrics:
         self.batch_inference_success = counter("batch_inference_success", "Steps done.", "method")
         self.batch_inference_duration = seconds("batch_inference_duration", "Steps, idle time too.", "method")
         self.batch_forward_duration = seconds("batch_forward_duration", "Steps, on the device.", "method")
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have every count start at 0, for whoever takes differences."""
+        for failure in FAILURES:
+            self.request_failure.labels(failure)
+        for method in _METHODS:
+            self.batch_inference_count.labels(method)
+            self.batch_inference_success.labels(method)
+            self.batch_inference_duration.labels(method)
+            self.batch_forward_duration.labels(method)
 
 
 class HeliosMetrics:
@@ -128,6 +158,24 @@ class HeliosMetrics:
             "telemetry_dropped", "Windows and decisions given up so far, as Redis was away for too long."
         )
         self._add_exits(counter, gauge)
+
+    def begin(self, model: str, outcomes: Iterable[str]) -> None:
+        """Have every count start at 0; `outcomes` are what a request may end with."""
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Histogram) and metric._labelnames == ("model",):
+                metric.labels(model)
+        for outcome in outcomes:
+            self.requests.labels(model, outcome)
+        for outcome in _SWAP_OUTCOMES:
+            self.swaps.labels(model, outcome)
+
+    def begin_shard(self, model: str, shard: str, exit_layers: Iterable[int]) -> None:
+        """The same for what is counted by shard, and by the layers that its tokens may leave at."""
+        for metric in (self.step, self.busy, self.idle, self.shard_deaths):
+            metric.labels(model, shard)
+        for layer in exit_layers:
+            for metric in (self.tokens, self.scored_tokens, self.agreeing_tokens):
+                metric.labels(model, str(layer))
 
     def _add_exits(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
         self.confidence = counter("exit_confidence", "Sum of the confidences that tokens left early with.")

@@ -49,9 +49,7 @@ class StatusApi:
         tgi, helios, model = self._metrics.tgi, self._metrics.helios, self._service.model
         tgi.queue_size.set(state.waiting)
         tgi.batch_current_size.set(state.running)
-        if (ready := self._service.dispatcher.limits) is not None:
-            num_blocks = sum(shard.num_blocks for shard in state.shards)
-            tgi.batch_current_max_tokens.set(num_blocks * ready.block_size)
+        tgi.batch_current_max_tokens.set(state.max_running_tokens)
         helios.requests_waiting.labels(model).set(state.waiting)
         helios.requests_running.labels(model).set(state.running)
         helios.queued_tokens.labels(model).set(state.queued_tokens)

@@ -69,6 +69,7 @@ class State(msgspec.Struct, frozen=True):
     is_draining: bool
     shards: list[ShardState]
     agreement: Report = Report()
+    max_running_tokens: int = 0  # that running requests may come to, prompts and answers
 
 
 class Dispatcher:
@@ -276,7 +277,12 @@ class Dispatcher:
         shards = [_state_of(engine) for engine in self.engines]
         running = sum(shard.running for shard in shards)
         agreement = self._balancer.agreement.report()
-        return State(len(queue), queue.num_tokens, running, self._is_closed, shards, agreement)
+        most = sum(
+            request.num_prompt_tokens + request.max_new_tokens
+            for request in self._registry.live.values()
+            if request.status is Status.RUNNING
+        )
+        return State(len(queue), queue.num_tokens, running, self._is_closed, shards, agreement, most)
 
     def requests(self) -> list[Request]:
         """Live requests in order of arrival, then the last hundred that ended, latest first."""

@@ -3,7 +3,7 @@
 from router.catalog.served_model import ServedModel
 from router.scheduling.request import GenerationFailed, Request
 from shard.messages import ExitReport, FinishReason, Score, StepOutput
-from telemetry.prometheus import HeliosMetrics, Metrics
+from telemetry.prometheus import FAILURES, HeliosMetrics, Metrics
 from telemetry.store import Store
 
 
@@ -14,6 +14,7 @@ class MetricsObserver:
         self._tgi = metrics.tgi
         self._helios = metrics.helios
         self._model = model
+        metrics.helios.begin(model, [*FinishReason, *FAILURES])
         self._ttft = metrics.helios.ttft.labels(model)
         self._itl = metrics.helios.itl.labels(model)
         self.last_token: dict[int, float] = {}  # request -> loop time
@@ -76,6 +77,8 @@ class MetricsObserver:
 
     def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
         num_blocks = served_model.ready.num_blocks
+        layers = {*served_model.target.config.exit_layers, served_model.ready.depth}
+        self._helios.begin_shard(self._model, str(shard), layers)
         self._helios.kv_blocks.labels(self._model, str(shard)).set(num_blocks)
         self._helios.kv_blocks_free.labels(self._model, str(shard)).set(num_blocks)
 

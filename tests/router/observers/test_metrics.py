@@ -1,5 +1,7 @@
 """The router's events as metrics."""
 
+import re
+
 import pytest
 
 from router.observers.metrics import MetricsObserver, watch_store
@@ -13,9 +15,10 @@ from shard.messages import (
     StepOutput,
     TokenOutput,
 )
-from telemetry.prometheus import Metrics
+from telemetry.prometheus import FAILURES, Metrics
 from telemetry.store import Store
 from tests.router.fakes import make_request, make_served_model
+from tests.running import ROOT
 
 
 class Observed:
@@ -102,6 +105,40 @@ def test_steps_tell_time_blocks_and_exit_layers(observed: Observed) -> None:
     assert observed.value('tgi_batch_inference_count{method="decode"}') == 1
     assert observed.value('tgi_batch_inference_count{method="prefill"}') == 1
     assert observed.value("tgi_batch_next_size_sum") == 6
+
+
+def test_every_count_is_there_before_anything_has_happened(observed: Observed) -> None:
+    observed.observer.on_shard_ready(1, make_served_model(depth=30))
+    for outcome in ("length", "eos_token", "stop_sequence", "cancelled", "overloaded", "generation"):
+        assert observed.value(f'helios_requests_total{{model="poet",outcome="{outcome}"}}') == 0
+    for failure in ("dropped", "validation", "overloaded", "incomplete_generation"):
+        assert observed.value(f'tgi_request_failure{{err="{failure}"}}') == 0
+    for method in ("prefill", "decode"):
+        assert observed.value(f'tgi_batch_inference_count{{method="{method}"}}') == 0
+        assert observed.value(f'tgi_batch_forward_duration_count{{method="{method}"}}') == 0
+    for name in (
+        "preemptions_total",
+        "replays_total",
+        "tokens_total",
+        "prompt_tokens_total",
+        "e2e_seconds_count",
+    ):
+        labels = 'exit_layer="30",model="poet"' if name == "tokens_total" else 'model="poet"'
+        assert observed.value(f"helios_{name}{{{labels}}}") == 0
+    for name in ("shard_deaths_total", "shard_busy_seconds_total", "step_seconds_count"):
+        assert observed.value(f'helios_{name}{{model="poet",shard="1"}}') == 0
+    assert observed.value('helios_swaps_total{model="poet",outcome="failed"}') == 0
+
+
+def test_every_error_type_of_a_generation_call_is_counted_from_0_on() -> None:
+    """Those that stand in the router's code, but for what no generation call fails with."""
+    text = "".join(path.read_text() for path in (ROOT / "router").rglob("*.py"))
+    kinds = set(re.findall(r'"(\w+)", (?:4\d\d|500)\b|\b(?:4\d\d|500), "(\w+)"|kind="(\w+)"', text))
+    others = {"conflict", "decision_not_found", "expectation_failed", "forbidden", "http"}
+    others |= {"method_not_allowed", "not_found", "request_not_found", "timeout"}
+    others |= {"authentication_error", "permission_error"}  # OpenAI's words beside ours
+    assert {"".join(kind) for kind in kinds} - others <= set(FAILURES)
+    assert {"validation", "overloaded", "cancelled"} <= {"".join(kind) for kind in kinds}
 
 
 def test_preemptions_and_deaths_are_counted(observed: Observed) -> None:
