@@ -20,6 +20,7 @@ from pathlib import Path
 import uvloop
 
 from router import app
+from router.api.addresses import listen_at
 from router.api.auth import who_may
 from router.catalog import memory_check
 from router.catalog.candidate_config import begun_with, repository_of
@@ -118,18 +119,16 @@ def serve(config: Config, repository: Repository) -> None:
     uvloop.run(_serve(config, Catalog(config, repository, entries)))
 
 
-def check_address(hostname: str, port: int) -> None:
+def check_address(hostname: str | None, port: int) -> None:
     """Raises `CannotServe` when it cannot be listened on: better now than after a model was loaded."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        for probe in listen_at(hostname, port):
+            probe.close()
     except OSError as error:
         raise CannotServe(_why_not_listen(error, hostname, port) or f"{error}.") from None
 
 
-def _why_not_listen(error: OSError, hostname: str, port: int) -> str | None:
+def _why_not_listen(error: OSError, hostname: str | None, port: int) -> str | None:
     """None for an error of another kind."""
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} is taken by another process: stop that one, or choose another port with --port."

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
+from router.api.addresses import listen_at
 from router.api.commands import CommandsApi
 from router.api.connections import Bounds, Patience, Runner
 from router.api.docs import DocsApi
@@ -119,7 +120,8 @@ async def listening(app: web.Application, config: Config) -> AsyncIterator[str]:
     await runner.setup()
     watching = asyncio.create_task(runner.connections.watch())
     try:
-        await web.TCPSite(runner, config.hostname, config.port, backlog=_BACKLOG).start()
+        for sock in listen_at(config.hostname, config.port):
+            await web.SockSite(runner, sock, backlog=_BACKLOG).start()
         host, port = runner.addresses[0][:2]
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
     finally:

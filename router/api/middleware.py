@@ -24,7 +24,7 @@ class Middleware:
         config = service.config
         self._service = service
         self._metrics = metrics
-        self._keys = Keys(config.api_key, config.admin_key, config.hostname)
+        self._keys = Keys(config.api_key, config.admin_key, config.hostname or "")
         self._cors = Cors(config.cors_allow_origin)
         self._routes = {(route.method, route.path): route for route in routes}
 

@@ -10,7 +10,6 @@ from aiohttp import web
 from router.api import validation
 from router.api.arrival import ARRIVED
 from router.api.decode import read_body
-from router.api.errors import Invalid
 from router.api.fields import CHAT, COMPLETION, decode_call
 from router.api.headers import label_of, start_headers, total_headers
 from router.api.openai_messages import chat_prompt
@@ -46,7 +45,7 @@ class OpenAIApi:
         return await self.completion_body(http, await read_body(http))
 
     async def models(self, http: web.Request) -> web.Response:
-        return json_response(Models(data=[self._model(self._service.model)]))
+        return json_response(Models(data=[self._model(name) for name in self._service.config.model_names]))
 
     async def model(self, http: web.Request) -> web.Response:
         """Whatever name a call may give as its `model`."""
@@ -89,11 +88,9 @@ class OpenAIApi:
         return await self._run(http, call, shape, specs)
 
     def _admit(self, call: Call, prompts: Sequence[str | list[int]]) -> None:
-        validation.check(call.parameters, self._service.limits())
-        most = self._service.config.max_concurrent_requests
-        if len(prompts) * call.per_prompt > most:
-            raise Invalid("n", f"times the prompts must be <= {most}. Given: {call.per_prompt}")
-        self._service.admit(prompts, call.per_prompt)
+        limits = self._service.limits(validation.OPENAI)
+        validation.check(call.parameters, limits)
+        self._service.admit(prompts, call.per_prompt, limits)
 
     def _text(self, prompt: str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else self._service.tokenizer.decode(prompt)
@@ -102,7 +99,7 @@ class OpenAIApi:
         self, http: web.Request, call: Call, prompts: Sequence[Prompt | list[int]]
     ) -> list[Spec]:
         """All generations of the call, those for one prompt after each other. Raises `Invalid`."""
-        limits = self._service.limits()
+        limits = self._service.limits(validation.OPENAI)
         specs = []
         for encoded in await self._encoded(prompts, limits):
             spec = validation.spec_of(call.parameters, encoded, limits, http[ARRIVED], label_of(http))

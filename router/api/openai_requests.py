@@ -84,7 +84,7 @@ def _parameters(
     return Parameters(**wanted)
 
 
-def prompts_of(asked: CompletionRequest, max_prompts: int) -> list[str] | list[list[int]]:
+def prompts_of(asked: CompletionRequest, max_prompts: int | None) -> list[str] | list[list[int]]:
     """The prompts, all text or all token ids. Raises `Invalid`."""
     prompt: Any = asked.prompt
     prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -92,6 +92,6 @@ def prompts_of(asked: CompletionRequest, max_prompts: int) -> list[str] | list[l
         prompts = [prompts]
     if not prompts or len({type(part) for part in prompts}) > 1:
         raise Invalid("prompt", "must be text, token ids, or a list of one of these")
-    if len(prompts) > max_prompts:
+    if max_prompts is not None and len(prompts) > max_prompts:
         raise Invalid("prompt", f"takes at most {max_prompts} prompts in one call. Given: {len(prompts)}")
     return cast(list[str] | list[list[int]], prompts)

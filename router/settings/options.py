@@ -177,7 +177,7 @@ def _plain(option: Option, value: Any) -> Any:
 def _plain_one(option: Option, value: Any) -> Any:
     if not isinstance(value, str) or isinstance(option.type, inspect.StrType):
         return value
-    text = value.strip()
+    text = value.strip().encode(errors="backslashreplace").decode()  # bytes that are no UTF-8, too
     if option.is_flag:
         return _SWITCHES.get(text.lower(), text)
     try:

@@ -12,7 +12,7 @@ from loadgen.client.server_info import ServerInfo
 from loadgen.load.run import Run
 from loadgen.selftest.server import Behaviour, Server
 
-PEER = ServerInfo(kind="helios", dialect=Dialect.TGI, model="synthetic")
+SERVER_INFO = ServerInfo(kind="helios", dialect=Dialect.TGI, model="synthetic")
 QUICK = Behaviour(ttft_ms=5, itl_ms=2)
 SHORT = Patience(connect_s=2, first_token_s=0.4, stall_s=0.4, total_s=1.5)
 
@@ -38,7 +38,7 @@ def run_of(records: Sequence[Record], **changes: Any) -> Run:
     settled: dict[str, Any] = {
         "label": "test",
         "url": "http://test",
-        "peer": PEER,
+        "server_info": SERVER_INFO,
         "is_open_loop": True,
         "concurrency": None,
         "began": 0.0,

@@ -65,6 +65,9 @@ class FakeDispatcher:
         self.held: asyncio.Event = asyncio.Event()  # nothing is generated while it is clear
         self.held.set()
         self.limits: Ready | None = ready()
+        self.max_queued_tokens = 100_000
+        self.max_queued_requests = 300
+        self.max_requests: int | None = None
         self.is_draining = False
         self.exit_threshold: float | None = None
         self.before: Target | None = None
@@ -96,7 +99,8 @@ class FakeDispatcher:
     def is_ready(self) -> bool:
         return self.limits is not None and not self.is_draining
 
-    def try_admit(self, num_tokens: int, num_requests: int = 1) -> None:
+    def try_admit(self, num_tokens: int, num_requests: int = 1, max_requests: int | None = None) -> None:
+        self.max_requests = max_requests
         self.admitted.append((num_tokens, num_requests))
         if self.refuses is not None:
             raise self.refuses

@@ -11,7 +11,7 @@ from loadgen.load.run import Pace, RequestOptions, Run
 from loadgen.load.runner import Runner
 from loadgen.selftest.server import Behaviour
 from loadgen.traffic.workloads import Job
-from tests.loadgen.making import PEER, QUICK, client_of, synthetic
+from tests.loadgen.making import QUICK, SERVER_INFO, client_of, synthetic
 
 
 class Jobs:
@@ -30,7 +30,9 @@ class Jobs:
 
 async def carried_out(jobs: Jobs, pace: Pace, behaviour: Behaviour = QUICK) -> Run:
     async with synthetic(behaviour) as server, client_of(server) as client:
-        runner = Runner(client, PEER, jobs, RequestOptions(dialect=Dialect.TGI, model="synthetic"), pace)
+        runner = Runner(
+            client, SERVER_INFO, jobs, RequestOptions(dialect=Dialect.TGI, model="synthetic"), pace
+        )
         async with asyncio.timeout(30):
             return await runner.carry_out()
 
@@ -126,7 +128,7 @@ async def test_an_interrupted_run_ends_with_what_it_has() -> None:
     slow = Behaviour(ttft_ms=5, itl_ms=50)
     async with synthetic(slow) as server, client_of(server) as client:
         request_options = RequestOptions(dialect=Dialect.TGI, model="synthetic")
-        runner = Runner(client, PEER, Jobs(max_tokens=1000), request_options, Pace(times=forever()))
+        runner = Runner(client, SERVER_INFO, Jobs(max_tokens=1000), request_options, Pace(times=forever()))
 
         running = asyncio.create_task(runner.carry_out())
         async with asyncio.timeout(30):
@@ -145,7 +147,7 @@ async def test_a_closed_loop_does_not_spin_on_a_server_that_says_no() -> None:
     assert [record.outcome for record in refused.records] == [Outcome.REFUSED] * 2
     async with Client(Address("127.0.0.1", 9)) as client:
         request_options = RequestOptions(dialect=Dialect.TGI, model="synthetic")
-        runner = Runner(client, PEER, Jobs(), request_options, Pace(concurrency=2, duration_s=0.5))
+        runner = Runner(client, SERVER_INFO, Jobs(), request_options, Pace(concurrency=2, duration_s=0.5))
         run = await runner.carry_out()
     assert {record.outcome for record in run.records} == {Outcome.CONNECT}
     assert len(run.records) <= 12

@@ -255,7 +255,7 @@ def test_what_is_open_to_whom_is_one_line(
 )
 async def test_any_name_fits_into_a_header(name: str, header: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Config, "_check_texts", lambda _: None)
-    async with serving(served_model_name=name) as client:
+    async with serving(served_model_name=(name,)) as client:
         for path in ("/generate", "/v1/completions", "/nowhere"):
             async with client.session.post(client.url + path, json=ask(path)) as response:
                 assert response.headers["x-helios-model"] == header

@@ -248,9 +248,10 @@ async def test_the_model_field_names_the_deployment(client: Client, model: str |
 async def test_models_name_what_is_served(client: Client) -> None:
     status, answer = await client.get("/v1/models")
     assert status == 200
-    [model] = answer["data"]
+    model, hub = answer["data"]
+    assert hub == model | {"id": "HuggingFaceTB/SmolLM2-135M-Instruct"}
     assert (model["id"], model["object"]) == (client.config.model_name, "model")
-    assert model["root"] == client.config.model_name
+    assert model["root"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert model["max_model_len"] == 512
 
 

@@ -222,7 +222,7 @@ async def test_a_stream_has_the_headers_that_are_known_at_its_start(client: Clie
 
 async def test_a_served_name_is_the_models_name() -> None:
     async with (
-        serving(served_model_name="poet") as client,
+        serving(served_model_name=("poet",)) as client,
         client.session.post(client.url + "/generate", json={"inputs": "Hi"}) as response,
     ):
         assert response.headers["x-helios-model"] == "poet"

@@ -10,6 +10,7 @@ from router.catalog.candidate_config import begun_with, repository_of
 from router.settings import options
 from router.settings.config import GIB, MIB, Config
 from router.settings.machine import Machine
+from router.settings.model_names import hub_id
 from router.settings.options import ConfigError, OneSentenceParser
 
 CPU_BOX = Machine(num_gpus=0, num_cores=8, available_bytes=16 * GIB)
@@ -151,7 +152,8 @@ def test_a_wrong_value_is_one_sentence_with_field_value_and_bound(argv, sentence
 def test_a_name_is_one_line(field, name):
     with pytest.raises(ConfigError, match=f"{field} must be a name in one line"):
         read(**{field.upper(): name})
-    assert getattr(read(**{field.upper(): "modèle 模型"}), field) == "modèle 模型"
+    kept = getattr(read(**{field.upper(): "modèle 模型"}), field)
+    assert kept == (("modèle 模型",) if field == "served_model_name" else "modèle 模型")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,28 @@ def test_a_name_is_one_line(field, name):
 )
 def test_clients_are_not_told_where_a_model_lies(model_id, name):
     assert Config(model_id=model_id).model_name == name
-    assert Config(model_id=model_id, served_model_name="bard").model_name == "bard"
+    named = Config(model_id=model_id, served_model_name=("bard", "poet"))
+    assert named.model_names[:2] == ("bard", "poet")
+    assert named.model_name == "bard"
+
+
+@pytest.mark.parametrize(
+    ("model_id", "known"),
+    [
+        ("someone/poet", "someone/poet"),
+        ("smollm2-135m-instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("~/hub/models--someone--po--et/snapshots/abc", "someone/po--et"),
+        ("./someone/poet", None),
+        ("/models/poet", None),
+        ("models/poet.gguf", None),
+        ("tests/router", None),  # a folder here
+        ("random:opt-1.3b", None),
+    ],
+)
+def test_the_hub_id_of_a_model_is_one_of_its_names(model_id, known):
+    assert hub_id(model_id) == known
+    names = Config(model_id=model_id, served_model_name=("bard",)).model_names
+    assert names == (("bard",) if known is None else ("bard", known))
 
 
 @pytest.mark.parametrize("kind", ["api", "admin"])
@@ -304,7 +327,7 @@ def test_a_shard_is_asked_for_what_was_settled(tmp_path):
 
 def test_the_machines_own_name_in_hostname_is_not_an_address_to_listen_on(monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "3f2a9c")
-    assert read_config(["--device", "cpu"], {"HOSTNAME": "3f2a9c"}).hostname == "0.0.0.0"
+    assert read_config(["--device", "cpu"], {"HOSTNAME": "3f2a9c"}).hostname is None
     assert read_config(["--device", "cpu"], {"HOSTNAME": "10.1.2.3"}).hostname == "10.1.2.3"
 
 

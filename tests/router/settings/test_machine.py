@@ -13,7 +13,7 @@ GIB = 1024**3
 @pytest.fixture
 def four_gpus(monkeypatch):
     """Four GPUs in /dev and a torch that was built for them."""
-    monkeypatch.setattr(machine, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: True)
     monkeypatch.setattr(Path, "glob", lambda *_: [Path(f"/dev/nvidia{number}") for number in range(4)])
 
 
@@ -27,7 +27,7 @@ def test_gpus_are_those_that_are_visible(four_gpus, visible, count):
 
 
 def test_a_torch_without_cuda_sees_no_gpu(four_gpus, monkeypatch):
-    monkeypatch.setattr(machine, "_torch_has_cuda", lambda: False)
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: False)
     assert machine.inspect({}).num_gpus == 0
 
 

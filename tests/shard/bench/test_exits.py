@@ -60,7 +60,7 @@ def test_every_mode_is_measured_against_full_depth(asked, fill: str):
 
 def test_modes_take_turns_with_full_depth_as_far_as_memory_goes(asked, monkeypatch: pytest.MonkeyPatch):
     """Each is measured once, full depth beside all of them and told once."""
-    bench = ModeBench(*asked())
+    bench = ModeBench(*asked(Agenda())[:-1])
     monkeypatch.setattr("shard.bench.exits.is_elastic", lambda device: False)
     others = [Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED]
     for num_caches, groups in ((1, [1, 1, 1]), (2, [1, 1, 1]), (3, [2, 1]), (9, [3])):
@@ -68,7 +68,7 @@ def test_modes_take_turns_with_full_depth_as_far_as_memory_goes(asked, monkeypat
         monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device, free=free: free)
         assert [len(group) for group in bench.groups(others, 4)] == groups
     monkeypatch.setattr("shard.bench.exits.free_bytes", lambda device: 0)
-    points = run_modes(*asked(batch_sizes=[2], agenda=Agenda()))
+    points = run_modes(*asked(Agenda(), batch_sizes=[2]))
     assert [point.mode for point in points] == ["full", "per_row", "synchronized", "capped"]
 
 

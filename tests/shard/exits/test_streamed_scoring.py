@@ -88,7 +88,7 @@ def test_beside_others_it_takes_its_share_of_the_time_and_changes_nothing(tiny_m
         advance(reading)
         return 10.0
 
-    monkeypatch.setattr(streamed, "_advance", ten_ms)
+    monkeypatch.setattr(streamed, "advance", ten_ms)
     monkeypatch.setattr(streamed, "earn", lambda ms: earn(100.0))
     new = [NewSequence(i, 0, p, len(p), 90, ignore_eos=True) for i, p in enumerate(prompts[:2])]
     reading = NewSequence(99, 0, prompts[2] + prompts[3], len(prompts[2]), 0, scores=True)

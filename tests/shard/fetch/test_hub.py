@@ -156,7 +156,7 @@ def test_a_gated_model_says_how_to_open_it(hub, ask):
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_fetched(hub, ask, tmp_path):
-    hub.files["config.json"] = json.dumps({"model_type": "mamba"}).encode()
+    FILES["config.json"] = json.dumps({"model_type": "mamba"}).encode()
     assert "tiny/model is of architecture 'mamba', which is not supported" in sentence(ask(hub, "tiny/model"))
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -1,0 +1,29 @@
+"""What clients may call a model: never where on this machine it lies."""
+
+import re
+from os.path import exists, expanduser  # leaves a home that is not known as it is written
+from pathlib import Path
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+_EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")  # a folder of huggingface_hub's cache
+
+
+def short_name(model_id: str) -> str:
+    """A hub id as it is, of a path its last part."""
+    if not model_id.startswith(("/", ".", "~")) and not model_id.endswith(".gguf"):
+        return model_id
+    path = Path(expanduser(model_id)).absolute()
+    return (path.stem if path.suffix == ".gguf" else path.name) or "model"
+
+
+def hub_id(model_id: str) -> str | None:
+    """The id under which the hub has it, as far as its name or the folder it came in tells."""
+    if model_id in (EMBEDDED_MODEL, "embedded"):
+        return _EMBEDDED_HUB_ID
+    for part in Path(model_id).parts:
+        if cached := _CACHED.fullmatch(part):
+            return f"{cached['owner']}/{cached['name']}"
+    is_here = model_id.startswith((".", "~")) or model_id.endswith(".gguf") or exists(model_id)
+    return model_id if _HUB_ID.fullmatch(model_id) and not is_here else None
