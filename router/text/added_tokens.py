@@ -4,6 +4,7 @@ Tools that extend a vocabulary often write them into tokenizer_config.json or sp
 prompt that holds one would otherwise be cut into other ids than the model was trained on.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
         raise TokenizerUnreadable(f"{path} is no tokenizer ({error}): fetch the model again") from None
     add_tokens(backend, folder)
     return backend
+
+
+def digest_of(backend: tokenizers.Tokenizer, folder: Path) -> str:
+    """Of the file that `read_backend` read and of the tokens that others added: what it costs is one hash."""
+    added = sorted((id, repr(token)) for id, token in backend.get_added_tokens_decoder().items())
+    content = (folder / "tokenizer.json").read_bytes() + repr(added).encode()
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:

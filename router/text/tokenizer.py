@@ -5,7 +5,6 @@ once; a stream is the pieces through an incremental UTF-8 decoder, so a characte
 """
 
 import codecs
-import functools
 import hashlib
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any, Self
 import msgspec
 import tokenizers
 
-from router.text.added_tokens import read_backend
+from router.text.added_tokens import digest_of, read_backend
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 from router.text.rendering import renderer
 from shard.messages import TokenOutput
@@ -65,9 +64,15 @@ class Span(msgspec.Struct, frozen=True):
 class Tokenizer:
     """The tokenizer and the chat template of one model."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, chat_template: ChatTemplate | None = None):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        chat_template: ChatTemplate | None = None,
+        digest: str | None = None,
+    ):
         self.chat_template = chat_template
         self.backend = backend
+        self._digest = digest
         self._pieces: dict[int, Piece] = {}
         self._special_ids = {id for id, token in backend.get_added_tokens_decoder().items() if token.special}
         decoder_types = _decoder_types(backend)
@@ -88,12 +93,17 @@ class Tokenizer:
         template = ChatTemplate.load(Path(folder), Path(config_path) if config_path else None)
         if template is not None:
             renderer().check(template)
-        return cls(backend, template)
+        return cls(backend, template, digest_of(backend, Path(folder)))
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """Of all that decides which ids a text becomes: with equal digests, ids mean the same."""
-        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:12]
+        """Of all that decides which ids a text becomes: with equal digests, ids mean the same.
+
+        Known once a folder was read: to write out a tokenizer holds up all streams for a tenth of a second.
+        """
+        if self._digest is None:
+            self._digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:12]
+        return self._digest
 
     @property
     def template_source(self) -> str | None:

@@ -1,6 +1,7 @@
 """Text to tokens and back, against the `tokenizers` library's own decoding of the whole."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,3 +159,18 @@ def test_spans_say_which_characters_a_token_stands_for() -> None:
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_digest_is_of_what_decides_ids_and_of_nothing_else(tmp_path: Path) -> None:
+    """Folders that differ in their chat template alone have the same; one more token makes another."""
+    backend = byte_tokenizer(None).backend
+    folders = {name: tmp_path / name for name in ("plain", "templated", "extended")}
+    for folder in folders.values():
+        folder.mkdir()
+        backend.save(str(folder / "tokenizer.json"))
+    config = {"chat_template": "{{ messages[0].content }}"}
+    (folders["templated"] / "tokenizer_config.json").write_text(json.dumps(config))
+    more = {"added_tokens_decoder": {str(backend.get_vocab_size()): {"content": "<more>"}}}
+    (folders["extended"] / "tokenizer_config.json").write_text(json.dumps(more))
+    digests = {name: Tokenizer.load(folder).digest for name, folder in folders.items()}
+    assert digests["plain"] == digests["templated"] != digests["extended"]
