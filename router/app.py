@@ -69,7 +69,7 @@ async def serve(
     options = SwapOptions(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
     loop = ReassessmentLoop(catalog.repository, profiles, controller, store, options, config.watts)
     dispatcher.add_observer(loop.observer)
-    async with listening(build_app(service, controller, metrics, store), config) as address:
+    async with listening(build_app(service, controller, loop, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):
                 gc.freeze()  # what start-up made stays: no need to look through it again
@@ -83,18 +83,20 @@ async def serve(
 
 
 def build_app(
-    service: Service, controller: SwapController, metrics: Metrics, store: Store
+    service: Service, controller: SwapController, loop: ReassessmentLoop, metrics: Metrics, store: Store
 ) -> web.Application:
     """The HTTP side alone, for a dispatcher that someone else starts and stops."""
     app = web.Application(client_max_size=service.config.payload_limit)
-    routes = _routes(service, controller, metrics, store)
+    routes = _routes(service, controller, loop, metrics, store)
     Middleware(service, routes, metrics.tgi).install(app)
     app.on_cleanup.append(service.end)
     app.add_routes([_definition(route) for route in routes])
     return app
 
 
-def _routes(service: Service, controller: SwapController, metrics: Metrics, store: Store) -> list[Route]:
+def _routes(
+    service: Service, controller: SwapController, loop: ReassessmentLoop, metrics: Metrics, store: Store
+) -> list[Route]:
     tgi, openai = TgiApi(service), OpenAIApi(service)
     routes = [
         *tgi_routes(tgi),
@@ -102,7 +104,7 @@ def _routes(service: Service, controller: SwapController, metrics: Metrics, stor
         *invocation_routes(tgi, openai),
         *text_routes(TextApi(service)),
         *status_routes(StatusApi(service, metrics)),
-        *ops_routes(OpsApi(service, controller, store)),
+        *ops_routes(OpsApi(service, controller, loop, store)),
         *command_routes(CommandsApi(service, controller, store)),
     ]
     return routes + DocsApi(routes, VERSION).routes

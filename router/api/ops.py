@@ -24,6 +24,7 @@ from router.api.ops_structs import (
 from router.api.respond import json_response
 from router.api.service import Service
 from router.catalog.repository import Choice
+from router.control.loop import ReassessmentLoop
 from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import ShardState
 from router.scheduling.request import GenerationFailed, Request, Status
@@ -33,10 +34,11 @@ from telemetry.store import Store
 class OpsApi:
     """Handlers of `/ops` that look, and those that change no model. `store` is where telemetry is kept."""
 
-    def __init__(self, service: Service, controller: SwapController, store: Store):
+    def __init__(self, service: Service, controller: SwapController, loop: ReassessmentLoop, store: Store):
         self._service = service
         self._dispatcher = service.dispatcher
         self._controller = controller
+        self._loop = loop
         self._store = store
 
     async def state(self, http: web.Request) -> web.Response:
@@ -105,6 +107,7 @@ class OpsApi:
             queued_tokens=state.queued_tokens,
             is_draining=state.is_draining,
             agreement=state.agreement,
+            reassessment=self._loop.state,
         )
 
 

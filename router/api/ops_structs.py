@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from router.control.loop import LoopState
 from shard.quality.agreement import Report
 
 
@@ -52,6 +53,7 @@ class StateReport(msgspec.Struct, frozen=True, kw_only=True):
     queued_tokens: int
     is_draining: bool
     agreement: Report  # of answers read again at full depth, since the start
+    reassessment: LoopState
 
 
 class SwapRequest(msgspec.Struct, frozen=True):

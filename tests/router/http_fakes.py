@@ -16,6 +16,7 @@ from router.app import build_app, listening
 from router.catalog.catalog import Catalog, CatalogEntry
 from router.catalog.repository import Candidate, Repository
 from router.catalog.served_model import ServedModel, Target
+from router.control.loop import ReassessmentLoop
 from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import ShardState, State
 from router.fleet.swap import SwapError, SwapOptions, SwapResult
@@ -282,7 +283,8 @@ async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIter
     store, catalog = Store(None, "poems", "one"), menu_of(config, tokenizer)
     service = Service(config, dispatcher, dispatcher.target, catalog.names)
     controller = SwapController(dispatcher, catalog, store.audit)
-    app = build_app(service, controller, Metrics(), store)
+    loop = ReassessmentLoop(catalog.repository, {}, controller, store, SwapOptions())
+    app = build_app(service, controller, loop, Metrics(), store)
     async with listening(app, config) as url, ClientSession() as session:
         yield Client(session, url, service, dispatcher, controller)
 

@@ -26,6 +26,7 @@ async def test_state_shows_deployment_shards_and_queue(client: Client) -> None:
     assert state["deployment"] == "helios"
     assert state["redis"] == "lost"
     assert state["pinned"] is None
+    assert (state["reassessment"]["state"], state["reassessment"]["num_requests"]) == ("off", 0)
     [shard] = state["shards"]
     assert set(shard) >= SHARD_FIELDS
     assert shard["state"] == "serving"
