@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from shard.exits.exit_heads import HeadKind
+from shard.host_memory import available_bytes
 from shard.models.shape import Shape
 from shard.tune.heads import HeadSpec
 from shard.tune.tune_config import Ask
@@ -33,8 +34,8 @@ def check(ask: Ask, shape: Shape) -> None:
     if ask.text.max_new_tokens + 2 > shape.max_positions:
         raise ValueError(f"The model holds {shape.max_positions} tokens, fewer than an answer was to have.")
     if ask.machine.device == "cpu":
-        needed, there = training_bytes(ask.wanted.spec, shape), free_memory()
-        if needed > there:
+        needed, there = training_bytes(ask.wanted.spec, shape), available_bytes()
+        if there is not None and needed > there:
             raise MemoryError(
                 f"Tuning takes about {needed >> 20} MiB of memory, and {there >> 20} MiB are free: "
                 "give fewer exit layers, a smaller head, or a smaller --head-rank."
@@ -62,11 +63,3 @@ def check_disk(work: Path, needed: int, folder: Path) -> None:
             f"Hidden states would take {needed >> 20} MiB in {work}, where {free >> 20} MiB are free: "
             "name another --work folder, or give fewer prompts."
         )
-
-
-def free_memory() -> int:
-    """Bytes that can be taken without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62  # not known here

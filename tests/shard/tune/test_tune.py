@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from shard.runner import ModelRunner
-from shard.tune import pipeline
-from shard.tune import preflight as limits
+from shard.tune import pipeline, preflight
 from shard.tune.__main__ import main
 from shard.tune.batches import Source, load_batch
 from shard.tune.evaluation import logits_of
@@ -178,7 +177,8 @@ def test_too_little_memory_is_said_before_any_work(
     tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     model = write_tiny_model(tmp_path / "model", "llama")
-    monkeypatch.setattr(limits, "free_memory", lambda: 1 << 20)
+    # the tighter of host and container: tests/shard/test_host_memory.py
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 1 << 20)
     assert tune(model, tmp_path / "exits", prompts) == 1
     assert "1 MiB are free" in capsys.readouterr().err
 
