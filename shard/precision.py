@@ -70,8 +70,8 @@ def _of_cpu(cpu: Cpu, dtype: str) -> Precision:
 def _has_products(cpu: Cpu, dtype: torch.dtype) -> bool:
     """True where oneDNN multiplies in it by instructions made for it, rather than by emulating them."""
     if dtype is torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())  # noqa: SLF001
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
         return False
     return cpu.machine != "x86_64" or bool(cpu.features & {"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 

@@ -162,7 +162,7 @@ class HeliosMetrics:
     def begin(self, model: str, outcomes: Iterable[str]) -> None:
         """Have every count start at 0; `outcomes` are what a request may end with."""
         for metric in vars(self).values():
-            if isinstance(metric, Counter | Histogram) and metric._labelnames == ("model",):
+            if isinstance(metric, Counter | Histogram) and metric._labelnames == ("model",):  # noqa: SLF001
                 metric.labels(model)
         for outcome in outcomes:
             self.requests.labels(model, outcome)

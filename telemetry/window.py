@@ -130,10 +130,6 @@ class Window(msgspec.Struct, omit_defaults=True):
         return self.tokens / worked_s if worked_s else None
 
     @property
-    def mean_batch_size(self) -> float | None:
-        return self.batched / self.num_steps if self.num_steps else None
-
-    @property
     def mean_confidence(self) -> float | None:
         return self.confidence_sum / self.num_confident if self.num_confident else None
 
@@ -145,12 +141,6 @@ class Window(msgspec.Struct, omit_defaults=True):
     @property
     def joules_per_token(self) -> float | None:
         return self.joules / self.metered_tokens if self.metered_tokens else None
-
-    @property
-    def class_mix(self) -> dict[str, float]:
-        """Share of requests by class of prompt."""
-        total = sum(use.requests for use in self.classes.values())
-        return {name: use.requests / total for name, use in self.classes.items() if total}
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -165,33 +155,6 @@ class Record(msgspec.Struct, frozen=True):
     @property
     def key(self) -> tuple[str, int]:
         return self.candidate, self.depth
-
-
-def merged(windows: Iterable[Window]) -> Window:
-    """One window over all."""
-    whole = Window()
-    for window in windows:
-        whole.merge(window)
-    return whole
-
-
-def by_candidate(records: Iterable[Record]) -> dict[tuple[str, int], Window]:
-    """One window for each (candidate, depth), over all shards."""
-    found: dict[tuple[str, int], Window] = {}
-    for record in records:
-        found.setdefault(record.key, Window()).merge(record.window)
-    return found
-
-
-def last_requests(records: Iterable[Record], num_requests: int) -> list[Record]:
-    """The latest records that hold at least so many answered requests together; all, if there are fewer."""
-    chosen: list[Record] = []
-    for record in sorted(records, key=lambda record: record.window.end, reverse=True):
-        if num_requests <= 0:
-            break
-        chosen.append(record)
-        num_requests -= record.window.requests
-    return chosen
 
 
 def add_counts(counts: dict[int, int], more: dict[int, int]) -> None:

@@ -1,5 +1,6 @@
 """The contract of who may import whom: it holds, and an arrow against it is found."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -48,3 +49,16 @@ def test_an_arrow_against_the_contract_is_found(copy: Path, file: str, arrow: st
 def test_the_contract_holds(copy: Path) -> None:
     linted = lint(copy)
     assert linted.returncode == 0, linted.stdout
+
+
+def test_test_modules_import_helpers_and_no_test_modules() -> None:
+    """What two of them need lies in a helper beside them."""
+    files = list((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 100
+    arrows = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in files
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\s*(from|import) tests(\.\w+)*\.test_", line)
+    ]
+    assert arrows == []

@@ -19,10 +19,6 @@ class Head(msgspec.Struct, frozen=True):
     headers: dict[str, str]
 
     @property
-    def is_event_stream(self) -> bool:
-        return self.headers.get("content-type", "").startswith("text/event-stream")
-
-    @property
     def keeps_alive(self) -> bool:
         return self.headers.get("connection", "").lower() != "close"
 

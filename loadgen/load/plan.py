@@ -36,10 +36,6 @@ class Plan(msgspec.Struct, frozen=True):
     trim: Trim
 
     @property
-    def is_random(self) -> bool:
-        return not self.prompts and not self.rows
-
-    @property
     def needs_filler(self) -> bool:
         return not self.prompts or self.options.prefix_tokens > 0
 

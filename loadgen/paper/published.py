@@ -10,7 +10,6 @@ ENERGY_GAIN = 1.10
 BATCH_GAIN = 3.7
 MEMORY_SAVED = 0.674  # at most
 FIRST_EXIT_SHARE = 0.91  # of tokens; 0.73 for the early-exit model alone
-FULL_DEPTH_SHARE = 0.074
 PERPLEXITY_RISE = 0.01
 SWAPS, REQUESTS = 6, 1087
 

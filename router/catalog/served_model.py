@@ -56,9 +56,6 @@ class Requirements(msgspec.Struct, frozen=True):
         return RoutingKey(self.prompts, self.vocabulary)
 
 
-ANYTHING = Requirements()
-
-
 class ServedModel(msgspec.Struct, frozen=True):
     """A target that a shard has loaded, under the epoch of its `Prepare` (0: the shard started with it)."""
 

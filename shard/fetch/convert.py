@@ -218,7 +218,7 @@ def _save_config(model: Any, folder: Path) -> None:
         config.__dict__.pop(name, None)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    model.generation_config._from_model_config = False
+    model.generation_config._from_model_config = False  # noqa: SLF001
     model.generation_config.save_pretrained(folder)
 
 

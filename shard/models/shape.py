@@ -112,7 +112,7 @@ def _gpt_shape(config: Any) -> Shape:
             raise UnsupportedModelError(
                 "OPT with norms after its blocks or projected embeddings (350m) is not supported"
             )
-        if config._remove_final_layer_norm:
+        if config._remove_final_layer_norm:  # noqa: SLF001
             raise UnsupportedModelError("OPT with _remove_final_layer_norm is not supported")
         if not config.enable_bias or not config.layer_norm_elementwise_affine:
             raise UnsupportedModelError(

@@ -196,7 +196,7 @@ def flash(
     Sequence i has the queries query_starts[i] .. query_starts[i + 1], and num_keys[i] keys from slots[i] on.
     All three are int32, the first two one longer than there are sequences. Causal: the last query sees all.
     """
-    operator: Any = torch.ops.aten._flash_attention_forward
+    operator: Any = torch.ops.aten._flash_attention_forward  # noqa: SLF001
     out, log_sums, *_ = operator(
         q,
         kv.keys.flatten(0, 1),

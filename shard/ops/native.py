@@ -22,10 +22,10 @@ class PackedLinear(Linear):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
         self.shape = tuple(weight.shape)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)  # noqa: SLF001
         self._bias = bias
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default
-        self._multiply_add = torch.ops.mkldnn._linear_pointwise.binary
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
+        self._multiply_add = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self._multiply(x, self._weight, self._bias, "none", [], "")

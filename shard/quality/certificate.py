@@ -55,11 +55,6 @@ class Guarantee(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     curve: list[Setting]  # in the order walked; the first that is not allowed is the last
     basis: Basis
 
-    @property
-    def allows_exits(self) -> bool:
-        """False when every token has to come from full depth."""
-        return any(threshold < 1 for threshold in self.thresholds.values())
-
 
 class DepthAgreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`capped` at one depth: how often its tokens are what full depth would have said there."""

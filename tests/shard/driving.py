@@ -2,12 +2,14 @@
 
 import itertools
 import os
+import random
 from collections.abc import Sequence as Items
 from pathlib import Path
 
 import msgspec
+import torch
 
-from shard.messages import NewSequence, Sampling, SequenceOutput, ShardConfig, Step, TokenOutput, Work
+from shard.messages import NewSequence, Sampling, Score, SequenceOutput, ShardConfig, Step, TokenOutput, Work
 from shard.runner import ModelRunner
 
 DEVICE = os.environ.get("DEVICE", "cpu")
@@ -109,3 +111,57 @@ def _take(generation: Generation, part: SequenceOutput) -> None:
     generation.tokens += part.tokens
     generation.prompt += part.prompt
     generation.finish = part.finish
+
+
+def prompts_of(vocab_size: int, lengths: list[int], seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(3, vocab_size) for _ in range(length)] for length in lengths]
+
+
+def load_reference(
+    folder: Path, num_layers: int | None = None, gguf_file: str | None = None
+) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, gguf_file=gguf_file)
+    if num_layers is not None:
+        decoder = getattr(model, "transformer", None) or getattr(model.model, "decoder", model.model)
+        layers = "h" if hasattr(decoder, "h") else "layers"
+        setattr(decoder, layers, getattr(decoder, layers)[:num_layers])
+    return model.eval()
+
+
+GREEDY = Sampling()
+
+
+def score(runner, prompt, answer, sampling=GREEDY, chunk=512):
+    new = NewSequence(0, 0, prompt + answer, len(prompt), 0, False, sampling, scores=True)
+    scores, number = [], 0
+    while number == 0 or len(runner.table):
+        output = runner.run(Step(number, [Work(0, 0, chunk)], [new] if number == 0 else []))
+        scores += output.outputs[0].scores
+        assert output.outputs[0].tokens == []
+        number += 1
+    return scores
+
+
+def num_left_at(sequence, segment: int) -> int:
+    """Tokens that have not entered a segment, those that wait at the first exit with them."""
+    waiting = sequence.runner_state.waiting if segment == 1 else []
+    return sum(len(piece) for piece in sequence.runner_state.pending[segment] + waiting)
+
+
+SAMPLED = Sampling(temperature=0.8, seed=11)
+
+
+def scored(runner: ModelRunner, prompt: list[int], answer: list[int], chunk: int = 512) -> list[Score]:
+    """Asked alone, again and again: each step of an idle device does a piece."""
+    new = NewSequence(7, 0, prompt + answer, len(prompt), 0, sampling=SAMPLED, scores=True)
+    for number in range(500):
+        output = runner.run(Step(number, [Work(7, 0, chunk)], [new] if number == 0 else []))
+        done = [made for made in output.outputs if made.finish]
+        if done:
+            assert len(runner.table) == 0
+            assert runner.table.pool.num_free == runner.table.pool.num_blocks
+            return done[0].scores
+    raise AssertionError("it never ended")

@@ -17,9 +17,8 @@ from shard.messages import Sampling
 from shard.models import load
 from shard.models.checkpoint import Checkpoint
 from shard.runner import ModelRunner
-from tests.shard.driving import generate, make_runner
+from tests.shard.driving import generate, make_runner, scored
 from tests.shard.exit_files import change_tensors, quantise, write_exits
-from tests.shard.exits.test_streamed_scoring import scored
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.cuda.is_built(), reason="this torch was built without CUDA"

@@ -33,7 +33,7 @@ class FakeLibrary:
         return 0 if uuid == b"GPU-17" else 2
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: object, total: Any) -> int:  # noqa: N802
-        total._obj.value = self.energy_mj
+        total._obj.value = self.energy_mj  # noqa: SLF001
         return self._status
 
 

@@ -7,9 +7,8 @@ import torch
 
 from shard.messages import Sampling, TokenOutput
 from shard.runner import ModelRunner
-from tests.shard.driving import between, generate, make_runner
+from tests.shard.driving import between, generate, make_runner, prompts_of, score
 from tests.shard.exit_files import write_exits
-from tests.shard.test_runner import prompts_of, score
 
 MEAN_ERROR, GREATEST_ERROR = 0.12, 1.0  # of log-probabilities that spread by 1.6; a wrong key costs more
 LENGTHS = [200, 30, 90, 5]  # with the answers, up to one block of 256 and a second one begun

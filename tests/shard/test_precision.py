@@ -8,8 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from shard.cpu import LEVELS, Cpu
 from shard.precision import DTYPES, _of_cpu, _of_cuda, precision_of, usable_cpu
-from tests.shard.driving import generate, make_runner
-from tests.shard.test_runner import prompts_of
+from tests.shard.driving import generate, make_runner, prompts_of
 
 FEATURES = [feature for level in LEVELS for feature in level.features]
 

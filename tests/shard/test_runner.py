@@ -1,37 +1,17 @@
 """The engine gives what `transformers` gives, whatever the batch, chunks, preemptions and depth."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from shard.messages import NewSequence, Sampling, Step, Work
+from shard.messages import Sampling
 from shard.models.checkpoint import CheckpointError
 from shard.models.shape import UnsupportedModelError
-from tests.shard.driving import generate, kv_bytes, make_runner
+from tests.shard.driving import generate, kv_bytes, load_reference, make_runner, prompts_of, score
 
-GREEDY = Sampling()
 TIE = 1e-4  # where the reference's two best logits are closer than this, either token is right
-
-
-def prompts_of(vocab_size: int, lengths: list[int], seed: int = 0) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [[draw.randrange(3, vocab_size) for _ in range(length)] for length in lengths]
-
-
-def load_reference(
-    folder: Path, num_layers: int | None = None, gguf_file: str | None = None
-) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, gguf_file=gguf_file)
-    if num_layers is not None:
-        decoder = getattr(model, "transformer", None) or getattr(model.model, "decoder", model.model)
-        layers = "h" if hasattr(decoder, "h") else "layers"
-        setattr(decoder, layers, getattr(decoder, layers)[:num_layers])
-    return model.eval()
 
 
 @torch.inference_mode()
@@ -238,14 +218,3 @@ def test_scores_tell_where_an_answer_is_not_full_depths(tiny_model):
     changed = [*answer[:7], (answer[7] + 1) % 200, *answer[8:]]
     agrees = [each.choice == id for each, id in zip(score(runner, prompt, changed), changed, strict=True)]
     assert agrees[:8] == [True] * 7 + [False]
-
-
-def score(runner, prompt, answer, sampling=GREEDY, chunk=512):
-    new = NewSequence(0, 0, prompt + answer, len(prompt), 0, False, sampling, scores=True)
-    scores, number = [], 0
-    while number == 0 or len(runner.table):
-        output = runner.run(Step(number, [Work(0, 0, chunk)], [new] if number == 0 else []))
-        scores += output.outputs[0].scores
-        assert output.outputs[0].tokens == []
-        number += 1
-    return scores

@@ -35,7 +35,7 @@ def test_tgis_counters_have_no_suffix_and_ours_have_one(metrics: Metrics) -> Non
 
 def test_all_of_ours_have_a_model_label(metrics: Metrics) -> None:
     for metric in vars(metrics.helios).values():
-        assert metric._labelnames[0] == "model"
+        assert metric._labelnames[0] == "model"  # noqa: SLF001
 
 
 def test_the_text_is_prometheus_format(metrics: Metrics) -> None:

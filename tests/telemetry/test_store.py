@@ -13,8 +13,9 @@ from telemetry.audit import Decision, Outcome, new_id
 from telemetry.embedded import find_server
 from telemetry.history import Row
 from telemetry.store import Store
-from telemetry.window import Record, Window, by_candidate
+from telemetry.window import Record, Window
 from tests.telemetry.redis_server import RedisServer
+from tests.telemetry.windows import by_candidate
 
 OFTEN_S = 0.02
 SELDOM_S = 3600.0  # flushed by hand

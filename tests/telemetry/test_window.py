@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry.cost import CostSums, StepSample
-from telemetry.window import Answers, ClassUse, Record, Window, by_candidate, last_requests, merged
+from telemetry.window import Answers, ClassUse, Record, Window
+from tests.telemetry.windows import by_candidate, merged
 
 few = st.integers(0, 50)
 # Sums of these are exact in floating point, so that equal means equal.
@@ -82,9 +83,9 @@ def test_merging_leaves_the_parts_alone() -> None:
 
 def test_of_an_empty_window_nothing_is_known() -> None:
     empty = Window()
-    for value in (empty.throughput, empty.mean_batch_size, empty.mean_confidence, empty.joules_per_token):
+    for value in (empty.throughput, empty.mean_confidence, empty.joules_per_token):
         assert value is None
-    assert (empty.tokens, empty.breach_rate, empty.class_mix) == (0, 0.0, {})
+    assert (empty.tokens, empty.breach_rate) == (0, 0.0)
     assert (empty.answers.perplexity, empty.answers.bits_per_byte) == (None, None)
     assert ClassUse().mean_exit_layer is None
 
@@ -96,11 +97,9 @@ def test_what_is_divided_is_divided_when_asked() -> None:
         classes={"chat": ClassUse(3, 30, 90), "code": ClassUse(1, 10, 300)},
     )  # fmt: skip
     assert window.throughput == 20.0
-    assert window.mean_batch_size == 3.0
     assert window.mean_confidence == 0.9
     assert window.breach_rate == 0.1
     assert window.joules_per_token == 0.5
-    assert window.class_mix == {"chat": 0.75, "code": 0.25}
     assert window.classes["code"].mean_exit_layer == 30
 
 
@@ -121,14 +120,6 @@ def test_shards_are_added_by_candidate() -> None:
     found = by_candidate(records)
     assert {key: window.requests for key, window in found.items()} == {("poet", 30): 3, ("bard", 30): 4}
     assert records[0].window.requests == 1
-
-
-def test_the_last_requests_are_in_the_latest_windows() -> None:
-    records = [record("poet", 5, end) for end in (3, 1, 2, 4)]
-    assert [found.window.end for found in last_requests(records, 10)] == [4, 3]
-    assert [found.window.end for found in last_requests(records, 11)] == [4, 3, 2]
-    assert len(last_requests(records, 100)) == 4
-    assert last_requests(records, 0) == []
 
 
 def test_sums_of_costs_are_exact_whoever_adds_them() -> None:

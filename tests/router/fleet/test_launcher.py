@@ -27,10 +27,10 @@ ROUTER = """
 import asyncio, pathlib
 from router.fleet.launcher import ChildLauncher
 from router.fleet.client import Patience
-from tests.router.fleet.test_launcher import CONFIG
+from shard.messages import ShardConfig
 
 async def main():
-    await ChildLauncher(0, Patience()).start(CONFIG, lambda: None)
+    await ChildLauncher(0, Patience()).start(ShardConfig("m", device="sim"), lambda: None)
     print("serving", flush=True)
     await asyncio.sleep(60)
 

@@ -210,7 +210,7 @@ async def test_a_shard_killed_in_mid_swap_loses_nothing(tmp_path: Path, moment: 
         engine = sim.dispatcher.engines[0]
         target = other(sim, "second", model="second", cost_model=second)
         swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
-        await until(lambda: engine._swap is not None)
+        await until(lambda: engine.state == "swapping")
         if moment == "commit":
             await until(lambda: engine.scheduler.is_holding)
         elif moment == "after":

@@ -14,7 +14,7 @@ from router.policy.decision import Kind
 from router.policy.observation import Demand, Evaluation, LoopCounters, Observation
 from router.policy.splitting import share_out
 from telemetry.history import Interval
-from tests.router.policy.test_policy import CHOICES, is_allowed, moments, observation_of, profile_of, row
+from tests.router.policy.observations import CHOICES, is_allowed, moments, observation_of, profile_of, row
 from tests.router.policy_world import Fleet, fleet
 
 NUM_LAYERS = 24

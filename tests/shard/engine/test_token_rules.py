@@ -12,8 +12,7 @@ from shard.engine.sequence import Sequence
 from shard.engine.token_rules import FORBIDDEN, TokenRules
 from shard.messages import FinishReason, NewSequence, Sampling
 from shard.ops.plain import PlainOps
-from tests.shard.driving import generate, make_runner
-from tests.shard.test_runner import load_reference, prompts_of
+from tests.shard.driving import generate, load_reference, make_runner, prompts_of
 
 VOCAB = 259
 LAYERS = [1, 2, 3]

@@ -9,9 +9,8 @@ import torch
 
 from shard.messages import NewSequence, Sampling, Step, Work
 from shard.runner import ModelRunner
-from tests.shard.driving import between, generate, kv_bytes, make_runner
+from tests.shard.driving import between, generate, kv_bytes, make_runner, num_left_at, prompts_of
 from tests.shard.exit_files import write_exits
-from tests.shard.test_runner import prompts_of
 
 LAYERS = [1, 2, 3]
 CRITERIA = ["softmax", "margin", "similarity", "classifier"]
@@ -116,12 +115,6 @@ def test_kv_under_recompute_is_a_full_forwards(exiting, tiny_model, mode, turns)
         reference.table.sequences.clear()
         compare_kv(runner, sequence, reference)
         reference = make_runner(tiny_model("llama"))
-
-
-def num_left_at(sequence, segment: int) -> int:
-    """Tokens that have not entered a segment, those that wait at the first exit with them."""
-    waiting = sequence.runner_state.waiting if segment == 1 else []
-    return sum(len(piece) for piece in sequence.runner_state.pending[segment] + waiting)
 
 
 def compare_kv(runner: ModelRunner, sequence, reference: ModelRunner) -> None:

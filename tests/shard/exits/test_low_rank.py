@@ -10,9 +10,8 @@ import torch
 from shard.messages import Sampling
 from shard.models.shape import read_config, shape_of
 from shard.runner import ModelRunner
-from tests.shard.driving import between, generate, make_runner
+from tests.shard.driving import between, generate, make_runner, prompts_of
 from tests.shard.exit_files import change_tensors, quantise, write_exits
-from tests.shard.test_runner import prompts_of
 
 LENGTHS = [3, 17, 40, 9, 33, 5]
 CRITERIA = ["softmax", "margin", "similarity", "classifier"]

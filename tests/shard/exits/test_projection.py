@@ -11,10 +11,8 @@ from shard.engine.sequence import Sequence
 from shard.engine.sequence_table import Chunk
 from shard.messages import NewSequence, Step, Work
 from shard.runner import ModelRunner
-from tests.shard.driving import make_runner
+from tests.shard.driving import make_runner, num_left_at, prompts_of
 from tests.shard.exit_files import write_exits
-from tests.shard.exits.test_early_exit import num_left_at
-from tests.shard.test_runner import prompts_of
 
 EXITS, DEPTH = [1, 2, 3], 4
 PROMPT_LENGTHS = [20, 7, 33, 12]

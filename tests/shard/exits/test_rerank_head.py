@@ -8,9 +8,8 @@ from safetensors.torch import load_file
 
 from shard.exits.rerank_head import RerankHead
 from shard.ops.plain import Linear, PlainOps
-from tests.shard.driving import generate, make_runner
+from tests.shard.driving import generate, make_runner, prompts_of
 from tests.shard.exit_files import change_tensors, write_exits
-from tests.shard.test_runner import prompts_of
 
 
 def test_the_likely_tokens_have_exact_logits_and_the_others_approximate_ones():

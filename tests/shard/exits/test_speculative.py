@@ -7,9 +7,8 @@ import torch
 
 from shard.exits.draft_planner import Acceptance, Costs, Plan, plan_round
 from shard.messages import NewSequence, Sampling, Step, Work
-from tests.shard.driving import generate, kv_bytes, make_runner
+from tests.shard.driving import generate, kv_bytes, make_runner, prompts_of
 from tests.shard.exit_files import write_exits
-from tests.shard.test_runner import prompts_of
 
 LENGTHS = [3, 17, 40, 64, 9, 33, 5, 21, 2, 80, 13, 28, 30, 6, 50, 11]
 

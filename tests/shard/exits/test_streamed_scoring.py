@@ -6,31 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from shard.messages import NewSequence, Sampling, Score, Step, Work
+from shard.messages import NewSequence, Score, Step, Work
 from shard.models.load import MissingLayers
 from shard.runner import ModelRunner
-from tests.shard.driving import generate, make_runner
-from tests.shard.test_runner import prompts_of, score
+from tests.shard.driving import SAMPLED, generate, make_runner, prompts_of, score, scored
 from tests.tiny_models import write_tiny_model
-
-SAMPLED = Sampling(temperature=0.8, seed=11)
 
 
 def capped(folder: Path, num_layers: int = 1, **config) -> ModelRunner:
     return make_runner(folder, exit_mode="capped", num_layers=num_layers, exit_layers=[num_layers], **config)
-
-
-def scored(runner: ModelRunner, prompt: list[int], answer: list[int], chunk: int = 512) -> list[Score]:
-    """Asked alone, again and again: each step of an idle device does a piece."""
-    new = NewSequence(7, 0, prompt + answer, len(prompt), 0, sampling=SAMPLED, scores=True)
-    for number in range(500):
-        output = runner.run(Step(number, [Work(7, 0, chunk)], [new] if number == 0 else []))
-        done = [made for made in output.outputs if made.finish]
-        if done:
-            assert len(runner.table) == 0
-            assert runner.table.pool.num_free == runner.table.pool.num_blocks
-            return done[0].scores
-    raise AssertionError("it never ended")
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])

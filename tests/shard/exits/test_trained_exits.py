@@ -4,8 +4,7 @@ import random
 from pathlib import Path
 
 from shard.messages import NewSequence, Step, Work
-from tests.shard.driving import generate, make_runner
-from tests.shard.test_runner import score
+from tests.shard.driving import generate, make_runner, score
 from tests.shard.trained_model import LETTERS, NUM_LAYERS, sentence
 
 

@@ -11,11 +11,10 @@ from shard.ops import flash
 from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
 from shard.ops.cuda import CudaOps
 from shard.ops.plain import PlainOps
-from tests.shard.driving import DEVICE, generate, make_runner
+from tests.shard.driving import DEVICE, generate, make_runner, prompts_of
 from tests.shard.exit_files import write_exits
 from tests.shard.fake_flash import fake_flash
-from tests.shard.ops.test_ops import TOLERANCE, make_batch
-from tests.shard.test_runner import prompts_of
+from tests.shard.ops.batches import TOLERANCE, make_batch
 
 ON_CPU = DEVICE == "cpu"
 DTYPES = [torch.float32] if ON_CPU else [torch.float16, torch.bfloat16]

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from shard.cli import default_cache_dir
-from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
+from shard.ops.batch import KV, HeadNorms, Heads, Rope
 from shard.ops.build import build
 from shard.ops.native import LONG_CHUNK, NativeOps
 from shard.ops.plain import PlainOps
 from shard.precision import Precision, precision_of, usable_cpu
+from tests.shard.ops.batches import TOLERANCE, make_batch
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 WIDENED = [Precision(storage, torch.float32, "") for storage in (torch.float16, torch.bfloat16)]
 PRECISIONS = [*(Precision(dtype, dtype, "") for dtype in DTYPES), *WIDENED]
 FLOAT32 = PRECISIONS[0]
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SHAPES = [  # heads, block size: grouped, windowed, one KV head, narrow, a dim that must be padded
     (Heads(9, 3, 64, 64**-0.5), 16),
     (Heads(4, 4, 32, 32**-0.5, window=7), 32),
@@ -40,23 +40,6 @@ def library() -> ctypes.CDLL:
     if built is None:
         pytest.skip("no C++ compiler on this machine")
     return built
-
-
-def make_batch(lengths: list[tuple[int, int]], block_size: int) -> Batch:
-    """Sequences of (queries, keys) in shuffled blocks."""
-    counts = [-(-keys // block_size) for _, keys in lengths]
-    shuffled = torch.randperm(sum(counts)).split(counts)
-    tables = torch.zeros(len(lengths), max(counts), dtype=torch.int32)
-    positions, slots = [], []
-    for row, (queries, keys) in enumerate(lengths):
-        tables[row, : counts[row]] = shuffled[row]
-        at = torch.arange(keys - queries, keys)
-        positions.append(at)
-        slots.append(shuffled[row][at // block_size] * block_size + at % block_size)
-    starts = torch.tensor([0, *(queries for queries, _ in lengths)]).cumsum(0)
-    contexts = torch.tensor([keys for _, keys in lengths])
-    at, slot = torch.cat(positions), torch.cat(slots)
-    return Batch(at, at, slot, starts, contexts, tables, max(q for q, _ in lengths), int(contexts.max()))
 
 
 def label(value: object) -> str | None:

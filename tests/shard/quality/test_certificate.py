@@ -3,34 +3,17 @@
 import json
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from shard.quality.certificate import (
     CERTIFICATE,
-    Basis,
     Certificate,
     CertificateError,
-    DepthAgreement,
-    Guarantee,
-    Setting,
     heads_digest,
     read_certificate,
     write_certificate,
 )
-
-BASIS = Basis("abc", "def", "float32", "chat", "123", 400, 64, 0.0, 0, "2026-11-21T12:00:00Z")
-
-
-def guarantee(**changes) -> Guarantee:
-    setting = Setting({1: 0.9, 3: 0.8}, 0.01, 0.001, {1: 0.25, 3: 0.25, 4: 0.5}, 3.0)
-    made = Guarantee("per_row", "recompute", "softmax", 0.05, 0.9, setting.thresholds, [setting], BASIS)
-    return msgspec.structs.replace(made, **changes)
-
-
-def depth(layers: int, agreement: float, dtype: str = "float32") -> DepthAgreement:
-    basis = msgspec.structs.replace(BASIS, dtype=dtype)
-    return DepthAgreement(layers, agreement, agreement - 0.05, 0.9, basis)
+from tests.shard.quality.certificates import depth, guarantee
 
 
 def test_what_is_written_is_read_again(tmp_path: Path):
@@ -84,8 +67,3 @@ def test_thresholds_do_not_change_the_heads_but_weights_do(tmp_path: Path):
     assert describe(rank=8) != plain
     (tmp_path / "exits.safetensors").write_bytes(b"other weights")
     assert describe() != plain
-
-
-def test_guarantee_that_lets_nobody_leave_says_so():
-    assert guarantee().allows_exits
-    assert not guarantee(thresholds={1: 1.0, 3: 1.0}).allows_exits

@@ -19,7 +19,7 @@ from shard.quality.certificate import (
 from shard.quality.certificate_check import Served, objections
 from tests.shard.driving import generate, make_runner
 from tests.shard.exit_files import write_exits
-from tests.shard.quality.test_certificate import BASIS
+from tests.shard.quality.certificates import BASIS
 
 
 @pytest.fixture

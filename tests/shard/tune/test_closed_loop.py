@@ -11,9 +11,8 @@ from shard.runner import ModelRunner
 from shard.tune.closed_loop import Wanted, answer, measure
 from shard.tune.survey import survey
 from shard.tune.trials import Trials
-from tests.shard.driving import generate, make_runner
+from tests.shard.driving import generate, make_runner, score
 from tests.shard.exit_files import write_exits
-from tests.shard.test_runner import score
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [40, 41], [11, 12, 13, 14]]
 WANTED = Wanted(max_new_tokens=24, batch_size=3)
