@@ -28,11 +28,13 @@ def load_decoder(folder: Path, reader: WeightReader, num_layers: int | None, max
     depth = shape.num_layers if num_layers is None else num_layers
     if not 1 <= depth <= shape.num_layers:
         raise ValueError(f"num_layers must be between 1 and {shape.num_layers}, not {depth}")
-    weights = Weights(*open_checkpoint(folder, config), source(folder), reader, _scale_block(config))
     if shape.family in GPT_LIKE:
-        return GptDecoder(shape, no_rope(reader.device), reader.ops, weights, depth)
-    rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
-    return LlamaDecoder(shape, rope, reader.ops, weights, depth)
+        rope = no_rope(reader.device)
+    else:
+        rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
+    weights = Weights(*open_checkpoint(folder, config), source(folder), reader, _scale_block(config))
+    decoder = GptDecoder if shape.family in GPT_LIKE else LlamaDecoder
+    return decoder(shape, rope, reader.ops, weights, depth)
 
 
 class MissingLayers:

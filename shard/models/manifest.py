@@ -28,11 +28,16 @@ class Headers(Protocol):
 
 
 def expected_shapes(config: Any) -> Shapes:
-    """Every tensor of a config's model by its full name, a tied LM head too."""
+    """Every tensor of a config's model by its full name, a tied LM head too. Raises `CheckpointError`."""
     from transformers import AutoModelForCausalLM  # seconds to import: only where a model is really loaded
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever a value does in there
+        said = str(error).strip().splitlines() or [""]
+        problem = f"{type(error).__name__}: {said[0]}"
+        raise CheckpointError(f"config.json describes no model that can be built ({problem})") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

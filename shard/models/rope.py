@@ -13,12 +13,17 @@ SCALINGS = ("default", "linear", "llama3", "yarn")
 def rope_of(config: Any, dim: int, max_positions: int, device: torch.device) -> Rope:
     """Tables for positions 0 .. max_positions - 1 of heads with `dim` dims."""
     parameters = dict(config.rope_parameters or {})
-    kind = parameters.get("rope_type", "default")
+    kind = parameters.get("rope_type")
     if kind not in SCALINGS:
         raise UnsupportedModelError(
-            f"rope scaling '{kind}' is not supported; supported are {', '.join(SCALINGS)}"
+            f"config.json: rope_type {kind!r} is not supported; supported are {', '.join(SCALINGS)}"
         )
-    frequencies, factor = _frequencies(config, kind, dim, parameters)
+    try:
+        frequencies, factor = _frequencies(config, kind, dim, parameters)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UnsupportedModelError(
+            f"config.json: rope_parameters of type '{kind}' lack or misstate {error}"
+        ) from None
     angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies.float())
     return Rope(
         (angles.cos() * factor).to(device), (angles.sin() * factor).to(device), 2 * frequencies.shape[0]
@@ -32,11 +37,16 @@ def no_rope(device: torch.device) -> Rope:
 
 
 def _frequencies(config: Any, kind: str, dim: int, parameters: dict[str, Any]) -> tuple[torch.Tensor, float]:
+    """Of each pair of dims, and what scales both tables. The plain ones turn whole heads, whatever
+    partial_rotary_factor says, as in the families' own code."""
     if kind == "default":
-        rotary = int(dim * parameters.get("partial_rotary_factor", 1.0))
-        steps = torch.arange(0, rotary, 2, dtype=torch.int64).float() / rotary
+        steps = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
         return 1.0 / (parameters["rope_theta"] ** steps), 1.0
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    if 2 * len(frequencies) != dim:
+        raise UnsupportedModelError(
+            f"config.json: partial_rotary_factor with rope scaling '{kind}' is not supported"
+        )
     return frequencies, float(factor)

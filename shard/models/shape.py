@@ -40,6 +40,9 @@ def read_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except ModelUnusable as error:
         raise UnsupportedModelError(str(error)) from None
+    except Exception as error:  # transformers' checks raise errors of many kinds, some of many lines
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnsupportedModelError(f"{folder}/config.json cannot be read: {said[-1].strip()}") from None
 
 
 def shape_of(config: Any) -> Shape:
@@ -94,16 +97,18 @@ def _llama_shape(config: Any) -> Shape:
 
 
 def _window(config: Any) -> int:
-    """Keys a query sees; 0 for all. Windows that differ from layer to layer are refused."""
-    window = getattr(config, "sliding_window", None)
-    if not window or not getattr(config, "use_sliding_window", True):
+    """Keys a query sees; 0 for all. Only what the family's own code asks for: a Llama has no windows, a
+    Mistral's are on all layers, a Qwen's on those that it names: all or none, others are refused."""
+    if config.model_type == "llama" or config.sliding_window is None:
         return 0
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    kinds = {"sliding_attention"} if config.model_type == "mistral" else set(config.layer_types)
     if kinds == {"full_attention"}:
         return 0
     if kinds != {"sliding_attention"}:
         raise UnsupportedModelError("sliding windows on some layers only are not supported")
-    return int(window)
+    if config.sliding_window < 1:
+        raise UnsupportedModelError(f"sliding_window must be from 1 up, not {config.sliding_window}")
+    return int(config.sliding_window)
 
 
 def _gpt_shape(config: Any) -> Shape:
