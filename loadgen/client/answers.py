@@ -7,7 +7,7 @@ import msgspec
 from loadgen.client.exchange import Backlog, Exchange
 from loadgen.client.readers import GarbageEvent, Reader
 from loadgen.client.records import Outcome, Record
-from loadgen.client.wire import ChunkedBody, EventSplitter, Head
+from loadgen.client.wire import EventSplitter, Head
 
 
 class FetchExchange(Exchange):
@@ -67,9 +67,7 @@ class StreamExchange(Exchange):
         record.version = headers.get("x-helios-version", "")
         record.queue_ms = _number(headers.get("x-queue-time"))
         record.retry_after_s = _number(headers.get("retry-after"))
-        self.is_lazy = (
-            head.status == 200 and isinstance(self.body, ChunkedBody) and self._cancel.after_tokens is None
-        )
+        self.is_lazy = head.status == 200 and self.answer.is_chunked and self._cancel.after_tokens is None
 
     def on_piece(self, piece: bytes, at: float) -> None:
         if self.record.status != 200:

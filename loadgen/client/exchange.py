@@ -10,12 +10,11 @@ from collections import deque
 from time import monotonic
 
 from loadgen.client.records import Outcome
-from loadgen.client.wire import BadAnswer, Body, ChunkedBody, Head, UnsizedBody, body_of, parse_head
+from loadgen.client.wire import AnswerParser, BadAnswer, Head
 
 LAST_CHUNK = b"0\r\n\r\n"
 BATCH_READS = 16  # digesting so many at once costs a third of digesting each alone
 SLICE_S = 0.0001  # parsing gives way to reading after this long
-MAX_HEAD_BYTES = 65536
 
 Done = asyncio.Future[tuple[Outcome, str]]
 
@@ -53,19 +52,20 @@ class Exchange:
         self.done: Done = backlog.loop.create_future()
         self.sent_at = 0.0
         self.last_read = 0.0
-        self.head: Head | None = None
-        self.body: Body | None = None
+        self.answer = AnswerParser()
         self.is_lazy = False
         self.num_reads = 0
         self._reads: list[tuple[float, bytes]] = []
         self._backlog = backlog
         self._is_queued = False
-        self._head_buffer = b""
 
     @property
     def is_clean(self) -> bool:
-        body = self.body
-        return body is not None and body.is_complete and self.head is not None and self.head.keeps_alive
+        return self.answer.is_complete and self.head is not None and self.head.keeps_alive
+
+    @property
+    def head(self) -> Head | None:
+        return self.answer.head
 
     @property
     def is_unheard(self) -> bool:
@@ -104,31 +104,16 @@ class Exchange:
                 self._digest_read(at, data)
         except BadAnswer as error:
             self.end(Outcome.GARBAGE, str(error), reads[-1][0])
-        if self.body is not None and self.body.is_complete:
+        if self.answer.is_complete:
             self.on_complete(reads[-1][0])
 
     def _digest_read(self, at: float, data: bytes) -> None:
-        if self.body is None:
-            data = self._digest_head(data)
-        if self.body is not None and data:
-            for piece in self.body.feed(data):
-                self.on_piece(piece, at)
-
-    def _digest_head(self, data: bytes) -> bytes:
-        """Read the head once it is whole; returns what lies behind it."""
-        raw, blank, rest = (self._head_buffer + data).partition(b"\r\n\r\n")
-        if not blank:
-            self._head_buffer = raw
-            if len(raw) > MAX_HEAD_BYTES or not b"HTTP/1.".startswith(raw[:7]):
-                raise BadAnswer(f"not an HTTP/1.1 head: {raw[:80]!r}")
-            return b""
-        head = parse_head(raw)
-        if 100 <= head.status < 200:
-            self._head_buffer = b""
-            return self._digest_head(rest) if rest else b""
-        self.head, self.body = head, body_of(head)
-        self.on_head(head)
-        return rest
+        had_head = self.head is not None
+        pieces = self.answer.feed(data)
+        if self.head is not None and not had_head:
+            self.on_head(self.head)
+        for piece in pieces:
+            self.on_piece(piece, at)
 
     def lost(self, at: float, error: Exception | None) -> None:
         """The connection has gone."""
@@ -137,7 +122,7 @@ class Exchange:
             return
         if isinstance(error, ConnectionResetError | BrokenPipeError):
             self.end(Outcome.RESET, "connection reset", at)
-        elif isinstance(self.body, UnsizedBody):
+        elif self.head is not None and not self.answer.is_sized:
             self.on_complete(at)
         elif self.has_partial():
             self.end(Outcome.HALF_EVENT, "closed in the middle of an event", at)
@@ -147,7 +132,7 @@ class Exchange:
             )
 
     def has_partial(self) -> bool:
-        return isinstance(self.body, ChunkedBody) and not self.body.is_between_chunks
+        return self.answer.is_in_chunk
 
     def end(self, outcome: Outcome, detail: str, at: float) -> None:
         if not self.done.done():

@@ -3,9 +3,10 @@
 Pure: bytes in, pieces out. Knows no socket, no clock, and nothing of what the events mean.
 """
 
-from typing import Protocol
-
+import httptools
 import msgspec
+
+MAX_HEAD_BYTES = 65536
 
 
 class BadAnswer(Exception):
@@ -23,100 +24,62 @@ class Head(msgspec.Struct, frozen=True):
         return self.headers.get("connection", "").lower() != "close"
 
 
-def parse_head(raw: bytes) -> Head:
-    """Read a head without its blank line. Raises `BadAnswer`."""
-    status_line, *fields = raw.decode("latin-1").split("\r\n")
-    protocol, _, rest = status_line.partition(" ")
-    if not protocol.startswith("HTTP/1.") or not rest[:3].isdigit():
-        raise BadAnswer(f"not an HTTP/1.1 status line: {status_line[:80]!r}")
-    pairs = (field.partition(":") for field in fields)
-    return Head(int(rest[:3]), {name.strip().lower(): value.strip() for name, _, value in pairs})
-
-
-class Body(Protocol):
-    """How the body of one answer is cut out of the bytes that follow its head."""
-
-    is_complete: bool
-
-    def feed(self, data: bytes) -> list[bytes]: ...
-
-
-class SizedBody:
-    """A body of `Content-Length` bytes."""
-
-    def __init__(self, length: int):
-        self._left = length
-        self.is_complete = length == 0
-
-    def feed(self, data: bytes) -> list[bytes]:
-        self._left -= len(data)
-        if self._left < 0:
-            raise BadAnswer("more bytes than Content-Length")
-        self.is_complete = self._left == 0
-        return [data]
-
-
-class UnsizedBody:
-    """A body that ends with its connection."""
-
-    is_complete = False
-
-    def feed(self, data: bytes) -> list[bytes]:
-        return [data]
-
-
-class ChunkedBody:
-    """`Transfer-Encoding: chunked`. Trailers are skipped."""
+class AnswerParser:
+    """One HTTP/1.1 answer, out of its bytes as they come, by httptools. Interim heads (1xx) are skipped."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self.head: Head | None = None  # once it is whole
+        self.is_chunked = False
+        self.is_sized = False  # or it ends with its connection
         self.is_complete = False
-
-    @property
-    def is_between_chunks(self) -> bool:
-        return not self._buffer
+        self.is_in_chunk = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._fields: dict[str, str] = {}
+        self._pieces: list[bytes] = []
+        self._num_head_bytes = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        buffer = self._buffer + data if self._buffer else data
-        pieces: list[bytes] = []
-        position = 0
-        while not self.is_complete:
-            line_end = buffer.find(b"\r\n", position)
-            if line_end < 0:
-                break
-            size = _chunk_size(buffer[position:line_end])
-            end = line_end + 2 + size
-            if size == 0:
-                self.is_complete = buffer.find(b"\r\n\r\n", line_end) >= 0
-                break
-            if len(buffer) < end + 2:
-                break
-            pieces.append(buffer[line_end + 2 : end])
-            position = end + 2
-        self._buffer = b"" if self.is_complete else buffer[position:]
+        """What of the body came with `data`. Raises `BadAnswer`."""
+        if self.head is None:
+            self._num_head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            cause = error.__context__ if isinstance(error.__context__, BadAnswer) else error
+            where = "body" if self.head is not None else "head"
+            raise BadAnswer(f"not an HTTP/1.1 {where} ({cause}): {data[:80]!r}") from None
+        if self.head is None and self._num_head_bytes > MAX_HEAD_BYTES:
+            raise BadAnswer(f"a head of more than {MAX_HEAD_BYTES} bytes")
+        pieces, self._pieces = self._pieces, []
         return pieces
 
+    def on_message_begin(self) -> None:
+        if self.is_complete:
+            raise BadAnswer("bytes behind the end of the body")
 
-def _chunk_size(line: bytes) -> int:
-    try:
-        size = int(line.split(b";", 1)[0], 16)
-    except ValueError:
-        size = -1
-    if size < 0:
-        raise BadAnswer(f"not a chunk size: {line[:40]!r}")
-    return size
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields[name.decode("latin-1").lower()] = value.decode("latin-1")
 
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._fields = {}
+            return
+        self.head = Head(status, self._fields)
+        self.is_chunked = "chunked" in self._fields.get("transfer-encoding", "").lower()
+        self.is_sized = self.is_chunked or "content-length" in self._fields or status in (204, 304)
 
-def body_of(head: Head) -> Body:
-    """The framing that a head announces. Raises `BadAnswer`."""
-    if head.headers.get("transfer-encoding", "").lower() == "chunked":
-        return ChunkedBody()
-    length = head.headers.get("content-length")
-    if length is None:
-        return SizedBody(0) if head.status in (204, 304) else UnsizedBody()
-    if not length.isdigit():
-        raise BadAnswer(f"not a length: {length[:40]!r}")
-    return SizedBody(int(length))
+    def on_chunk_header(self) -> None:
+        self.is_in_chunk = True
+
+    def on_chunk_complete(self) -> None:
+        self.is_in_chunk = False
+
+    def on_body(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        self.is_complete = self.head is not None
 
 
 class EventSplitter:

@@ -13,9 +13,9 @@ from array import array
 from time import monotonic
 from typing import Any
 
+import httptools
 import msgspec
 
-from loadgen.client.wire import parse_head
 from loadgen.selftest.answers import Question
 from loadgen.selftest.faults import Gesture, Script, script
 from loadgen.selftest.operations import Operations, encode
@@ -107,7 +107,10 @@ class Link(asyncio.Protocol):
 
     def __init__(self, server: "Server"):
         self._server = server
-        self._buffer = b""
+        self._parser = httptools.HttpRequestParser(self)
+        self._path = ""
+        self._headers: dict[str, str] = {}
+        self._body = b""
         self.stream: Stream | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -116,16 +119,20 @@ class Link(asyncio.Protocol):
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        raw, blank, rest = self._buffer.partition(b"\r\n\r\n")
-        if not blank:
-            return
-        head = parse_head(raw.replace(raw.split(b" ")[0], b"HTTP/1.1 200", 1))
-        length = int(head.headers.get("content-length", 0))
-        if len(rest) >= length:
-            method, path = raw.decode("latin-1").split(" ")[:2]
-            self._buffer = rest[length:]
-            self._server.handle(self, method, path, rest[:length], head.headers)
+        self._parser.feed_data(data)
+
+    def on_url(self, url: bytes) -> None:
+        self._path, self._headers, self._body = url.decode("latin-1"), {}, b""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, data: bytes) -> None:
+        self._body += data
+
+    def on_message_complete(self) -> None:
+        method = self._parser.get_method().decode("latin-1")
+        self._server.handle(self, method, self._path, self._body, self._headers)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.stream is not None:

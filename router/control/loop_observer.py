@@ -8,11 +8,12 @@ from router.catalog.repository import Choice
 from router.catalog.served_model import ServedModel
 from router.policy.reassessor import Reassessor
 from router.policy.traffic import Answered
+from router.scheduling.observer import Observer
 from router.scheduling.request import Request
 from shard.messages import FinishReason, Score, StepOutput
 
 
-class LoopObserver:
+class LoopObserver(Observer):
     """`open_policy_state` makes the policy's memory, once the first shard has told what it has."""
 
     def __init__(self, open_policy_state: Callable[[ServedModel], Reassessor]):
@@ -23,19 +24,10 @@ class LoopObserver:
         self._begun_on: dict[int, int] = {}  # request -> that shard
         self._open_policy_state = open_policy_state
 
-    def on_submitted(self, request: Request) -> None:
-        pass
-
     def on_started(self, request: Request) -> None:
         if request.shard is not None:
             self._begun_on[request.id] = request.shard
             self._running.setdefault(request.shard, Counter())[request.prompt_class] += 1
-
-    def on_preempted(self, request: Request) -> None:
-        pass
-
-    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
-        pass
 
     def on_finished(self, request: Request) -> None:
         shard = self._begun_on.pop(request.id, None)
@@ -70,9 +62,6 @@ class LoopObserver:
         self.policy_state.watch.num_shards = len(self.served_models)
         ready = served_model.ready
         self.policy_state.note_loaded(served_model.choice, ready.version, is_certified=not ready.warnings)
-
-    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
-        pass
 
     def on_shard_death(self, shard: int, reason: str) -> None:
         self.served_models.pop(shard, None)

@@ -23,8 +23,8 @@ from router.fleet.client import ShardDied
 from router.fleet.engine import Engine
 from router.fleet.launcher import Launcher, launcher_of
 from router.fleet.live_requests import RequestRegistry
-from router.fleet.observer import Observer
 from router.fleet.swap import NotUndone, SwapError, SwapOptions, SwapRefused, SwapResult
+from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
 from shard.messages import Ready, ShardConfig

@@ -14,8 +14,8 @@ from router.fleet.backoff import Backoff
 from router.fleet.balancer import Balancer
 from router.fleet.client import Answered, ShardClient, ShardDied
 from router.fleet.launcher import Launcher
-from router.fleet.observer import Observer
 from router.fleet.swap import Swap, SwapError, SwapOptions, SwapRefused, SwapResult
+from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.scheduler import Delivery, Limits, Scheduler
 from shard.messages import Committed, FinishReason, Ready, Step, StepOutput
@@ -328,7 +328,7 @@ class Engine:
         self._tell(lambda observer: observer.on_step(self.shard, output))
 
     def _put(self, scheduler: Scheduler, delivery: Delivery, now: float) -> None:
-        request, num_tokens = delivery.request, len(delivery.tokens)
+        request = delivery.request
         if any(math.isnan(token.logprob) for token in delivery.tokens):
             scheduler.drop(request)
             self._balancer.registry.fail(
@@ -336,9 +336,11 @@ class Engine:
             )
             return
         request.put_prompt(delivery.prompt)
+        last, num_before = request.timeline.last_token, len(request.outputs)
         is_over = request.put(delivery.tokens, delivery.finish, now)
-        if num_tokens:
-            self._tell(lambda observer: observer.on_tokens(request, num_tokens, now))
+        if tokens := request.outputs[num_before:]:
+            gap_s = None if last is None else now - last
+            self._tell(lambda observer: observer.on_tokens(request, tokens, gap_s))
         if is_over:
             scheduler.drop(request)  # the shard does not know of stop strings
             self._balancer.registry.end(request)

@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from router.fleet.observer import Observer
+from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
 
 log = logging.getLogger(__name__)

@@ -1,14 +1,15 @@
 """What the router tells its observers, as metrics."""
 
 from router.catalog.served_model import ServedModel
+from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
-from shard.messages import ExitReport, FinishReason, Score, StepOutput
+from shard.messages import ExitReport, FinishReason, Score, StepOutput, TokenOutput
 from telemetry.prometheus import FAILURES, HeliosMetrics, Metrics
 from telemetry.store import Store
 
 
-class MetricsObserver:
-    """An `Observer` that counts. `model` is the name that every metric of ours is labelled with."""
+class MetricsObserver(Observer):
+    """Counts. `model` is the name that every metric of ours is labelled with."""
 
     def __init__(self, metrics: Metrics, model: str):
         self._tgi = metrics.tgi
@@ -17,7 +18,6 @@ class MetricsObserver:
         metrics.helios.begin(model, [*FinishReason, *FAILURES])
         self._ttft = metrics.helios.ttft.labels(model)
         self._itl = metrics.helios.itl.labels(model)
-        self.last_token: dict[int, float] = {}  # request -> loop time
 
     def on_submitted(self, request: Request) -> None:
         self._tgi.request_input_length.observe(request.num_prompt_tokens)
@@ -29,17 +29,14 @@ class MetricsObserver:
         self._tgi.request_queue_duration.observe(waited)
         self._helios.queue.labels(self._model).observe(waited)
 
-    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
-        last = self.last_token.get(request.id)
-        self.last_token[request.id] = now
-        if last is None:
-            self._ttft.observe(now - request.timeline.arrived)
+    def on_tokens(self, request: Request, tokens: list[TokenOutput], gap_s: float | None) -> None:
+        if gap_s is None:
+            self._ttft.observe(_between(request.timeline.arrived, request.timeline.first_token))
             return
-        for _ in range(num_tokens):
-            self._itl.observe((now - last) / num_tokens)
+        for _ in tokens:
+            self._itl.observe(gap_s / len(tokens))
 
     def on_finished(self, request: Request) -> None:
-        self.last_token.pop(request.id, None)
         self._helios.requests.labels(self._model, _outcome(request)).inc()
         self._helios.replays.labels(self._model).inc(request.num_shard_deaths)
         if isinstance(request.outcome, FinishReason):

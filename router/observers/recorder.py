@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 
 from router.catalog.served_model import ServedModel
+from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
-from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput
+from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput, TokenOutput
 from telemetry.cost import StepSample
 from telemetry.store import Store
 from telemetry.window import ClassUse, Record, Window
@@ -16,15 +17,14 @@ from telemetry.window import ClassUse, Record, Window
 MAX_LIVING = 64  # models of one shard that may still have sequences: each more is a change of model ago
 
 
-class Recorder:
-    """An `Observer` that fills one window per shard, candidate and depth between two flushes."""
+class Recorder(Observer):
+    """Fills one window per shard, candidate and depth between two flushes."""
 
     def __init__(self, store: Store, unix_s: Callable[[], float] = time.time):
         self._store = store
         self._unix_s = unix_s
         self._windows: dict[tuple[int, str, int], Window] = {}  # by shard, candidate, depth
         self._served_models: dict[tuple[int, int], ServedModel] = {}  # by shard and epoch
-        self.seen: dict[int, tuple[int, float]] = {}  # request -> its tokens told of, and when: loop time
         self._metered: set[int] = set()  # shards whose last step told its joules
         store.on_flush.append(self.hand_over)
 
@@ -36,34 +36,21 @@ class Recorder:
         router = self._store.router
         self._store.put([Record(*key, window, router) for key, window in windows.items()])
 
-    def on_submitted(self, request: Request) -> None:
-        pass
-
-    def on_started(self, request: Request) -> None:
-        pass
-
-    def on_preempted(self, request: Request) -> None:
-        pass
-
-    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
-        num_seen, last = self.seen.get(request.id, (0, 0.0))
-        num_told = num_seen + num_tokens
-        self.seen[request.id] = num_told, now
+    def on_tokens(self, request: Request, tokens: list[TokenOutput], gap_s: float | None) -> None:
         window = self._window_of(request)
         if window is None:
             return
         by_exit = window.tokens_by_exit
-        for output in request.outputs[num_seen:num_told]:  # there may be more already
-            by_exit[output.exit_layer] = by_exit.get(output.exit_layer, 0) + 1
+        for token in tokens:
+            by_exit[token.exit_layer] = by_exit.get(token.exit_layer, 0) + 1
         if request.shard in self._metered:
-            window.metered_tokens += num_tokens
-        if not num_seen:
-            window.ttft_ms.add(1000 * (now - request.timeline.arrived))
-        else:
-            window.itl_ms.add(1000 * (now - last) / num_tokens, num_tokens)
+            window.metered_tokens += len(tokens)
+        if gap_s is not None:
+            window.itl_ms.add(1000 * gap_s / len(tokens), len(tokens))
+        elif request.timeline.first_token is not None:
+            window.ttft_ms.add(1000 * (request.timeline.first_token - request.timeline.arrived))
 
     def on_finished(self, request: Request) -> None:
-        self.seen.pop(request.id, None)
         window = self._window_of(request)
         if window is None:
             return
@@ -98,9 +85,6 @@ class Recorder:
             self._forget(shard)
         self._served_models[shard, served_model.epoch] = served_model
         self._prune(shard, served_model.epoch)
-
-    def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
-        pass
 
     def on_shard_death(self, shard: int, reason: str) -> None:
         self._forget(shard)

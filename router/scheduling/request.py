@@ -68,6 +68,7 @@ class Timeline(msgspec.Struct):
     arrived: float
     started: float | None = None  # first put into a step
     first_token: float | None = None
+    last_token: float | None = None
     finished: float | None = None
 
 
@@ -254,9 +255,11 @@ class Request:
 
         A stop string may end it in the middle of `outputs`: what comes after is dropped.
         """
-        for output in outputs:
+        if outputs:
             if self.timeline.first_token is None:
                 self.timeline.first_token = now
+            self.timeline.last_token = now
+        for output in outputs:
             self.outputs.append(output)
             self._num_characters_before = self._num_characters
             piece = self._detokenizer.push(output)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import msgspec
+from scipy import optimize, special
 
 MAX_SEQUENCES = 1 << 20  # more are not asked of anybody
 
@@ -36,21 +37,27 @@ def p_value(risk: float, num_sequences: int, bound: float) -> float:
 
     min(exp(-n KL(min(r, b) || b)), e P(Binomial(n, b) <= ceil(n r))), Bates et al. 2021.
     """
-    hoeffding = math.exp(-num_sequences * _divergence(min(risk, bound), bound))
+    seen = min(risk, bound)
+    divergence = special.rel_entr(seen, bound) + special.rel_entr(1 - seen, 1 - bound)
+    hoeffding = math.exp(-num_sequences * divergence)
     most = math.ceil(num_sequences * risk - 1e-9)  # sums of fractions are not quite whole
-    return min(1.0, hoeffding, math.e * _binomial_cdf(most, num_sequences, bound))
+    return min(1.0, hoeffding, math.e * float(special.bdtr(most, num_sequences, bound)))
 
 
 def upper_bound(risk: float, num_sequences: int, error: float) -> float:
     """What the true mean does not exceed, except with probability `error`, when `risk` was seen."""
-    return _bisect(lambda bound: p_value(risk, num_sequences, bound) > error, risk, 1.0)
+    if p_value(risk, num_sequences, 1.0) > error:
+        return 1.0
+    return float(optimize.bisect(lambda bound: p_value(risk, num_sequences, bound) - error, risk, 1.0))
 
 
 def largest_risk(num_sequences: int, bound: Bound) -> float | None:
     """The largest mean that passes; None when not even sequences without a fault would."""
     if not _passes(0.0, num_sequences, bound):
         return None
-    return _bisect(lambda risk: _passes(risk, num_sequences, bound), 0.0, bound.risk)
+    return float(
+        optimize.bisect(lambda risk: p_value(risk, num_sequences, bound.risk) - bound.error, 0.0, bound.risk)
+    )
 
 
 def num_needed(risk: float, bound: Bound) -> int | None:
@@ -83,34 +90,3 @@ def walk(
 
 def _passes(risk: float, num_sequences: int, bound: Bound) -> bool:
     return p_value(risk, num_sequences, bound.risk) <= bound.error
-
-
-def _divergence(a: float, b: float) -> float:
-    """Kullback-Leibler between coins that fall heads with probability a and b."""
-    heads = a * math.log(a / b) if a > 0 else 0.0
-    tails = (1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0
-    return heads + tails
-
-
-def _binomial_cdf(most: int, n: int, p: float) -> float:
-    """P(Binomial(n, p) <= most), the terms added from the smallest probability of an end."""
-    if most >= n or p <= 0:
-        return 1.0
-    if p >= 1:
-        return 0.0
-    odds, constant = math.log(p) - math.log1p(-p), n * math.log1p(-p) + math.lgamma(n + 1)
-    return min(
-        1.0,
-        math.fsum(
-            math.exp(constant + k * odds - math.lgamma(k + 1) - math.lgamma(n - k + 1))
-            for k in range(most + 1)
-        ),
-    )
-
-
-def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Where a condition that holds at first ceases to, between `low` and `high`."""
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low

@@ -9,6 +9,7 @@ import math
 
 import msgspec
 import numpy as np
+from scipy import optimize
 
 from shard.tune.costs import Costs
 from shard.tune.learn_then_test import Bound, largest_risk
@@ -75,7 +76,7 @@ class _Errors:
     def __init__(self, votes: Votes):
         order = np.argsort(-votes.confidences, kind="stable")
         self._confidences = votes.confidences[order]  # falling
-        self._errors = rising_fit((~votes.agrees[order]).astype(float))
+        self._errors = optimize.isotonic_regression(~votes.agrees[order]).x
 
     def threshold(self, allowed: float) -> float:
         """The least confidence at which at most so many of those who leave are wrong."""
@@ -84,20 +85,6 @@ class _Errors:
             return NEVER
         least = math.floor(float(self._confidences[count - 1]) * _STEPS_TO_ONE) / _STEPS_TO_ONE
         return max(least, 0.0)
-
-
-def rising_fit(values: np.ndarray) -> np.ndarray:
-    """The rising sequence nearest to values (T,), by pooling neighbours that fall (Ayer et al. 1955)."""
-    means: list[float] = []
-    counts: list[int] = []
-    for value in values.tolist():
-        mean, count = value, 1
-        while means and means[-1] >= mean:
-            before, weight = means.pop(), counts.pop()
-            mean, count = (mean * count + before * weight) / (count + weight), count + weight
-        means.append(mean)
-        counts.append(count)
-    return np.repeat(means, counts)
 
 
 def declare_path(survey: Survey, num_sequences: int, bound: Bound, costs: Costs) -> list[Thresholds]:

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 import psutil
 
-from router.catalog.served_model import ServedModel, Target
+from router.catalog.served_model import Target
 from router.fleet.dispatcher import Dispatcher, ShardState
 from router.fleet.launcher import Launcher, launcher_of
+from router.scheduling.observer import Observer
 from router.scheduling.request import Finished, Request, Spec
 from router.settings.config import Config
-from shard.messages import Score, StepOutput
+from shard.messages import Score, StepOutput, TokenOutput
 from shard.sim.sim_runner import CostModel
 from tests.router.fakes import TOKENIZER
 
@@ -22,7 +23,7 @@ FAST = CostModel(step_ms=2.0, token_ms=0.0, sequence_ms=0.0, context_token_ms=0.
 TIMEOUT_S = 30.0
 
 
-class Record:
+class Record(Observer):
     """An observer that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Record:
     def on_started(self, request: Request) -> None:
         self.events.append(("started", request.id))
 
-    def on_tokens(self, request: Request, num_tokens: int, now: float) -> None:
+    def on_tokens(self, request: Request, tokens: list[TokenOutput], gap_s: float | None) -> None:
         self.events.append(("tokens", request.id))
 
     def on_finished(self, request: Request) -> None:
@@ -52,9 +53,6 @@ class Record:
 
     def on_step(self, shard: int, output: StepOutput) -> None:
         self.steps.append((shard, output))
-
-    def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
-        pass
 
     def on_swap(self, shard: int, outcome: str, phases_ms: dict[str, float]) -> None:
         self.swaps.append((shard, outcome))

@@ -49,8 +49,9 @@ def run(observed: Observed, request: Request, times: list[float]) -> None:
     observer.on_started(request)
     for time in times:
         finish = FinishReason.LENGTH if time == times[-1] else None
-        request.put([TokenOutput(7, -1.0, 3)], finish, time)
-        observer.on_tokens(request, 1, time)
+        last, tokens = request.timeline.last_token, [TokenOutput(7, -1.0, 3)]
+        request.put(tokens, finish, time)
+        observer.on_tokens(request, tokens, None if last is None else time - last)
     observer.on_finished(request)
 
 
@@ -72,8 +73,9 @@ def test_the_times_of_a_request(observed: Observed) -> None:
 def test_tokens_that_come_together_share_the_time(observed: Observed) -> None:
     request = make_request(1, arrived=0.0)
     request.start(0, make_served_model(), 0.0)
-    observed.observer.on_tokens(request, 1, 1.0)
-    observed.observer.on_tokens(request, 4, 3.0)
+    tokens = [TokenOutput(7, -1.0, 3)] * 4
+    observed.observer.on_tokens(request, tokens[:1], None)
+    observed.observer.on_tokens(request, tokens, 2.0)
     assert observed.value('helios_itl_seconds_count{model="poet"}') == 4
     assert observed.value('helios_itl_seconds_sum{model="poet"}') == 2.0
 
@@ -146,11 +148,6 @@ def test_preemptions_and_deaths_are_counted(observed: Observed) -> None:
     observed.observer.on_shard_death(0, "killed")
     assert observed.value('helios_preemptions_total{model="poet"}') == 1
     assert observed.value('helios_shard_deaths_total{model="poet",shard="0"}') == 1
-
-
-def test_nothing_is_kept_of_a_request_that_ended(observed: Observed) -> None:
-    run(observed, make_request(1), [1.0, 2.0])
-    assert observed.observer.last_token == {}
 
 
 def test_what_early_exits_did_in_a_step(observed: Observed) -> None:

@@ -64,8 +64,9 @@ def begin(id: int = 1, served_model: object = FULL, shard: int = 0, **more: obje
 
 
 def give(recorded: Recorded, request: Request, layers: list[int], now: float, ends: bool = False) -> None:
-    request.put([TokenOutput(7, -1.0, layer) for layer in layers], FinishReason.LENGTH if ends else None, now)
-    recorded.observer.on_tokens(request, len(layers), now)
+    last, tokens = request.timeline.last_token, [TokenOutput(7, -1.0, layer) for layer in layers]
+    request.put(tokens, FinishReason.LENGTH if ends else None, now)
+    recorded.observer.on_tokens(request, tokens, None if last is None else now - last)
     if ends:
         recorded.observer.on_finished(request)
 
@@ -84,15 +85,6 @@ def test_tokens_are_counted_by_exit_layer_with_their_times(recorded: Recorded) -
     assert (window.ttft_ms.num, window.itl_ms.num) == (1, 2)
     assert window.ttft_ms.quantile(1) == pytest.approx(100, rel=0.02)
     assert window.itl_ms.quantile(1) == pytest.approx(100, rel=0.02)
-
-
-def test_tokens_told_late_are_still_counted_once_each(recorded: Recorded) -> None:
-    request = begin()
-    request.put([TokenOutput(7, -1.0, 20)], None, 0.1)
-    request.put([TokenOutput(7, -1.0, 30)], None, 0.2)
-    recorded.observer.on_tokens(request, 1, 0.1)
-    recorded.observer.on_tokens(request, 1, 0.2)
-    assert recorded.window().tokens_by_exit == {20: 1, 30: 1}
 
 
 def test_a_window_begins_anew_behind_each_flush(recorded: Recorded) -> None:
@@ -194,11 +186,6 @@ def test_a_new_life_of_a_shard_begins_with_nothing_known(recorded: Recorded) -> 
     recorded.observer.on_shard_ready(0, make_served_model(0, make_target("bard")))
     recorded.observer.on_step(0, step())
     assert list(recorded.windows()) == [(0, "bard", 30)]
-
-
-def test_nothing_is_kept_of_a_request_that_ended(recorded: Recorded) -> None:
-    give(recorded, begin(), [30], 0.1, ends=True)
-    assert recorded.observer.seen == {}
 
 
 def test_what_a_step_says_of_costs() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from shard.tune.costs import Costs
 from shard.tune.learn_then_test import Bound, largest_risk
-from shard.tune.path import NEVER, STEPS, Survey, Votes, declare_path, rising_fit
+from shard.tune.path import NEVER, STEPS, Survey, Votes, declare_path
 
 BOUND = Bound(risk=0.1, confidence=0.9)
 NUM_LAYERS, TOKENS, SEQUENCES = 12, 4000, 400
@@ -109,15 +109,3 @@ def test_risk_counts_a_token_at_the_first_exit_that_takes_it():
     assert both.risk({3: NEVER, 6: 0.5}) == 0.5
     assert both.risk({3: 0.5, 6: NEVER}) == 0.25
     assert both.risk({3: 0.0, 6: 0.0}) == 0.5
-
-
-def test_the_rising_fit_is_the_nearest_rising_sequence():
-    draw = np.random.default_rng(1)
-    for _ in range(20):
-        values = draw.random(7)
-        fit = rising_fit(values)
-        assert (np.diff(fit) >= -1e-12).all()
-        assert fit.sum() == pytest.approx(values.sum())
-        for _ in range(200):
-            other = np.sort(fit + draw.normal(0, 0.1, 7))
-            assert ((fit - values) ** 2).sum() <= ((other - values) ** 2).sum() + 1e-12
