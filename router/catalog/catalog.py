@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from router.catalog import candidate_config
+from router.catalog.model_shape import read_shape
 from router.catalog.repository import Candidate, Choice, Repository
 from router.catalog.served_model import Target
 from router.settings.config import Config
@@ -131,7 +132,11 @@ class Catalog:
 def entry_of(config: Config, candidate: Candidate, folder: Path) -> CatalogEntry:
     """A candidate whose model lies in `folder`. Raises `OSError` and `ValueError` when it cannot be read."""
     folder = folder.absolute()
-    num_layers, longest = _simulated(config, candidate) if config.device == "sim" else _shape(folder)
+    if config.device == "sim":
+        num_layers, longest = _simulated(config, candidate)
+    else:
+        shape = read_shape(folder)
+        num_layers, longest = shape.num_layers, shape.max_positions
     if candidate_config.is_of_flags(config, candidate):
         return _entry_of_flags(config, candidate, CatalogEntry(candidate, folder, num_layers, longest))
     unavailable_reason = ""
@@ -175,13 +180,6 @@ def _simulated(config: Config, candidate: Candidate) -> tuple[int, int | None]:
     if not isinstance(costs, dict):
         raise ValueError(f"The cost model {path} cannot be read: it is no JSON object")
     return costs.get("num_layers", _SIMULATED_LAYERS), costs.get("max_total_tokens")
-
-
-def _shape(folder: Path) -> tuple[int, int | None]:
-    """Layers of a model and its longest sequence."""
-    shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    num_layers = shape.get("num_hidden_layers") or shape["n_layer"]
-    return num_layers, shape.get("max_position_embeddings") or shape.get("n_positions")
 
 
 def _listed(names: Iterable[str]) -> str:

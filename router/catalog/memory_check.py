@@ -1,14 +1,13 @@
 """Will it fit? Asked before anything is started, since running out of memory is found out late and badly."""
 
-import json
 from pathlib import Path
 
+from router.catalog.model_shape import BYTES, read_shape
 from router.settings.config import Config
 from router.settings.machine import Machine
 
 GIB = 1024**3
 PROCESS_BYTES = 700 * 1024**2  # of a shard beside its weights and cache: torch, packed copies, buffers
-_BYTES_PER_WEIGHT = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
@@ -32,12 +31,10 @@ def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
 
 def weight_bytes(model_path: Path, dtype: str, num_layers: int | None) -> int:
     """Of the first `num_layers` layers (None: all) of a folder's weights, once loaded as `dtype`."""
-    shape = json.loads((model_path / "config.json").read_text(encoding="utf-8"))
-    stored = shape.get("dtype") or shape.get("torch_dtype") or "float32"
+    shape = read_shape(model_path)
     on_disk = sum(file.stat().st_size for file in model_path.glob("*.safetensors"))
-    total = on_disk * _BYTES_PER_WEIGHT[dtype] // _BYTES_PER_WEIGHT.get(stored, 4)
-    depth = shape.get("num_hidden_layers") or shape.get("n_layer")
-    return total if num_layers is None or not depth else total * min(num_layers, depth) // depth
+    total = on_disk * BYTES[dtype] // BYTES.get(shape.stored_dtype, 4)
+    return total * min(num_layers or shape.num_layers, shape.num_layers) // shape.num_layers
 
 
 def _gib(count: int) -> str:

@@ -3,19 +3,16 @@
 Read from the model's and the exits' files; a simulated model's from its cost model.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from router.catalog.catalog import CatalogEntry
 from router.catalog.memory_check import weight_bytes
+from router.catalog.model_shape import read_shape
 from router.catalog.profile import CandidateProfile
 from router.settings.config import Config
 from shard.quality.certificate import Certificate, CertificateError, Guarantee, read_certificate
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def profile_of(config: Config, entry: CatalogEntry) -> CandidateProfile:
@@ -31,35 +28,17 @@ def profile_of(config: Config, entry: CatalogEntry) -> CandidateProfile:
 def _real(config: Config, entry: CatalogEntry) -> CandidateProfile:
     if entry.unavailable_reason:
         return _unknown(entry, entry.unavailable_reason)
-    shape = json.loads((entry.folder / "config.json").read_text(encoding="utf-8"))
-    dtype = config.storage_dtype
+    shape, dtype = read_shape(entry.folder), config.storage_dtype
     total = weight_bytes(entry.folder, dtype, None)
-    other = min(total // 2, _table_bytes(shape, dtype))
+    other = min(total // 2, shape.table_bytes(dtype))
     return CandidateProfile(
         candidate=entry.candidate,
         num_layers=entry.num_layers,
         layer_bytes=(total - other) // entry.num_layers,
         other_bytes=other,
-        kv_bytes=_kv_bytes(shape, dtype),
+        kv_bytes=shape.kv_bytes(dtype),
         proven=_proven(config, entry),
     )
-
-
-def _table_bytes(shape: dict[str, Any], dtype: str) -> int:
-    """Of the vocabulary's rows: once where embedding and LM head are one."""
-    num_tables = 1 if shape.get("tie_word_embeddings", False) else 2
-    return int(shape["vocab_size"]) * _hidden_size(shape) * _BYTES[dtype] * num_tables
-
-
-def _kv_bytes(shape: dict[str, Any], dtype: str) -> int:
-    """Keys and values of one token in one layer."""
-    num_heads = shape.get("num_attention_heads") or shape["n_head"]
-    head_size = shape.get("head_dim") or _hidden_size(shape) // num_heads
-    return 2 * int(shape.get("num_key_value_heads") or num_heads) * int(head_size) * _BYTES[dtype]
-
-
-def _hidden_size(shape: dict[str, Any]) -> int:
-    return int(shape.get("hidden_size") or shape["n_embd"])
 
 
 def _proven(config: Config, entry: CatalogEntry) -> dict[int, float]:

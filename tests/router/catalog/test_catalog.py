@@ -16,7 +16,8 @@ from tests.router.http_fakes import byte_tokenizer
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model of eight layers, by its configuration alone."""
-    shape = {"num_hidden_layers": 8, "max_position_embeddings": 512}
+    shape = {"num_hidden_layers": 8, "max_position_embeddings": 512, "hidden_size": 64}
+    shape |= {"num_attention_heads": 4, "vocab_size": 100}
     (tmp_path / "config.json").write_text(json.dumps(shape))
     return tmp_path
 

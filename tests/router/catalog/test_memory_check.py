@@ -14,7 +14,8 @@ SMALL_BOX = Machine(num_gpus=0, num_cores=2, available_bytes=4 * GIB)
 @pytest.fixture
 def model(tmp_path):
     """A gibibyte of bfloat16 weights in 10 layers, as far as its files tell."""
-    (tmp_path / "config.json").write_text(json.dumps({"dtype": "bfloat16", "num_hidden_layers": 10}))
+    config = {"dtype": "bfloat16", "num_hidden_layers": 10, "hidden_size": 64, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(GIB)
     return tmp_path
