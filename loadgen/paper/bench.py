@@ -30,20 +30,25 @@ async def bench(options: HeliosOptions, console: Console) -> int:
             reports = [await _measured(options, subject, screen, Path(folder)) for subject in subjects]
         finally:
             screen.view.close()
-    _write(Path(options.out), reports)
+    written = _write(Path(options.out), reports)
     if not options.quiet:
         show(reports, console)
-        console.print(f"Written to {options.out}: {PLOT}, {FIGURES}", style="dim", soft_wrap=True)
+        console.print(f"Written to {options.out}: {written}", style="dim", soft_wrap=True, markup=False)
     print(compact_json(line_of(reports)), flush=True)
     outcomes = [outcome for report in reports for outcome in report.outcomes]
     return 1 if any(system.lost for outcome in outcomes for system in outcome.systems.values()) else 0
 
 
-def _write(out: Path, reports: Sequence[Report]) -> None:
+def _write(out: Path, reports: Sequence[Report]) -> str:
+    """Says what was written."""
     out.mkdir(parents=True, exist_ok=True)
-    plot(out / PLOT, reports)
     figures = msgspec.json.encode(rounded(line_of(reports)))
     (out / FIGURES).write_bytes(msgspec.json.format(figures, indent=2))
+    try:
+        plot(out / PLOT, reports)
+    except ModuleNotFoundError as error:
+        return f"{FIGURES}, and no plot for want of {error.name}: pip install 'helios-serve[plots]'"
+    return f"{PLOT}, {FIGURES}"
 
 
 def _subjects(options: HeliosOptions, folder: Path) -> list[Subject]:

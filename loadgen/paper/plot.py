@@ -1,20 +1,20 @@
-"""The experiment as a PNG: a row for each load, in it a panel of three bars for each measure."""
+"""The experiment as a PNG: a row for each load, in it a panel of three bars for each measure.
+
+Needs the extra `plots`.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from PIL import Image, ImageDraw, ImageFont
 
 from loadgen.paper import published
 from loadgen.paper.outcome import Figures, Outcome
 from loadgen.paper.systems import EARLY, FULL, HELIOS
 from loadgen.paper.table import REPLAYED, Report
 
-WIDTH, HEIGHT, HEAD, FOOT = 250, 230, 46, 40  # of a panel, of a row's title, of the legend
-TOP, BOTTOM = 30, 28  # in a panel, above and below its bars
-SCALE = 2  # drawn so much larger: fine lines on any screen
-INK, PALE, PAPER = "#222222", "#dddddd", "#b3261e"
+PAPER = "#b3261e"
 COLOURS = {FULL: "#8a8f98", EARLY: "#d1640a", HELIOS: "#1764ab"}
 
 
@@ -47,79 +47,49 @@ PANELS = (
 )
 
 
-class Canvas:
-    """Draws in units of one pixel at scale 1."""
-
-    def __init__(self, width: int, height: int):
-        self.image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
-        self._draw = ImageDraw.Draw(self.image)
-
-    def bar(self, box: tuple[float, float, float, float], colour: str) -> None:
-        self._draw.rectangle([value * SCALE for value in box], fill=colour)
-
-    def line(self, x: tuple[float, float], y: float, colour: str, is_dashed: bool = False) -> None:
-        left, right = x
-        step = 6 if is_dashed else right - left
-        while left < right:
-            end = min(right, left + (step / 2 if is_dashed else step))
-            self._draw.line([(left * SCALE, y * SCALE), (end * SCALE, y * SCALE)], colour, SCALE)
-            left += step
-
-    def text(
-        self, at: tuple[float, float], words: str, anchor: str, size: int = 11, colour: str = INK
-    ) -> None:
-        font = ImageFont.load_default(size * SCALE)
-        self._draw.text((at[0] * SCALE, at[1] * SCALE), words, colour, font, anchor)
-
-
 def plot(path: Path, reports: Sequence[Report]) -> None:
-    """Write it."""
+    """Write it. Raises `ModuleNotFoundError` without matplotlib."""
+    from matplotlib.figure import Figure
+
     loads = [(report, outcome) for report in reports for outcome in report.outcomes]
-    row_height = HEAD + HEIGHT
-    canvas = Canvas(len(PANELS) * WIDTH, len(loads) * row_height + FOOT)
-    for number, (report, outcome) in enumerate(loads):
-        top = number * row_height
-        canvas.text((14, top + 14), _title(report, outcome), "lt", 15)
-        if report.is_replay:
-            canvas.text((14, top + 34), REPLAYED, "lt", 11, PAPER)
-        for column, panel in enumerate(PANELS):
-            _draw_panel(canvas, (column * WIDTH, top + HEAD), panel, outcome)
-    _draw_legend(canvas, len(loads) * row_height + FOOT / 2)
-    canvas.image.save(path)
+    figure = Figure((2.6 * len(PANELS), 2.8 * len(loads) + 0.4), dpi=200, layout="constrained")
+    for row, (report, outcome) in zip(figure.subfigures(len(loads), squeeze=False).flat, loads, strict=True):
+        row.suptitle(_title(report, outcome), x=0.01, ha="left", color=PAPER if report.is_replay else None)
+        for axes, panel in zip(row.subplots(1, len(PANELS)), PANELS, strict=True):
+            _draw(axes, panel, outcome)
+    figure.legend(*_keys(), loc="outside lower left", ncols=len(COLOURS) + 1, frameon=False)
+    figure.savefig(path)
 
 
 def _title(report: Report, outcome: Outcome) -> str:
     load, memory = outcome.load, report.memory_bytes / 2**20
-    return f"{report.name}: {memory:,.0f} MiB each, {load.name} ({load.in_flight})"
+    said = f"{report.name}: {memory:,.0f} MiB each, {load.name} ({load.in_flight})"
+    return f"{said}\n{REPLAYED}" if report.is_replay else said
 
 
-def _draw_panel(canvas: Canvas, at: tuple[float, float], panel: Panel, outcome: Outcome) -> None:
-    left, top = at
+def _draw(axes: Any, panel: Panel, outcome: Outcome) -> None:
     values = {name: panel.value(figures) for name, figures in outcome.systems.items()}
+    heights = [value or 0.0 for value in values.values()]
+    bars = axes.bar(range(len(values)), heights, color=[COLOURS[name] for name in values])
+    axes.bar_label(bars, [_shown(value) for value in values.values()], fontsize="small")
     paper = panel.paper_value(values[EARLY])
-    greatest = max([value for value in (*values.values(), paper) if value is not None], default=1.0) or 1.0
-    floor, height = top + HEIGHT - BOTTOM, HEIGHT - TOP - BOTTOM - 14
-
-    def y(value: float) -> float:
-        return floor - height * value / greatest
-
-    canvas.text((left + 14, top + 12), panel.title, "lt", 12)
-    for index, (name, value) in enumerate(values.items()):
-        x = left + 24 + index * 70
-        if value is not None:
-            canvas.bar((x, y(value), x + 52, floor), COLOURS[name])
-        shown = "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        canvas.text((x + 26, (floor if value is None else y(value)) - 3), shown, "mb")
-    canvas.line((left + 14, left + WIDTH - 14), floor, INK)
     if paper is not None:
-        canvas.line((left + 14, left + WIDTH - 14), y(paper), PAPER, is_dashed=True)
+        axes.axhline(paper, color=PAPER, linestyle="--", linewidth=1)
+    axes.set_title(panel.title, fontsize="small", loc="left")
+    axes.set(xticks=[], yticks=[])
+    axes.margins(y=0.2)
+    axes.spines[["left", "top", "right"]].set_visible(False)
 
 
-def _draw_legend(canvas: Canvas, y: float) -> None:
-    x = 24.0
-    for name, colour in COLOURS.items():
-        canvas.bar((x, y - 6, x + 12, y + 6), colour)
-        canvas.text((x + 18, y), name, "lm", 12)
-        x += 170
-    canvas.line((x, x + 24), y, PAPER, is_dashed=True)
-    canvas.text((x + 30, y), "HELIOS, had it the paper's gain over static early exit", "lm", 12)
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _keys() -> tuple[list[Any], list[str]]:
+    """What the legend explains, and its words."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    bars = [Patch(color=colour) for colour in COLOURS.values()]
+    line = Line2D([], [], color=PAPER, linestyle="--")
+    return [*bars, line], [*COLOURS, "HELIOS, had it the paper's gain over static early exit"]

@@ -91,7 +91,10 @@ def _calibrate_thresholds(
     write_thresholds(options.exits, calibration.asked.settings.criterion, guarantee.thresholds)
     write_certificate(options.exits, known.with_guarantee(guarantee))
     found = Findings(guarantee, survey, costs)
-    plot(options.plot or options.exits / PLOT, survey, guarantee.criterion, guarantee.thresholds)
+    try:
+        plot(options.plot or options.exits / PLOT, survey, guarantee.criterion, guarantee.thresholds)
+    except ModuleNotFoundError as error:
+        console.print(f"No plot, for want of {error.name}: pip install 'helios-serve[plots]'", markup=False)
     console.print(curve_table(guarantee), exit_table(found), *sentences(found), sep="\n")
     return {
         "guarantee": msgspec.to_builtins(guarantee, str_keys=True),

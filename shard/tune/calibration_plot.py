@@ -1,85 +1,55 @@
-"""A PNG of agreement and coverage against threshold, one panel for each exit."""
+"""A PNG of agreement and coverage against threshold, one panel for each exit. Needs the extra `plots`."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from shard.tune.path import Survey, Thresholds, Votes
 
-WIDTH, HEIGHT = 460, 330  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 56, 48  # around its frame
 COLUMNS = 3
-SCALE = 2  # drawn so much larger: fine lines on any screen
-INK, PALE, AGREEMENT, COVERAGE, CHOSEN = "#222222", "#dddddd", "#1764ab", "#d1640a", "#555555"
+AGREEMENT, COVERAGE, CHOSEN = "#1764ab", "#d1640a", "#555555"
 LEAST_TOKENS = 20  # an agreement of fewer says nothing
 
 
-class Panel:
-    """One exit's frame: x is a threshold, y a share, both in [0, 1]."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw, column: int, row: int):
-        self._draw = draw
-        self._left, self._top = column * WIDTH + LEFT, row * HEIGHT + TOP
-        self._width, self._height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-
-    def frame(self, title: str, x_label: str) -> None:
-        """Grid, numbers and words."""
-        for i in range(6):
-            share = i / 5
-            self._line([(share, 0), (share, 1)], PALE, 1)
-            self._line([(0, share), (1, share)], PALE, 1)
-            self._text(share, -0.03, f"{share:.1f}", "mt")
-            self._text(-0.02, share, f"{share:.0%}", "rm")
-        self._line([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)], INK, 1)
-        self._text(0.5, -0.11, x_label, "mt")
-        self._text(0, 1.16, title, "lm", 15)
-        self._text(0, 1.06, "agreement", "lm", colour=AGREEMENT)
-        self._text(0.27, 1.06, "coverage", "lm", colour=COVERAGE)
-
-    def curve(self, points: list[tuple[float, float]], colour: str) -> None:
-        self._line(points, colour, 2)
-
-    def mark(self, threshold: float, words: str) -> None:
-        """A vertical line."""
-        self._line([(threshold, 0), (threshold, 1)], CHOSEN, 1)
-        self._text(1, 1.06, words, "rm", colour=CHOSEN)
-
-    def _at(self, x: float, y: float) -> tuple[float, float]:
-        return SCALE * (self._left + x * self._width), SCALE * (self._top + (1 - y) * self._height)
-
-    def _line(self, points: list[tuple[float, float]], colour: str, width: int) -> None:
-        self._draw.line([self._at(x, y) for x, y in points], colour, width * SCALE, joint="curve")
-
-    def _text(self, x: float, y: float, words: str, anchor: str, size: int = 12, colour: str = INK) -> None:
-        font = ImageFont.load_default(size * SCALE)
-        self._draw.text(self._at(x, y), words, colour, font, anchor)
-
-
 def plot(path: Path, survey: Survey, criterion: str, thresholds: Thresholds) -> None:
-    """Every exit's own curves on the survey, whoever left before, and the threshold found for it."""
+    """Every exit's own curves on the survey, whoever left before, and the threshold found for it.
+
+    Raises `ModuleNotFoundError` without matplotlib.
+    """
+    from matplotlib.figure import Figure
+
     num = len(survey.votes)
-    size = (min(num, COLUMNS) * WIDTH * SCALE, -(-num // COLUMNS) * HEIGHT * SCALE)
-    image = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(image)
-    for i, votes in enumerate(survey.votes):
-        panel = Panel(draw, i % COLUMNS, i // COLUMNS)
-        panel.frame(f"Exit at layer {votes.layer} of {survey.num_layers}", f"threshold ({criterion})")
-        panel.curve(_points(votes, lambda sure: float(sure.mean()), 0), COVERAGE)
-        panel.curve(_points(votes, _agreement(votes), LEAST_TOKENS), AGREEMENT)
-        threshold = thresholds[votes.layer]
-        panel.mark(threshold, f"leaves at {threshold:.3f}" if threshold < 1 else "never leaves")
-    image.save(path)
+    columns, rows = min(num, COLUMNS), -(-num // COLUMNS)
+    figure = Figure((4.6 * columns, 3.3 * rows), dpi=200, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, votes in zip(panels, survey.votes, strict=False):
+        panel.set_title(f"Exit at layer {votes.layer} of {survey.num_layers}", loc="left")
+        _draw(panel, votes, thresholds[votes.layer])
+        panel.set(xlabel=f"threshold ({criterion})", xlim=(0, 1), ylim=(0, 1))
+    for panel in list(panels)[num:]:
+        panel.set_axis_off()
+    figure.savefig(path)
 
 
-def _points(votes: Votes, value: Callable[[np.ndarray], float], least: int) -> list[tuple[float, float]]:
-    """A value of the tokens that reach each threshold, where they are at least so many."""
-    return [
-        (threshold, value(sure))
-        for threshold in np.linspace(0, 0.999, 200).tolist()
-        if (sure := votes.reached(threshold)).sum() >= least
-    ]
+def _draw(panel: Any, votes: Votes, threshold: float) -> None:
+    panel.plot(*_points(votes, lambda sure: float(sure.mean()), 0), color=COVERAGE, label="coverage")
+    panel.plot(*_points(votes, _agreement(votes), LEAST_TOKENS), color=AGREEMENT, label="agreement")
+    words = f"leaves at {threshold:.3f}" if threshold < 1 else "never leaves"
+    panel.axvline(threshold, color=CHOSEN, linewidth=1, label=words)
+    panel.yaxis.set_major_formatter("{x:.0%}")
+    panel.grid(color="#dddddd")
+    panel.legend(fontsize="small", loc="lower left")
+
+
+def _points(
+    votes: Votes, value: Callable[[np.ndarray], float], least: int
+) -> tuple[list[float], list[float]]:
+    """Thresholds that at least so many tokens reach, and a value of those tokens."""
+    reached = [(threshold, votes.reached(threshold)) for threshold in np.linspace(0, 0.999, 200).tolist()]
+    kept = [(threshold, value(sure)) for threshold, sure in reached if sure.sum() >= least]
+    return [threshold for threshold, _ in kept], [share for _, share in kept]
 
 
 def _agreement(votes: Votes) -> Callable[[np.ndarray], float]:
