@@ -23,12 +23,12 @@ def plot(path: Path, survey: Survey, criterion: str, thresholds: Thresholds) -> 
     num = len(survey.votes)
     columns, rows = min(num, COLUMNS), -(-num // COLUMNS)
     figure = Figure((4.6 * columns, 3.3 * rows), dpi=200, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, votes in zip(panels, survey.votes, strict=False):
         panel.set_title(f"Exit at layer {votes.layer} of {survey.num_layers}", loc="left")
         _draw(panel, votes, thresholds[votes.layer])
         panel.set(xlabel=f"threshold ({criterion})", xlim=(0, 1), ylim=(0, 1))
-    for panel in list(panels)[num:]:
+    for panel in panels[num:]:
         panel.set_axis_off()
     figure.savefig(path)
 
