@@ -16,9 +16,11 @@ from router.fleet.client import Answered, ShardClient, ShardDied
 from router.fleet.launcher import Launcher
 from router.fleet.swap import Swap, SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.observer import Observer
-from router.scheduling.request import GenerationFailed, Request
+from router.scheduling.request import GenerationFailed, Request, Status
 from router.scheduling.scheduler import Delivery, Limits, Scheduler
+from router.text.tokenizer import Tokenizer
 from shard.messages import Committed, FinishReason, Ready, Step, StepOutput
+from telemetry import tasks
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Engine:
         self._balancer = balancer
         self.client: ShardClient | None = None
         self._swap: Swap | None = None
+        self._encoding: set[asyncio.Task[None]] = set()
         self._num_blocks_at_start = 0
         self._offered: dict[int, Target] = {}  # to this life of the shard, by epoch; the latest few
         self._last_epoch = 0
@@ -67,6 +70,8 @@ class Engine:
                 await self._pause(backoff.pause_s(self._loop.time() - began))
         finally:
             self.end_swap(SwapError("The server is shutting down."))
+            for encoding in self._encoding:
+                encoding.cancel()
             await self.launcher.end()
 
     def retire(self) -> None:
@@ -301,11 +306,28 @@ class Engine:
         step = scheduler.schedule(now, self._balancer.quota(self))
         for request, error in scheduler.take_unfit():
             self._turn_away(request, error, now)
+        for request, tokenizer in scheduler.take_to_encode():
+            encoding = tasks.begin(self._encode(request, tokenizer), f"Encoding request {request.id} again")
+            self._encoding.add(encoding)
+            encoding.add_done_callback(self._encoding.discard)
         for new in step.new if step is not None else []:
             started = self._balancer.registry.live.get(new.id)
             if started is not None and started.attempt == 0:  # else begun before, or to be read again
                 self._tell(_start(started))
         return step
+
+    async def _encode(self, request: Request, tokenizer: Tokenizer) -> None:
+        """Queue a request again in the ids of a tokenizer. All streams go on meanwhile."""
+        try:
+            encoded = await asyncio.to_thread(request.encoded_by, tokenizer)
+        except GenerationFailed as error:
+            if request.status is not Status.FINISHED:
+                self._turn_away(request, error, self._loop.time())
+            return
+        if request.status is not Status.FINISHED:  # nobody has left meanwhile
+            request.switch(tokenizer, encoded)
+            self._balancer.queue.add(request)
+            self._go_on()
 
     def _turn_away(self, request: Request, error: GenerationFailed, now: float) -> None:
         """End what the model cannot take: an answer that was begun is over, as there is no room for more."""

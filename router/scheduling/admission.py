@@ -8,6 +8,7 @@ from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey
 from router.scheduling.loaded_models import LoadedModel, LoadedModels
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.waiting_queue import Lane, WaitingQueue
+from router.text.tokenizer import Tokenizer
 
 
 class AdmissionQuota(msgspec.Struct, frozen=True):
@@ -36,6 +37,7 @@ class ShardAdmission:
         self._loaded_models = loaded_models
         self._block_size = block_size
         self._unfit: list[tuple[Request, GenerationFailed]] = []
+        self._to_encode: list[tuple[Request, Tokenizer]] = []
 
     @property
     def has_waiting(self) -> bool:
@@ -57,10 +59,14 @@ class ShardAdmission:
         return None
 
     def take(self, request: Request, loaded_model: LoadedModel) -> bool:
-        """Take a request out of the queue, re-encoded for the model it starts on; False if that fails."""
+        """Take a request out of the queue; False if it cannot start yet, or not on this model at all."""
         self._queue.take(request)
+        tokenizer = loaded_model.served_model.tokenizer
+        if not request.reads_alike(tokenizer):
+            self._to_encode.append((request, tokenizer))
+            return False
         try:
-            request.suit(loaded_model.served_model)
+            request.check_fits(loaded_model.served_model)
         except GenerationFailed as error:
             self._unfit.append((request, error))
             return False
@@ -72,6 +78,11 @@ class ShardAdmission:
         """Requests that could not be made to suit the model that they were to start on, and why."""
         unfit, self._unfit = self._unfit, []
         return unfit
+
+    def take_to_encode(self) -> list[tuple[Request, Tokenizer]]:
+        """Requests out of the queue that are to be queued again in the ids of a tokenizer."""
+        to_encode, self._to_encode = self._to_encode, []
+        return to_encode
 
     def put_back(self, request: Request) -> None:
         """Queue again what a shard has lost."""

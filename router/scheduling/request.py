@@ -198,17 +198,35 @@ class Request:
         ):
             return False
         prompt = self.spec.prompt
-        return prompt is None or prompt.is_readable(served_model.tokenizer)
+        tokenizer = served_model.tokenizer
+        return prompt is None or self.reads_alike(tokenizer) or prompt.is_readable(tokenizer)
 
-    def suit(self, served_model: ServedModel) -> None:
-        """Have prompt and answer in the ids of the model that is to take it.
+    def reads_alike(self, tokenizer: Tokenizer) -> bool:
+        """Prompt and answer are in the ids of this tokenizer."""
+        prompt = self.spec.prompt
+        return prompt is None or prompt.reads_alike(self.tokenizer, tokenizer)
 
-        Raises `GenerationFailed` when its template refuses the conversation, or the model cannot take it: it
-        is too long, or has a token that the model does not know.
+    def encoded_by(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        """Prompt and answer so far in other ids, for `switch`. Safe on any thread while nothing runs of it.
+
+        Raises `GenerationFailed` when the tokenizer's template refuses the conversation.
         """
-        tokenizer, prompt = served_model.tokenizer, self.spec.prompt
-        if prompt is not None and not prompt.reads_alike(self.tokenizer, tokenizer):
-            self._encode_again(prompt, tokenizer)
+        assert self.spec.prompt is not None
+        try:
+            return self.spec.prompt.encoded(tokenizer, self._detokenizer.whole_text)
+        except ChatTemplateError as error:
+            raise GenerationFailed(f"The model was changed, and {error}", "validation", 422) from None
+
+    def switch(self, tokenizer: Tokenizer, encoded: tuple[list[int], list[int]]) -> None:
+        """Have prompt and answer in the ids of this tokenizer from here on."""
+        self.prompt_token_ids, self._retold = encoded
+        self._num_retold = len(self.outputs)
+        self.prompt_scores.clear()
+        self.tokenizer = tokenizer
+        self._detokenizer.switch(tokenizer)
+
+    def check_fits(self, served_model: ServedModel) -> None:
+        """Raises `GenerationFailed` when it is too long for a model, or has a token that it does not know."""
         most = served_model.ready.max_total_tokens
         if self.num_tokens >= most:
             name = served_model.target.name
@@ -298,16 +316,6 @@ class Request:
     @property
     def _has_prompt_scores(self) -> bool:
         return len(self.prompt_scores) >= self.num_prompt_tokens - 1
-
-    def _encode_again(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
-        try:
-            self.prompt_token_ids, self._retold = prompt.encoded(tokenizer, self._detokenizer.whole_text)
-        except ChatTemplateError as error:
-            raise GenerationFailed(f"The model was changed, and {error}", "validation", 422) from None
-        self._num_retold = len(self.outputs)
-        self.prompt_scores.clear()
-        self.tokenizer = tokenizer
-        self._detokenizer.switch(tokenizer)
 
     def _begin_segment(self, served_model: ServedModel) -> None:
         """Note who writes from here on; who has written nothing is forgotten."""

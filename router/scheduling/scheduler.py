@@ -16,6 +16,7 @@ from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.shadow_scoring import ScoreQueue, ShadowScore, scorer_for
 from router.scheduling.step_builder import Batch, new_sequence
 from router.scheduling.waiting_queue import Lane, WaitingQueue
+from router.text.tokenizer import Tokenizer
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
 
 MAX_IN_FLIGHT = 2  # steps: one runs, the next one waits on the shard
@@ -183,6 +184,10 @@ class Scheduler:
     def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
         """Requests that could not be made to suit the model that they were to start on, and why."""
         return self._admission.take_unfit()
+
+    def take_to_encode(self) -> list[tuple[Request, Tokenizer]]:
+        """Requests that would start, were they in the ids of a tokenizer: to be queued once they are."""
+        return self._admission.take_to_encode()
 
     def has_model(self, identity: ModelIdentity) -> bool:
         """It has the model on which a request was begun."""

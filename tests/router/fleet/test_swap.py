@@ -1,6 +1,7 @@
 """Changes of depth and model over real shard processes, with streams open: nothing lost, nothing mixed."""
 
 import asyncio
+import threading
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,32 @@ async def test_another_tokenizer_is_given_the_text(tmp_path: Path) -> None:
             assert request.prompt_token_ids == [id + 7 for id in request.spec.prompt_token_ids]
             assert len(request.token_ids) == 170
         assert sum(len(request.segments) == 2 for request in requests) == 4
+
+
+async def test_prompts_are_encoded_anew_beside_the_event_loop_which_goes_on(tmp_path: Path) -> None:
+    """However long that takes: streams, health checks and other shards are not held up."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Slow(FakeTokenizer):
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            begun.set()
+            assert threading.current_thread() is not threading.main_thread()
+            assert may_end.wait(30)
+            return super().encode(text, add_special_tokens)
+
+    async with simulated(tmp_path, max_batch_size=4) as sim:
+        asked = specs(8, max_new_tokens=150)
+        requests = sim.submit(*asked)
+        await streams_have(requests[:4], 5)
+        await changing(sim.dispatcher, other(sim, "slow", Slow("slow", 7), model="slow"))
+        await until(begun.is_set)
+        sim.dispatcher.abort(requests[4])
+        assert await outcomes(requests[:4]) == expected(asked[:4])
+        assert all(request.status is Status.WAITING for request in requests[5:])
+        may_end.set()
+        await outcomes(requests[5:])
+        assert {authors(request)[0][0] for request in requests[5:]} == {"slow"}
+        assert requests[4].outputs == []
 
 
 async def test_a_checkpoint_that_cannot_be_read_changes_nothing(tmp_path: Path) -> None:

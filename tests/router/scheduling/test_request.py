@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.catalog.served_model import Requirements
+from router.catalog.served_model import Requirements, ServedModel
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
@@ -24,6 +24,13 @@ def write(request: Request, *ids: int) -> None:
 
 def starts(request: Request) -> list[tuple[str, int, int]]:
     return [(segment.model, segment.depth, segment.from_token) for segment in request.segments]
+
+
+def encode(request: Request, served_model: ServedModel) -> None:
+    """As an engine does where a request is to start on a model with other ids."""
+    assert not request.reads_alike(served_model.tokenizer)
+    request.switch(served_model.tokenizer, request.encoded_by(served_model.tokenizer))
+    assert request.reads_alike(served_model.tokenizer)
 
 
 def test_segments_tell_who_wrote_from_where_on() -> None:
@@ -89,11 +96,11 @@ def test_token_ids_and_exact_answers_bind_to_a_model() -> None:
 
 def test_a_waiting_prompt_is_encoded_again_for_another_tokenizer() -> None:
     request = make_request(1, num_prompt_tokens=3)
-    request.suit(SHIFTED)
+    encode(request, SHIFTED)
     assert request.token_ids == [2007, 2008, 2009]
     assert request.max_new_tokens == request.spec.max_new_tokens
     assert request.tokenizer is SHIFTED.tokenizer
-    request.suit(FULL)
+    encode(request, FULL)
     assert request.token_ids == [2000, 2001, 2002]
 
 
@@ -102,14 +109,14 @@ def test_an_answer_goes_on_from_its_text_in_another_tokenizer() -> None:
     request.start(0, FULL, 0.0)
     write(request, 5, 6)
     request.start_over()
-    request.suit(SHIFTED)
+    encode(request, SHIFTED)
     request.start(0, SHIFTED, 0.0)
     assert request.token_ids == [2007, 2008, 2009, 12, 13]
     assert (request.num_tokens, request.num_prompt_tokens, request.max_new_tokens) == (5, 3, 8)
     write(request, 14)
     assert request.token_ids == [2007, 2008, 2009, 12, 13, 14]
     request.start_over()
-    request.suit(FULL)
+    encode(request, FULL)
     assert request.token_ids == [2000, 2001, 2002, 5, 6, 7]
     assert "".join(event.text for event in request.events) == "5 6 7 "
 
@@ -119,18 +126,18 @@ def test_what_is_too_long_for_a_model_is_refused_by_its_name() -> None:
     with pytest.raises(
         GenerationFailed, match="8 tokens; the maximum context length of small is 5"
     ) as refused:
-        make_request(1, num_prompt_tokens=8).suit(small)
+        make_request(1, num_prompt_tokens=8).check_fits(small)
     assert refused.value.status == 422
-    make_request(2, num_prompt_tokens=4).suit(small)
+    make_request(2, num_prompt_tokens=4).check_fits(small)
 
 
 def test_a_token_that_a_model_does_not_know_never_reaches_it() -> None:
     small = make_served_model(1, make_target("small"), vocab_size=1100)
     request = make_request(1, spec=make_spec(first=1093))
     with pytest.raises(GenerationFailed, match="a token that small does not know") as refused:
-        request.suit(small)
+        request.check_fits(small)
     assert refused.value.status == 422
-    make_request(2, spec=make_spec(first=1092)).suit(small)
+    make_request(2, spec=make_spec(first=1092)).check_fits(small)
 
 
 def test_nobody_is_moved_to_a_model_that_could_not_read_it() -> None:
@@ -151,7 +158,7 @@ def test_a_prompt_cut_to_its_last_tokens_is_cut_again() -> None:
     spec = make_spec(2, prompt=Prompt("1 2 3 4 5 ", truncate=2))
     request = make_request(1, spec=spec)
     write(request, 6)
-    request.suit(SHIFTED)
+    encode(request, SHIFTED)
     assert request.token_ids == [11, 12, 13]
     assert request.num_prompt_tokens == 2
 
@@ -162,7 +169,7 @@ def test_scores_of_a_prompt_are_of_the_tokens_that_the_model_sees() -> None:
     request.put_prompt([TokenOutput(id, -0.1, 30) for id in (2001, 2002)])
     request.start_over()
     assert len(request.prompt_scores) == 2
-    request.suit(SHIFTED)
+    encode(request, SHIFTED)
     assert request.prompt_scores == []
 
 
@@ -221,5 +228,5 @@ def test_a_least_length_counts_what_was_written_in_other_tokens() -> None:
     spec = msgspec.structs.replace(make_spec(), sampling=Sampling(min_tokens=5))
     request = make_request(1, spec=spec)
     write(request, 5, 6)
-    request.suit(make_served_model(2, make_target("splitting", Splitting("splitting"))))
+    encode(request, make_served_model(2, make_target("splitting", Splitting("splitting"))))
     assert (request.sampling.min_tokens, request.max_new_tokens) == (7, 10)
