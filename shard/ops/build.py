@@ -26,6 +26,7 @@ HEADERS = ("vectors.h",)
 COMPILE_FLAGS = ["-O3", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17"]
 # When to use which instruction, not which there are: a compiler may look at the machine for that.
 TUNE_FLAGS = ["-mtune=native"]
+CHECKSUM = ".sha256"
 COMPILERS = ("g++", "c++")
 COMPILE_TIMEOUT_S = 120  # it takes ten seconds on an idle core
 _ASK_TIMEOUT_S = 20
@@ -51,16 +52,28 @@ def _find_or_make(cache: Path, cpu: Cpu) -> ctypes.CDLL:
         raise BuildFailed(f"no C++ compiler ({' or '.join(COMPILERS)}) is there")
     flags = [*COMPILE_FLAGS, *TUNE_FLAGS, *cpu.compiler_options]
     library = cache / f"kernels-{_digest(compiler, flags, cpu)}.so"
-    if library.exists():
+    if library.is_file():
         try:
-            return ctypes.CDLL(str(library))
-        except OSError:  # cut short, or made where the C library was another
-            log.info("%s cannot be loaded and is made again.", library)
+            if _is_whole(library):
+                return ctypes.CDLL(str(library))
+        except OSError:  # made where the C library was another
+            pass
+        log.info("%s cannot be loaded and is made again.", library)
     _compile(compiler, flags, library)
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise BuildFailed(f"what {compiler} made cannot be loaded ({error})") from None
+
+
+def _is_whole(library: Path) -> bool:
+    """It is what was written once: to run, or only to load, another one would end the process."""
+    checksum = library.with_suffix(CHECKSUM)
+    return checksum.is_file() and checksum.read_text() == _checksum(library)
+
+
+def _checksum(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def _compile(compiler: str, flags: list[str], library: Path) -> None:
@@ -75,7 +88,10 @@ def _compile(compiler: str, flags: list[str], library: Path) -> None:
             # torch's own OpenMP, so that both share one pool of threads.
             shared = f"{folder}/kernels.so"
             _run([compiler, "-shared", *objects, *_openmp(), "-lm", "-o", shared], Path(folder))
+            checksum = Path(folder) / "checksum"
+            checksum.write_text(_checksum(Path(shared)))
             os.replace(shared, library)
+            os.replace(checksum, library.with_suffix(CHECKSUM))
     except OSError as error:
         raise BuildFailed(f"the kernels cannot be compiled in {library.parent} ({error})") from None
 

@@ -51,12 +51,31 @@ def test_a_library_is_of_one_cpu_s_instructions(quick_source, tmp_path: Path):
     assert len(list(tmp_path.glob("kernels-*.so"))) == 2
 
 
-def test_a_library_that_is_cut_short_is_made_again(quick_source, tmp_path: Path):
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],  # to map it is to be ended by SIGBUS
+        lambda content: content[:4096] + bytes(4096) + content[8192:],
+        lambda content: b"not a library",
+    ],
+)
+def test_a_library_that_is_not_whole_is_made_again(quick_source, tmp_path: Path, damaged):
     build(tmp_path, usable_cpu())
     (library,) = tmp_path.glob("kernels-*.so")
+    content = library.read_bytes()
     library.unlink()
-    library.write_bytes(b"\x7fELF")
+    library.write_bytes(damaged(content))
     assert build(tmp_path, usable_cpu()).answer() == 42
+    assert library.read_bytes() != damaged(content)
+
+
+def test_a_library_without_its_checksum_is_made_again(quick_source, tmp_path: Path, monkeypatch):
+    build(tmp_path, usable_cpu())
+    (checksum,) = tmp_path.glob("kernels-*.sha256")
+    checksum.unlink()
+    assert build(tmp_path, usable_cpu()).answer() == 42
+    assert checksum.is_file()
 
 
 @pytest.mark.parametrize(
