@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 PROGRAM = "helios serve"
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
+SAME_SIGNAL_S = 1.0  # what comes within so long of the first is the same one, sent twice
 _RESOLVER_END_S = 10.0  # to remove what it has begun to make
 DESCRIPTION = """\
 Serve a model over HTTP. Each flag can also be set by an environment variable of the same name in capitals
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(f"{error} See {PROGRAM} --help.", 2)
     except CannotServe as error:
+        log.debug("It cannot serve.", exc_info=True)
         return _fail(str(error), 1)
     except Exception as error:
         log.debug("The server failed.", exc_info=True)
@@ -204,16 +206,21 @@ def _exit_status(process: subprocess.Popen[bytes]) -> int:
 
 
 async def _serve(config: Config, catalog: Catalog) -> None:
-    """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once.
+    """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once, but for
+    one that comes with the first: make and others pass on what the whole process group was sent.
 
     A stop that hangs ends as well, and shows where it hung.
     """
-    stop = asyncio.Event()
+    stop, told_at = asyncio.Event(), 0.0
 
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal told_at
+        if stop.is_set() and loop.time() > told_at + SAME_SIGNAL_S:
             os._exit(1)  # shards and Redis end themselves when their parent is gone
+        if stop.is_set():
+            return
         stop.set()
+        told_at = loop.time()
         faulthandler.dump_traceback_later(config.shutdown_timeout_ms / 1000 + STOP_GRACE_S, exit=True)
 
     loop = asyncio.get_running_loop()

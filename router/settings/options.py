@@ -21,8 +21,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 _UNITS = {
     "": 1,
     "b": 1,
-    **{prefix + "b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
-    **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
+    **{prefix + "b": 1000**power for power, prefix in enumerate("kmgtpe", start=1)},
+    **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgtpe", start=1)},
 }
 _SWITCHES = {**dict.fromkeys(("yes", "on"), True), **dict.fromkeys(("no", "off"), False)}  # beside msgspec's
 _AT_FIELD = re.compile(r"at `\$\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?")
@@ -303,6 +303,6 @@ def _file_values(options: Sequence[Option], path: Path) -> dict[str, Any]:
 
 def parse_bytes(text: str) -> int:
     """A number of bytes such as 512MiB. Raises `KeyError`, `ValueError` or `OverflowError`."""
-    number = text.rstrip("bBkKmMgGtTiI")
+    number = text.rstrip("bBkKmMgGtTpPeEiI")
     unit: int = _UNITS[text[len(number) :].lower()]
     return round(float(number) * unit)

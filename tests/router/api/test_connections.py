@@ -42,8 +42,9 @@ class Raw:
 
     async def __aexit__(self, *_: object) -> None:
         self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(10):
+                await self.writer.wait_closed()
 
     async def send(self, *parts: bytes) -> None:
         """Each in a packet of its own."""
