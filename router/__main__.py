@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 PROGRAM = "helios serve"
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
-SAME_SIGNAL_S = 1.0  # what comes within so long of the first is the same one, sent twice
+SAME_SIGNAL_S = 1.0  # a SIGTERM that comes so soon after the first is the same one, sent twice
 _RESOLVER_END_S = 10.0  # to remove what it has begun to make
 DESCRIPTION = """\
 Serve a model over HTTP. Each flag can also be set by an environment variable of the same name in capitals
@@ -207,25 +207,24 @@ def _exit_status(process: subprocess.Popen[bytes]) -> int:
 
 async def _serve(config: Config, catalog: Catalog) -> None:
     """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once, but for
-    one that comes with the first: make and others pass on what the whole process group was sent.
+    a SIGTERM that comes with the first: make passes on what its whole process group was sent.
 
     A stop that hangs ends as well, and shows where it hung.
     """
     stop, told_at = asyncio.Event(), 0.0
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
         nonlocal told_at
-        if stop.is_set() and loop.time() > told_at + SAME_SIGNAL_S:
+        if not stop.is_set():
+            stop.set()
+            told_at = loop.time()
+            faulthandler.dump_traceback_later(config.shutdown_timeout_ms / 1000 + STOP_GRACE_S, exit=True)
+        elif number == signal.SIGINT or loop.time() > told_at + SAME_SIGNAL_S:
             os._exit(1)  # shards and Redis end themselves when their parent is gone
-        if stop.is_set():
-            return
-        stop.set()
-        told_at = loop.time()
-        faulthandler.dump_traceback_later(config.shutdown_timeout_ms / 1000 + STOP_GRACE_S, exit=True)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with open_store(config.redis_url, config.deployment, name) as store:

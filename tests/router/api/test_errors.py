@@ -341,6 +341,7 @@ async def test_wrong_routes_and_methods_are_told_in_json(
         assert response.status == status
         assert answer["error_type"] == kind
         assert isinstance(answer["error"], dict) == path.startswith("/v1")
+        assert ("Allow" in response.headers) == (status == 405)
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
