@@ -17,6 +17,7 @@ from loadgen.client.exchange import Backlog, Exchange
 from loadgen.client.records import Outcome, Record
 
 WATCH_S = 0.2
+END_TIMEOUT_S = 10.0  # for tasks of ours that were cancelled
 CATCH_UP_EVERY = 5  # watches: so old may the text be of which a live view counts the tokens
 
 E = TypeVar("E", bound=Exchange)
@@ -107,7 +108,7 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         self._watcher.cancel()
-        await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.wait([self._watcher], timeout=END_TIMEOUT_S)
         for connection in self.idle:
             connection.abort()
         await asyncio.sleep(0)

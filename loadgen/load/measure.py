@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
+from loadgen.client.client import END_TIMEOUT_S
 from loadgen.client.scrape import Scraper
 from loadgen.load.live import View
 from loadgen.load.plan import Plan
@@ -67,7 +68,7 @@ async def _beside(*companions: Coroutine[Any, Any, None]) -> AsyncIterator[None]
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait(tasks, timeout=END_TIMEOUT_S)
 
 
 async def _draw(runner: Runner, pace: Pace, screen: Screen) -> None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from time import monotonic, process_time
 
-from loadgen.client.client import Client
+from loadgen.client.client import END_TIMEOUT_S, Client
 from loadgen.client.dialects import Ask, Message
 from loadgen.client.records import Outcome, Record
 from loadgen.client.server_info import ServerInfo
@@ -113,7 +113,7 @@ class Runner:
         _, late = await asyncio.wait(workers, timeout=_finite(pace.duration_s + pace.drain_s))
         if late:
             self.stop()
-            await asyncio.wait(late)
+            await asyncio.wait(late, timeout=END_TIMEOUT_S)
 
     async def _work(self) -> None:
         while not self._is_over(elapsed := monotonic() - self.run.began):
@@ -136,7 +136,8 @@ class Runner:
         if self._held:
             _, late = await asyncio.wait(self._held, timeout=_finite(self._pace.drain_s))
             self.stop()
-            await asyncio.gather(*late, return_exceptions=True)
+            if late:
+                await asyncio.wait(late, timeout=END_TIMEOUT_S)
 
     def _absolute(self, drawn: deque[Job]) -> Iterator[float]:
         """Times on the clock, each given out once the jobs of the second after it are drawn.

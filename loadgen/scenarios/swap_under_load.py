@@ -8,6 +8,7 @@ from time import monotonic
 import msgspec
 
 from loadgen.cli.units import BadQuantity
+from loadgen.client.client import END_TIMEOUT_S
 from loadgen.client.ops import Decision
 from loadgen.client.records import Outcome, Record
 from loadgen.client.server_info import Unusable
@@ -66,7 +67,7 @@ async def play(context: ScenarioContext) -> Played:
             run, summary = await context.run(target, plan, "swap-under-load")
         finally:
             swapping.cancel()
-            await asyncio.gather(swapping, return_exceptions=True)
+            await asyncio.wait([swapping], timeout=END_TIMEOUT_S)
         repeated = await _in_peace(target, run, slo) if context.options.exact_answers else None
     promises = [*whole_answers(summary), _no_failure(summary), _decided(decisions, num_swaps)]
     promises.append(answered_by_version(run.records))

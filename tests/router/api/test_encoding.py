@@ -77,7 +77,7 @@ async def test_who_leaves_before_its_turn_costs_nothing_and_who_leaves_later_kee
 
     def first() -> None:
         begun.set()
-        held.wait()
+        held.wait(TIMEOUT_S)
         done.append("first")
 
     tasks = [asyncio.create_task(pool.run(VERY_LONG, first))]
