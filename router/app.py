@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 
 from router.api.addresses import listen_at
+from router.api.auth import Keys
 from router.api.commands import CommandsApi
 from router.api.connections import Bounds, Patience, Runner
 from router.api.docs import DocsApi
@@ -107,7 +108,8 @@ def _routes(
         *ops_routes(OpsApi(service, controller, loop, store)),
         *command_routes(CommandsApi(service, controller, store)),
     ]
-    return routes + DocsApi(routes, VERSION).routes
+    keys = Keys(service.config.api_key, service.config.admin_key)
+    return routes + DocsApi(routes, VERSION, keys.asked_for).routes
 
 
 def _definition(route: Route) -> web.RouteDef:

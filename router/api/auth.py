@@ -40,6 +40,11 @@ class Keys:
         self._has_admin_key = admin_key is not None
         self._names = {"localhost", socket.gethostname().lower(), hostname.lower()}
 
+    @property
+    def asked_for(self) -> frozenset[Auth]:
+        """The kinds of routes that want a key."""
+        return frozenset(auth for auth, key in self._wanted.items() if key is not None)
+
     def check(self, http: web.Request, auth: Auth) -> None:
         """Raises `Refused`: 401 for a wrong key, 403 for who may not operate, whatever the key."""
         if auth is Auth.ADMIN and _is_cross_site(http):

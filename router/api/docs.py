@@ -6,6 +6,7 @@ from importlib import resources
 import msgspec
 from aiohttp import web
 
+from router.api.auth import Auth
 from router.api.openapi import document
 from router.api.route import Route
 
@@ -15,9 +16,10 @@ _PLACEHOLDER = "/*document*/null"
 class DocsApi:
     """Handlers of `/openapi.json` and `/docs`, for `routes` and for themselves."""
 
-    def __init__(self, routes: list[Route], version: str):
+    def __init__(self, routes: list[Route], version: str, keys: frozenset[Auth]):
         self._routes = [*routes, *self.routes]
         self._version = version
+        self._keys = keys
 
     @property
     def routes(self) -> list[Route]:
@@ -34,7 +36,7 @@ class DocsApi:
 
     @cached_property
     def _document(self) -> bytes:
-        return msgspec.json.encode(document(self._routes, self._version))
+        return msgspec.json.encode(document(self._routes, self._version, self._keys))
 
     @cached_property
     def _page(self) -> str:

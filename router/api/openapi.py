@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document, made from the routes and the structs of their bodies."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -16,18 +16,21 @@ Json = dict[str, Any]
 _FAILURES = {
     "400": "Not JSON",
     "401": "No or a wrong key",
+    "403": "Not from there: see --admin-key",
+    "404": "There is none of that name",
+    "409": "Not now: something else is being changed",
     "413": "Too large",
     "415": "Another media type than JSON",
     "422": "A field is missing, of the wrong type or out of bounds",
     "424": "The generation failed",
     "429": "Too much to do already; see Retry-After",
     "500": "A fault of the server",
+    "503": "Not now",
 }
-_ONLY_GENERATIONS = ("424", "429")
 
 
-def document(routes: list[Route], version: str) -> Json:
-    """Of OpenAPI 3.1, whose schemas are JSON Schema as msgspec writes it."""
+def document(routes: list[Route], version: str, keys: frozenset[Auth]) -> Json:
+    """Of OpenAPI 3.1, whose schemas are JSON Schema as msgspec writes it. `keys`: that are asked for."""
     types = _types(routes)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(map(repr, types), references, strict=True))
@@ -35,7 +38,7 @@ def document(routes: list[Route], version: str) -> Json:
         _close(components, dialect)
     paths: dict[str, Json] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas, keys)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -46,7 +49,7 @@ def document(routes: list[Route], version: str) -> Json:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {auth.name.lower(): _BEARER for auth in (Auth.KEY, Auth.ADMIN)},
+            "securitySchemes": {auth.name.lower(): _BEARER for auth in sorted(keys, key=str)},
         },
     }
 
@@ -97,17 +100,18 @@ def _schema(body: Any, schemas: dict[str, Json]) -> Json:
     return found[0] if len(found) == 1 else {"anyOf": found}
 
 
-def _operation(route: Route, schemas: dict[str, Json]) -> Json:
+def _operation(route: Route, schemas: dict[str, Json], keys: frozenset[Auth]) -> Json:
     operation: Json = {
         "tags": [route.group],
         "summary": route.summary,
         "operationId": re.sub(r"\W+", "_", route.operation).strip("_").lower(),
-        "responses": {"200": _success(route, schemas)} | _failures(route, schemas),
-        "security": [] if route.auth is Auth.OPEN else [{route.auth.name.lower(): []}],
+        "responses": {str(route.status): _success(route, schemas)} | _failures(route, schemas, keys),
+        "security": [{route.auth.name.lower(): []}] if route.auth in keys else [],
     }
     if route.takes is not None:
         body = _schema(route.takes, schemas)
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        required = not route.is_body_optional
+        operation["requestBody"] = {"required": required, "content": {"application/json": {"schema": body}}}
     names = re.findall(r"{(\w+)}", route.path)
     if names:
         text = {"in": "path", "required": True, "schema": {"type": "string"}}
@@ -120,21 +124,47 @@ def _success(route: Route, schemas: dict[str, Json]) -> Json:
     if route.gives is not None:
         content[route.media_type] = {"schema": _schema(route.gives, schemas)}
     if route.streams is not None:
-        content["text/event-stream"] = {"schema": _schema(route.streams, schemas)}
+        content["text/event-stream"] = {"schema": _event(_schema(route.streams, schemas))}
     return {"description": "OK"} | ({"content": content} if content else {})
 
 
-def _failures(route: Route, schemas: dict[str, Json]) -> Json:
-    if route.auth is Auth.OPEN:
-        return {}
+def _event(schema: Json) -> Json:
+    """A server-sent event whose data is JSON of this schema."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
+
+
+def _failures(route: Route, schemas: dict[str, Json], keys: frozenset[Auth]) -> Json:
     error = schemas[repr(OpenAIError if is_openai(route.path) else TgiError)]
     content = {"application/json": {"schema": error}}
-    statuses = _FAILURES if route.method == "POST" else {"401": _FAILURES["401"]}
-    if is_openai(route.path) and "422" in statuses:
-        statuses = {**statuses, "400": f"{statuses['400']}; or: {statuses['422']}"}
-        del statuses["422"]
-    return {
-        status: {"description": why, "content": content}
-        for status, why in statuses.items()
-        if route.generates or status not in _ONLY_GENERATIONS
-    }
+    statuses = sorted(_statuses(route, keys))
+    told = {status: {"description": _FAILURES[status], "content": content} for status in statuses}
+    if is_openai(route.path) and "400" in told:
+        told["400"] = {"description": f"{_FAILURES['400']}; or: {_FAILURES['422']}", "content": content}
+    return told
+
+
+def _statuses(route: Route, keys: frozenset[Auth]) -> Iterator[str]:
+    """What may come of a call beside success."""
+    if route.auth in keys:
+        yield "401"
+    if route.auth is Auth.ADMIN:
+        yield "403"
+    if "{" in route.path or route.auth is Auth.ADMIN or any(map(_names_a_model, _alternatives(route.takes))):
+        yield "404"
+    if route.method == "POST":
+        yield from ("400", "413", "415", "500")
+    if route.method == "POST" and not is_openai(route.path):
+        yield "422"
+    if route.method == "POST" and route.auth is Auth.ADMIN:
+        yield "409"
+    if route.generates:
+        yield from ("424", "429")
+    elif route.group == "Text":
+        yield "429"
+    if route.may_be_unready:
+        yield "503"
+
+
+def _names_a_model(body: Any) -> bool:
+    return "model" in getattr(body, "__struct_fields__", ())

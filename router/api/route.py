@@ -23,6 +23,9 @@ class Route(msgspec.Struct, frozen=True):
     streams: Any = None  # one event
     media_type: str = "application/json"  # of what it gives
     auth: Auth = Auth.KEY
+    status: int = 200  # of success
+    is_body_optional: bool = False
+    may_be_unready: bool = False  # then 503
     generates: bool = False  # counted, and never answered with 503
 
     @property

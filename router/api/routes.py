@@ -118,20 +118,31 @@ def status_routes(api: StatusApi) -> list[Route]:
     route = partial(Route, auth=Auth.OPEN)
     return [
         Route("GET /info", api.info, "The model and the limits.", gives=Info),
-        route("GET /health", api.health, "Could it generate? 503 if not."),
+        route("GET /health", api.health, "Could it generate? 503 if not.", may_be_unready=True),
         route("GET /livez", api.livez, "Is the process alive?"),
-        route("GET /readyz", api.readyz, "Should it be sent requests? 503 while it loads or drains."),
+        route(
+            "GET /readyz",
+            api.readyz,
+            "Should it be sent requests? 503 while it loads or drains.",
+            may_be_unready=True,
+        ),
         route("GET /metrics", api.metrics, "Metrics for Prometheus.", gives=str, media_type="text/plain"),
     ]
 
 
 def command_routes(api: CommandsApi) -> list[Route]:
-    route = partial(Route, auth=Auth.ADMIN, gives=Accepted)
+    route = partial(Route, auth=Auth.ADMIN, gives=Accepted, status=202)
     return [
         route("POST /ops/swap", api.swap, "Change model or depth.", SwapRequest),
         route("POST /ops/pin", api.pin, "Serve this, whatever the loop thinks.", PinRequest),
         route("POST /ops/unpin", api.unpin, "Leave the choice to the loop again."),
-        route("POST /ops/rollback", api.rollback, "Serve what was served before.", ShardChoice),
+        route(
+            "POST /ops/rollback",
+            api.rollback,
+            "Serve what was served before.",
+            ShardChoice,
+            is_body_optional=True,
+        ),
         route("POST /ops/threshold", api.threshold, "When tokens leave early.", ThresholdRequest),
         Route(
             "GET /ops/decisions",
@@ -152,11 +163,12 @@ def command_routes(api: CommandsApi) -> list[Route]:
 
 def ops_routes(api: OpsApi) -> list[Route]:
     route = partial(Route, auth=Auth.ADMIN)
+    optional = partial(route, is_body_optional=True)
     return [
         route("GET /ops/state", api.state, "Shards and queue.", gives=StateReport),
         route("GET /ops/requests", api.requests, "Live requests and the last that ended.", gives=Requests),
         route("GET /ops/requests/{id}", api.request, "The time line of one.", gives=RequestReport),
-        route("POST /ops/drain", api.drain, "Give a shard nothing new.", ShardChoice, StateReport),
-        route("POST /ops/resume", api.resume, "Undo drain.", ShardChoice, StateReport),
+        optional("POST /ops/drain", api.drain, "Give a shard nothing new.", ShardChoice, StateReport),
+        optional("POST /ops/resume", api.resume, "Undo drain.", ShardChoice, StateReport),
         route("POST /ops/abort", api.abort, "End a request.", AbortRequest, Aborted),
     ]

@@ -29,15 +29,25 @@ class Parameters(SamplingParameters, frozen=True, kw_only=True):
     top_n_tokens: Annotated[NotNegative | None, Meta(description="Alternatives per token.")] = None
 
 
+Inputs = Annotated[
+    str,
+    Meta(
+        description="The prompt.",
+        examples=["The capital of France is"],
+        extra_json_schema={"minLength": 1},  # refused in our own words
+    ),
+]
+
+
 class GenerateRequest(msgspec.Struct, frozen=True):
-    inputs: Annotated[str, Meta(description="The prompt.", examples=["The capital of France is"])]
+    inputs: Inputs
     parameters: Parameters | None = None
 
 
 class CompatRequest(msgspec.Struct, frozen=True):
     """What `POST /` takes: a generation, streamed or not."""
 
-    inputs: str
+    inputs: Inputs
     parameters: Parameters | None = None
     stream: bool | None = None
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from router.api.tgi_structs import Parameters
-from tests.router.http_fakes import Client
+from tests.router.http_fakes import Client, serving
 
 
 @pytest.fixture
@@ -51,9 +51,22 @@ async def test_operation_ids_are_unique(document: Any) -> None:
 
 async def test_generations_say_how_they_fail(document: Any) -> None:
     responses = document["paths"]["/generate"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "401", "413", "415", "422", "424", "429", "500"}
+    assert set(responses) == {"200", "400", "413", "415", "422", "424", "429", "500"}
     assert "422" not in document["paths"]["/v1/completions"]["post"]["responses"]
     assert "text/event-stream" in document["paths"]["/"]["post"]["responses"]["200"]["content"]
+
+
+async def test_keys_are_declared_where_they_are_asked_for(document: Any) -> None:
+    assert document["components"]["securitySchemes"] == {}
+    assert document["paths"]["/generate"]["post"]["security"] == []
+    async with serving(api_key="s3cret") as client:
+        headers = {"authorization": "Bearer s3cret"}
+        async with client.session.get(client.url + "/openapi.json", headers=headers) as response:
+            told = await response.json()
+    assert set(told["components"]["securitySchemes"]) == {"key", "admin"}
+    assert told["paths"]["/generate"]["post"]["security"] == [{"key": []}]
+    assert told["paths"]["/health"]["get"]["security"] == []
+    assert "401" in told["paths"]["/ops/state"]["get"]["responses"]
 
 
 async def test_the_page_holds_the_document_and_loads_nothing(client: Client, document: Any) -> None:
