@@ -1,7 +1,6 @@
 """Hugging Face's JavaScript client, where Node is: the current one, and one that speaks TGI's own dialect."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,24 +10,7 @@ import pytest
 
 from tests.running import Server
 
-PACKAGES = {"current": "@huggingface/inference@4.13.30", "former": "@huggingface/inference@2.8.1"}
 SCRIPT = Path(__file__).with_name("clients.mjs")
-
-
-@pytest.fixture(scope="module")
-def js_clients(pytestconfig: pytest.Config) -> Path:
-    """A folder with both packages, installed into pytest's cache once."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("node and npm are not installed")
-    folder = pytestconfig.cache.mkdir("js-clients")
-    installed = [f"{name}@npm:{package}" for name, package in PACKAGES.items()]
-    if not all((folder / "node_modules" / name).is_dir() for name in PACKAGES):
-        command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", *installed]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
-        if ran.returncode != 0:
-            pytest.skip(f"npm cannot install {installed}: {ran.stderr.strip()[-300:]}")
-    return folder / "node_modules"
 
 
 @pytest.fixture(scope="module")
