@@ -118,6 +118,8 @@ def status_routes(api: StatusApi) -> list[Route]:
     route = partial(Route, auth=Auth.OPEN)
     return [
         Route("GET /info", api.info, "The model and the limits.", gives=Info),
+        route("GET /", api.health, "As /health, for those who ask there.", may_be_unready=True),
+        route("GET /ping", api.health, "As /health, for SageMaker.", may_be_unready=True),
         route("GET /health", api.health, "Could it generate? 503 if not.", may_be_unready=True),
         route("GET /livez", api.livez, "Is the process alive?"),
         route(

@@ -12,7 +12,7 @@ from router.api.errors import Refused
 from router.settings.config import Config
 from tests.router.http_fakes import Client, ask, serving
 
-OPEN = ("/health", "/livez", "/readyz", "/metrics")
+OPEN = ("/", "/ping", "/health", "/livez", "/readyz", "/metrics")
 KEYED = ("/info", "/v1/models", "/docs", "/openapi.json")
 
 

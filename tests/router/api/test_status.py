@@ -23,7 +23,14 @@ async def test_info_gives_the_limits_of_server_and_model() -> None:
 async def test_a_loading_server_is_live_and_not_ready() -> None:
     async with serving() as client:
         client.dispatcher.limits = None
-        for path, status in (("/livez", 200), ("/readyz", 503), ("/health", 503), ("/info", 200)):
+        for path, status in (
+            ("/livez", 200),
+            ("/readyz", 503),
+            ("/health", 503),
+            ("/", 503),
+            ("/ping", 503),
+            ("/info", 200),
+        ):
             async with client.session.get(client.url + path) as response:
                 assert response.status == status, path
                 if status == 503:
@@ -50,7 +57,7 @@ async def test_calls_are_counted_by_how_they_end(client: Client) -> None:
     assert "tgi_batch_current_max_tokens 0.0" in lines  # nothing runs
 
 
-@pytest.mark.parametrize("path", ["/health", "/metrics", "/info", "/v1/models"])
+@pytest.mark.parametrize("path", ["/", "/ping", "/health", "/metrics", "/info", "/v1/models"])
 async def test_head_is_answered_where_get_is(client: Client, path: str) -> None:
     async with client.session.head(client.url + path) as response:
         assert response.status == 200
