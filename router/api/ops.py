@@ -18,7 +18,6 @@ from router.api.ops_structs import (
     RequestRow,
     Requests,
     ShardChoice,
-    ShardRow,
     StateReport,
 )
 from router.api.respond import json_response
@@ -26,7 +25,6 @@ from router.api.service import Service
 from router.catalog.repository import Choice
 from router.control.loop import ReassessmentLoop
 from router.control.swap_controller import SwapController
-from router.fleet.dispatcher import ShardState
 from router.scheduling.request import GenerationFailed, Request, Status
 from telemetry.store import Store
 
@@ -98,7 +96,7 @@ class OpsApi:
         return StateReport(
             deployment=self._service.config.deployment,
             objective=self._controller.catalog.objective,
-            shards=[_shard_row(shard) for shard in state.shards],
+            shards=state.shards,
             candidates=[self._candidate_row(choice) for choice in self._controller.catalog.choices],
             pinned=None if self._controller.pinned is None else str(self._controller.pinned),
             redis="ok" if self._store.is_ok else "lost",
@@ -109,10 +107,6 @@ class OpsApi:
             agreement=state.agreement,
             reassessment=self._loop.state,
         )
-
-
-def _shard_row(shard: ShardState) -> ShardRow:
-    return ShardRow(**msgspec.structs.asdict(shard), waiting=0)
 
 
 def _row(request: Request, now: float) -> RequestRow:

@@ -6,30 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from router.control.loop import LoopState
+from router.fleet.dispatcher import ShardState
 from shard.quality.agreement import Report
-
-
-class ShardRow(msgspec.Struct, frozen=True, kw_only=True):
-    id: int
-    state: str  # loading | serving | draining | swapping | dead
-    model: str
-    version: str
-    depth: int
-    num_layers: int
-    exit_mode: str
-    num_generations: int  # models that sequences run on
-    running: int
-    waiting: int  # 0: requests wait in one queue before all shards
-    num_free_blocks: int
-    num_blocks: int
-    heartbeat_age_ms: float | None
-    num_deaths: int
-    reason: str  # of the last death
-    warnings: list[str]  # where it serves beyond what was certified of its exits
-    dtype: str  # of weights and KV
-    compute_dtype: str  # of activations and products
-    kernels: str  # native | plain | cuda
-    dtype_reason: str  # why these types, and what they cost
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +22,7 @@ class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
 class StateReport(msgspec.Struct, frozen=True, kw_only=True):
     deployment: str
     objective: str | None
-    shards: list[ShardRow]
+    shards: list[ShardState]
     candidates: list[CandidateRow]
     pinned: str | None
     redis: str  # ok | lost

@@ -56,8 +56,9 @@ class ShardState(msgspec.Struct, frozen=True):
     warnings: list[str] = []  # where it serves beyond what was certified of its exits
     dtype: str = ""  # of weights and KV
     compute_dtype: str = ""  # of activations and products
-    kernels: str = ""
-    dtype_reason: str = ""
+    kernels: str = ""  # native | plain | cuda
+    dtype_reason: str = ""  # why these types, and what they cost
+    waiting: int = 0  # requests wait in one queue before all shards
 
 
 class State(msgspec.Struct, frozen=True):
