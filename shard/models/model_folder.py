@@ -9,6 +9,7 @@ from typing import Any
 
 SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 QUANTIZATIONS = ("fp8", "fbgemm_fp8", "compressed-tensors")  # dequantised when loaded
 _LANGUAGE_MODELS = (
     *("ForCausalLM", "LMHeadModel"),
@@ -61,8 +62,14 @@ def unread_weights(folder: Path) -> list[str]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises `ModelUnusable` when it is missing or not a JSON object."""
+    """The folder's config.json. Raises `ModelUnusable` when it is missing or not a JSON object, or when an
+    adapter lies beside it, which transformers would add to the weights."""
     path = folder / "config.json"
+    if (folder / ADAPTER).exists():
+        raise ModelUnusable(
+            f"{folder} holds an adapter ({ADAPTER}), which is not supported: merge it into the weights, or "
+            "take the file away to serve the model without it."
+        )
     if not path.exists():
         raise ModelUnusable(
             f"{folder} has no config.json: name a folder that holds a model in Hugging Face layout "
@@ -93,6 +100,11 @@ def check_config(config: dict[str, Any], name: str) -> None:
                 f"{name}/config.json: architectures names {architecture}, which is no model that generates "
                 "text: serve a ...ForCausalLM."
             )
+    if other := config.get("transformers_weights"):
+        raise ModelUnusable(
+            f"{name}/config.json: transformers_weights names {other!r}, which is not supported: "
+            f"give that file the name {SINGLE_FILE} and take the key out."
+        )
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization

@@ -334,3 +334,15 @@ def test_an_answer_ends_at_what_any_file_names(changed, config, generation, toke
     described |= {"eos_token": tokenizer, "added_tokens_decoder": {"400": {"content": "<far>"}}}
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
     assert eos_token_ids(folder, read_config(folder)) == expected
+
+
+def test_what_only_others_would_read_is_refused(changed) -> None:
+    folder = changed("llama")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UnsupportedModelError, match=r"adapter_config\.json.*: merge it into the weights"):
+        make_runner(folder)
+    (folder / "adapter_config.json").unlink()
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"transformers_weights": "other.safetensors"}))
+    with pytest.raises(UnsupportedModelError, match=r"transformers_weights names 'other\.safetensors'"):
+        make_runner(folder)
