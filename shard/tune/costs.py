@@ -56,7 +56,7 @@ class Costs(msgspec.Struct, frozen=True):
 def measure_costs(runner: ModelRunner) -> Costs:
     """Each part alone, the median of a few; the runner has to be idle."""
     stack, block_size = runner.stack, runner.table.block_size
-    length = min(CONTEXT, runner.kv_cache.num_blocks * block_size)
+    length = min(CONTEXT, runner.kv_cache.num_blocks * block_size, runner.model.max_tokens)
     (whole,) = lay_out([NewSequence(0, 0, [1] * length, length, 1)], block_size)
     active = stack.start([Row(Chunk(whole.sequence, length - 1, 1), stack.num_segments)])
 
