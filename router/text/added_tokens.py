@@ -40,9 +40,8 @@ def digest_of(backend: tokenizers.Tokenizer, folder: Path) -> str:
 
 
 def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:
-    """What tokenizer_config.json and special_tokens_map.json name and tokenizer.json has not."""
-    path = folder / "tokenizer_config.json"
-    config = read_object(path)
+    """What the files beside tokenizer.json name and it has not."""
+    path, config = folder / "tokenizer_config.json", tokenizer_config(folder)
     for id, described in sorted(_described(config, path).items()):
         if backend.id_to_token(id) == described.content and described.content in _added(backend):
             continue
@@ -53,7 +52,38 @@ def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:
                 f"where tokenizer.json leaves it {backend.token_to_id(described.content)}"
             )
     known = _added(backend)
-    backend.add_special_tokens([token for token in _special(config, folder) if token.content not in known])
+    try:
+        special = _special(config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise TokenizerUnreadable(f"{path}: a special token is no text ({error!r})") from None
+    backend.add_special_tokens([token for token in special if token.content not in known])
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, and with it, as in transformers, what older tools wrote beside it.
+
+    Where it has no added_tokens_decoder, special_tokens_map.json wins, and added_tokens.json (token to
+    id) takes the decoder's place.
+    """
+    config = read_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    config |= read_object(folder / "special_tokens_map.json")
+    older = read_object(folder / "added_tokens.json")
+    if older:
+        special = _contents(config)
+        config["added_tokens_decoder"] = {
+            id: {"content": token, "special": token in special, "normalized": token not in special}
+            for token, id in older.items()
+        }
+    return config
+
+
+def _contents(config: dict[str, Any]) -> set[str]:
+    """The texts of the special tokens that a configuration names."""
+    named = [config.get(name) for name in _NAMED] + list(config.get("extra_special_tokens") or [])
+    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return {text for text in texts if isinstance(text, str)}
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -74,13 +104,12 @@ def _described(config: dict[str, Any], path: Path) -> dict[int, tokenizers.Added
         raise TokenizerUnreadable(f"{path}: added_tokens_decoder is no table of tokens ({error})") from None
 
 
-def _special(config: dict[str, Any], folder: Path) -> list[tokenizers.AddedToken]:
-    """Named ones and others; special_tokens_map.json is asked for what the configuration does not name."""
-    named = read_object(folder / "special_tokens_map.json") | config
-    others = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
+def _special(config: dict[str, Any]) -> list[tokenizers.AddedToken]:
+    """Named ones and others."""
+    others = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     listed = list(others.values()) if isinstance(others, dict) else others
     return [
-        _token(token, special=True) for token in (*(named.get(name) for name in _NAMED), *listed) if token
+        _token(token, special=True) for token in (*(config.get(name) for name in _NAMED), *listed) if token
     ]
 
 

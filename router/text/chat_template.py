@@ -17,7 +17,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from router.text.added_tokens import read_object
+from router.text.added_tokens import TokenizerUnreadable, read_object, tokenizer_config
 
 MAX_RENDERED_CHARACTERS = 4_000_000
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -52,11 +52,11 @@ class ChatTemplate:
         A `chat_template.jinja` beside the tokenizer wins over the field of tokenizer_config.json, as in
         transformers; `config_path` names a configuration that wins over both.
         """
-        config = read_object(config_path or folder / "tokenizer_config.json")
-        source = _named_default(config.get("chat_template"))
+        config = read_object(config_path) if config_path else tokenizer_config(folder)
+        source = _named_default(config.get("chat_template"), config_path or folder / "tokenizer_config.json")
         file = folder / "chat_template.jinja"
-        if file.is_file() and not (config_path and source):
-            source = file.read_text(encoding="utf-8")
+        if file.exists() and not (config_path and source):
+            source = _read_text(file)
         return None if source is None else cls(source, _special_tokens(config))
 
     def render(
@@ -158,15 +158,29 @@ def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
-def _named_default(template: str | list[dict[str, str]] | None) -> str | None:
+def _named_default(template: Any, path: Path) -> str | None:
     """A configuration has one template, or several by name of which `default` is for conversations."""
-    if isinstance(template, list):
-        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        named = (entry.get("template") for entry in template if entry.get("name") == "default")
+        template = next(named, None)
+    if template is None or isinstance(template, str):
+        return template
+    raise TokenizerUnreadable(f"{path}: chat_template is no text, and no list of named ones")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerUnreadable(f"{path} cannot be read ({error}): fetch the model again") from None
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     """`bos_token` and the like; each is a string or the token's description."""
-    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
-    texts = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
+    more = config.get("extra_special_tokens")
+    every = config | (more if isinstance(more, dict) else {})
+    tokens = {name: value for name, value in every.items() if name.endswith("_token")}
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()
+    }
     return {name: text for name, text in texts.items() if isinstance(text, str)}

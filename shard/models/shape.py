@@ -62,8 +62,10 @@ def eos_token_ids(folder: Path, config: Any) -> list[int]:
 
 def _tokenizer_eos(folder: Path) -> int | None:
     """The id of the end token that the tokenizer's configuration names, for some models there alone."""
-    path = folder / "tokenizer_config.json"
+    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     described = model_folder.read_json(path) if path.exists() else {}
+    if "added_tokens_decoder" not in described and older.exists():
+        described |= model_folder.read_json(older)
     named = described.get("eos_token")
     content = named.get("content") if isinstance(named, dict) else named
     if content is None or not (folder / "tokenizer.json").exists():

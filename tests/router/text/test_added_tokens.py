@@ -60,6 +60,29 @@ def test_special_tokens_that_stand_nowhere_else(tmp_path: Path, config, special)
     assert ours.vocab_size == len(theirs)
 
 
+@pytest.mark.parametrize("has_decoder", [False, True])
+@pytest.mark.parametrize(
+    ("older", "special"),
+    [
+        ({"<tool>": 0, "<end>": 1}, None),
+        ({"<tool>": 0, "<end>": 1}, {"eos_token": "<end>"}),
+        (None, {"eos_token": "<more>", "bos_token": {"content": "<last>"}}),
+    ],
+)
+def test_older_files_count_where_there_is_no_decoder(tmp_path: Path, older, special, has_decoder) -> None:
+    """added_tokens.json and special_tokens_map.json: what tools wrote before version 4.34 of transformers."""
+    first = next_id(tmp_path)
+    template = {"chat_template": "{{ bos_token }}|{{ eos_token }}|{{ messages[0].content }}"}
+    folder = folder_with(tmp_path, template | ({"added_tokens_decoder": {}} if has_decoder else {}), special)
+    if older is not None:
+        ids = {token: first + place for token, place in older.items()}
+        (folder / "added_tokens.json").write_text(json.dumps(ids))
+    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
+    talk = [{"role": "user", "content": "x"}]
+    assert ours.apply_chat_template(talk) == theirs.apply_chat_template(talk, tokenize=False)
+
+
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
@@ -73,6 +96,9 @@ def test_special_tokens_that_stand_nowhere_else(tmp_path: Path, config, special)
         ),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"9999": {"content": "<z>"}}}', "the id 9999"),
         ("special_tokens_map.json", "7", r"special_tokens_map\.json cannot be read"),
+        ("special_tokens_map.json", '{"eos_token": 7}', "a special token is no text"),
+        ("tokenizer_config.json", '{"extra_special_tokens": 7}', "a special token is no text"),
+        ("tokenizer_config.json", '{"chat_template": 7}', "chat_template is no text"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_sentence(tmp_path: Path, file, text, complaint):
