@@ -16,7 +16,7 @@ from shard.quality.certificate import Certificate, CertificateError, Guarantee, 
 
 
 def profile_of(config: Config, entry: CatalogEntry) -> CandidateProfile:
-    """Of a candidate as it is here. What cannot be read is its trouble."""
+    """Of a candidate as it is here. What cannot be read is why it is unavailable."""
     try:
         if config.device == "sim":
             return _simulated(config, entry)

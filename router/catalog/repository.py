@@ -74,7 +74,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How good an answer has to be: both of it, since the worst of models agrees with itself."""
+    """How good an answer has to be. Both bounds must hold: a poor model agrees with itself too."""
 
     agreement: Share = 0.95  # of a candidate's tokens with those of its own full depth
     quality: float | None = None  # of a candidate's figures

@@ -67,7 +67,7 @@ class LoopObserver(Observer):
         self.served_models.pop(shard, None)
 
     def _has_strangers(self, shard: int, policy_state: Reassessor, choice: Choice) -> bool:
-        """Of a split: requests run there that began before, and would go elsewhere now."""
+        """Under a split: the shard still runs requests that it would no longer be given."""
         if not policy_state.split:
             return False
         running = self._running.get(shard, Counter())

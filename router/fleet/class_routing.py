@@ -49,7 +49,7 @@ class Routes:
         return self._excluded_keys[choice]
 
     def num_rivals(self, choice: Choice) -> int:
-        """Shards that take some of the kinds that a shard takes which serves this; itself among them."""
+        """Shards that share a class of prompts with a shard that serves this choice, itself included."""
         own = self._taken_by(choice)
         rivals = (key for key in self._counts if key[0] == choice or own & self._taken_by(key[0]))
         return sum(self._counts[key] for key in rivals)

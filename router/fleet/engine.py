@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def num_blocks(self) -> int:
-        """That its newest model has, or will have once older ones are gone: as far as is known."""
+        """KV blocks of the newest model, counting those that older models will give back."""
         now = 0 if self.scheduler is None else self.scheduler.num_blocks
         return max(now, self._num_blocks_at_start)
 

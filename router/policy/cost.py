@@ -21,14 +21,14 @@ _UNMEASURED = CostFit(0.0, 1.0, 0.0, 0.0)  # a unit for each layer: ranks depths
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Of a mean request, in the objective's unit: milliseconds of a shard, or of one request alone, or J."""
+    """What a mean request costs, in the objective's unit: ms of a shard or of one request alone, or joules."""
 
     amount: float
     error: float  # by so much, as a share, it may be wrong
 
     @property
     def least(self) -> float:
-        """What it may turn out to be, if all goes well."""
+        """The lowest cost that its error allows."""
         return self.amount * (1 - self.error)
 
     @property
@@ -97,7 +97,7 @@ def is_same(observation: Observation, choice: Choice, other: Choice) -> bool:
 
 
 def _row_that_tells(observation: Observation, choice: Choice) -> Row | None:
-    """Its own, or that of another that does the same, if it rests on more."""
+    """The choice's own history row, or an equivalent choice's if that rests on more data."""
     choices = [choice, *(Choice(name, choice.depth) for name in observation.profiles)]
     same = [alike for alike in choices if is_same(observation, alike, choice)]
     rows = [row for alike in same if (row := observation.row_of_any_prompts(alike)) is not None]

@@ -34,7 +34,7 @@ from shard.messages import Fill, Mode, NewSequence, ShardConfig
 from shard.runner import ModelRunner
 from shard.stopwatch import measured_ms, synchronizer
 
-TRIAL_STEPS = 2 * (fallback.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the governor, at most
+TRIAL_STEPS = 2 * (fallback.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the fallback, at most
 WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by then
 ROUND_TOKENS = 8  # of each row, before the next mode has its turn
 FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed

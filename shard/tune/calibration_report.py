@@ -59,7 +59,7 @@ def _agreement(votes: Votes, threshold: float) -> str:
 
 
 def curve_table(guarantee: Guarantee) -> Table:
-    """The walk."""
+    """The settings tested, from safe to risky."""
     table = Table("thresholds", "risk", "p-value", "safe at", "early", "layers a token", "", title="The walk")
     for step in guarantee.curve:
         error = 1 - guarantee.confidence
