@@ -21,7 +21,7 @@ _UNMEASURED = CostFit(0.0, 1.0, 0.0, 0.0)  # a unit for each layer: ranks depths
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What a mean request costs, in the objective's unit: ms of a shard or of one request alone, or joules."""
+    """What a mean request costs, in the objective's unit: ms of a shard, ms of one request, or joules."""
 
     amount: float
     error: float  # by so much, as a share, it may be wrong

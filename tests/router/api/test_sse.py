@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, web
 
+from router.api import sse
 from router.scheduling.request import Status
 from router.text.tokenizer import Token
 from shard.messages import FinishReason, TokenOutput
@@ -154,3 +155,29 @@ async def test_a_refusal_of_a_later_generation_aborts_the_earlier(client: Client
     status, _ = await client.post("/v1/completions", {"prompt": "a", "n": 3})
     assert status == 500
     assert len(client.dispatcher.aborted) == 2
+
+
+async def test_an_opening_that_fails_leaves_nobody_reading() -> None:
+    """What was begun for several generations ends with the call, not when the garbage collector comes by."""
+
+    class Speaking:
+        """Says one thing, and then nothing more."""
+
+        def __init__(self) -> None:
+            self.has_spoken = False
+
+        async def take(self) -> list[Token]:
+            if self.has_spoken:
+                await asyncio.Event().wait()
+            self.has_spoken = True
+            return [Token(1, "a", 0.0, False, 1, None)]
+
+    def opening() -> Any:
+        raise RuntimeError("no format")
+
+    nobody: Any = None
+    speaking: list[Any] = [Speaking(), Speaking()]
+    before = asyncio.all_tasks()
+    with pytest.raises(RuntimeError, match="no format"):
+        await sse.stream(nobody, speaking, opening)
+    assert asyncio.all_tasks() == before

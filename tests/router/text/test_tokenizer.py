@@ -174,3 +174,11 @@ def test_a_digest_is_of_what_decides_ids_and_of_nothing_else(tmp_path: Path) -> 
     (folders["extended"] / "tokenizer_config.json").write_text(json.dumps(more))
     digests = {name: Tokenizer.load(folder).digest for name, folder in folders.items()}
     assert digests["plain"] == digests["templated"] != digests["extended"]
+
+
+def test_the_digest_of_a_folder_is_known_when_it_was_read(tmp_path: Path) -> None:
+    """To write the whole tokenizer out would hold up the event loop for a tenth of a second."""
+    byte_tokenizer(None).backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    del tokenizer.backend
+    assert len(tokenizer.digest) == 12
