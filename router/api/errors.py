@@ -17,6 +17,14 @@ class Refused(GenerationFailed):
         self.field = field
 
 
+class MethodNotAllowed(Refused):
+    """A route that is called by another method than the `allowed` ones."""
+
+    def __init__(self, path: str, method: str, allowed: str):
+        super().__init__(f"{path} takes {allowed}, not {method}.", 405, "method_not_allowed")
+        self.allowed = allowed
+
+
 class Invalid(Refused):
     """A parameter outside its bounds: `` `field` problem ``, 422."""
 
@@ -104,6 +112,8 @@ def error_response(failure: GenerationFailed, openai: bool) -> web.Response:
         headers["Retry-After"] = str(failure.retry_after_s)
     if failure.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(failure, MethodNotAllowed):
+        headers["Allow"] = failure.allowed
     if failure.kind == "content_encoding":
         headers["Accept-Encoding"] = "identity"
     return web.Response(
@@ -120,8 +130,7 @@ def from_http_exception(error: web.HTTPException, method: str, path: str) -> Gen
         case 404:
             return Refused(f"There is no route {path}; see /docs for those there are.", 404, "not_found")
         case 405:
-            allowed = error.headers.get("Allow", "")
-            return Refused(f"{path} takes {allowed}, not {method}.", 405, "method_not_allowed")
+            return MethodNotAllowed(path, method, error.headers.get("Allow", ""))
         case 417:
             return Refused("Of `Expect`, only 100-continue is known.", 417, "expectation_failed")
         case 413:

@@ -42,10 +42,6 @@ class Middleware:
             failure = error
         except web.HTTPException as error:
             failure = from_http_exception(error, request.method, request.path)
-            allowed = {name: value for name, value in error.headers.items() if name == "Allow"}
-            response = error_response(failure, is_openai(request.path))
-            response.headers.update(allowed)
-            return response
         except ConnectionError:
             raise  # the client has gone, and nobody is left to tell
         except Exception:
