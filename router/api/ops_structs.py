@@ -37,7 +37,7 @@ class StateReport(msgspec.Struct, frozen=True, kw_only=True):
 class SwapRequest(msgspec.Struct, frozen=True):
     candidate: Annotated[str, Meta(description="One of those in /ops/state.")]
     depth: Annotated[int | None, Meta(description="Layers. Default: the most that it has.")] = None
-    shard: Annotated[int | None, Meta(description="Default: all, one after the other.")] = None
+    shard: Annotated[int | None, Meta(description="Default: all.")] = None
     inflight: Annotated[
         Literal["finish", "migrate"] | None,
         Meta(description="What runs ends on the old model, or goes on with the new one."),

@@ -11,7 +11,6 @@ import msgspec
 from router.catalog.catalog import Catalog
 from router.catalog.repository import Choice
 from router.catalog.served_model import Target
-from router.control.rollout import roll_out
 from router.fleet.dispatcher import Dispatcher
 from router.fleet.swap import NotUndone, SwapError, SwapOptions, SwapRefused, SwapResult
 from telemetry import tasks
@@ -28,7 +27,7 @@ class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     to: Choice | Target
     options: SwapOptions
-    shard: int | None = None  # None: all, one after the other
+    shard: int | None = None  # None: all
     layout: dict[int, Choice] = {}  # in place of one shard: these, and what each is to serve
     split: dict[str, Choice] = {}  # what prompts of each class shall be served by; {}: all by `to`
     spread: dict[int, Choice] = {}  # of a split, what every shard is to serve, changed or not
@@ -133,11 +132,9 @@ class SwapController:
 
     async def _perform(self, decision: Decision, change: ChangeRequest, shards: frozenset[int]) -> Decision:
         try:
-            if change.layout:
-                done = await roll_out(self._dispatcher, await self._targets(change.layout), change.options)
-            else:
-                target = change.to if isinstance(change.to, Target) else await self.catalog.target(change.to)
-                done = await self._dispatcher.swap(target, change.options, change.shard)
+            layout = {shard: change.layout.get(shard, change.to) for shard in sorted(shards)}
+            targets = {shard: await self._target(to) for shard, to in layout.items()}
+            done = await self._dispatcher.swap(targets, change.options)
         except SwapRefused as error:
             return self._give_up(decision, Outcome.REFUSED, str(error))
         except NotUndone as error:
@@ -154,9 +151,8 @@ class SwapController:
         cost = {"migrated_requests": float(sum(result.num_migrated for result in done))}
         return self._audit.update(decision.id, outcome=Outcome.COMMITTED, phases_ms=_slowest(done), cost=cost)
 
-    async def _targets(self, layout: dict[int, Choice]) -> dict[int, Target]:
-        made = {choice: await self.catalog.target(choice) for choice in dict.fromkeys(layout.values())}
-        return {shard: made[choice] for shard, choice in layout.items()}
+    async def _target(self, to: Choice | Target) -> Target:
+        return to if isinstance(to, Target) else await self.catalog.target(to)
 
     def _give_up(self, decision: Decision, outcome: Outcome, error: str) -> Decision:
         log.warning("%s to %s came to nothing: %s", decision.kind, decision.chosen, error)

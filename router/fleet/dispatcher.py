@@ -9,9 +9,8 @@ import contextlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 
@@ -23,7 +22,8 @@ from router.fleet.client import ShardDied
 from router.fleet.engine import Engine
 from router.fleet.launcher import Launcher, launcher_of
 from router.fleet.live_requests import RequestRegistry
-from router.fleet.swap import NotUndone, SwapError, SwapOptions, SwapRefused, SwapResult
+from router.fleet.rollout import roll_out
+from router.fleet.swap import SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
@@ -208,50 +208,23 @@ class Dispatcher:
         self._registry.fail(request, GenerationFailed(message, "cancelled", 499), now)
 
     def check_swappable(self, shard: int | None = None) -> frozenset[int]:
-        """The shards that a swap would change. `KeyError`: no such shard.
+        """The shard, or of all those that there is hope for. `KeyError`: no such shard.
 
         Raises `SwapRefused` when one of them is busy with a swap or does not serve.
         """
         if self._is_closed:
             raise SwapRefused("The server is shutting down.")
-        engines = self._to_swap(shard)
+        chosen = self._chosen(shard)
+        engines = [engine for engine in chosen if shard is not None or not engine.is_hopeless]
         for engine in engines:
             engine.check_swappable()
         return frozenset(engine.shard for engine in engines)
 
-    async def swap(self, target: Target, options: SwapOptions, shard: int | None = None) -> list[SwapResult]:
-        """Change the model or depth of a shard, or of one after the other. Raises as `check_swappable`.
-
-        Raises `SwapError` when it could not be carried out: see `undo`.
-        """
-        self.check_swappable(shard)
-        engines = self._to_swap(shard)
-        done: dict[int, SwapResult] = {}
-        try:
-            for engine in engines:
-                done[engine.shard] = await engine.swap(target, options)
-        except SwapError as error:
-            await self.undo(done, options, error)
-        return list(done.values())
-
-    async def undo(self, shards: Iterable[int], options: SwapOptions, why: BaseException) -> NoReturn:
-        """Have shards serve again what they served before a change that has failed, which is raised then.
-
-        Raises `NotUndone` instead when some of them cannot.
-        """
-        engines = [self.engines[shard] for shard in shards]
-        ends = await asyncio.gather(
-            *(engine.swap_back(options) for engine in engines), return_exceptions=True
-        )
-        stuck = [
-            f"Shard {engine.shard} goes on with {engine.target.name}: {end}"
-            for engine, end in zip(engines, ends, strict=True)
-            if end is not None
-        ]
-        if not stuck:
-            raise why
-        log.error("A change could not be undone. %s", " ".join(stuck))
-        raise NotUndone(" ".join([str(why), *stuck])) from why
+    async def swap(self, targets: Mapping[int, Target], options: SwapOptions) -> list[SwapResult]:
+        """Change models or depths of shards: all or none. Raises as `check_swappable` and `roll_out`."""
+        for shard in targets:
+            self.check_swappable(shard)
+        return await roll_out(self.engines, targets, options)
 
     def targets(self, shard: int | None = None) -> list[tuple[Target, Target | None]]:
         """What each shard serves, and what it served before. `KeyError`: no such shard."""
@@ -346,11 +319,6 @@ class Dispatcher:
         num_running = max(1, len(self._registry.live) - num_waiting)
         wait_s = self._registry.mean_service_s * (num_waiting + 1) / num_running
         return GenerationFailed(message, "overloaded", 429, min(_MAX_RETRY_S, max(1, math.ceil(wait_s))))
-
-    def _to_swap(self, shard: int | None) -> list[Engine]:
-        """Of all shards, those that there is hope for."""
-        chosen = self._chosen(shard)
-        return chosen if shard is not None else [engine for engine in chosen if not engine.is_hopeless]
 
     def _shard_config(self, shard: int) -> ShardConfig:
         """As shard 0 is asked to be, on its own device."""

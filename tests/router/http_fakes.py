@@ -147,16 +147,16 @@ class FakeDispatcher:
         self._check(shard)
         return frozenset([0])
 
-    async def swap(self, target: Target, options: SwapOptions, shard: int | None = None) -> list[SwapResult]:
+    async def swap(self, targets: dict[int, Target], options: SwapOptions) -> list[SwapResult]:
         """Carried out once it may be, or failed with what a test says."""
         await self.may_swap.wait()
         if self.fails_swaps is not None:
             raise SwapError(self.fails_swaps)
-        self.before, self.target = self.target, target
-        depth = target.config.num_layers or 4
+        self.before, self.target = self.target, targets[0]
+        depth = self.target.config.num_layers or 4
         self.limits = msgspec.structs.replace(ready(), depth=depth, version=f"v{depth}")
         assert self.current is not None
-        self.swaps.append((target, options))
+        self.swaps.append((self.target, options))
         return [SwapResult(self.current, {"prepare": 5.0, "commit": 1.0}, num_migrated=0)]
 
     def drain(self, shard: int | None = None) -> None:

@@ -14,7 +14,6 @@ from router.catalog.catalog import Catalog
 from router.catalog.repository import Repository
 from router.catalog.served_model import Target
 from router.control.swap_controller import ChangeRequest, SwapController
-from router.fleet.dispatcher import Dispatcher
 from router.fleet.launcher import ChildLauncher
 from router.fleet.swap import Inflight, SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.request import GenerationFailed, Request, Status
@@ -67,8 +66,14 @@ async def streams_have(requests: list[Request], num_tokens: int) -> None:
     await until(lambda: all(len(request.outputs) >= num_tokens for request in requests))
 
 
-async def changing(dispatcher: Dispatcher, target: Target, options: SwapOptions = FINISH) -> SwapResult:
-    [done] = await dispatcher.swap(target, options)
+async def swap(sim: Sim, target: Target, *shards: int, options: SwapOptions = FINISH) -> list[SwapResult]:
+    """Of all shards, unless some are named."""
+    named = shards or range(len(sim.dispatcher.engines))
+    return await sim.dispatcher.swap(dict.fromkeys(named, target), options)
+
+
+async def changing(sim: Sim, target: Target, options: SwapOptions = FINISH) -> SwapResult:
+    [done] = await swap(sim, target, options=options)
     return done
 
 
@@ -92,7 +97,7 @@ async def test_sixty_four_streams_through_many_changes_lose_nothing(tmp_path: Pa
         clients = asyncio.gather(*(client() for _ in range(64)))
         num_swaps = 0
         while not clients.done():
-            done = await changing(sim.dispatcher, next(goals), (FINISH, MIGRATE)[num_swaps % 5 == 4])
+            done = await changing(sim, next(goals), (FINISH, MIGRATE)[num_swaps % 5 == 4])
             num_swaps += 1
             assert set(done.phases_ms) >= {"prepare", "hold", "commit", "gap"}
         await clients
@@ -107,7 +112,7 @@ async def test_depth_belongs_to_the_sequence_and_freed_memory_becomes_blocks(tmp
         num_blocks = sim.shards()[0].num_blocks
         first = sim.submit(*specs(8, max_new_tokens=300))
         await streams_have(first, 5)
-        await changing(sim.dispatcher, at_depth(sim, 10))
+        await changing(sim, at_depth(sim, 10))
         second = sim.submit(*specs(8, start=50, max_new_tokens=50))
         await outcomes(second)
         assert all(request.status is Status.RUNNING for request in first)
@@ -125,7 +130,7 @@ async def test_those_that_migrate_say_from_where_on(tmp_path: Path) -> None:
         requests = sim.submit(*asked)
         exact = sim.dispatcher.submit(make_spec(20, 200, 90_000, exact=True))
         await streams_have([*requests, exact], 5)
-        done = await changing(sim.dispatcher, at_depth(sim, 10), MIGRATE)
+        done = await changing(sim, at_depth(sim, 10), MIGRATE)
         assert done.num_migrated == 8
         assert await outcomes(requests) == expected(asked)
         for request in requests:
@@ -148,7 +153,7 @@ async def test_what_does_not_fit_beside_waits_for_what_runs_and_then_moves_it(tm
         await streams_have(requests, 5)
         swapping = asyncio.create_task(
             changing(
-                sim.dispatcher,
+                sim,
                 other(sim, "second", model="second", cost_model=second),
                 SwapOptions(drain_s=0.2),
             )
@@ -172,7 +177,7 @@ async def test_another_tokenizer_is_given_the_text(tmp_path: Path) -> None:
         await streams_have(requests[:4], 5)
         target = other(sim, "shifted", shifted, model="shifted")
         by_ids = sim.dispatcher.submit(msgspec.structs.replace(make_spec(20, 5, 90_000), prompt=None))
-        await changing(sim.dispatcher, target, MIGRATE)
+        await changing(sim, target, MIGRATE)
         with pytest.raises(GenerationFailed, match="given as token ids"):
             await text_of(by_ids)
         texts = await outcomes(requests)
@@ -202,7 +207,7 @@ async def test_prompts_are_encoded_anew_beside_the_event_loop_which_goes_on(tmp_
         asked = specs(8, max_new_tokens=150)
         requests = sim.submit(*asked)
         await streams_have(requests[:4], 5)
-        await changing(sim.dispatcher, other(sim, "slow", Slow("slow", 7), model="slow"))
+        await changing(sim, other(sim, "slow", Slow("slow", 7), model="slow"))
         await until(begun.is_set)
         sim.dispatcher.abort(requests[4])
         assert await outcomes(requests[:4]) == expected(asked[:4])
@@ -220,10 +225,10 @@ async def test_a_checkpoint_that_cannot_be_read_changes_nothing(tmp_path: Path) 
         requests = sim.submit(*asked)
         await streams_have(requests, 3)
         with pytest.raises(SwapError, match="cut off"):
-            await sim.dispatcher.swap(other(sim, "broken", model="broken", cost_model=broken), FINISH)
+            await swap(sim, other(sim, "broken", model="broken", cost_model=broken))
         assert await outcomes(requests) == expected(asked)
         assert {tuple(authors(request)) for request in requests} == {(("sim", 30, 0),)}
-        assert (await changing(sim.dispatcher, at_depth(sim, 20))).served_model.ready.depth == 20
+        assert (await changing(sim, at_depth(sim, 20))).served_model.ready.depth == 20
 
 
 @pytest.mark.parametrize("moment", ["prepare", "commit", "after"])
@@ -236,7 +241,7 @@ async def test_a_shard_killed_in_mid_swap_loses_nothing(tmp_path: Path, moment: 
         await streams_have(requests, 3)
         engine = sim.dispatcher.engines[0]
         target = other(sim, "second", model="second", cost_model=second)
-        swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
+        swapping = asyncio.create_task(swap(sim, target))
         await until(lambda: engine.state == "swapping")
         if moment == "commit":
             await until(lambda: engine.scheduler.is_holding)
@@ -249,7 +254,7 @@ async def test_a_shard_killed_in_mid_swap_loses_nothing(tmp_path: Path, moment: 
         last = "second" if moment == "after" else "sim"
         assert {authors(request)[-1][0] for request in requests} == {last}
         assert sim.shards()[0].model == last
-        await changing(sim.dispatcher, at_depth(sim, 10))
+        await changing(sim, at_depth(sim, 10))
 
 
 async def test_a_swap_under_way_ends_with_the_server_and_streams_are_finished(tmp_path: Path) -> None:
@@ -259,25 +264,25 @@ async def test_a_swap_under_way_ends_with_the_server_and_streams_are_finished(tm
         requests = sim.submit(*asked)
         await streams_have(requests, 3)
         target = other(sim, "slow", model="slow", cost_model=slow)
-        swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
+        swapping = asyncio.create_task(swap(sim, target))
         await until(lambda: sim.shards()[0].state == "swapping")
         _, ended = await asyncio.gather(sim.dispatcher.stop(drain=True), outcomes(requests))
         assert ended == expected(asked)
         with pytest.raises(SwapError, match="shutting down"):
             await swapping
         with pytest.raises(SwapRefused, match="shutting down"):
-            await sim.dispatcher.swap(target, FINISH)
+            await swap(sim, target)
 
 
 async def test_one_swap_at_a_time_on_a_shard(tmp_path: Path) -> None:
     slow = costs_of(tmp_path, "slow", load_ms=500.0)
     async with simulated(tmp_path, num_shards=2) as sim:
         target = other(sim, "slow", model="slow", cost_model=slow)
-        first = asyncio.create_task(sim.dispatcher.swap(target, FINISH, shard=1))
+        first = asyncio.create_task(swap(sim, target, 1))
         await until(lambda: sim.shards()[1].state == "swapping")
         with pytest.raises(SwapRefused, match="being swapped already"):
-            await sim.dispatcher.swap(at_depth(sim, 10), FINISH)
-        await sim.dispatcher.swap(at_depth(sim, 10), FINISH, shard=0)
+            await swap(sim, at_depth(sim, 10))
+        await swap(sim, at_depth(sim, 10), 0)
         await first
         assert [(shard.model, shard.depth) for shard in sim.shards()] == [("sim", 10), ("slow", 30)]
 
@@ -289,7 +294,7 @@ async def test_of_several_shards_all_change_or_none(tmp_path: Path) -> None:
         requests = sim.submit(*asked)
         await streams_have(requests, 3)
         target = other(sim, "second", model="second", cost_model=second)
-        swapping = asyncio.create_task(sim.dispatcher.swap(target, FINISH))
+        swapping = asyncio.create_task(swap(sim, target))
         await until(lambda: sim.shards()[1].state == "swapping")
         assert sim.shards()[0].model == "second"
         process_of(sim, 1).kill()
@@ -344,7 +349,7 @@ async def test_requests_of_a_killed_shard_wait_for_their_own_model(tmp_path: Pat
     second = costs_of(tmp_path, "second")
     async with simulated(tmp_path, num_shards=2, **ROOM) as sim:
         target = other(sim, "second", model="second", cost_model=second)
-        await sim.dispatcher.swap(target, FINISH, shard=1)
+        await swap(sim, target, 1)
         asked = specs(24, max_new_tokens=300)
         requests = sim.submit(*asked)
         await streams_have(requests, 3)
@@ -357,7 +362,7 @@ async def test_requests_of_a_killed_shard_wait_for_their_own_model(tmp_path: Pat
 
 async def test_exact_requests_go_where_all_layers_are(tmp_path: Path) -> None:
     async with simulated(tmp_path, num_shards=2) as sim:
-        await sim.dispatcher.swap(at_depth(sim, 10), FINISH, shard=0)
+        await swap(sim, at_depth(sim, 10), 0)
         exact = sim.submit(*specs(6, exact=True))
         await outcomes(exact)
         assert {tuple(authors(request)) for request in exact} == {(("sim", 30, 0),)}
@@ -366,7 +371,7 @@ async def test_exact_requests_go_where_all_layers_are(tmp_path: Path) -> None:
         waiting = specs(1, start=50, exact=True)
         sim.dispatcher.resume(0)
         [late] = sim.submit(*waiting)
-        await sim.dispatcher.swap(at_depth(sim, 10), FINISH, shard=1)
+        await swap(sim, at_depth(sim, 10), 1)
         with pytest.raises(GenerationFailed, match="no shard has them") as refused:
             await text_of(late)
         assert refused.value.status == 422

@@ -4,26 +4,47 @@ What fails is found out on one, and while a half changes, the other serves.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from router.catalog.served_model import Target
-from router.fleet.dispatcher import Dispatcher
-from router.fleet.swap import SwapOptions, SwapResult
+from router.fleet.engine import Engine
+from router.fleet.swap import NotUndone, SwapOptions, SwapResult
+
+log = logging.getLogger(__name__)
 
 
 async def roll_out(
-    dispatcher: Dispatcher, targets: Mapping[int, Target], options: SwapOptions
+    engines: Sequence[Engine], targets: Mapping[int, Target], options: SwapOptions
 ) -> list[SwapResult]:
-    """Change some shards. Raises as `Dispatcher.undo` when one of them fails."""
-    done: dict[int, list[SwapResult]] = {}
+    """Change some shards, by number. What the first failure raises is raised once all serve what they did.
+
+    Raises `NotUndone` instead when some cannot serve that again.
+    """
+    done: dict[int, SwapResult] = {}
     for wave in _waves(targets):
-        swaps = (dispatcher.swap(targets[shard], options, shard) for shard in wave)
+        swaps = (engines[shard].swap(targets[shard], options) for shard in wave)
         answers = dict(zip(wave, await asyncio.gather(*swaps, return_exceptions=True), strict=True))
         done |= {shard: made for shard, made in answers.items() if not isinstance(made, BaseException)}
         error = next((made for made in answers.values() if isinstance(made, BaseException)), None)
         if error is not None:
-            await dispatcher.undo(done, options, error)
-    return [result for made in done.values() for result in made]
+            await _undo([engines[shard] for shard in done], options, error)
+    return list(done.values())
+
+
+async def _undo(engines: Sequence[Engine], options: SwapOptions, why: BaseException) -> NoReturn:
+    """Have shards serve again what they served before a change that has failed, which is raised then."""
+    ends = await asyncio.gather(*(engine.swap_back(options) for engine in engines), return_exceptions=True)
+    stuck = [
+        f"Shard {engine.shard} goes on with {engine.target.name}: {end}"
+        for engine, end in zip(engines, ends, strict=True)
+        if end is not None
+    ]
+    if not stuck:
+        raise why
+    log.error("A change could not be undone. %s", " ".join(stuck))
+    raise NotUndone(" ".join([str(why), *stuck])) from why
 
 
 def _waves(targets: Mapping[int, Target]) -> list[Sequence[int]]:
