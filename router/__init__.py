@@ -1,1 +1,1 @@
-"""Front of the house: HTTP, queueing, iteration-level batches, and the keepers of shards. No torch."""
+"""The router: HTTP, the request queue, iteration-level batching, and the shards' lifecycle. No torch."""

@@ -38,20 +38,20 @@ log = logging.getLogger(__name__)
 
 PROGRAM = "helios serve"
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-STOP_GRACE_S = 45.0  # beyond what running requests may take: then a stop has gone wrong, and is ended
+STOP_GRACE_S = 45.0  # after the time running requests get; a stop that takes longer hangs, and is ended
 SAME_SIGNAL_S = 1.0  # a SIGTERM that comes so soon after the first is the same one, sent twice
-_RESOLVER_END_S = 10.0  # to remove what it has begun to make
+_RESOLVER_END_S = 10.0  # for the resolver to remove unfinished files
 DESCRIPTION = """\
 Serve a model over HTTP. Each flag can also be set by an environment variable of the same name in capitals
 (MODEL_ID, PORT, ...) or in a TOML file; a flag wins over the environment, and that over the file."""
 
 
 class CannotServe(Exception):
-    """The server cannot be started. The message is one sentence with what to do; "": it was said already."""
+    """The server cannot start. The message is one sentence with what to do; "" if it was printed already."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 after a shutdown that was asked for, 2 for wrong settings, 1 when it cannot serve."""
+    """Exit code: 0 after a requested shutdown, 2 for wrong settings, 1 if it cannot serve."""
     _open_standard_streams()
     signal.signal(signal.SIGTERM, _exit_on_signal)  # until the event loop takes signals over
     try:
@@ -83,9 +83,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
     """The settings as they are given. Raises `ConfigError`."""
     environment = dict(environment)
     if environment.get("HOSTNAME") == socket.gethostname():
-        del environment[
-            "HOSTNAME"
-        ]  # shells and containers set it to the machine's name, meaning nothing by it
+        del environment["HOSTNAME"]  # shells and containers set it to the machine's name
     parser = options.OneSentenceParser(
         prog=PROGRAM, description=DESCRIPTION, usage=f"{PROGRAM} [--model-id ID] [--port N] [flags]"
     )
@@ -93,7 +91,7 @@ def read_config(argv: Sequence[str], environment: Mapping[str, str]) -> Config:
 
 
 def check_redis(config: Config) -> None:
-    """Raises `ConfigError` when it cannot be one; that it does not answer is no reason not to serve."""
+    """Raises `ConfigError` for a malformed Redis URL. Serving does not need Redis to answer."""
     try:
         if config.redis_url is not None:
             check_url(config.redis_url)
@@ -110,7 +108,7 @@ def _warn_of_secrets(argv: Sequence[str]) -> None:
 
 
 def serve(config: Config, repository: Repository) -> None:
-    """Until it is told to stop. Raises `CannotServe`; what can be found out early is found out first."""
+    """Serve until told to stop. Raises `CannotServe`; cheap checks come first."""
     check_address(config.hostname, config.port)
     entries = find_models(config, repository)
     for name in _HUB_TOKENS:
@@ -122,7 +120,7 @@ def serve(config: Config, repository: Repository) -> None:
 
 
 def check_address(hostname: str | None, port: int) -> None:
-    """Raises `CannotServe` when it cannot be listened on: better now than after a model was loaded."""
+    """Raises `CannotServe` if the address cannot be listened on. Called before a model is loaded."""
     try:
         for probe in listen_at(hostname, port):
             probe.close()
@@ -131,7 +129,7 @@ def check_address(hostname: str | None, port: int) -> None:
 
 
 def _why_not_listen(error: OSError, hostname: str | None, port: int) -> str | None:
-    """None for an error of another kind."""
+    """The reason for a failed bind, in one sentence; None for an error of another kind."""
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} is taken by another process: stop that one, or choose another port with --port."
     if error.errno == errno.EACCES:
@@ -142,7 +140,7 @@ def _why_not_listen(error: OSError, hostname: str | None, port: int) -> str | No
 
 
 def find_models(config: Config, repository: Repository) -> list[CatalogEntry]:
-    """Every candidate with its model's folder. Raises `CannotServe` when the first one has none."""
+    """Every candidate with its model folder. Raises `CannotServe` if the first candidate has none."""
     folders: dict[tuple[str, str | None], Path] = {}
     entries: list[CatalogEntry] = []
     for candidate in repository.candidates:
@@ -165,7 +163,7 @@ def find_models(config: Config, repository: Repository) -> list[CatalogEntry]:
 def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
     """A complete model folder. Found or made by a process of its own, since making one may need torch.
 
-    Raises `CannotServe` with nothing to add: that process has said why.
+    Raises `CannotServe` without a message: that process has printed why.
     """
     local = Path(expanduser(model_id))
     model = str(local.resolve()) if local.exists() else model_id
@@ -173,8 +171,8 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
     command += ["--cache", str(config.cache.resolve()), "--log-level", config.log_level]
     if revision is not None:
         command += ["--revision", revision]
-    # It ends when its standard input does: with this process at the latest. It may take any time, as it may
-    # fetch gigabytes: the network's own timeouts and Ctrl-C are what bounds that.
+    # The process ends when its standard input closes, so with this process at the latest. It may fetch
+    # gigabytes, so no timeout bounds it but the network's own, and Ctrl-C.
     process = start_child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -197,7 +195,7 @@ def resolve_model(config: Config, model_id: str, revision: str | None) -> Path:
 
 
 def _exit_status(process: subprocess.Popen[bytes]) -> int:
-    """Of a process that is about to end: it is given a little time."""
+    """Exit status of a process that is about to end, after waiting briefly for it."""
     try:
         return process.wait(_RESOLVER_END_S)
     except subprocess.TimeoutExpired:
@@ -206,10 +204,10 @@ def _exit_status(process: subprocess.Popen[bytes]) -> int:
 
 
 async def _serve(config: Config, catalog: Catalog) -> None:
-    """Until SIGTERM or Ctrl-C, then to the end of what runs. A second one ends the process at once, but for
-    a SIGTERM that comes with the first: make passes on what its whole process group was sent.
+    """Serve until SIGTERM or Ctrl-C, then let running requests end. A second signal ends the process at once,
+    except a SIGTERM within `SAME_SIGNAL_S`: make forwards a signal that its whole process group was sent.
 
-    A stop that hangs ends as well, and shows where it hung.
+    A stop that hangs is ended too, after printing where it hung.
     """
     stop, told_at = asyncio.Event(), 0.0
 
@@ -250,7 +248,7 @@ def _announce(config: Config, address: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Where one was closed, what is opened next takes its place, which libuv and children do not expect."""
+    """Open /dev/null for each closed standard stream: the next file opened would take its number."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -43,7 +43,7 @@ from telemetry.prometheus import Metrics
 from telemetry.store import Store
 
 _BACKLOG = 2048  # connections that may wait to be accepted: a burst is refused in JSON, not by the kernel
-_LAST_WRITES_S = 5.0  # for answers that are complete, but not yet sent when the server ends
+_LAST_WRITES_S = 5.0  # to send complete answers when the server ends
 
 
 async def serve(
@@ -73,7 +73,7 @@ async def serve(
     async with listening(build_app(service, controller, loop, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):
-                gc.freeze()  # what start-up made stays: no need to look through it again
+                gc.freeze()  # objects made at start-up stay; the collector need not scan them again
                 announce(address)
                 loop.start()
                 await stop.wait()
@@ -143,7 +143,7 @@ def _patience(config: Config) -> Patience:
 
 
 async def _starts(dispatcher: Dispatcher, stop: asyncio.Event) -> bool:
-    """Start the shards; False if told to stop before one of them serves."""
+    """Start the shards. False if `stop` is set before one of them serves."""
     if stop.is_set():
         return False
     starting = asyncio.create_task(dispatcher.start())

@@ -1,4 +1,4 @@
-"""Child processes of the router, which signals to all of a service's processes do not end before it does."""
+"""Child processes of the router, shielded from signals that a service manager sends to all processes."""
 
 import signal
 import subprocess

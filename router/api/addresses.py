@@ -11,7 +11,7 @@ _TRIES = 10  # for a port that is free in both families
 
 
 def listen_at(hostname: str | None, port: int) -> list[socket.socket]:
-    """Bound sockets of one port; 0 takes a free one. Without a name: every address, also where IPv6 is not.
+    """Sockets bound to one port; 0 takes a free port. No hostname: every address, IPv6 where available.
 
     Raises OSError.
     """
@@ -51,7 +51,7 @@ def _addresses(hostname: str | None) -> Iterator[tuple[int, Any]]:
 
 
 def open_socket(family: int, address: Any) -> socket.socket:
-    """Bound, and of one family only. Raises OSError."""
+    """A socket bound to an address of one family. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

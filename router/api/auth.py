@@ -22,7 +22,7 @@ _MAX_HEADER_NAMES = 64
 
 
 class Auth(enum.Enum):
-    """What a route asks for, if the server has such a key."""
+    """The kind of key that a route requires, if the server has one."""
 
     OPEN = "open"
     KEY = "api key"
@@ -30,7 +30,7 @@ class Auth(enum.Enum):
 
 
 class Keys:
-    """The keys of a server, and to whom it is open where it has none.
+    """The server's keys, and the access rules for routes without one.
 
     Without an admin key, `/ops` asks for the API key, and takes commands from its own machine only.
     """
@@ -46,7 +46,7 @@ class Keys:
         return frozenset(auth for auth, key in self._wanted.items() if key is not None)
 
     def check(self, http: web.Request, auth: Auth) -> None:
-        """Raises `Refused`: 401 for a wrong key, 403 for who may not operate, whatever the key."""
+        """Raises `Refused`: 401 for a wrong key, 403 for a caller that may not operate with any key."""
         if auth is Auth.ADMIN and _is_cross_site(http):
             raise Refused("Operation is not open to web pages of other sites.", 403, "forbidden")
         wanted = self._wanted[auth]
@@ -60,7 +60,7 @@ class Keys:
             raise Refused(message, 403, "forbidden")
 
     def _is_ours(self, host: str | None) -> bool:
-        """A web page may give its own name this server's address, but not call it by that address."""
+        """The Host header names this server. A rebound DNS name, by which a page could reach it, does not."""
         if host is None:
             return True  # no browser
         try:
@@ -71,7 +71,7 @@ class Keys:
 
 
 def who_may(config: Config) -> str:
-    """What is open to whom, as one line for the person who starts the server."""
+    """One line for the operator that says which routes are open to whom."""
     generation = "whoever has the API key" if config.api_key else "everyone who reaches it"
     looks = "whoever has the admin key" if config.admin_key else generation
     commands = looks if config.admin_key else f"this machine{' with that key' if config.api_key else ''}"
@@ -90,7 +90,7 @@ def _check_key(http: web.Request, wanted: str, auth: Auth) -> None:
 
 
 def _is_cross_site(http: web.Request) -> bool:
-    """A browser names the page's origin: without keys, all that tells its calls from an operator's."""
+    """The call comes from a page of another origin. Without keys nothing else tells it from an operator's."""
     origin = http.headers.get(hdrs.ORIGIN)
     if origin is None:
         return False
@@ -105,7 +105,7 @@ def _only_looks(http: web.Request) -> bool:
 
 
 def _is_local(http: web.Request) -> bool:
-    """It comes from this machine, and not through a proxy on it."""
+    """The call comes from this machine, not through a proxy on it."""
     is_forwarded = any(name in http.headers for name in _FORWARDED)
     return not is_forwarded and _is_address(http.remote or "", lambda address: address.is_loopback)
 
@@ -120,7 +120,7 @@ def _is_address(text: str, is_fit: Callable[[Address], bool] = lambda _: True) -
 
 
 def _header_names(http: web.Request) -> str:
-    """Those that the page wants to send: clients have headers of their own, and none but the key counts."""
+    """The header names that a page asks to send. All are allowed: only the key decides."""
     wanted = http.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
     names = [name for name in map(str.strip, wanted.split(",")) if _HEADER_NAME.fullmatch(name)]
     return ", ".join(names[:_MAX_HEADER_NAMES]) or "Authorization, Content-Type, X-Request-Id"
@@ -134,7 +134,7 @@ class Cors:
         self._is_open = not origins or "*" in self._origins
 
     def headers(self, http: web.Request) -> dict[str, str]:
-        """For the answer to a call from a page; none if the page may not call."""
+        """CORS headers for the answer to a page; none if the page may not call."""
         origin = http.headers.get(hdrs.ORIGIN)
         if origin is None:
             return {}

@@ -31,14 +31,14 @@ from telemetry.store import Store
 
 T = TypeVar("T")
 
-OPERATOR = "operator"  # by whom a command is, in the diary
+OPERATOR = "operator"  # author of a command in the audit log
 MAX_ID_CHARACTERS = 40  # of a request or a decision; ours are shorter
 _MAX_LISTED = 1000
 _DEFAULT_LISTED = 50
 
 
 class CommandsApi:
-    """Handlers of commands: each is answered at once with the id of a decision, which says how it goes."""
+    """Handlers of commands. Each answers at once with the id of a decision, which tells the outcome later."""
 
     def __init__(self, service: Service, controller: SwapController, store: Store):
         self._config = service.config
@@ -57,7 +57,7 @@ class CommandsApi:
             )
 
     async def pin(self, http: web.Request) -> web.Response:
-        """Serve this whatever the loop thinks."""
+        """Serve one candidate and keep the reassessment loop from changing it."""
         asked = decode(await read_body(http), PinRequest)
         with self._refusals(None):
             to = self._controller.catalog.choose(asked.candidate, asked.depth)
@@ -79,7 +79,7 @@ class CommandsApi:
             )
 
     async def threshold(self, http: web.Request) -> web.Response:
-        """The confidence at which requests leave early that come from now on and name none."""
+        """Set the exit threshold of future requests that give none."""
         asked = decode(await read_body(http), ThresholdRequest)
         if asked.exit_layer is not None:
             problem = (
@@ -91,7 +91,7 @@ class CommandsApi:
         return _accepted(self._controller.note("threshold", OPERATOR, why, chosen={"threshold": asked.value}))
 
     async def decisions(self, http: web.Request) -> web.Response:
-        """The latest first."""
+        """List decisions, the latest first."""
         limit = _number(http, "limit", int, _DEFAULT_LISTED)
         since = _number(http, "since", float, 0.0)
         found = await self._store.decisions(min(max(1, limit), _MAX_LISTED), since)
@@ -111,7 +111,7 @@ class CommandsApi:
 
     @contextmanager
     def _refusals(self, shard: int | None) -> Iterator[None]:
-        """What cannot be done as errors of HTTP."""
+        """Turn refused changes into HTTP errors."""
         try:
             yield
         except UnknownCandidate as error:

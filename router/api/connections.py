@@ -1,8 +1,8 @@
-"""Clients' connections: how many there may be, how long each may wait for its client, and what is no HTTP.
+"""Client connections: their number, how long each may wait for its client, and answers to malformed HTTP.
 
 A connection waits for its client while a head or a body is incomplete, while nobody reads what was written,
-and between calls. The first two end after `Patience.client_s`; at the bounds the one that has waited longest
-gives way to a new one, so that a server full of idle or hostile connections still answers.
+and between calls. The first two end after `Patience.client_s`. At the limit of connections the one that has
+waited longest is closed for a new one, so that a server full of idle or hostile connections still answers.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from router.api.errors import Refused, error_body, error_response, from_http_exc
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 1.0  # more often where clients may keep it waiting for a few seconds only
-_LOOKED_AT_ONCE = 256  # connections, before the event loop may do something else
+_LOOK_EVERY_S = 1.0  # more often if `Patience` is only a few seconds
+_LOOKED_AT_ONCE = 256  # connections checked before yielding to the event loop
 _LEAST_BYTES_PER_S = 500  # of a head or body that may take longer than `client_s`
 _RETRY_AFTER_S = 5
 
@@ -43,7 +43,7 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 class Awaited(enum.Enum):
-    """What a connection needs of its client to go on."""
+    """What a connection waits for from its client."""
 
     CALL = "the next call"
     HEAD = "the rest of a head"
@@ -52,7 +52,7 @@ class Awaited(enum.Enum):
 
 
 class Connection(RequestHandler):
-    """One connection. `awaited` and `waited_s` are as of the last look at it."""
+    """One connection. `awaited` and `waited_s` were updated by the last `look`."""
 
     __slots__ = ("_body", "_num_body", "_num_head", "_num_unsent", "_since", "_wait", "address", "waited_s")
 
@@ -69,7 +69,7 @@ class Connection(RequestHandler):
 
     @property
     def awaited(self) -> Awaited | None:
-        """None: it is the server's turn."""
+        """What is awaited from the client; None while the server is at work."""
         return self._wait[0]
 
     def data_received(self, data: bytes) -> None:
@@ -84,7 +84,7 @@ class Connection(RequestHandler):
             self._num_body += len(data)
 
     def _note_calls(self) -> None:
-        """Calls were queued. If the last is an error in the middle of a body, tell who waits for the rest."""
+        """Note the parsed calls. If the last one is a parse error within a body, fail the body's reader."""
         if not self._messages:
             return
         call, body = self._messages[-1]
@@ -95,21 +95,21 @@ class Connection(RequestHandler):
 
     def _break_off(self, body: StreamReader, reason: str) -> None:
         if self._current_request is None and not self._messages and self.transport is not None:
-            self.transport.close()  # it was answered, and what came after that was thrown away
+            self.transport.close()  # the error was answered, and later input dropped
             return
         body.set_exception(web.RequestPayloadError(reason))
         self._lingering_time = 0.0
         self.close()
 
     def look(self, now: float) -> None:
-        """See what it waits for, and since when."""
+        """Update what the connection waits for, and since when."""
         wait = (self._what_is_awaited(), self._request_count)
         if wait != self._wait:
             self._wait, self._since = wait, now
         self.waited_s = now - self._since if wait[0] is not None else 0.0
 
     def is_overdue(self, client_s: float) -> bool:
-        """A head or body that comes slowly, but comes, may take longer."""
+        """True if the client took too long. A head or body that keeps arriving may take longer."""
         match self.awaited:
             case Awaited.HEAD:
                 num_come = self._num_head
@@ -122,7 +122,7 @@ class Connection(RequestHandler):
         return self.waited_s > client_s + num_come / _LEAST_BYTES_PER_S
 
     def give_up(self) -> None:
-        """Close it, with a word where none is under way. Its handler is cancelled."""
+        """Close the connection, after an error response unless one has begun. Cancels its handler."""
         if self.transport is None:
             return
         if self.awaited is Awaited.READING:
@@ -144,7 +144,7 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What cannot be parsed, in JSON, and without its content in the log."""
+        """Answer a call that cannot be parsed in JSON, and keep its content out of the log."""
         if status == 400:
             reason = _reason(exc)
             log.info("A call from %s is no valid HTTP: %s.", request.remote, reason)
@@ -171,17 +171,17 @@ class Connection(RequestHandler):
         return Awaited.BODY if request is not None and not request.content.is_eof() else None
 
     def _is_unread(self) -> bool:
-        """Nothing of what is to be sent has left since the last look."""
+        """The client has read nothing of the pending output since the last look."""
         before = self._num_unsent
         self._num_unsent = 0 if self.transport is None else self.transport.get_write_buffer_size()
         return 0 < before <= self._num_unsent
 
 
 class Connections(web.Server):
-    """All of them. `watch` is to run as long as they are accepted."""
+    """All client connections. `watch` must run as long as they are accepted."""
 
     def __init__(self, server: web.Server, bounds: Bounds, patience: Patience):
-        """In the place of `server`, whose handlers it calls."""
+        """Takes the place of `server`, whose handlers it calls."""
         super().__init__(
             _in_json(server.request_handler),
             request_factory=server.request_factory,
@@ -191,13 +191,13 @@ class Connections(web.Server):
         self._patience = patience
         self._open: dict[Connection, str] = {}
         self._by_address: Counter[str] = Counter()
-        self._waiting: dict[Connection, None] = {}  # as of the last look, who waits longest first
+        self._waiting: dict[Connection, None] = {}  # as of the last look, the longest wait first
 
     def __call__(self) -> RequestHandler:
         return Connection(
             self,
             access_log=None,
-            auto_decompress=False,  # it would be done on the event loop, and before a key is asked for
+            auto_decompress=False,  # would run on the event loop, before the key is checked
             keepalive_timeout=self._patience.idle_s,
         )
 
@@ -219,7 +219,7 @@ class Connections(web.Server):
                 del self._by_address[address]
 
     async def watch(self) -> None:
-        """Give up those that wait too long, until it is cancelled."""
+        """Close connections that wait too long, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(_LOOK_EVERY_S, self._patience.client_s / 4))
@@ -236,7 +236,7 @@ class Connections(web.Server):
             self._waiting = dict.fromkeys(waiting)
 
     def _has_room_for(self, address: str) -> bool:
-        """There is room, or someone who has kept it waiting gives way."""
+        """True if there is room, if need be after closing a connection that kept the server waiting."""
         if self._by_address[address] >= self._bounds.per_address:
             return self._gives_way(address)
         return len(self._open) < self._bounds.total or self._gives_way(None)
@@ -253,7 +253,7 @@ class Connections(web.Server):
 
 
 class Runner(web.AppRunner):
-    """An application's connections, bounded; `watch` them as long as it runs."""
+    """Runs an application with bounded connections; `watch` must run beside it."""
 
     def __init__(self, app: web.Application, bounds: Bounds, patience: Patience, shutdown_timeout_s: float):
         super().__init__(app, shutdown_timeout=shutdown_timeout_s)
@@ -265,7 +265,7 @@ class Runner(web.AppRunner):
 
 
 def client_of(peername: Any) -> str:
-    """A client's address, of IPv6 the network that a client has to itself; "" if it is unknown."""
+    """A client's IPv4 address or IPv6 /64 network; "" if unknown."""
     try:
         address = ipaddress.ip_address(peername[0])
     except (TypeError, ValueError, IndexError):
@@ -278,7 +278,7 @@ def client_of(peername: Any) -> str:
 
 
 def _in_json(handler: Any) -> Any:
-    """What aiohttp refuses before any middleware, such as an unknown Expect."""
+    """Wrap a handler so that refusals before any middleware, such as of an unknown Expect, are JSON too."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         try:
@@ -291,7 +291,7 @@ def _in_json(handler: Any) -> Any:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Of what aiohttp says of a call that it cannot parse, the part that holds nothing of the call."""
+    """The part of aiohttp's parse error that quotes nothing of the call."""
     if isinstance(error, InvalidURLError):
         return "its URL is none"
     said = getattr(error, "message", "") or "it cannot be parsed"

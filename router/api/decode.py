@@ -1,4 +1,4 @@
-"""A request body becomes a struct, or an error that names the field and what it must be."""
+"""Decodes request bodies into structs; an error names the field and what it must be."""
 
 import re
 from typing import TypeVar
@@ -17,7 +17,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`(?: - at
 async def read_body(http: web.Request) -> bytes:
     """The body of a POST. Raises `Refused`: 415 unless it is plain JSON, 413 over the payload limit.
 
-    What is refused for its headers is not read, and nothing is unpacked: that would cost more than a refusal.
+    A body refused for its headers is not read, and compressed bodies are not unpacked: refusing is cheaper.
     """
     packed = http.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
     if packed not in ("", "identity"):
@@ -42,7 +42,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     if not body.strip():
         raise Refused("The body is empty; it must be a JSON object.", 400, "malformed")
     try:
-        body.decode()  # msgspec skips what it has no field for
+        body.decode()  # msgspec skips unknown fields without checking their UTF-8
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _misfit(str(error)) from None

@@ -1,4 +1,4 @@
-"""The OpenAPI document and a page that shows it. The page needs nothing from elsewhere."""
+"""Serves the OpenAPI document and a page that shows it. The page loads nothing from other hosts."""
 
 from functools import cached_property
 from importlib import resources

@@ -1,7 +1,7 @@
-"""Making tokens of text, off the event loop and within a budget of characters.
+"""Encodes text into tokens on threads, within a budget of characters.
 
 Short, long and very long texts have lanes of their own: none waits behind a longer kind, and a full lane
-refuses rather than queues without an end. What the tokenizer took for a very long text is given back.
+refuses instead of queueing without limit. Memory that the tokenizer took for a very long text is given back.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class EncodingPool:
     """Threads that encode, in three lanes by the length of the text."""
 
     def __init__(self, max_characters: int):
-        """So many characters may be waiting or under way in each lane; a longer text, when it is alone."""
+        """Each lane takes up to `max_characters` waiting or under way, or one longer text alone."""
         self._lanes = [
             (SHORT_CHARACTERS, _Lane("short", max_characters, num_threads=2)),
             (_LONG_CHARACTERS, _Lane("long", max_characters, num_threads=2)),
@@ -36,7 +36,7 @@ class EncodingPool:
 
     @contextmanager
     def room(self, num_characters: int) -> Iterator["Room"]:
-        """Room for a text and what becomes of it, until its answer is on its way.
+        """Reserve room for a text in its lane until the context ends.
 
         Raises `GenerationFailed` 429 when there is none.
         """
@@ -49,12 +49,12 @@ class EncodingPool:
             room.leave(num_characters)
 
     async def run(self, num_characters: int, work: Callable[[], T]) -> T:
-        """What `work` gives, done on a thread. Raises as `room`, and what `work` raises."""
+        """Run `work` on a thread and return its result. Raises as `room`, and what `work` raises."""
         with self.room(num_characters) as room:
             return await room.run(work)
 
     def close(self) -> None:
-        """Start nothing more; what runs on a thread ends by itself."""
+        """Start nothing more; work that runs on a thread ends by itself."""
         for _, lane in self._lanes:
             lane.threads.shutdown(wait=False, cancel_futures=True)
 
@@ -67,13 +67,13 @@ class Room:
         self._job: Future[object] | None = None
 
     async def run(self, work: Callable[[], T]) -> T:
-        """When it is cancelled before its turn, nothing is done."""
+        """Run `work` on the lane's thread. Cancelled before its turn, it never runs."""
         job = self._lane.threads.submit(self._lane.do, work)
         self._job = job  # type: ignore[assignment]
         return await asyncio.wrap_future(job)
 
     def leave(self, num_characters: int) -> None:
-        """Work that goes on although nobody waits for it keeps its place until it ends."""
+        """Give the place back, unless cancelled work still runs: that keeps its place until it ends."""
         if self._job is None:
             self._lane.leave(num_characters)
         else:
@@ -114,7 +114,7 @@ class _Lane:
 
 
 def _give_memory_back() -> None:
-    """What was freed, to the system: glibc would keep it for this thread. Elsewhere nothing is to be done."""
+    """Return freed memory to the system; glibc would keep it for this thread. Does nothing without glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -10,7 +10,7 @@ from router.scheduling.request import GenerationFailed
 
 
 class Refused(GenerationFailed):
-    """A call that is turned away before any generation. `field` is the parameter to blame, if one is."""
+    """A call refused before any generation. `field` is the parameter at fault, if any."""
 
     def __init__(self, message: str, status: int, kind: str, field: str | None = None):
         super().__init__(message, kind=kind, status=status)
@@ -18,7 +18,7 @@ class Refused(GenerationFailed):
 
 
 class MethodNotAllowed(Refused):
-    """A route that is called by another method than the `allowed` ones."""
+    """A route was called by a method other than the `allowed` ones."""
 
     def __init__(self, path: str, method: str, allowed: str):
         super().__init__(f"{path} takes {allowed}, not {method}.", 405, "method_not_allowed")
@@ -34,12 +34,12 @@ class Invalid(Refused):
         self.problem = problem
 
     def called(self, names: Mapping[str, str]) -> Self:
-        """The same about a parameter that the client knows by another name."""
+        """The same error under the name by which the client knows the parameter."""
         return type(self)(names.get(self.parameter, self.parameter), self.problem)
 
 
 class ContextOverflow(Invalid):
-    """Prompt and answer do not fit together. `problem` has the words by which clients know it."""
+    """Prompt and answer exceed the context. `problem` has the words that clients search for."""
 
 
 class TgiError(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ _OPENAI_CODES = {
     "overloaded": "rate_limit_exceeded",
     "payload_too_large": "payload_too_large",
 }
-_ABORTED = 499  # and the client is still there
+_ABORTED = 499  # aborted by someone else: the client is still connected
 
 
 def is_openai(path: str) -> bool:
@@ -100,7 +100,7 @@ def _code(failure: GenerationFailed) -> str | None:
 
 
 def status_of(failure: GenerationFailed, openai: bool) -> int:
-    """As sent. OpenAI's clients take 400 for a refused value, TGI's 422."""
+    """HTTP status to send. OpenAI's clients expect 400 for a refused value, TGI's 422."""
     if failure.status == _ABORTED:
         return 424
     return 400 if openai and failure.status == 422 else failure.status
@@ -125,7 +125,7 @@ def error_response(failure: GenerationFailed, openai: bool) -> web.Response:
 
 
 def from_http_exception(error: web.HTTPException, method: str, path: str) -> GenerationFailed:
-    """What aiohttp refuses by itself, in our words."""
+    """aiohttp's own refusal as a failure of ours."""
     match error.status:
         case 404:
             return Refused(f"There is no route {path}; see /docs for those there are.", 404, "not_found")

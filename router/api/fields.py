@@ -1,4 +1,4 @@
-"""Every field that TGI's, OpenAI's, vLLM's and other clients send, and what becomes of it.
+"""Every field that clients of TGI, OpenAI, vLLM and others send, and how the server treats it.
 
 A field is *honoured* where a dialect's body declares it. Of the others, those that would change the text are
 *refused* by name, unless they are given with a value that changes nothing; the rest is *harmless*: accepted,
@@ -20,11 +20,11 @@ T = TypeVar("T")
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
 TOOLS = ("tools", "functions")
-_EMPTY: tuple[Any, ...] = (None, "", [], {})  # say nothing, whichever field has them
+_EMPTY: tuple[Any, ...] = (None, "", [], {})  # mean "not given" in every field
 
 
 class Unsupported(msgspec.Struct, frozen=True):
-    """Why a field is refused, and with which values it is not, beside empty ones."""
+    """Why a field is refused, and the values with which it is accepted beside empty ones."""
 
     why: str
     neutral: tuple[Any, ...] = ()
@@ -34,13 +34,13 @@ class Unsupported(msgspec.Struct, frozen=True):
         return [*_EMPTY, *self.neutral]
 
     def accepts(self, value: Any) -> bool:
-        """As JSON compares: 1.0 is 1, but true is not."""
+        """True if the value changes nothing. Compares as JSON does: 1.0 equals 1, true does not."""
         is_bool = isinstance(value, bool)
         return any(value == neutral and isinstance(neutral, bool) == is_bool for neutral in self.accepted)
 
 
 class Dialect(msgspec.Struct, frozen=True):
-    """A way to ask for text: a route's body, and what of it lies in `parameters`."""
+    """A request format: the types of its body, and those of the body's `parameters`."""
 
     name: str
     bodies: tuple[type[msgspec.Struct], ...]
@@ -48,7 +48,7 @@ class Dialect(msgspec.Struct, frozen=True):
 
     @property
     def body(self) -> type[msgspec.Struct]:
-        """The one with most fields."""
+        """The body type with most fields."""
         return self.bodies[0]
 
     @property
@@ -201,14 +201,14 @@ def decode_call(body: bytes, dialect: Dialect, kind: type[T]) -> T:
 
 @functools.cache
 def refused_by(body: type[msgspec.Struct]) -> frozenset[str]:
-    """Fields that a body has not and that would change the text."""
+    """Fields that would change the text and that a body does not declare."""
     return frozenset(REFUSED.keys() - set(body.__struct_fields__))
 
 
 def _check(given: dict[str, msgspec.Raw], refused: frozenset[str]) -> None:
     for name in sorted(given.keys() & refused):
         if name in TOOLS and _names_no_tool(given):
-            continue  # a client may leave its tools in place and say that none is to be called
+            continue  # tools beside `tool_choice: none` change nothing
         if not REFUSED[name].accepts(msgspec.json.decode(given[name])):
             raise Invalid(name, f"is not supported: {REFUSED[name].why}")
 

@@ -14,7 +14,7 @@ _PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
 
 
 def start_headers(service: Service, request: Request) -> dict[str, str]:
-    """What is known once an answer has begun; a stream carries the rest in its details."""
+    """Headers known once an answer has begun; a stream carries the rest in its details."""
     ready = service.dispatcher.limits
     begun = request.segments[:1]
     return {
@@ -27,14 +27,14 @@ def start_headers(service: Service, request: Request) -> dict[str, str]:
 
 
 def label_of(http: web.Request) -> str:
-    """The client's own name for its call, if it gives one; what is no UTF-8 is percent-encoded."""
+    """The client's own id of the call, "" without one; bytes that are no UTF-8 are percent-encoded."""
     label = http.headers.get(REQUEST_ID, "")[:_MAX_LABEL_CHARACTERS]
     is_text = not any(0xD800 <= ord(character) < 0xE000 for character in label)
     return label if is_text else header_value(label)
 
 
 def header_value(text: str) -> str:
-    """The same in printable ASCII: any other character as the percent-encoded bytes of its UTF-8."""
+    """The text in printable ASCII: other characters as percent-encoded UTF-8."""
     return quote(text, safe=_PRINTABLE, errors="surrogateescape")
 
 

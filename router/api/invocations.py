@@ -12,7 +12,7 @@ from router.api.tgi import TgiApi
 
 
 class Body(msgspec.Struct, frozen=True):
-    """The fields that tell."""
+    """The fields that tell the three bodies apart."""
 
     inputs: Any = msgspec.UNSET
     messages: Any = msgspec.UNSET

@@ -1,4 +1,4 @@
-"""What happens to every call around its handler: keys, counting, common headers, errors made into JSON."""
+"""Middleware around every handler: keys, metrics, common headers, errors as JSON."""
 
 import asyncio
 import logging
@@ -87,9 +87,9 @@ class Middleware:
             self._metrics.request_failure.labels(failure).inc()
 
     async def _add_headers(self, http: web.Request, response: web.StreamResponse) -> None:
-        """The only place where headers are made safe: a name of a model may hold any character.
+        """Add the common headers. Only here are header values made safe: model names may hold any character.
 
-        A client's own id was a header before, and is given back as it came.
+        A client's own id came as a header, and is returned unchanged.
         """
         headers = response.headers
         headers.update(self._cors.headers(http))

@@ -48,7 +48,7 @@ class OpenAIApi:
         return json_response(Models(data=[self._model(name) for name in self._service.config.model_names]))
 
     async def model(self, http: web.Request) -> web.Response:
-        """Whatever name a call may give as its `model`."""
+        """Describe one model, by any name that calls may give as `model`."""
         name = http.match_info["id"]
         self._service.check_model(name)
         return json_response(self._model(name))
@@ -98,7 +98,7 @@ class OpenAIApi:
     async def _specs(
         self, http: web.Request, call: Call, prompts: Sequence[Prompt | list[int]]
     ) -> list[Spec]:
-        """All generations of the call, those for one prompt after each other. Raises `Invalid`."""
+        """The specs of all generations of a call, grouped by prompt. Raises `Invalid`."""
         limits = self._service.limits(validation.OPENAI)
         specs = []
         for encoded in await self._encoded(prompts, limits):
@@ -131,7 +131,7 @@ class OpenAIApi:
         return json_response(shape.whole(head, _best(answers, call), usage), headers)
 
     def _open(self, call: Call, shape: Shape, requests: list[Request]) -> tuple[OpenAIEvents, dict[str, str]]:
-        """A stream's format and headers, once its first token is there."""
+        """Format and headers of a stream whose first token has come."""
         count_usage = partial(usage_of, requests, call.per_prompt) if call.wants_usage else None
         events = OpenAIEvents(self._head(shape, requests[0]), shape, requests, count_usage)
         return events, start_headers(self._service, requests[0])
@@ -148,7 +148,7 @@ class OpenAIApi:
 
 
 def _best(answers: list[Answer], call: Call) -> list[Answer]:
-    """The likeliest `n` for each prompt."""
+    """The `n` answers of highest mean log-probability for each prompt."""
     chosen: list[Answer] = []
     for start in range(0, len(answers), call.per_prompt):
         group = answers[start : start + call.per_prompt]

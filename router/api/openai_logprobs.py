@@ -50,7 +50,7 @@ def joined(prompt: CompletionLogprobs, answer: CompletionLogprobs) -> Completion
 
 
 def _alternatives(token: Token, text: str) -> dict[str, float]:
-    """Text -> log-probability, of the alternatives and of the token itself."""
+    """Maps text to log-probability, for the alternatives and the token itself."""
     best: dict[str, float] = {}
     for _, alternative, logprob in token.top:
         best.setdefault(alternative.text, logprob)

@@ -1,4 +1,4 @@
-"""A conversation as a client sends it, made into what chat templates expect: content is text."""
+"""Converts a client's conversation to what chat templates expect: content as text."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from router.api.openai_structs import ChatRequest, ContentPart, Message
 from router.text.chat_template import RESERVED
 from router.text.prompt import Prompt
 
-_ROLES = {"developer": "system"}  # OpenAI's newer name, which templates do not know
+_ROLES = {"developer": "system"}  # OpenAI's newer role, unknown to templates
 _REFUSED = {
     "audio": "messages are text",
     "function_call": "calls are `tool_calls`",
@@ -19,9 +19,9 @@ _TEXTS = ("text", "refusal")  # parts; each has its text under its own name
 
 
 def chat_prompt(asked: ChatRequest) -> Prompt:
-    """What is to be written by the model's template. Raises `Invalid`.
+    """The conversation as a `Prompt` for the model's template. Raises `Invalid`.
 
-    As in TGI, what the assistant said last is gone on with, unless the client says otherwise.
+    As in TGI, a last message of the assistant's is continued, unless the client says otherwise.
     """
     messages = messages_of(asked)
     continues = asked.continue_final_message
@@ -52,7 +52,7 @@ def _template_arguments(asked: ChatRequest) -> dict[str, Any]:
 
 
 def messages_of(asked: ChatRequest) -> list[dict[str, Any]]:
-    """Raises `Invalid` for content that is no text."""
+    """The messages with their content as text. Raises `Invalid` for other content."""
     return [_message(message, f"messages[{index}]") for index, message in enumerate(asked.messages)]
 
 
@@ -68,7 +68,7 @@ def _message(message: Message, at: str) -> dict[str, Any]:
 
 
 def _text(message: Message, at: str) -> str:
-    """No content, as beside tool calls, is an empty text: templates would write None."""
+    """A message's content as text; "" for missing content, which templates would write as None."""
     if message.content is None and message.role != "assistant":
         raise Invalid(f"{at}.content", "is missing: only a message of the assistant may have none")
     if message.content is None or isinstance(message.content, str):
@@ -84,7 +84,7 @@ def _text_of_part(part: ContentPart, at: str) -> str:
 
 
 def _tool_call(call: dict[str, Any], at: str) -> dict[str, Any]:
-    """Arguments, which OpenAI sends as JSON in a string, are what they say: templates write them out."""
+    """A tool call with its arguments parsed from OpenAI's JSON string, since templates write them out."""
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(arguments := function.get("arguments"), str):
         return call

@@ -1,4 +1,4 @@
-"""What an OpenAI client asked for, in TGI's parameters."""
+"""Translates OpenAI's requests into TGI's parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ def naming(names: dict[str, str]) -> Iterator[None]:
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """An HTTP call: `per_prompt` generations for each prompt, the best `n` of which are answered."""
+    """One HTTP call: `per_prompt` generations for each prompt, of which the best `n` are returned."""
 
     parameters: Parameters
     n: int

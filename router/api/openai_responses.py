@@ -26,7 +26,7 @@ from shard.messages import FinishReason
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What every chunk of an answer repeats."""
+    """The fields that every chunk of an answer repeats."""
 
     id: str
     created: int
@@ -35,7 +35,7 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one event tells of a choice: newly visible text, and the token it came with."""
+    """One event of a choice: newly visible text, and the token it came with."""
 
     index: int
     is_first: bool  # of its choice
@@ -46,7 +46,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Shape(Protocol):
-    """One of the two."""
+    """A response format: chat messages or completions."""
 
     id_prefix: str
 
@@ -55,7 +55,7 @@ class Shape(Protocol):
     def chunk(self, head: Head, part: Part) -> msgspec.Struct: ...
 
     def prompt_text(self, index: int) -> str:
-        """What stands before the answer in the choice's text."""
+        """The text before the answer in the choice's text."""
 
     def prompt_chunk(self, head: Head, index: int, request: Request) -> msgspec.Struct | None:
         """The event before the first token, if the prompt is to be shown."""
@@ -64,12 +64,12 @@ class Shape(Protocol):
 
 
 def reason_of(finished: Finished) -> str:
-    """TGI's three reasons in OpenAI's two."""
+    """OpenAI's finish reason, of two, for TGI's three."""
     return "length" if finished.reason is FinishReason.LENGTH else "stop"
 
 
 def usage_of(requests: list[Request], per_prompt: int) -> Usage:
-    """Tokens of all `requests`. The `per_prompt` answers to one prompt stand together and count it once."""
+    """Token counts of all `requests`. Each prompt, shared by `per_prompt` adjacent answers, counts once."""
     num_prompt_tokens = sum(request.num_prompt_tokens for request in requests[::per_prompt])
     num_generated = sum(len(request.outputs) for request in requests)
     return Usage(num_prompt_tokens, num_generated, num_prompt_tokens + num_generated)
@@ -114,7 +114,7 @@ class ChatShape:
 
 
 class CompletionShape:
-    """Text that goes on from the prompt. With `echoed`, the prompt of every choice, it begins with that."""
+    """Text that continues the prompt. `echoed` holds each choice's prompt if its text is to begin with it."""
 
     id_prefix = "cmpl"
 

@@ -1,4 +1,4 @@
-"""One stream of OpenAI's chunks, of one choice or of several at once."""
+"""A stream of OpenAI's chunks for one or several interleaved choices."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ class Progress:
         self._num_parts = 0
 
     def part(self, index: int, text: str, token: Token | None, finish_reason: str | None = None) -> Part:
-        """The next one of the choice with this index."""
+        """The next part of the choice with this index."""
         self._num_parts += 1
         return Part(index, self._num_parts == 1, text, token, self.offset, finish_reason)
 
@@ -69,7 +69,7 @@ class OpenAIEvents:
         return b"data: %b\n\n" % error_body(error, openai=True)
 
     def _begin(self, index: int) -> list[msgspec.Struct]:
-        """The prompt's chunk, before the first token's and if it is wanted."""
+        """The chunk that echoes the prompt before the first token, if asked for."""
         self._progress[index].has_begun = True
         chunk = self._shape.prompt_chunk(self._head, index, self._requests[index])
         return [] if chunk is None else [chunk]

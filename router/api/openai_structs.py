@@ -1,4 +1,4 @@
-"""The bodies of OpenAI's routes, with ours beside theirs in requests (`extra_body` in their SDK)."""
+"""The bodies of OpenAI's routes. Requests also take fields of ours (`extra_body` in OpenAI's SDK)."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from router.api.sampling_parameters import NotNegative, Positive, SamplingParame
 Temperature = Annotated[float, Meta(ge=0)]
 
 
-# A field that would change the text: given with another value, it is refused.
+# A field that would change the text is refused if given with another value.
 Unsupported = Annotated[
     Any, Meta(description="Not supported.", extra_json_schema={"enum": [None, False, "", [], {}]})
 ]
@@ -132,7 +132,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatDelta(msgspec.Struct, frozen=True):
-    """What follows of a message. Helpers join what deltas say, so the role is said once, by the first."""
+    """A piece of a message. Client libraries concatenate deltas, so only the first one has the role."""
 
     content: str
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET

@@ -30,7 +30,7 @@ _FAILURES = {
 
 
 def document(routes: list[Route], version: str, keys: frozenset[Auth]) -> Json:
-    """Of OpenAPI 3.1, whose schemas are JSON Schema as msgspec writes it. `keys`: that are asked for."""
+    """The OpenAPI 3.1 document of `routes`; `keys` are the kinds of keys that the server asks for."""
     types = _types(routes)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(map(repr, types), references, strict=True))
@@ -55,7 +55,7 @@ def document(routes: list[Route], version: str, keys: frozenset[Auth]) -> Json:
 
 
 def _close(components: dict[str, Json], dialect: Dialect) -> None:
-    """Say of the bodies of a dialect what is refused, so that what fits the schema is taken."""
+    """Add the refused fields to a dialect's bodies, so that every body that fits the schema is accepted."""
     own = components[(dialect.parameters or dialect.body).__name__]
     own["patternProperties"] = _refusals(REFUSED.keys() - own["properties"].keys())
     if dialect.parameters is None:
@@ -68,7 +68,7 @@ def _close(components: dict[str, Json], dialect: Dialect) -> None:
 
 
 def _refusals(names: Iterable[str]) -> Json:
-    """One pattern for fields with the same neutral values. Tools may stand beside `tool_choice`: none."""
+    """Schema patterns of refused fields, one for each set of neutral values."""
     groups: dict[bytes, list[str]] = {}
     for name in set(names) - set(TOOLS):
         groups.setdefault(msgspec.json.encode(REFUSED[name].accepted), []).append(name)
@@ -83,7 +83,7 @@ _BEARER = {"type": "http", "scheme": "bearer"}
 
 
 def _types(routes: Iterable[Route]) -> list[Any]:
-    """All types of bodies, each once."""
+    """All body types, each once."""
     bodies = [body for route in routes for body in (route.takes, route.gives, route.streams)]
     types = [kind for body in bodies for kind in _alternatives(body)]
     return list({repr(kind): kind for kind in [*types, TgiError, OpenAIError]}.values())
@@ -145,7 +145,7 @@ def _failures(route: Route, schemas: dict[str, Json], keys: frozenset[Auth]) -> 
 
 
 def _statuses(route: Route, keys: frozenset[Auth]) -> Iterator[str]:
-    """What may come of a call beside success."""
+    """The error statuses that a call may end with."""
     if route.auth in keys:
         yield "401"
     if route.auth is Auth.ADMIN:

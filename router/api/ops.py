@@ -1,4 +1,4 @@
-"""Inspection and operation under `/ops`: state, requests, drain, resume, abort."""
+"""Routes under `/ops` that inspect or operate: state, requests, drain, resume, abort."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from telemetry.store import Store
 
 
 class OpsApi:
-    """Handlers of `/ops` that look, and those that change no model. `store` is where telemetry is kept."""
+    """Handlers of `/ops` that change no model. `store` holds the telemetry."""
 
     def __init__(self, service: Service, controller: SwapController, loop: ReassessmentLoop, store: Store):
         self._service = service
@@ -51,7 +51,7 @@ class OpsApi:
         return json_response(_report(request, asyncio.get_running_loop().time()))
 
     async def drain(self, http: web.Request) -> web.Response:
-        """Give a shard, or all, nothing new; what runs there goes on."""
+        """Stop sending requests to one shard or to all; running requests continue."""
         return self._tell("drain", self._dispatcher.drain, await read_body(http))
 
     async def resume(self, http: web.Request) -> web.Response:

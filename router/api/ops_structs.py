@@ -11,7 +11,7 @@ from shard.quality.agreement import Report
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be served: a candidate at a depth, and what was measured of it."""
+    """A candidate at a depth that may be served, and its measurements."""
 
     candidate: str
     depth: int
@@ -30,7 +30,7 @@ class StateReport(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     queued_tokens: int
     is_draining: bool
-    agreement: Report  # of answers read again at full depth, since the start
+    agreement: Report  # of answers scored at full depth since the start
     reassessment: LoopState
 
 
@@ -50,20 +50,20 @@ class PinRequest(msgspec.Struct, frozen=True):
 
 
 class ThresholdRequest(msgspec.Struct, frozen=True):
-    """Confidence to leave early with; null: each exit's own. Of requests that come from now on."""
+    """Exit threshold (a confidence) of future requests; null: each exit's own."""
 
     value: Annotated[float, Meta(ge=0, le=1)] | None
     exit_layer: int | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """What comes of it stands at `/ops/decisions/ID`."""
+    """A command was accepted. Its progress can be read at `/ops/decisions/ID`."""
 
     decision_id: str
 
 
 class DecisionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of the diary."""
+    """One decision in the audit log."""
 
     id: str
     at: float  # Unix time in seconds
@@ -77,7 +77,7 @@ class DecisionReport(msgspec.Struct, frozen=True, kw_only=True):
     phases_ms: dict[str, float]
     outcome: str | None  # committed | rolled_back | failed | refused | stayed; null while it is under way
     error: str | None
-    router: str  # that took it, HOST-PROCESS
+    router: str  # HOST-PROCESS of the router that took the decision
 
 
 class DecisionReports(msgspec.Struct, frozen=True):
@@ -105,7 +105,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """What happened so many milliseconds after the request arrived."""
+    """An event of a request, and its time in milliseconds after arrival."""
 
     at_ms: float
     what: str

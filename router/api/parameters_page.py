@@ -1,4 +1,4 @@
-"""docs/parameters.md, made of the bodies and the tables of fields: `python -m router.api.parameters_page`."""
+"""Writes docs/parameters.md from bodies and tables of fields: `python -m router.api.parameters_page`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ def page() -> str:
 
 
 def _honoured() -> Iterable[str]:
-    """A line for each field, in the order in which the bodies have them; two where they take other values."""
+    """One line per field in the order of the bodies, or two where dialects accept different values."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for dialect in DIALECTS:
         for name, schema in _properties(dialect.parameters or dialect.body).items():
@@ -41,7 +41,7 @@ def _honoured() -> Iterable[str]:
 
 
 def _by_name(places: Iterable[tuple[str, str, str]]) -> Callable[[Any], int]:
-    """Where a line goes: beside the first one of its field."""
+    """Sort key that puts a line beside the first line of its field."""
     first: dict[str, int] = {}
     for at, (name, _, _) in enumerate(places):
         first.setdefault(name, at)
@@ -55,7 +55,7 @@ def _properties(body: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _values(schema: Mapping[str, Any]) -> str:
-    """In few words; null, which every optional field takes, is not told."""
+    """The accepted values in few words, without null, which every optional field takes."""
     alternatives = [_value(part) for part in schema.get("anyOf", [schema])]
     return " or ".join(part for part in alternatives if part)
 

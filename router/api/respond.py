@@ -1,4 +1,4 @@
-"""A struct as a JSON response."""
+"""Writes a struct as a JSON response."""
 
 from collections.abc import Mapping
 from typing import Any

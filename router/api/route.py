@@ -1,4 +1,4 @@
-"""What one route is."""
+"""The description of one route."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Route(msgspec.Struct, frozen=True):
-    """An operation, such as `POST /generate`. Bodies are types; a tuple means one of several."""
+    """An operation, such as `POST /generate`. Bodies are types; a tuple means any one of them."""
 
     operation: str
     handler: Handler

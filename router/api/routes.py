@@ -1,4 +1,4 @@
-"""All routes but the documents'. They are served, guarded and documented from these lists."""
+"""All routes except the documents'. Serving, keys and documentation follow from these lists."""
 
 from functools import partial
 

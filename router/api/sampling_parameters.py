@@ -1,4 +1,4 @@
-"""The parameters that both dialects have: how tokens are drawn, when an answer ends, who goes first.
+"""The parameters that both dialects share: sampling, stopping, priority.
 
 A parameter that stands here, under its name in `shard.messages.Sampling`, and in the sampler is complete:
 each dialect's bodies inherit these fields, and what a client gave travels to the shard by its name.
@@ -85,10 +85,10 @@ _DRAWN_BY = tuple(name for name in Sampling.__struct_fields__ if name in Samplin
 
 
 def shared(asked: SamplingParameters) -> dict[str, object]:
-    """What a body of any dialect says of the shared parameters, by name."""
+    """The shared parameters of a body of either dialect, by name."""
     return {name: getattr(asked, name) for name in SamplingParameters.__struct_fields__}
 
 
 def drawn_by(asked: SamplingParameters) -> dict[str, object]:
-    """What was given of how tokens are drawn: `Sampling` has a neutral default for the rest."""
+    """The sampling parameters that were given; `Sampling` has a neutral default for the rest."""
     return {name: value for name in _DRAWN_BY if (value := getattr(asked, name)) is not None}

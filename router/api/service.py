@@ -1,4 +1,4 @@
-"""What every generation route does with a prompt: admit it, encode it, have it generated, end it."""
+"""The steps of every generation route: admit a prompt, encode it, generate, end the requests."""
 
 import asyncio
 import time
@@ -21,10 +21,10 @@ from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Encoded, Prompt
 from router.text.tokenizer import Token, Tokenizer
 
-_ALIASES = ("", "tgi", "dummy", "default")  # what clients send that know no name
-_ADDRESSES = ("http://", "https://")  # Hugging Face's clients repeat the one they call
+_ALIASES = ("", "tgi", "dummy", "default")  # sent by clients that know no model name
+_ADDRESSES = ("http://", "https://")  # Hugging Face's clients send the server's address
 _CHARACTERS_PER_TOKEN = 4  # of English; good enough to refuse by
-_BODIES_ENCODED = 2  # of the largest size, at a time
+_BODIES_ENCODED = 2  # bodies of the largest size encoded at a time
 _LOADING_RETRY_S = 5
 
 
@@ -46,7 +46,7 @@ class Service:
     def __init__(
         self, config: Config, dispatcher: Dispatcher, target: Target, candidates: Sequence[str] = ()
     ):
-        """`target` is what every shard starts with, `candidates` are the names of all that may serve."""
+        """Every shard starts with `target`; `candidates` are the names of all models that may serve."""
         self.config = config
         self.dispatcher = dispatcher
         self.candidates = candidates
@@ -55,17 +55,17 @@ class Service:
         self._first = target
 
     async def end(self, app: web.Application) -> None:
-        """Let its threads go."""
+        """Stop the encoding threads."""
         self.encoding.close()
 
     @property
     def model(self) -> str:
-        """The name that stands for whatever serves."""
+        """The name under which the served model is known, whichever it is."""
         return self.config.model_name
 
     @property
     def target(self) -> Target:
-        """What a request that arrives now most likely begins on."""
+        """The target on which a request that arrives now will most likely begin."""
         current = self.dispatcher.current
         return self._first if current is None else current.target
 
@@ -75,7 +75,7 @@ class Service:
 
     @property
     def root(self) -> str:
-        """What a benchmark looks for the tokenizer under: a hub id, else the name it is served by."""
+        """The name by which benchmarks look up the tokenizer: a hub id, else the served name."""
         return hub_id(self.config.model_id) or self.model
 
     @property
@@ -102,7 +102,7 @@ class Service:
             raise Refused(message, 404, "model_not_found", field="model")
 
     def admit(self, prompts: Sequence[str | list[int]], per_prompt: int, limits: Limits) -> None:
-        """On arrival, before encoding. Raises `GenerationFailed` 429 when there is too much to do already.
+        """Check the queue's bounds on arrival, before encoding. Raises `GenerationFailed` 429 under overload.
 
         Raises `Invalid` for a call of several answers that an empty queue could not hold.
         """
@@ -122,10 +122,10 @@ class Service:
             raise Invalid("inputs", f"{problem}: the queue holds {most_requests} of {most_tokens} together")
 
     async def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
-        """Token ids; what takes long is done on a thread, so that streams go on meanwhile.
+        """Encode prompts; long ones on a thread, so that streams go on meanwhile.
 
         Raises `Invalid` when the model's template refuses a conversation, or there is none, and
-        `GenerationFailed` 429 when there is too much to encode already.
+        `GenerationFailed` 429 when the lane for texts of this length is full.
         """
         tokenizer, num_characters = self.tokenizer, sum(prompt.num_characters for prompt in prompts)
 
@@ -139,7 +139,7 @@ class Service:
 
     @contextmanager
     def running(self, http: web.Request, specs: list[Spec]) -> Iterator[list[Request]]:
-        """Submit all, and whatever happens leave none of them behind.
+        """Submit all specs; on leaving the context, abort the requests that have not ended.
 
         Raises `GenerationFailed` when one is refused.
         """
@@ -156,7 +156,7 @@ class Service:
 
 @contextmanager
 def template_errors() -> Iterator[None]:
-    """A conversation that the model's template refuses is the client's error."""
+    """Turn a template's refusal of a conversation into a client error (`Invalid`)."""
     try:
         yield
     except ChatTemplateError as error:

@@ -1,4 +1,4 @@
-"""Server-sent events: what some requests bring, written as it comes, one write for all that came together."""
+"""Server-sent events of one or several requests; news that came together go out in one write."""
 
 import asyncio
 import contextlib
@@ -22,13 +22,13 @@ _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X
 
 
 class Format(Protocol):
-    """A dialect's events, as bytes ready to be sent."""
+    """Encodes a dialect's events as bytes."""
 
     def events(self, index: int, news: list[Token | Finished]) -> bytes:
         """One event per token; `index` says which request they are of."""
 
     def end(self) -> bytes:
-        """What follows the last token of all."""
+        """The events after the last token of all requests."""
 
     def failure(self, error: GenerationFailed) -> bytes:
         """The last event of a stream that failed."""

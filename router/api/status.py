@@ -1,4 +1,4 @@
-"""What the server is and how it is: `/info`, health, liveness, readiness, metrics."""
+"""The status routes: `/info`, health, liveness, readiness, metrics."""
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ VERSION = "0.1.0"
 
 
 class StatusApi:
-    """Handlers that only look. Health, liveness and readiness are three questions."""
+    """Handlers of the status routes. Health, liveness and readiness differ."""
 
     def __init__(self, service: Service, metrics: Metrics):
         self._service = service
@@ -25,18 +25,18 @@ class StatusApi:
         return json_response(self._info())
 
     async def health(self, http: web.Request) -> web.Response:
-        """TGI's question: could it generate? Also while it drains."""
+        """Health as in TGI: 200 if the server can generate, also while it drains."""
         shards = self._service.dispatcher.state().shards
         if any(shard.state in ("serving", "draining") for shard in shards):
             return web.Response()
         return json_response(TgiError("unhealthy", "healthcheck"), status=503)
 
     async def livez(self, http: web.Request) -> web.Response:
-        """Is the process alive? It answers."""
+        """Liveness: 200 whenever the process answers."""
         return web.Response()
 
     async def readyz(self, http: web.Request) -> web.Response:
-        """Should it be sent requests? Not while it loads or drains."""
+        """Readiness: 200 if new requests are welcome, so not while loading or draining."""
         if self._service.dispatcher.is_ready:
             return web.Response()
         return json_response(TgiError("not ready", "healthcheck"), status=503)
@@ -46,7 +46,7 @@ class StatusApi:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     def _look(self) -> None:
-        """Take what is a state rather than an event."""
+        """Update the gauges, which show states rather than events."""
         state = self._service.dispatcher.state()
         tgi, helios, model = self._metrics.tgi, self._metrics.helios, self._service.model
         tgi.queue_size.set(state.waiting)

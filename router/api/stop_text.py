@@ -1,4 +1,4 @@
-"""What of an answer an OpenAI client may see: the text before the stop string, and no special tokens."""
+"""The part of an answer that OpenAI's clients see: text before the stop string, without special tokens."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from router.text.tokenizer import Token
 
 
 class StopText:
-    """The text of one streamed answer. What may become a stop string is held back until it is known."""
+    """The text of one streamed answer. A possible beginning of a stop string is held back until decided."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops = stops
@@ -26,12 +26,12 @@ class StopText:
         return shown
 
     def finish(self, finished: Finished) -> str:
-        """The rest: of the last token, and of what was held back."""
+        """The remaining text: the last token's, and what was held back."""
         return cut(finished)[self._num_shown :]
 
 
 def cut(finished: Finished) -> str:
-    """A whole answer without what stopped it and what stands behind that."""
+    """A whole answer up to its stop string."""
     return finished.text[: finished.stop_at]
 
 

@@ -1,4 +1,4 @@
-"""Tokens of a text and text of tokens, in TGI's and vLLM's shapes."""
+"""Routes that tokenize and detokenize, in TGI's and vLLM's formats."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from router.api.tgi_structs import DetokenizedText, DetokenizeRequest, Tokenized
 from router.text.prompt import Prompt
 from router.text.tokenizer import Span
 
-_SPANS_AT_ONCE = 10_000  # made into JSON
+_SPANS_AT_ONCE = 10_000  # encoded as JSON per write
 _CHARACTERS_PER_TOKEN = 4
 
 _json = msgspec.json.Encoder().encode
@@ -62,7 +62,7 @@ class TextApi:
         return await self._answer(http, _CHARACTERS_PER_TOKEN * len(asked.tokens), work)
 
     async def chat_tokenize(self, http: web.Request) -> web.StreamResponse:
-        """A conversation as the model would get it."""
+        """The prompt text of a conversation, and its tokens."""
         asked = decode_call(await read_body(http), CHAT, ChatRequest)
         tokenizer, prompt = self._service.tokenizer, chat_prompt(asked)
 
@@ -77,7 +77,7 @@ class TextApi:
     async def _answer(
         self, http: web.Request, num_characters: int, work: Callable[[], bytes]
     ) -> web.StreamResponse:
-        """What `work` makes, which has its room until the client has read most of it."""
+        """Answer with what `work` returns. Its room is kept until the client has read most of it."""
         with self._service.encoding.room(num_characters) as room:
             response = web.Response(body=await room.run(work), content_type="application/json")
             await response.prepare(http)

@@ -1,4 +1,4 @@
-"""A generation in TGI's shapes: the whole answer, and the events of a stream."""
+"""A generation in TGI's formats: the whole answer, or the events of a stream."""
 
 from typing import Literal, NamedTuple
 
@@ -23,12 +23,12 @@ from router.text.tokenizer import Token
 TopTokens = list[list[TopToken]] | msgspec.UnsetType
 
 _encode = msgspec.json.Encoder().encode
-# Stands where an end comes without a token, which TGI's last event cannot do without.
+# TGI's last event must have a token: this one if an answer ends without.
 _NO_TOKEN = Token(0, "", 0.0, True, 0, None)
 
 
 def response(service: Service, inputs: str, asked: Parameters, answers: list[Answer]) -> GenerateResponse:
-    """The first answer is the one given; the others are shown in its details."""
+    """TGI's response: the first answer, with the others in its details (`best_of`)."""
     prefix = inputs if asked.return_full_text else ""
     text = prefix + answers[0].finished.text
     if not (asked.details or asked.decoder_input_details):
@@ -67,7 +67,7 @@ def _sequence(answer: Answer, prefix: str) -> BestOfSequence:
 
 
 def _seed(request: Request) -> int | None:
-    """The seed that gives this answer again; greedy has none."""
+    """The seed that reproduces this answer; None if greedy."""
     sampling = request.spec.sampling
     return sampling.seed if sampling.temperature > 0 else None
 

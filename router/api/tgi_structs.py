@@ -1,4 +1,4 @@
-"""The bodies of TGI's routes. Bounds that need no configuration stand in the types, thus in /openapi.json."""
+"""The bodies of TGI's routes. Bounds that need no configuration are in the types, so in /openapi.json."""
 
 from typing import Annotated, Literal
 
@@ -45,7 +45,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
 
 class CompatRequest(msgspec.Struct, frozen=True):
-    """What `POST /` takes: a generation, streamed or not."""
+    """Body of `POST /`: a generation, streamed or not."""
 
     inputs: Inputs
     parameters: Parameters | None = None
@@ -75,7 +75,7 @@ class TopToken(msgspec.Struct, frozen=True):
 
 
 class Marked(msgspec.Struct, frozen=True, kw_only=True):
-    """Says of an answer that it is no model's answer but a measurement; else it says nothing."""
+    """Marks an answer of a simulated or replayed model; absent otherwise."""
 
     exit_replay: Literal[True] | msgspec.UnsetType = msgspec.UNSET
     random_weights: Literal[True] | msgspec.UnsetType = msgspec.UNSET

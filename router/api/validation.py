@@ -1,4 +1,4 @@
-"""What a client asked for, checked against this server's limits and made into a `Spec`. Pure."""
+"""Checks a client's parameters against the server's limits and makes a `Spec` of them. Pure."""
 
 import random
 from typing import Any
@@ -22,7 +22,7 @@ _MAX_TOP_K = 2**31 - 1  # more than any vocabulary, and fits the wire
 
 
 class Allowance(msgspec.Struct, frozen=True):
-    """What a dialect's clients may ask for where no flag says. None: what the queue takes."""
+    """A dialect's limits where no flag sets them. None: as much as the queue takes."""
 
     max_concurrent_requests: int | None
     max_stop_sequences: int
@@ -49,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 def allowance_of(config: Config, dialect: Allowance) -> Allowance:
-    """A dialect's, but for what a flag says, which holds on every route."""
+    """The allowance of a dialect. Limits set by flags hold for every dialect."""
     given = ((name, getattr(config, name)) for name in Allowance.__struct_fields__)
     return msgspec.structs.replace(dialect, **{name: value for name, value in given if value is not None})
 
@@ -57,7 +57,7 @@ def allowance_of(config: Config, dialect: Allowance) -> Allowance:
 def limits_of(
     config: Config, ready: Ready, max_total_tokens: int, supports_exact: bool, dialect: Allowance
 ) -> Limits:
-    """For a prompt in the tokens of `ready`; longer than `max_total_tokens` not every model takes it."""
+    """Limits of a prompt encoded for the model of `ready`. `max_total_tokens` is what every model accepts."""
     longest_prompt, allowed = max_total_tokens - 1, allowance_of(config, dialect)
     return Limits(
         max_best_of=config.max_best_of,
@@ -74,7 +74,7 @@ def limits_of(
 
 
 def check(asked: Parameters, limits: Limits) -> None:
-    """Raises `Invalid`. Bounds that need no configuration were checked when the body was decoded."""
+    """Raises `Invalid`. Bounds independent of the configuration were checked when the body was decoded."""
     _check_exact(asked, limits)
     _check_tokens(asked, limits.vocab_size)
     _check_best_of(asked, limits)
@@ -119,14 +119,14 @@ def _check_tokens(asked: Parameters, vocab_size: int) -> None:
 
 
 def check_token_ids(field: str, ids: list[int], vocab_size: int) -> None:
-    """Raises `Invalid`."""
+    """Raises `Invalid` for an id outside the vocabulary."""
     for id in ids:
         if not (isinstance(id, int) and 0 <= id < vocab_size):
             raise Invalid(field, f"holds {id}, but token ids are from 0 to {vocab_size - 1}")
 
 
 def _check_known(encoded: Encoded, vocab_size: int) -> None:
-    """A tokenizer may have tokens that its model has no embedding for."""
+    """Raises `Invalid` for a token without an embedding: tokenizers may have more tokens than their model."""
     greatest = max(encoded.token_ids, default=0)
     if greatest >= vocab_size:
         token = encoded.tokenizer.piece(greatest).text
@@ -135,7 +135,7 @@ def _check_known(encoded: Encoded, vocab_size: int) -> None:
 
 
 def is_sampled(asked: Parameters) -> bool:
-    """As in TGI: by `do_sample`, or by any parameter that only sampling has. Temperature 0 is greedy."""
+    """True if `do_sample` or any parameter of sampling is given, as in TGI. Temperature 0 is greedy."""
     if asked.temperature == 0:
         return False
     return bool(asked.do_sample) or any(getattr(asked, warper) is not None for warper in WARPERS)
@@ -147,7 +147,7 @@ def seed_of(asked: Parameters, index: int) -> int:
 
 
 def sampling_of(asked: Parameters, tokenizer: Tokenizer) -> Sampling:
-    """How the first answer is drawn. `tokenizer` makes ids of what was given as text."""
+    """Sampling parameters of the first answer. `tokenizer` encodes those given as text."""
     sampled = is_sampled(asked)
     temperature = 1.0 if asked.temperature is None else asked.temperature
     wanted: dict[str, Any] = drawn_by(asked) | {
@@ -188,7 +188,7 @@ def spec_of(asked: Parameters, encoded: Encoded, limits: Limits, now: float, lab
 
 
 def with_seed(spec: Spec, asked: Parameters, index: int) -> Spec:
-    """The same generation again, with other noise: answer number `index` of several."""
+    """The same spec with the seed of answer number `index`."""
     if index == 0 or spec.sampling.temperature == 0:
         return spec
     return msgspec.structs.replace(
