@@ -1,1 +1,1 @@
-"""What may be served: repositories, candidates, and what is known of each before it is loaded."""
+"""The models that may be served: repositories, candidates, and each candidate's profile before loading."""

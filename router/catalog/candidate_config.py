@@ -1,4 +1,4 @@
-"""From settings to the repository that is served, and from a candidate at a depth to a shard's settings."""
+"""Derives the repository from the settings, and a shard's settings from a candidate at a depth."""
 
 from os.path import expanduser  # leaves a home that is not known as it is written
 from pathlib import Path
@@ -23,9 +23,9 @@ _NAMED_BY_CANDIDATES = (
 
 
 def repository_of(config: Config) -> Repository:
-    """The one that --repository names, else the embedded model's, else of the flags' model alone.
+    """The repository that --repository names, else the embedded model's, else one of the flags' model alone.
 
-    Raises `ConfigError` when the file cannot be used, or flags say what its candidates say.
+    Raises `ConfigError` when the file is unusable, or flags set what its candidates set.
     """
     own_words = [name for name in _NAMED_BY_CANDIDATES if getattr(config, name) != getattr(_DEFAULTS, name)]
     if config.repository is not None:
@@ -39,12 +39,12 @@ def repository_of(config: Config) -> Repository:
 
 
 def is_of_flags(config: Config, candidate: Candidate) -> bool:
-    """It is what the flags ask for, and stands in no repository."""
+    """The candidate was made from flags, not read from a repository."""
     return config.repository is None and candidate == _flags_as_candidate(config)
 
 
 def begun_with(config: Config, repository: Repository) -> Config:
-    """The settings as if flags had named the candidate that serves first."""
+    """The settings with the first candidate's model, as if flags had named it."""
     if config.repository is None:
         return config
     first = repository.candidates[0]
@@ -62,9 +62,9 @@ def begun_with(config: Config, repository: Repository) -> Config:
 
 
 def shard_config(config: Config, candidate: Candidate, folder: Path, depth: int | None) -> ShardConfig:
-    """What shard 0 is asked to be for a candidate whose model lies in `folder`. A depth of None: all layers.
+    """Settings of shard 0 for a candidate whose model is in `folder`. A depth of None: all layers.
 
-    Other shards differ from it in `device` alone.
+    Other shards differ in `device` alone.
     """
     by_flags = config.shard_config(folder, 0)
     return msgspec.structs.replace(
@@ -79,7 +79,7 @@ def shard_config(config: Config, candidate: Candidate, folder: Path, depth: int 
 
 
 def is_capped(choice: Choice, num_layers: int) -> bool:
-    """Layers are missing, and every token leaves at the last one there is."""
+    """Fewer than all layers are loaded; every token exits at the last one."""
     return choice.depth < num_layers
 
 
@@ -88,7 +88,7 @@ def _exits(candidate: Candidate, depth: int | None) -> str | None:
 
 
 def _flags_as_candidate(config: Config) -> Candidate:
-    """A repository of one, in which there is nothing to choose."""
+    """The only candidate of a repository made from flags."""
     mode, depth = config.exit_mode or Mode.FULL, config.exit_choice.depth
     is_whole = mode != Mode.CAPPED
     return Candidate(

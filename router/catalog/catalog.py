@@ -1,6 +1,6 @@
-"""What may be served here: candidates whose models lie on this machine, each at the depths that it has.
+"""The catalog: candidates whose models are on this machine, each at its depths.
 
-Knows no shard: whether a model can be loaded is found out by the one that is asked to.
+Knows no shard. Whether a model can be loaded is found out by the shard that loads it.
 """
 
 import asyncio
@@ -18,26 +18,26 @@ from router.settings.config import Config
 from router.text.tokenizer import Tokenizer
 from shard.messages import Mode, ShardConfig
 
-_SIMULATED_LAYERS = 30  # of a cost model that does not say
+_SIMULATED_LAYERS = 30  # of a cost model without a number of layers
 
 
 class UnknownCandidate(ValueError):
-    """There is no such candidate, or not at that depth. The message names those there are."""
+    """No such candidate, or not at that depth. The message lists the existing ones."""
 
 
 class CatalogEntry(msgspec.Struct, frozen=True):
-    """A candidate as it is here."""
+    """A candidate with its folder on this machine."""
 
     candidate: Candidate
     folder: Path  # of its model
     num_layers: int
-    max_total_tokens: int | None = None  # the model's own limit; None: it does not say
-    unavailable_reason: str = ""  # why it cannot be served, in a sentence; "": nothing is known against it
-    whole: ShardConfig | None = None  # as flags ask for it; None: as the repository does
+    max_total_tokens: int | None = None  # the model's own limit; None: not stated
+    unavailable_reason: str = ""  # why it cannot be served, in a sentence; "" if it can
+    whole: ShardConfig | None = None  # settings at full depth by flags; None: by the repository
 
     @property
     def choices(self) -> list[Choice]:
-        """By depth."""
+        """Choices by depth."""
         own = self.candidate
         depths = [depth for depth in own.depths if depth < self.num_layers]
         return [Choice(own.name, depth) for depth in [*depths, *([self.num_layers] if own.whole else [])]]
@@ -54,7 +54,7 @@ class Catalog:
 
     @property
     def objective(self) -> str:
-        """What they are chosen for."""
+        """The objective of choosing among the candidates."""
         return self.repository.objective
 
     @property
@@ -67,7 +67,7 @@ class Catalog:
 
     @property
     def choices(self) -> list[Choice]:
-        """What can be served, by candidate and depth."""
+        """All servable choices, by candidate and depth."""
         return [
             choice
             for entry in self._entries.values()
@@ -77,7 +77,7 @@ class Catalog:
 
     @property
     def max_total_tokens(self) -> int | None:
-        """The longest prompt and answer that every model takes; None: none of them says."""
+        """Greatest length of prompt and answer that every model accepts; None if none states a limit."""
         said = [entry.max_total_tokens for entry in self._entries.values() if not entry.unavailable_reason]
         return min((length for length in said if length is not None), default=None)
 
@@ -101,14 +101,14 @@ class Catalog:
         return Choice(name, depth)
 
     async def target(self, choice: Choice) -> Target:
-        """What a shard is to be asked for. Raises `OSError` when the tokenizer cannot be read."""
+        """What a shard is to load for a choice. Raises `OSError` when the tokenizer cannot be read."""
         entry = self._entries[choice.candidate]
         if entry.folder not in self.tokenizers:
             self.tokenizers[entry.folder] = await asyncio.to_thread(self._load_tokenizer, entry)
         return Target(choice.candidate, self._shard_config(entry, choice), self.tokenizers[entry.folder])
 
     def first(self) -> Target:
-        """What every shard starts with. Raises `OSError` likewise."""
+        """The target that every shard starts with. Raises `OSError` likewise."""
         entry = next(iter(self._entries.values()))
         tokenizer = self.tokenizers[entry.folder] = self._load_tokenizer(entry)
         return Target(entry.candidate.name, self._shard_config(entry, entry.choices[-1]), tokenizer)
@@ -130,7 +130,7 @@ class Catalog:
 
 
 def entry_of(config: Config, candidate: Candidate, folder: Path) -> CatalogEntry:
-    """A candidate whose model lies in `folder`. Raises `OSError` and `ValueError` when it cannot be read."""
+    """The entry of a candidate whose model is in `folder`. Raises `OSError` or `ValueError` if unreadable."""
     folder = folder.absolute()
     if config.device == "sim":
         num_layers, longest = _simulated(config, candidate)
@@ -146,7 +146,7 @@ def entry_of(config: Config, candidate: Candidate, folder: Path) -> CatalogEntry
 
 
 def _entry_of_flags(config: Config, candidate: Candidate, entry: CatalogEntry) -> CatalogEntry:
-    """As it is asked for when whole, and capped at each of its exits."""
+    """The entry of a candidate made from flags: at full depth, and capped at each of its exits."""
     whole = config.shard_config(entry.folder, 0)
     most = min(entry.num_layers, whole.num_layers or entry.num_layers)
     is_capped = whole.exit_mode == Mode.CAPPED
@@ -164,17 +164,17 @@ def _exit_layers(config: ShardConfig) -> list[int]:
         file = json.loads((Path(config.exits) / "exits.json").read_text(encoding="utf-8"))
         return [spec["layer"] for spec in file["exits"]]
     except (OSError, ValueError, LookupError, TypeError):
-        return []  # a shard that loads them says what is wrong, and in which words
+        return []  # the shard that loads them reports what is wrong
 
 
 def _capped(whole: ShardConfig, depth: int) -> ShardConfig:
-    """The first layers of a model, every token leaving at the last of them."""
+    """Settings of a model's first `depth` layers, with every token exiting at the last one."""
     layers = [depth] if whole.exit_layers else []
     return msgspec.structs.replace(whole, num_layers=depth, exit_mode=Mode.CAPPED, exit_layers=layers)
 
 
 def _simulated(config: Config, candidate: Candidate) -> tuple[int, int | None]:
-    """Layers of a cost model and its longest sequence; None: it does not say."""
+    """Number of layers of a cost model, and its longest sequence (None: not stated)."""
     path = candidate.cost_model or config.cost_model
     costs = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     if not isinstance(costs, dict):

@@ -1,4 +1,4 @@
-"""Will it fit? Asked before anything is started, since running out of memory is found out late and badly."""
+"""Checks whether the shards fit into memory before they start; running out later would kill a process."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from router.settings.config import Config
 from router.settings.machine import Machine
 
 GIB = 1024**3
-PROCESS_BYTES = 700 * 1024**2  # of a shard beside its weights and cache: torch, packed copies, buffers
+PROCESS_BYTES = 700 * 1024**2  # a shard's memory beside weights and cache: torch, packed copies, buffers
 
 
 def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
     """One sentence when the shards of a settled configuration need more memory than there is, else None.
 
-    Of shards on the CPU of this machine; a GPU's memory is known to its shard alone, which says so itself.
+    Checks CPU shards only; a GPU's shard checks its own memory.
     """
     if config.device != "cpu" or config.shard_addresses:
         return None
@@ -30,7 +30,7 @@ def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
 
 
 def weight_bytes(model_path: Path, dtype: str, num_layers: int | None) -> int:
-    """Of the first `num_layers` layers (None: all) of a folder's weights, once loaded as `dtype`."""
+    """Bytes of a folder's first `num_layers` layers (None: all) loaded as `dtype`."""
     shape = read_shape(model_path)
     on_disk = sum(file.stat().st_size for file in model_path.glob("*.safetensors"))
     total = on_disk * BYTES[dtype] // BYTES.get(shape.stored_dtype, 4)

@@ -1,4 +1,4 @@
-"""How large a model is, by the config.json of its folder: the router's one reader of it."""
+"""The router's one reader of a model's shape, from its config.json."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of a number, by the name of its type
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number, by dtype
 
 
 class ModelShape(msgspec.Struct, frozen=True):
-    """Of a decoder. `stored_dtype` is the type of what lies in its files."""
+    """Shape of a decoder. `stored_dtype` is the type of the weights in its files."""
 
     num_layers: int
     max_positions: int | None  # None: not said
@@ -23,11 +23,11 @@ class ModelShape(msgspec.Struct, frozen=True):
     stored_dtype: str
 
     def kv_bytes(self, dtype: str) -> int:
-        """Keys and values of one token in one layer."""
+        """Bytes of one token's keys and values in one layer."""
         return 2 * self.num_kv_heads * self.head_dim * BYTES[dtype]
 
     def table_bytes(self, dtype: str) -> int:
-        """The vocabulary's rows."""
+        """Bytes of the embedding table."""
         return self.vocab_size * self.hidden_size * BYTES[dtype] * (1 if self.is_tied else 2)
 
 

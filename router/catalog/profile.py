@@ -1,4 +1,4 @@
-"""What is known of a candidate before it is loaded: its size by layers, and what was proven of its depths."""
+"""A candidate's profile before loading: its size by layers, and the agreement certified at its depths."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from router.catalog.repository import Candidate, Choice
 
 
 class CandidateProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a candidate once its files were looked at."""
+    """Sizes and certified agreement of a candidate, read from its files."""
 
     candidate: Candidate
     num_layers: int
@@ -14,7 +14,7 @@ class CandidateProfile(msgspec.Struct, frozen=True, kw_only=True):
     other_bytes: int  # weights outside of layers
     kv_bytes: int  # per token and layer
     proven: dict[int, float] = {}  # depth -> lower bound of agreement with its own full depth
-    unavailable_reason: str = ""  # why it cannot be served; "": nothing is known against it
+    unavailable_reason: str = ""  # why it cannot be served; "" if it can
 
     @property
     def choices(self) -> list[Choice]:

@@ -1,7 +1,4 @@
-"""What the policy is to know of each candidate: its size by layers, and what was proven of its depths.
-
-Read from the model's and the exits' files; a simulated model's from its cost model.
-"""
+"""Reads each candidate's profile from its model and exit files, or from a simulated model's cost model."""
 
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from shard.quality.certificate import Certificate, CertificateError, Guarantee, 
 
 
 def profile_of(config: Config, entry: CatalogEntry) -> CandidateProfile:
-    """Of a candidate as it is here. What cannot be read is why it is unavailable."""
+    """The profile of a candidate. One with unreadable files is unavailable, for that reason."""
     try:
         if config.device == "sim":
             return _simulated(config, entry)
@@ -42,7 +39,7 @@ def _real(config: Config, entry: CatalogEntry) -> CandidateProfile:
 
 
 def _proven(config: Config, entry: CatalogEntry) -> dict[int, float]:
-    """Lower bounds of agreement by depth, from the certificate; at full depth in the candidate's own mode."""
+    """Certified lower bounds of agreement by depth; at full depth that of the candidate's mode."""
     candidate = entry.candidate
     certificate = None if candidate.exits is None else read_certificate(Path(candidate.exits))
     proven = {entry.num_layers: 1.0} if candidate.mode.is_lossless else {}
@@ -79,7 +76,7 @@ def _unknown(entry: CatalogEntry, unavailable_reason: str) -> CandidateProfile:
 
 
 class _SimClass(msgspec.Struct, frozen=True):
-    """What matters here of a simulated kind of prompts."""
+    """The fields of a simulated prompt class that are needed here."""
 
     settled: dict[int, float] = {}
     agreement: float = 0.85
@@ -90,7 +87,7 @@ class _SimClass(msgspec.Struct, frozen=True):
 
 
 class _SimCosts(msgspec.Struct, frozen=True):
-    """What matters here of a cost model, with its defaults."""
+    """The fields of a cost model that are needed here, with its defaults."""
 
     num_layers: int = 30
     layer_bytes: int = 7_080_000
@@ -100,7 +97,7 @@ class _SimCosts(msgspec.Struct, frozen=True):
 
 
 def _simulated(config: Config, entry: CatalogEntry) -> CandidateProfile:
-    """A simulated model agrees as its cost model says: what a calibration on its own prompts would prove."""
+    """A simulated model's profile, with its cost model's agreement as if certified."""
     path = entry.candidate.cost_model or config.cost_model
     costs = msgspec.json.decode(Path(path).read_bytes() if path else b"{}", type=_SimCosts)
     least = max if entry.candidate.prompts else min  # made for one kind of prompts, or for all

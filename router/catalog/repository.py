@@ -1,7 +1,7 @@
-"""The model repository: a TOML file of candidates to serve, what for, within which limits, above which floor.
+"""The model repository: a TOML file of candidates, objective, limits and quality floor.
 
-Read and checked here, known to nobody by its text: the rest of the router has these structs. Whether a model
-can be loaded, and has the depths that the file allows, is found out when it is.
+Only this module knows the file's format. Whether a model can be loaded, and has the depths that the file
+allows, is found out when it is loaded.
 """
 
 from collections.abc import Iterable
@@ -27,11 +27,11 @@ Name = Annotated[str, Meta(min_length=1)]
 
 
 class Bytes(int):
-    """In the file a number, or text such as "2GiB"."""
+    """Bytes; in the file a number, or text such as "2GiB"."""
 
 
 class Choice(msgspec.Struct, frozen=True, order=True):
-    """What a shard may serve: a candidate, with so many of its layers loaded."""
+    """A candidate at a depth: what a shard may serve."""
 
     candidate: str
     depth: int
@@ -41,11 +41,11 @@ class Choice(msgspec.Struct, frozen=True, order=True):
 
 
 class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a model before it has run. None: unknown."""
+    """Static figures of a model. None: unknown."""
 
     parameters: Count | None = None
     memory_bytes: Bytes | None = None  # weights, loaded whole
-    quality: float | None = None  # of any benchmark, the same for all candidates; higher is better
+    quality: float | None = None  # score in one benchmark for all candidates; higher is better
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,13 +59,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     mode: Mode = Mode.FULL
     depths: tuple[Count, ...] = ()  # layers at which it may be capped
     whole: bool = True  # may serve at its full depth
-    prompts: tuple[PromptClass, ...] = ()  # that its exits were made for, and proven on; none: all
+    prompts: tuple[PromptClass, ...] = ()  # that its exits were trained and certified for; (): all
     figures: Figures = Figures()
     cost_model: str | None = None  # step times, for --device sim
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What may not be exceeded. None: no limit."""
+    """Upper limits. None: no limit."""
 
     p95_ttft_ms: Positive | None = None
     p95_itl_ms: Positive | None = None
@@ -74,35 +74,35 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Floor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How good an answer has to be. Both bounds must hold: a poor model agrees with itself too."""
+    """Required quality of answers. Both bounds must hold: a poor model agrees with itself too."""
 
     agreement: Share = 0.95  # of a candidate's tokens with those of its own full depth
     quality: float | None = None  # of a candidate's figures
 
 
 class Loop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The numbers of reassessment. Those of the HELIOS paper are the defaults where it has them."""
+    """Parameters of reassessment. The defaults are the HELIOS paper's where it states them."""
 
     enabled: bool = True  # false: watch, and change nothing
     shortlist: Count = 3  # candidates compared (K)
     evaluation_requests: Count = 5  # live requests for each, one candidate after the other
-    evaluation_budget: Share = 0.05  # of the time, to spend on evaluation
-    history_fresh_s: Positive = 3600.0  # what is known of a candidate spares its evaluation for so long
+    evaluation_budget: Share = 0.05  # share of time spent on evaluation
+    history_fresh_s: Positive = 3600.0  # age up to which a candidate's history replaces its evaluation
     breach_window: Count = 100  # tokens of a capped model, on each shard
-    breach_limit: Count = 50  # of them under threshold: more are answered with more layers or another model
+    breach_limit: Count = 50  # breaches in that window; more lead to more layers or another model
     reassess_every: Count = 150  # requests
-    hysteresis: Share = 0.1  # what is to replace another must cost less by at least this share
-    max_swaps: Count = 4  # in `swap_window` requests, for no better reason than a lower cost
+    hysteresis: Share = 0.1  # a replacement must cost less by at least this share
+    max_swaps: Count = 4  # in `swap_window` requests, if only to lower the cost
     swap_window: Count = 1000  # requests of each shard
-    amortise_over: Count = 150  # requests of each shard that must win back what a swap costs
-    drift_sensitivity: Positive = 8.0  # how far surprises add up before they count; less: earlier
-    depth_by: Literal["cost", "share"] = "cost"  # share: the least exit that had `depth_share` of the tokens
+    amortise_over: Count = 150  # requests of each shard in which a swap must pay for itself
+    drift_sensitivity: Positive = 8.0  # CUSUM threshold; lower detects drift earlier
+    depth_by: Literal["cost", "share"] = "cost"  # share: shallowest exit with `depth_share` of tokens
     depth_share: Share = 0.75
-    class_share: Share = 0.2  # prompts of a class count in a decision from this share of the traffic on
+    class_share: Share = 0.2  # share of the traffic from which a class of prompts counts in a decision
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
-    """A deployment's choice. `candidates[0]` at full depth serves first, where that is allowed."""
+    """The models and rules of a deployment. `candidates[0]` at full depth serves first, if allowed."""
 
     candidates: tuple[Candidate, ...]
     objective: Objective = "throughput"
@@ -127,13 +127,13 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def is_good_enough(candidate: Candidate, floor: Floor) -> bool:
-    """By its static figure; one that has none is not, where there is a floor."""
+    """True if its static quality reaches the floor. Without a figure it fails any floor."""
     quality = candidate.figures.quality
     return floor.quality is None or (quality is not None and quality >= floor.quality)
 
 
 def default_path() -> Path:
-    """The repository of the embedded model, which comes with the package."""
+    """Path of the embedded model's repository, which comes with the package."""
     return Path(str(resources.files("router.catalog"))) / "embedded.toml"
 
 

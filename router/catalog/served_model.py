@@ -1,4 +1,4 @@
-"""What a shard serves: a candidate at a depth, and what it becomes once a shard has loaded it. Pure data."""
+"""A model that a shard is to load (`Target`) or has loaded (`ServedModel`). Pure data."""
 
 import msgspec
 
@@ -10,13 +10,13 @@ from shard.messages import Ready, ShardConfig
 class Target(msgspec.Struct, frozen=True):
     """A candidate at a depth: what a shard is to load, and the tokenizer that goes with it."""
 
-    name: str  # as answers and /ops call the candidate
-    config: ShardConfig  # but for `device`, which is each shard's own
+    name: str  # the candidate's, shown in answers and under /ops
+    config: ShardConfig  # except `device`, which differs by shard
     tokenizer: Tokenizer
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
-    """Who wrote: equal ones write the same text."""
+    """Identity of a model's output: equal identities write the same text."""
 
     model: str
     version: str
@@ -39,17 +39,17 @@ class Segment(msgspec.Struct, frozen=True):
 class RoutingKey(msgspec.Struct, frozen=True):
     """Routing key of a request that has not started."""
 
-    prompts: str  # what the prompt is about; "": no matter, any model that takes it is as good
-    vocabulary: str | None = None  # prompt or parameters have token ids of the tokenizer with this digest
+    prompts: str  # class of the prompt; "": any model will do
+    vocabulary: str | None = None  # digest of the tokenizer whose ids prompt or parameters use
 
 
 class Requirements(msgspec.Struct, frozen=True):
-    """What a model must be for a waiting request to run on it."""
+    """Conditions for a waiting request to run on a model."""
 
-    affinity: ModelIdentity | None = None  # begun there, and goes on there while a shard has it
-    vocabulary: str | None = None  # its prompt is token ids of the tokenizer with this digest
-    exact: bool = False  # all layers, and the answer stays with the model that begins it
-    prompts: str = ""  # what it is about, where the model that answers is to be good at that
+    affinity: ModelIdentity | None = None  # the model that began it, which goes on while a shard has it
+    vocabulary: str | None = None  # digest of the tokenizer whose ids the prompt uses
+    exact: bool = False  # needs all layers, and stays with the model that begins it
+    prompts: str = ""  # class of the prompt, where the model must be good at it
 
     @property
     def routing_key(self) -> RoutingKey:
@@ -77,11 +77,11 @@ class ServedModel(msgspec.Struct, frozen=True):
 
     @property
     def is_whole(self) -> bool:
-        """All layers are there."""
+        """All layers are loaded."""
         return self.ready.depth == self.ready.num_layers
 
     def takes(self, requirements: Requirements) -> bool:
-        """Whether such a request may run here, be it as a migration."""
+        """A request with these requirements may run here, if need be as a migration."""
         if requirements.vocabulary not in (None, self.tokenizer.digest):
             return False
         return not requirements.exact or (self.is_whole and requirements.affinity in (None, self.identity))

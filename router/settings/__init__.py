@@ -1,1 +1,1 @@
-"""What is read once, at the start: flags, environment, file and machine."""
+"""Settings read once at the start: flags, environment, file and machine."""

@@ -1,4 +1,4 @@
-"""What `helios serve` is asked to be: one frozen struct, checked as a whole when it is made.
+"""The settings of `helios serve`: one frozen struct, checked as a whole when it is made.
 
 The defaults stand here, and the command line, the environment's names and the file's keys are derived from
 the fields (options.py). What is learned while running comes in a shard's `Ready`, not from here.
@@ -25,8 +25,8 @@ Amount = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Timeout = Annotated[int, Meta(ge=100)]  # ms
 
-_FILES_IN_RESERVE = 80  # of a router: its own, Redis', the embedded one's start
-_FILES_PER_SHARD = 8  # a socket, and what a restart takes
+_FILES_IN_RESERVE = 80  # file descriptors of a router: its own, Redis', those for starting the embedded Redis
+_FILES_PER_SHARD = 8  # file descriptors: a socket, and those of a restart
 _LEAST_CONNECTIONS = 8
 
 
@@ -302,7 +302,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(field, f"{field} has no use with {field}_file: give one of them.")
 
     def with_keys_of_files(self) -> Self:
-        """The same with the keys that files hold. Raises `ConfigError` for a file without one."""
+        """The settings with API keys read from their files. Raises `ConfigError` for a file without a key."""
         keys = {field: _key(self, field) for field in ("api_key", "admin_key")}
         return msgspec.structs.replace(self, **keys, api_key_file=None, admin_key_file=None)
 
@@ -342,9 +342,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def settle(self, machine: Machine) -> Self:
-        """The same, with what depends on the machine filled in: device, shards, threads, batch and cache.
+        """The settings with machine-dependent ones filled in: device, shards, threads, batch and cache.
 
-        Raises `ConfigError` when the machine has not what was asked for.
+        Raises `ConfigError` when the machine lacks a requested device.
         """
         device = self._device(machine)
         on_gpu = device == "cuda"
@@ -366,7 +366,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _max_connections(self, num_shards: int, machine: Machine) -> int:
-        """What open files there may be, less those that shards and Redis will need."""
+        """The limit of open files, less those that shards and Redis will need."""
         most = machine.max_files - _FILES_IN_RESERVE - num_shards * _FILES_PER_SHARD
         if most < _LEAST_CONNECTIONS:
             raise ConfigError(
@@ -410,12 +410,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def storage_dtype(self) -> str:
-        """What weights and KV are stored in, as far as one knows before a shard says it in `Ready`."""
+        """Expected type of stored weights and KV; a shard reports the actual one in `Ready`."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
     @property
     def num_replicas(self) -> int:
-        """Shards to run, once settled; one before."""
+        """Number of shards: 1 until settled."""
         return self.num_shards or len(self.shard_addresses) or 1
 
     @property
@@ -425,14 +425,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """All by which clients may call what is served, the id under which the hub has it among them."""
+        """All names by which clients may call the served model, its hub id among them."""
         names = self.served_model_name or (short_name(self.model_id),)
         known = hub_id(self.model_id)
         return names if known is None else tuple(dict.fromkeys((*names, known)))
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Why answers are no model's answers but measurements; wherever they appear, this is said."""
+        """Marks of simulated or replayed answers, shown wherever such answers appear."""
         replay = ("exit-replay",) if self.replay_exits is not None else ()
         return (*replay, "random-weights") if self.model_id.startswith("random:") else replay
 
@@ -452,7 +452,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return _path("cache_dir", self.cache_dir)
 
     def shard_config(self, model_path: Path, shard: int) -> ShardConfig:
-        """What shard number `shard` is asked to be. Of a settled config, else defaults of the CPU hold.
+        """The settings of shard number `shard`. An unsettled config gives a CPU's defaults.
 
         Its paths are absolute: a shard has a working directory of its own.
         """

@@ -1,4 +1,4 @@
-"""What the flags of early exit say when they are taken together, and what they may not say. Pure.
+"""Combines and checks the flags of early exit. Pure.
 
 Whether exits fit a model is found out by the shard, which has it.
 """
@@ -11,11 +11,11 @@ from router.settings.layerskip import exit_layers_of
 from router.settings.options import ConfigError
 from shard.messages import Mode
 
-REPLAYING_MODES = (Mode.SYNCHRONIZED, Mode.PER_ROW, Mode.CAPPED)  # which go by where each token may leave
+REPLAYING_MODES = (Mode.SYNCHRONIZED, Mode.PER_ROW, Mode.CAPPED)  # which use each token's exit layer
 
 
 class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model is to be left early. `named_layers` are the user's own; `layers` those that are used."""
+    """Early-exit settings of a model. `named_layers` were given by the user; `layers` are in effect."""
 
     model_id: str
     mode: Mode
@@ -26,7 +26,7 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers named, else those that the checkpoint was trained for. None where a folder has them."""
+        """The layers named, else in modes with several exits those that the checkpoint was trained for."""
         if self.mode in (Mode.FULL, Mode.CAPPED) or self.folder is not None:
             return self.named_layers
         return self.named_layers or exit_layers_of(self.model_id)

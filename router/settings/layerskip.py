@@ -1,7 +1,7 @@
 """Published checkpoints that were trained to be left early (LayerSkip, Elhoushi et al. 2024), by hub id.
 
-Their configuration says nothing of it. They have no heads beside the model's own, so exit layers are all that
-is to be known: here a quarter and half of the depth, the first of which is where their authors draft.
+Their configuration does not say so. They have no exit heads beside the LM head, so only exit layers are
+listed: a quarter and half of the depth. The authors draft at the first.
 """
 
 EXIT_LAYERS: dict[str, tuple[int, ...]] = {
@@ -16,5 +16,5 @@ EXIT_LAYERS: dict[str, tuple[int, ...]] = {
 
 
 def exit_layers_of(model_id: str) -> tuple[int, ...]:
-    """Where a model was trained to be left; nowhere, as far as is known here, for most."""
+    """Layers that a checkpoint was trained to exit at; () for unlisted models."""
     return EXIT_LAYERS.get(model_id.lower(), ())

@@ -1,4 +1,4 @@
-"""Where log records go: standard error, as lines for a person or as JSON for a machine."""
+"""Logging to standard error, as lines for people or as JSON."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import time
 
 
 def set_up(level: str, as_json: bool) -> None:
-    """For the whole process. `level` is a name of logging's in small letters."""
+    """Configure logging of the whole process. `level` is one of logging's level names in lower case."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""What this machine offers, told without torch: GPUs, cores, memory, open files."""
+"""Resources of this machine, found without torch: GPUs, cores, memory, open files."""
 
 import importlib.util
 import os
@@ -15,8 +15,8 @@ _ENOUGH_FILES = 2**17
 class Machine(msgspec.Struct, frozen=True):
     num_gpus: int
     num_cores: int
-    available_bytes: int  # memory that new processes can have without swapping
-    max_files: int = 1024  # that one process may have open, connections among them
+    available_bytes: int  # memory available to new processes without swapping
+    max_files: int = 1024  # open files allowed per process, connections included
 
 
 def inspect(environment: Mapping[str, str]) -> Machine:
@@ -25,7 +25,7 @@ def inspect(environment: Mapping[str, str]) -> Machine:
 
 
 def raise_file_limit() -> None:
-    """Let this process and its children open as many files as it may allow itself.
+    """Raise the soft limit of open files to the hard one, for this process and its children.
 
     The limit that processes begin with is often 1024, for the sake of programs that use select().
     """
@@ -36,7 +36,7 @@ def raise_file_limit() -> None:
 
 
 def _num_gpus(environment: Mapping[str, str]) -> int:
-    """GPUs that a shard would see: none when the installed torch was built without CUDA."""
+    """Number of GPUs that a shard would see; 0 when the installed torch was built without CUDA."""
     if not torch_has_cuda():
         return 0
     present = len(list(Path("/dev").glob("nvidia[0-9]*")))
@@ -48,7 +48,7 @@ def _num_gpus(environment: Mapping[str, str]) -> int:
 
 
 def torch_has_cuda() -> bool:
-    """By its files: importing torch takes seconds and hundreds of megabytes."""
+    """Decided by torch's files: importing torch takes seconds and hundreds of megabytes."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return False
@@ -56,7 +56,7 @@ def torch_has_cuda() -> bool:
 
 
 def _available_bytes() -> int:
-    """The smaller of what the kernel would give and what the container's limit leaves."""
+    """The smaller of the kernel's available memory and the rest of the container's limit."""
     return min(_kernel_available_bytes(), cgroup_available_bytes())
 
 
@@ -78,7 +78,7 @@ def cgroup_available_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _inactive_file_bytes(stat: Path) -> int:
-    """Page cache of the container, which it gives back before it runs out of memory."""
+    """Page cache of the container, which the kernel reclaims before memory runs out."""
     for line in stat.read_text().splitlines():
         if line.startswith("inactive_file "):
             return int(line.split()[1])

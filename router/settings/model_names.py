@@ -1,4 +1,4 @@
-"""What clients may call a model: never where on this machine it lies."""
+"""Names by which clients may call a model. They never show its path on this machine."""
 
 import re
 from os.path import exists, expanduser  # leaves a home that is not known as it is written
@@ -11,7 +11,7 @@ _CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")  # a folder of hug
 
 
 def short_name(model_id: str) -> str:
-    """A hub id as it is, of a path its last part."""
+    """A hub id unchanged; the last part of a path."""
     if not model_id.startswith(("/", ".", "~")) and not model_id.endswith(".gguf"):
         return model_id
     path = Path(expanduser(model_id)).absolute()
@@ -19,7 +19,7 @@ def short_name(model_id: str) -> str:
 
 
 def hub_id(model_id: str) -> str | None:
-    """The id under which the hub has it, as far as its name or the folder it came in tells."""
+    """The model's id on the hub, if its name or its cache folder tells."""
     if model_id in (EMBEDDED_MODEL, "embedded"):
         return _EMBEDDED_HUB_ID
     for part in Path(model_id).parts:

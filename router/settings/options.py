@@ -38,22 +38,22 @@ class ConfigError(ValueError):
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What of a field msgspec has no word for."""
+    """Properties of a setting that msgspec's `Meta` does not have."""
 
     group: str  # in --help
     aliases: tuple[str, ...] = ()
     env: str | None = None  # None: the field's name in capitals
     is_bytes: bool = False  # accepts 512MiB, 2GB
-    is_secret: bool = False  # or may hold one: not to be shown to anybody
+    is_secret: bool = False  # is or may contain a secret: never shown
 
 
 def setting(group: str, description: str, **more: Any) -> Meta:
-    """What makes a field a setting, in its annotation: a line for --help, and fields of `Setting`."""
+    """The annotation that makes a field a setting: a line for --help, and fields of `Setting`."""
     return Meta(description=description, extra={"setting": Setting(group, **more)})
 
 
 class Option(msgspec.Struct, frozen=True):
-    """A setting as it was declared: its values are of `type`, of which `is_many` are taken."""
+    """A declared setting, with values of `type`, or lists of them if `is_many`."""
 
     name: str
     help: str
@@ -91,7 +91,7 @@ class Option(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> str:
-        """What a value is, for a sentence."""
+        """The kind of value in words, for messages."""
         match self.type:
             case _ if self.setting.is_bytes:
                 return "a number of bytes such as 512MiB"
@@ -128,7 +128,7 @@ def _option(field: inspect.Field) -> Option:
 
 
 def read(struct: type[S], parser: argparse.ArgumentParser, argv: Sequence[str], env: Mapping[str, str]) -> S:
-    """The struct from a command line, an environment and the file that `--config` (or CONFIG) names.
+    """Read the struct from a command line, an environment and the file that `--config` (or CONFIG) names.
 
     Raises `ConfigError`. The parser, which gets a flag for each field, ends the process for --help.
     """
@@ -151,7 +151,7 @@ def read(struct: type[S], parser: argparse.ArgumentParser, argv: Sequence[str], 
 
 
 def convert(struct: type[S], values: Mapping[str, Any]) -> S:
-    """The struct of values as flags, environment or a file have them: text, or of a file's types.
+    """Make the struct from values of flags, environment or file: text, or a file's types.
 
     Raises `ConfigError`.
     """
@@ -160,13 +160,13 @@ def convert(struct: type[S], values: Mapping[str, Any]) -> S:
     try:
         return msgspec.convert(plain, struct, strict=False)
     except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ConfigError):  # of the struct itself
+        if isinstance(error.__cause__, ConfigError):  # raised by the struct's own check
             raise error.__cause__ from None
         raise _complaint(str(error), options, plain) from None
 
 
 def _plain(option: Option, value: Any) -> Any:
-    """A value as msgspec understands it: lists split, units multiplied."""
+    """A value in msgspec's form: lists split, units multiplied."""
     if option.is_many:
         given = value if isinstance(value, list) else [value]
         parts = [part for one in given for part in (one.split(",") if isinstance(one, str) else [one])]
@@ -202,7 +202,7 @@ def _complaint(message: str, options: Mapping[str, Option], values: Mapping[str,
 
 
 def take_secrets(struct: type[msgspec.Struct], env: MutableMapping[str, str]) -> None:
-    """Take out of an environment what would show there to every process that inherits it."""
+    """Remove secrets from an environment, where every process that inherits it would see them."""
     for option in options_of(struct):
         if option.setting.is_secret:
             for name in option.env_names:
@@ -210,7 +210,7 @@ def take_secrets(struct: type[msgspec.Struct], env: MutableMapping[str, str]) ->
 
 
 def shown_secrets(struct: type[msgspec.Struct], argv: Sequence[str]) -> list[str]:
-    """The flags of a command line that tell a secret to everyone who may list processes."""
+    """The flags of a command line that show a secret to everyone who may list processes."""
     given = {word.partition("=")[0] for word in argv}
     return [
         option.flag_name
@@ -220,7 +220,7 @@ def shown_secrets(struct: type[msgspec.Struct], argv: Sequence[str]) -> list[str
 
 
 class OneSentenceParser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, without the usage of fifty flags before it."""
+    """A parser that reports a wrong flag in one line, without the usage of fifty flags before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}{self._guess(message)} (see {self.prog} --help)\n")
@@ -276,7 +276,7 @@ def _metavar(option: Option) -> str:
 
 
 def _environment_values(options: Iterable[Option], env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Field -> (variable, text). An empty variable says nothing."""
+    """Maps field to (variable, text). An empty variable counts as unset."""
     found = {}
     for option in options:
         variable = next((name for name in option.env_names if env.get(name)), None)

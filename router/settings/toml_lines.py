@@ -1,4 +1,4 @@
-"""A TOML file's values together with the lines they stand on, which tomllib does not tell. For complaints."""
+"""The values of a TOML file with their line numbers for error messages; tomllib does not give those."""
 
 import re
 import tomllib
@@ -15,24 +15,24 @@ Place = tuple[str | int, ...]  # such as ("candidate", 0, "depths")
 
 
 class TomlError(ValueError):
-    """A file that cannot be used. The message is one sentence with line and field."""
+    """An unusable file. The message is one sentence with line and field."""
 
 
 class TomlText(msgspec.Struct, frozen=True):
-    """What a file says and where."""
+    """The values of a file and their places."""
 
     path: Path
     values: dict[str, Any]
     lines: dict[Place, int]
 
     def line_of(self, place: Place) -> int:
-        """The line of a value; of the table around it when it is not there."""
+        """The line of a value, or of the table around it if the value is missing."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
 
     def complain(self, error: msgspec.ValidationError) -> TomlError:
-        """What msgspec says of the values, with the line it means."""
+        """msgspec's message about a value, with the value's line."""
         sentence, _, path = str(error).partition(" - at ")
         place = _place_of(path)
         if unknown := re.search(r"unknown field `(.+?)`", sentence):
@@ -66,7 +66,7 @@ def written(place: Place) -> str:
 
 
 def _lines(text: str) -> list[tuple[Place, int]]:
-    """Of every table and key. What looks like one inside a longer text counts too, and is never asked for."""
+    """The place and line of every table and key. Look-alikes inside a multi-line text do no harm."""
     found: list[tuple[Place, int]] = []
     table: Place = ()
     counts: dict[str, int] = {}

@@ -1,1 +1,1 @@
-"""Between a prompt and its tokens: tokenizers, chat templates, classes of prompts."""
+"""Prompts and tokens: tokenizers, chat templates, classes of prompts."""

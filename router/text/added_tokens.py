@@ -16,7 +16,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class TokenizerUnreadable(OSError):
-    """A file of the tokenizer's that says nothing usable; one sentence names it."""
+    """A tokenizer file is unusable; the message, one sentence, names it."""
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer:
@@ -33,14 +33,14 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
 
 
 def digest_of(backend: tokenizers.Tokenizer, folder: Path) -> str:
-    """Of the file that `read_backend` read and of the tokens that others added: what it costs is one hash."""
+    """Digest of tokenizer.json and of the tokens that other files add. Costs one hash of the file."""
     added = sorted((id, repr(token)) for id, token in backend.get_added_tokens_decoder().items())
     content = (folder / "tokenizer.json").read_bytes() + repr(added).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 
 def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:
-    """What the files beside tokenizer.json name and it has not."""
+    """Add tokens that files beside tokenizer.json name and tokenizer.json lacks."""
     path, config = folder / "tokenizer_config.json", tokenizer_config(folder)
     for id, described in sorted(_described(config, path).items()):
         if backend.id_to_token(id) == described.content and described.content in _added(backend):
@@ -60,7 +60,7 @@ def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, and with it, as in transformers, what older tools wrote beside it.
+    """tokenizer_config.json merged, as in transformers, with files that older tools wrote beside it.
 
     Where it has no added_tokens_decoder, special_tokens_map.json wins, and added_tokens.json (token to
     id) takes the decoder's place.
@@ -105,7 +105,7 @@ def _described(config: dict[str, Any], path: Path) -> dict[int, tokenizers.Added
 
 
 def _special(config: dict[str, Any]) -> list[tokenizers.AddedToken]:
-    """Named ones and others."""
+    """A configuration's special tokens, the named and the additional ones."""
     others = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     listed = list(others.values()) if isinstance(others, dict) else others
     return [

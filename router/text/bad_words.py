@@ -1,4 +1,4 @@
-"""Words that an answer must not have, as the sequences of tokens that would write them."""
+"""Encodes words that an answer must not contain."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from router.text.tokenizer import Tokenizer
 
 
 def bad_token_ids(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """vLLM's: each word as it begins a text and, where that is as many tokens, as it follows a space."""
+    """Token ids as in vLLM: of each word alone and, if that has equally many tokens, after a space."""
     found: list[list[int]] = []
     for word in words:
         first = tokenizer.encode(word.lstrip(), add_special_tokens=False)

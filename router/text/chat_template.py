@@ -1,6 +1,6 @@
 """A model's chat template: Jinja from the hub, so untrusted, rendered in a sandbox.
 
-It has the helpers that templates written for transformers expect.
+Templates find the helpers that transformers offers them.
 """
 
 import datetime
@@ -29,7 +29,7 @@ class ChatTemplateError(ValueError):
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; for serving it is its body."""
+    """`{% generation %}`, which marks the assistant's words for training. Rendered as its body."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
@@ -66,11 +66,11 @@ class ChatTemplate:
         continue_final_message: bool = False,
         template_arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """The prompt text, however long that takes: what serves clients asks a `Renderer`.
+        """The prompt text. Has no time limit: a server uses a `Renderer` instead.
 
-        With `continue_final_message` it ends where the last message's content does. `template_arguments` are
-        none of `RESERVED`. Raises ChatTemplateError if the template refuses the conversation, or writes
-        without an end.
+        With `continue_final_message` the prompt ends with the last message's content. `template_arguments`
+        must not be in `RESERVED`. Raises ChatTemplateError if the template refuses the conversation or its
+        output has no end.
         """
         template = self._template
         pieces = template.generate(
@@ -86,13 +86,13 @@ class ChatTemplate:
             raise ChatTemplateError("the model's chat template needs too much memory") from None
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the model's chat template says: {error}") from error
-        except Exception as error:  # whatever foreign code raises on a client's messages is a refusal of them
+        except Exception as error:  # any exception of the template's code is a refusal of the messages
             reason = f"{type(error).__name__}: {error}"
             raise ChatTemplateError(f"the model's chat template has no form for them ({reason})") from error
         return _up_to_mark(text) if continue_final_message else text
 
     def check(self) -> None:
-        """Raises ChatTemplateError if it is no template. That runs what it makes of constants."""
+        """Raises ChatTemplateError if the template does not compile. Compiling evaluates its constants."""
         _ = self._template
 
     @functools.cached_property
@@ -101,29 +101,29 @@ class ChatTemplate:
             return _environment().from_string(self.source)
         except MemoryError:
             raise ChatTemplateError("the model's chat template needs too much memory") from None
-        except Exception as error:  # as of rendering
+        except Exception as error:  # as in `render`
             raise ChatTemplateError(f"the model's chat template cannot be read: {error}") from error
 
 
 def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where the last message's content ends stands a mark, as in transformers: templates trim and add."""
+    """The messages, the last one ending in a mark, as in transformers: templates trim and add text."""
     *others, last = messages
     return [*others, last | {"content": last["content"] + _MARK}]
 
 
 def _up_to_mark(text: str) -> str:
-    """Raises ChatTemplateError when the template wrote no mark."""
+    """The text before the mark. Raises ChatTemplateError when the mark is missing."""
     before, mark, after = text.rpartition(_MARK.strip())
     if not mark:
         raise ChatTemplateError(
             "the model's chat template does not show where the last message ends, so that it cannot be gone "
             "on with (`add_generation_prompt`: true asks for an answer to it)"
         )
-    return before if after.startswith(" ") else before.rstrip()  # a template that trims would have cut here
+    return before if after.startswith(" ") else before.rstrip()  # the template trims
 
 
 def _joined(pieces: Iterator[str]) -> str:
-    """The text. Raises ValueError when it is longer than any prompt."""
+    """The pieces as one text. Raises ValueError when it is longer than any prompt may be."""
     kept, num_characters = [], 0
     for piece in pieces:
         kept.append(piece)
@@ -159,7 +159,7 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _named_default(template: Any, path: Path) -> str | None:
-    """A configuration has one template, or several by name of which `default` is for conversations."""
+    """A configuration's template; of several named ones, `default`."""
     if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
         named = (entry.get("template") for entry in template if entry.get("name") == "default")
         template = next(named, None)
@@ -176,7 +176,7 @@ def _read_text(path: Path) -> str:
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """`bos_token` and the like; each is a string or the token's description."""
+    """The texts of `bos_token` and the like, given as a string or as the token's description."""
     more = config.get("extra_special_tokens")
     every = config | (more if isinstance(more, dict) else {})
     tokens = {name: value for name, value in every.items() if name.endswith("_token")}

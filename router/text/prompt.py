@@ -1,4 +1,4 @@
-"""What a prompt was made of: kept with a request, for a model with another tokenizer to be given it."""
+"""The text or messages a prompt was encoded from, kept so that another tokenizer can encode it again."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from router.text.tokenizer import Tokenizer
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """A prompt in token ids, and how they were made."""
+    """A prompt's token ids, and their source."""
 
     token_ids: list[int]
-    tokenizer: Tokenizer  # whose ids they are
-    prompt: "Prompt | None" = None  # what they were made of; None: the client gave ids
+    tokenizer: Tokenizer  # that made the ids
+    prompt: "Prompt | None" = None  # their source; None: the client gave ids
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A text, or a conversation that a model's own template makes one of."""
+    """A text, or a conversation that the model's template turns into one."""
 
     text: str = ""
     messages: list[dict[str, Any]] | None = None  # a conversation, in place of a text
@@ -30,7 +30,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
     @property
     def num_characters(self) -> int:
-        """About as many are to be encoded."""
+        """Estimate of the characters to encode."""
         return len(self.text) + len(msgspec.json.encode((self.messages or [], self.template_arguments)))
 
     @property
@@ -38,7 +38,7 @@ class Prompt(msgspec.Struct, frozen=True):
         return self.messages is None if self.add_special_tokens is None else self.add_special_tokens
 
     def written(self, tokenizer: Tokenizer) -> str:
-        """The text that is encoded. Raises ChatTemplateError when the template refuses the conversation."""
+        """The text to encode. Raises ChatTemplateError when the template refuses the conversation."""
         if self.messages is None:
             return self.text
         return tokenizer.apply_chat_template(
@@ -49,9 +49,9 @@ class Prompt(msgspec.Struct, frozen=True):
         )
 
     def encoded(self, tokenizer: Tokenizer, answer: str = "") -> tuple[list[int], list[int]]:
-        """Token ids of the prompt, and of an answer begun. Safe on any thread. Raises ChatTemplateError.
+        """Token ids of the prompt and of an unfinished answer. Safe on any thread. Raises ChatTemplateError.
 
-        They are encoded as one text: a token that spans the seam counts as the prompt's.
+        Both are encoded as one text: a token that spans the seam counts as the prompt's.
         """
         written = self.written(tokenizer)
         prompt = tokenizer.encode(written, self.adds_special_tokens)
@@ -60,7 +60,7 @@ class Prompt(msgspec.Struct, frozen=True):
         return both[first : len(prompt)], both[len(prompt) :]
 
     def is_readable(self, tokenizer: Tokenizer) -> bool:
-        """The model's template takes the conversation, if it is one."""
+        """True for a text, and for a conversation that the model's template accepts."""
         try:
             self.written(tokenizer)
         except ChatTemplateError:
@@ -69,14 +69,14 @@ class Prompt(msgspec.Struct, frozen=True):
 
     @property
     def prompt_class(self) -> PromptClass:
-        """Of what a client sent: its last message, or its text."""
+        """Class of the last message, or of the text."""
         if self.messages is None:
             return classify(self.text)
         content = self.messages[-1].get("content") if self.messages else None
         return classify(content if isinstance(content, str) else "")
 
     def reads_alike(self, tokenizer: Tokenizer, other: Tokenizer) -> bool:
-        """Both tokenizers make the same token ids of it."""
+        """True if both tokenizers encode it alike."""
         if tokenizer is other:
             return True
         same_template = self.messages is None or tokenizer.template_source == other.template_source

@@ -1,7 +1,7 @@
-"""What a prompt is about, by a few telling words: enough to see that a mix of requests has shifted.
+"""Classifies prompts by a few telling words: enough to notice that the mix of requests has shifted.
 
-A guess from the surface of English text, not an understanding: what shows no sign of another class is chat.
-Pure, and some tens of microseconds, since only the ends of a long prompt are read.
+A guess from the surface of English text: a prompt without signs of another class is chat. Pure. Takes tens of
+microseconds, since only the ends of a long prompt are read.
 """
 
 import enum
@@ -51,11 +51,11 @@ _WEIGHTS = {
     for word in words.split()
 }
 _PER_NUMBER, _MOST_NUMBERS = 1, 3  # numbers of a question speak for maths
-_LEAST = 4  # weight that tells a class from chat
+_LEAST = 4  # weight below which a prompt is chat
 
 
 def classify(text: str) -> PromptClass:
-    """The class that most words speak for, each counted once."""
+    """The class with the greatest weight of words, each counted once."""
     if len(text) > 2 * _NUM_READ:
         text = text[:_NUM_READ] + "\n" + text[-_NUM_READ:]
     words = set(_WORD.findall(text.lower()))

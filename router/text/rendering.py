@@ -27,29 +27,29 @@ _LENGTH_BYTES = 4
 
 
 class Conversation(msgspec.Struct, frozen=True, array_like=True):
-    """What a process is asked: a template, and what to render it with."""
+    """A request to a rendering process: a template and its arguments."""
 
     source: str
     special_tokens: dict[str, str]
-    arguments: dict[str, Any] | None  # None: it is only to be read
+    arguments: dict[str, Any] | None  # None: only check the template
 
 
 class Rendered(msgspec.Struct, frozen=True, array_like=True):
-    """Either the prompt's text or why there is none."""
+    """The prompt's text, or the reason why there is none."""
 
     text: str = ""
     error: str | None = None
 
 
 class Renderer:
-    """Processes for as many conversations as are rendered at the same time. Any thread may ask."""
+    """A pool of rendering processes, as many as conversations are rendered at once. Safe on any thread."""
 
     def __init__(self, max_rendering_s: float = MAX_RENDERING_S):
         self._max_rendering_s = max_rendering_s
         self._idle: list[_Process] = []
 
     def render(self, template: ChatTemplate, **arguments: Any) -> str:
-        """As `template.render`. Raises ChatTemplateError also when that takes too long or too much."""
+        """As `template.render`. Raises ChatTemplateError also when it takes too much time or memory."""
         return self._ask(Conversation(template.source, template.special_tokens, arguments))
 
     def check(self, template: ChatTemplate) -> None:
@@ -88,7 +88,7 @@ class Renderer:
 
 class _Process:
     def __init__(self) -> None:
-        """Raises ChatTemplateError when it cannot be started."""
+        """Start a process. Raises ChatTemplateError when that fails."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", __name__]
@@ -105,7 +105,7 @@ class _Process:
         return self._popen.poll() is None
 
     def ask(self, conversation: Conversation | None, timeout_s: float) -> Rendered:
-        """None only asks whether it is there. Raises OSError, of which TimeoutError is one."""
+        """Send a conversation (None: a ping) and wait for the answer. Raises OSError or TimeoutError."""
         self._sock.settimeout(timeout_s)
         _send(self._sock, msgspec.msgpack.encode(conversation))
         answer = _receive(self._sock)
@@ -122,7 +122,7 @@ class _Process:
 
 @functools.cache
 def renderer() -> Renderer:
-    """The router's own, as its processes are the router's: whichever models it serves, in whatever order."""
+    """The router's one pool, shared by all models that it serves."""
     own = Renderer()
     atexit.register(own.close)
     return own
@@ -133,7 +133,7 @@ def _send(sock: socket.socket, data: bytes) -> None:
 
 
 def _receive(sock: socket.socket) -> bytes | None:
-    """None when the other side is gone."""
+    """One message from the socket; None when the other side is gone."""
     length = _receive_exactly(sock, _LENGTH_BYTES)
     return None if length is None else _receive_exactly(sock, int.from_bytes(length))
 
@@ -151,9 +151,7 @@ def _receive_exactly(sock: socket.socket, num_bytes: int) -> bytes | None:
 def main() -> None:
     """Serve the router at the other end of standard input."""
     sock = socket.socket(fileno=0)
-    with contextlib.suppress(
-        ValueError, OSError
-    ):  # where there is no such limit, there is the router's clock
+    with contextlib.suppress(ValueError, OSError):  # without such a limit the router's timeout remains
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     while (data := _receive(sock)) is not None:
         _allow_processor_time(MAX_RENDERING_S)
@@ -162,7 +160,7 @@ def main() -> None:
 
 
 def _allow_processor_time(seconds: float) -> None:
-    """The kernel ends the process soon after, should the router not be there any more to do it."""
+    """Let the kernel end the process after `seconds`, in case the router is no longer there to do so."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     with contextlib.suppress(ValueError, OSError):

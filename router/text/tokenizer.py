@@ -1,7 +1,7 @@
 """Text to token ids and back, on the `tokenizers` library alone: no torch, no transformers.
 
-Detokenising costs O(1) per token. What a token adds to a text that goes on is a fixed piece of bytes, found
-once; a stream is the pieces through an incremental UTF-8 decoder, so a character appears when it is whole.
+Detokenising costs O(1) per token. Each token appends a fixed piece of bytes, found once; a stream runs the
+pieces through an incremental UTF-8 decoder, so a character appears when it is complete.
 """
 
 import codecs
@@ -26,7 +26,7 @@ _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """What a token adds to a text that goes on. `text` shows it alone: broken characters become U+FFFD."""
+    """The bytes that a token appends. `text` is the piece alone, with U+FFFD for incomplete characters."""
 
     raw: bytes
     text: str
@@ -39,7 +39,7 @@ _NO_PIECE = Piece(b"", "", False)
 class Token(msgspec.Struct, frozen=True):
     """One generated token as a client sees it. `text` is empty while a character is incomplete.
 
-    What it and its alternatives are alone stands here, since one answer's tokens may come of two tokenizers.
+    Holds the pieces of the token and its alternatives, since one answer's tokens may be of two tokenizers.
     """
 
     id: int
@@ -53,7 +53,7 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A token of an encoded text, and the characters it stands for: from `start` to before `stop`."""
+    """A token of an encoded text, for the characters `start:stop`."""
 
     id: int
     text: str
@@ -97,9 +97,9 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """Of all that decides which ids a text becomes: with equal digests, ids mean the same.
+        """Digest of all that decides a text's ids: with equal digests, ids mean the same.
 
-        Known once a folder was read: to write out a tokenizer holds up all streams for a tenth of a second.
+        Computed when the folder is read: serialising a tokenizer later would block all streams for 0.1 s.
         """
         if self._digest is None:
             self._digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:12]
@@ -119,9 +119,9 @@ class Tokenizer:
         return self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def encode_spans(self, text: str, add_special_tokens: bool = True) -> Iterator[Span]:
-        """Like `encode`, with the part of the text each token stands for. Added tokens have an empty one.
+        """Like `encode`, with each token's span. Special tokens that encoding added span no characters.
 
-        One after the other: all of a long text's would take a hundred times its memory.
+        Yields one at a time: those of a long text together would take a hundred times its memory.
         """
         encoding = self.backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         for index, id in enumerate(encoding.ids):
@@ -138,11 +138,11 @@ class Tokenizer:
         return renderer().render(self.chat_template, messages=messages, **options)
 
     def detokenizer(self, prompt_token_ids: list[int]) -> "Detokenizer":
-        """A stream of text that continues the prompt, also in the middle of a character."""
+        """A detokenizer of text that continues the prompt, also in the middle of a character."""
         return Detokenizer(self, prompt_token_ids)
 
     def piece(self, id: int) -> Piece:
-        """What a token adds to a text; ids outside the vocabulary add nothing."""
+        """The piece that a token appends; empty for ids outside the vocabulary."""
         piece = self._pieces.get(id)
         if piece is None:
             piece = self._pieces[id] = self._find_piece(id)
@@ -179,7 +179,7 @@ class Detokenizer:
             self._utf8.decode(tokenizer.piece(id).raw)
 
     def push(self, output: TokenOutput) -> Token:
-        """Take the next token. Its text is what has become whole with it, and may be empty."""
+        """Append a token. Its text is what it completes, possibly empty."""
         piece = self._tokenizer.piece(output.id)
         # A special token is no part of the text: a character may even go on behind it.
         text = piece.text if piece.special else self._utf8.decode(piece.raw)
@@ -193,7 +193,7 @@ class Detokenizer:
         )
 
     def switch(self, tokenizer: Tokenizer) -> None:
-        """Go on in another tokenizer's tokens, behind `whole_text`: a character left incomplete is gone."""
+        """Continue `whole_text` with another tokenizer's tokens; an incomplete character is dropped."""
         self._tokenizer = tokenizer
         self._utf8.reset()
 
@@ -214,7 +214,7 @@ class Detokenizer:
 
     @property
     def whole_text(self) -> str:
-        """The answer so far as far as its characters are whole, without special tokens."""
+        """The answer so far, up to its last complete character, without special tokens."""
         return "".join(self._texts)
 
     @property
@@ -225,7 +225,7 @@ class Detokenizer:
 
 
 def _decoder_types(backend: tokenizers.Tokenizer) -> set[str]:
-    """Names of the decoders at work, those inside a sequence too."""
+    """Type names of the decoders in use, including those inside a sequence."""
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
     return {part["type"] for part in (decoder, *decoder.get("decoders", [])) if "type" in part}
 
