@@ -1,1 +1,1 @@
-"""Who changes what serves: operators' commands and the reassessment loop."""
+"""Changes of the served models: operators' commands and the reassessment loop."""

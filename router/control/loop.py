@@ -1,7 +1,7 @@
-"""The loop of reassessment: reads telemetry, decides, has it carried out, writes it down.
+"""The reassessment loop: reads telemetry, decides, has decisions carried out and recorded.
 
-What it decides is the policy's (router/policy); how a change is made is the swap controller's. While Redis is
-away it changes nothing, and says so.
+The policy decides (router/policy), the swap controller makes the changes. While Redis is away the loop
+changes nothing, and says so.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from telemetry.window import Record, Window
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 1.0  # between two decisions
-_CUT_S = 1.0  # telemetry is cut into seconds
+_CUT_S = 1.0  # length of a telemetry window
 
 
 class LoopState(msgspec.Struct, frozen=True):
@@ -40,12 +40,12 @@ class LoopState(msgspec.Struct, frozen=True):
     state: str  # watching | trying | holding | off
     serving: str | None
     trying: str | None
-    why: str  # of the last decision, or why it holds still
+    why: str  # reason of the last decision, or for holding still
     num_requests: int  # answered so far
 
 
 class _Sum(msgspec.Struct):
-    """Telemetry of a choice since `since_s`, as far as it was read."""
+    """Sum of a choice's telemetry windows read so far, from `since_s` on."""
 
     since_s: float
     window: Window
@@ -53,7 +53,7 @@ class _Sum(msgspec.Struct):
 
 
 class ReassessmentLoop:
-    """`start` once a shard serves, `stop` when the shards have ended. `observer` is to observe meanwhile."""
+    """Call `start` once a shard serves, `stop` when the shards have ended, and add `observer` before."""
 
     def __init__(
         self,
@@ -76,10 +76,10 @@ class ReassessmentLoop:
         self._sums: dict[Choice, _Sum] = {}
         self._task: asyncio.Task[None] | None = None
         self._holds = ""  # why it changes nothing
-        self._last = ("", "")  # what was decided last, and why
+        self._last = ("", "")  # last decision and its reason
 
     def start(self) -> None:
-        """Nothing to do where there is nothing to choose."""
+        """Start the loop, if there is more than one choice."""
         num_choices = sum(len(profile.choices) for profile in self._profiles.values())
         if self._repository.loop.enabled and num_choices > 1:
             self._task = tasks.begin(self._run(), "Reassessment")
@@ -114,7 +114,7 @@ class ReassessmentLoop:
             await asyncio.sleep(_PAUSE_S)
 
     async def reassess(self) -> None:
-        """Look, decide, and have it carried out."""
+        """Observe, decide, and have the decision carried out."""
         policy_state = self.observer.policy_state
         if policy_state is None:
             return
@@ -130,7 +130,7 @@ class ReassessmentLoop:
         await self._carry_out(policy_state, decision)
 
     async def _windows(self, policy_state: Reassessor) -> dict[Choice, Window] | None:
-        """What was measured of what serves, and of what is tried; None while Redis is away."""
+        """Windows of the served and the evaluated choices; None while Redis is away."""
         choices = [*policy_state.served, *([policy_state.trying] if policy_state.trying is not None else [])]
         self._sums = {choice: self._sum(choice, policy_state.since_s(choice)) for choice in choices}
         await self._store.flush()
@@ -143,14 +143,14 @@ class ReassessmentLoop:
         return {choice: total.window for choice, total in self._sums.items()}
 
     def _sum(self, choice: Choice, since_s: float) -> _Sum:
-        """What was read so far, unless it tells of other times."""
+        """The sum so far, or an empty one if the period has changed."""
         known = self._sums.get(choice)
         if known is not None and known.since_s == since_s:
             return known
         return _Sum(since_s, Window(), since_s + _CUT_S / 2)
 
     def _read_on(self, choice: Choice, total: _Sum, records: list[Record]) -> None:
-        """Add what is new, of this router's shards: another's traffic may be another."""
+        """Add new windows of this router's own shards: other routers may have other traffic."""
         late = [record for record in records if record.window.end > total.read_s]
         for record in late:
             if record.key == (choice.candidate, choice.depth) and record.router == self._store.router:
@@ -158,7 +158,7 @@ class ReassessmentLoop:
         total.read_s = max((record.window.end for record in late), default=total.read_s)
 
     def _follow(self, policy_state: Reassessor) -> None:
-        """Take note of what a person has changed."""
+        """Take over changes that an operator made."""
         policy_state.watch.pinned = "" if self._controller.pinned is None else "an operator"
         self._count(policy_state)
         actual = set(policy_state.shards)
@@ -167,7 +167,7 @@ class ReassessmentLoop:
             policy_state.now_serves(policy_state.shards[0], self._now())
 
     def _count(self, policy_state: Reassessor) -> None:
-        """Note what each shard serves."""
+        """Count the shards of each choice."""
         policy_state.shards = tuple(
             served_model.choice for _, served_model in sorted(self.observer.served_models.items())
         )
@@ -183,7 +183,7 @@ class ReassessmentLoop:
         try:
             done = await self._controller.carry_out(change)
         except SwapRefused as error:
-            log.info("Not now: %s", error)  # it is asked for again
+            log.info("Not now: %s", error)  # the next round asks again
             return
         self._say(decision)
         if done.outcome is not Outcome.COMMITTED:
@@ -218,7 +218,7 @@ class ReassessmentLoop:
         )
 
     def _wanted(self, decision: Decision) -> dict[int, Choice]:
-        """What shards are to serve by a decision. What is tried is tried on one of them."""
+        """The choice that each shard is to serve by a decision. One shard evaluates."""
         if decision.kind is Kind.STAY and not decision.considered:
             return {}
         shards = sorted(self.observer.served_models)
@@ -227,7 +227,7 @@ class ReassessmentLoop:
         return dict.fromkeys(shards[-1:] if decision.kind is Kind.EVALUATE else shards, decision.choice)
 
     def _write_down(self, change: ChangeRequest, decision: Decision) -> None:
-        """A decision that changes nothing, unless it says what the last one said."""
+        """Record a decision that changes nothing, unless it repeats the last one."""
         if not decision.considered or (decision.kind, decision.why) == self._last:
             return
         self._say(decision)
@@ -261,7 +261,7 @@ class ReassessmentLoop:
         return Now(self._unix_s(), 1000 * asyncio.get_running_loop().time())
 
     def _open_policy_state(self, served_model: ServedModel) -> Reassessor:
-        """Know what a shard has, from the first that serves."""
+        """Make the policy's state from the first shard that serves."""
         ready, choice = served_model.ready, served_model.choice
         profile = self._profiles[choice.candidate]
         kv_bytes = ready.num_blocks * ready.block_size * profile.kv_bytes * ready.depth
@@ -276,7 +276,7 @@ class ReassessmentLoop:
 
 
 def _seen(policy_state: Reassessor) -> dict[str, Any]:
-    """What a decision rests on, as the diary has it."""
+    """The observations behind a decision, for the audit log."""
     demand = policy_state.watch.demand
     return {
         "serving": _served(policy_state),

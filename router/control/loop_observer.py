@@ -1,4 +1,4 @@
-"""What the loop hears: an observer that tells the policy of steps and answers, and wakes the loop."""
+"""The loop's observer: passes steps and answers to the policy, and wakes the loop."""
 
 import asyncio
 from collections import Counter
@@ -14,14 +14,14 @@ from shard.messages import FinishReason, Score, StepOutput
 
 
 class LoopObserver(Observer):
-    """`open_policy_state` makes the policy's memory, once the first shard has told what it has."""
+    """`open_policy_state` makes the policy's state when the first shard is ready."""
 
     def __init__(self, open_policy_state: Callable[[ServedModel], Reassessor]):
         self.policy_state: Reassessor | None = None
-        self.served_models: dict[int, ServedModel] = {}  # that requests begin on, by shard
-        self.woken = asyncio.Event()  # there is reason to decide
-        self._running: dict[int, Counter[str]] = {}  # by the shard that began them: requests by class
-        self._begun_on: dict[int, int] = {}  # request -> that shard
+        self.served_models: dict[int, ServedModel] = {}  # by shard: the model that requests begin on
+        self.woken = asyncio.Event()  # set when a decision is due
+        self._running: dict[int, Counter[str]] = {}  # shard -> number of requests that it began, by class
+        self._begun_on: dict[int, int] = {}  # request id -> shard that began it
         self._open_policy_state = open_policy_state
 
     def on_started(self, request: Request) -> None:
@@ -38,7 +38,7 @@ class LoopObserver(Observer):
             self._wake_if_due(self.policy_state)
 
     def on_scored(self, request: Request, scores: list[Score]) -> None:
-        """Live answers may have revoked what serves."""
+        """Wake the loop if scores of live answers may revoke a served choice."""
         self.woken.set()
 
     def on_step(self, shard: int, output: StepOutput) -> None:
@@ -47,7 +47,7 @@ class LoopObserver(Observer):
             return
         exits = output.exits if output.epoch == served_model.epoch else None
         if self._has_strangers(shard, policy_state, served_model.choice):
-            exits = None  # their tokens are under threshold, which is why they go elsewhere now
+            exits = None  # classes sent elsewhere for their breaches would count again
         num_tokens = 0 if exits is None else sum(exits.tokens_by_exit.values())
         policy_state.watch.on_step(
             served_model.choice, output.num_sequences, num_tokens, 0 if exits is None else exits.breaches
@@ -67,7 +67,7 @@ class LoopObserver(Observer):
         self.served_models.pop(shard, None)
 
     def _has_strangers(self, shard: int, policy_state: Reassessor, choice: Choice) -> bool:
-        """Under a split: the shard still runs requests that it would no longer be given."""
+        """Under a split: the shard still runs requests of classes now sent elsewhere."""
         if not policy_state.split:
             return False
         running = self._running.get(shard, Counter())

@@ -1,4 +1,4 @@
-"""Carries out what the loop or a person decides, one change per shard at a time, and writes each down."""
+"""Carries out decisions of the loop or an operator, one change per shard at a time, and records each."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A change asked for, and what is to be written down of it."""
+    """A requested change, with what to record about it."""
 
     kind: str  # swap | pin | rollback, or the loop's own
     by: str
@@ -28,15 +28,15 @@ class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
     to: Choice | Target
     options: SwapOptions
     shard: int | None = None  # None: all
-    layout: dict[int, Choice] = {}  # in place of one shard: these, and what each is to serve
-    split: dict[str, Choice] = {}  # what prompts of each class shall be served by; {}: all by `to`
-    spread: dict[int, Choice] = {}  # of a split, what every shard is to serve, changed or not
+    layout: dict[int, Choice] = {}  # instead of `shard`: several, with a choice for each
+    split: dict[str, Choice] = {}  # choice for each class of prompts; {}: `to` for all
+    spread: dict[int, Choice] = {}  # of a split: every shard's choice, changed or not
     seen: dict[str, Any] = {}
     considered: list[dict[str, Any]] = []
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """As the diary has it: what shall serve, and where."""
+        """The requested choices and shards, for the audit log."""
         if self.split:
             prompts = {name: str(choice) for name, choice in self.split.items()}
             return {"prompts": prompts, "shards": _by_choice(self.spread)}
@@ -44,20 +44,20 @@ class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SwapController:
-    """Swaps with their decisions, and what a person has pinned."""
+    """Runs swaps, records their decisions, and knows the operator's pin."""
 
     def __init__(self, dispatcher: Dispatcher, catalog: Catalog, audit: AuditLog):
         self.catalog = catalog
         self.pinned: Choice | None = None
         self._dispatcher = dispatcher
         self._audit = audit
-        self._busy: set[int] = set()  # shards that are being changed
+        self._busy: set[int] = set()  # shards being changed
         self._tasks: set[asyncio.Task[Decision]] = set()
 
     def begin(self, change: ChangeRequest) -> str:
-        """Have a change carried out; returns the decision's id.
+        """Start a change; returns its decision's id.
 
-        Raises `SwapRefused` when a shard is being changed already or does not serve, `KeyError` for no shard.
+        Raises `SwapRefused` when a shard is being changed or does not serve, `KeyError` for an unknown shard.
         """
         shards = self._claim(change)
         decision = self._write_down(change)
@@ -67,24 +67,24 @@ class SwapController:
         return decision.id
 
     async def carry_out(self, change: ChangeRequest) -> Decision:
-        """A change from its beginning to its end, which the decision tells. Raises as `begin`."""
+        """Carry out a change; returns the decision with its outcome. Raises as `begin`."""
         shards = self._claim(change)
         return await self._perform(self._write_down(change), change, shards)
 
     def pin(self, change: ChangeRequest) -> str:
-        """Serve this, and let the loop change nothing until it is unpinned. Raises as `begin`."""
+        """Make a change and keep the loop from changing anything until `unpin`. Raises as `begin`."""
         if not isinstance(change.to, Choice) or not self._serves_everywhere(change.to):
             return self.begin(change)
         self.pinned = change.to
         return self.note(change.kind, change.by, f"{change.why} It is what serves.", chosen=_named(change.to))
 
     def unpin(self, by: str) -> str:
-        """Leave the choice to the loop again."""
+        """Let the loop choose again."""
         was, self.pinned = self.pinned, None
         return self.note("unpin", by, "Nothing was pinned." if was is None else f"{was} was pinned.")
 
     def before(self, shard: int | None) -> Target:
-        """What served before. Raises `SwapRefused` when nothing did, `KeyError` for no shard."""
+        """The previous target. Raises `SwapRefused` when there is none, `KeyError` for an unknown shard."""
         target, before = self._dispatcher.targets(shard)[0]
         if before is None:
             raise SwapRefused(f"There is nothing to go back to: it started with {target.name}.")
@@ -95,19 +95,19 @@ class SwapController:
         self._dispatcher.route(admitted)
 
     def note(self, kind: str, by: str, why: str, **more: Any) -> str:
-        """Write down what was done at once; returns the decision's id."""
+        """Record a decision that took effect at once; returns its id."""
         at = time.time()
         outcome = Outcome.COMMITTED
         self._audit.append(Decision(id=new_id(at), at=at, kind=kind, by=by, why=why, outcome=outcome, **more))
         return self._audit.latest()[0].id
 
     async def stop(self) -> None:
-        """Wait for what is under way, which ends soon once the dispatcher stops."""
+        """Wait for changes under way, which end soon once the dispatcher stops."""
         if not await tasks.ended(self._tasks, tasks.END_TIMEOUT_S):
             await tasks.cancel(*self._tasks)
 
     def _claim(self, change: ChangeRequest) -> frozenset[int]:
-        """The shards to be changed."""
+        """Mark the shards of a change as busy, and return them."""
         named = tuple(change.layout) or (change.shard,)
         shards = frozenset(index for shard in named for index in self._dispatcher.check_swappable(shard))
         if shards & self._busy:
@@ -177,7 +177,7 @@ def _by_choice(layout: dict[int, Choice]) -> dict[str, list[int]]:
 
 
 def _slowest(done: list[SwapResult]) -> dict[str, float]:
-    """Of each phase the longest time that a shard took."""
+    """The longest time of each phase among the shards."""
     phases: dict[str, float] = {}
     for result in done:
         for phase, ms in result.phases_ms.items():

@@ -1,1 +1,1 @@
-"""The keepers of shards: their processes, connections, swaps and lives, and who gets which request."""
+"""Shards as the router manages them: processes, connections, swaps, restarts, load balancing."""

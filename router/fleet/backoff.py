@@ -1,12 +1,12 @@
-"""How long to wait before something that has ended is started again."""
+"""Exponential backoff between restarts."""
 
 _FIRST_S = 0.2
 _MAX_S = 30.0
-_LONG_LIFE_S = 60.0  # whatever has lasted for so long has earned a new start without a pause
+_LONG_LIFE_S = 60.0  # after a life of this length the next restart does not wait
 
 
 class Backoff:
-    """No pause after the first end, then pauses that double while lives stay short."""
+    """No pause before the first restart, then pauses that double while lives stay short."""
 
     def __init__(self) -> None:
         self._next_s = 0.0

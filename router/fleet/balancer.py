@@ -1,4 +1,4 @@
-"""The shards as one: the queue they share, who may take how much of it, and who is woken for it.
+"""Balances load over the shards: the queue they share, each shard's quota of it, and which shard to wake.
 
 A request goes to the shard with the least outstanding work among those that could start it. Knows neither
 processes nor connections.
@@ -25,7 +25,7 @@ _BEGUN = (Lane.RETURNED, Lane.SUSPECT)
 
 
 class Shard(Protocol):
-    """A shard as the others see it."""
+    """A shard as the balancer sees it."""
 
     scheduler: Scheduler | None  # None: it does not serve
     is_draining: bool
@@ -35,19 +35,19 @@ class Shard(Protocol):
 
     @property
     def is_hopeless(self) -> bool:
-        """It does not serve, and starting it again has been of no use."""
+        """It does not serve, and restarts have failed."""
         ...
 
     def has_model(self, identity: ModelIdentity) -> bool:
-        """It has the model that a request was begun on, or will have it when it is back."""
+        """It has the model that began a request, or will have it after its restart."""
         ...
 
     def can_serve(self, requirements: Requirements) -> bool:
-        """Such a request may run there, if not now then later."""
+        """A request with these requirements may run there, now or later."""
         ...
 
     def wake(self) -> None:
-        """Have it schedule soon, if a step of it is wanted."""
+        """Make it schedule soon, if it has work."""
         ...
 
 
@@ -63,7 +63,7 @@ class Balancer:
         self.serving = asyncio.Event()  # set once a shard has become ready
         self.shards: list[Shard] = []
         self._deadline: asyncio.TimerHandle | None = None
-        self._looked_at = 0  # index of the next shard to compare, in turns
+        self._looked_at = 0  # index of the next shard to compare, round robin
 
     @property
     def is_hopeless(self) -> bool:
@@ -76,16 +76,16 @@ class Balancer:
         self.nudge()
 
     def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
-        """Which choices prompts of each kind are left to, while a shard serves one of them."""
+        """Reserve each class of prompts for the admitted choices, while a shard serves one of them."""
         self.routes.admit(admitted)
         self.nudge()
 
     def quota(self, shard: Shard) -> AdmissionQuota:
-        """What a shard may take now, so that all come to have equally much to do.
+        """The quota that a shard may take now, so that all shards get equal load.
 
         Water-filling: the level all eligible shards would reach if the queue were spread evenly; this one
-        admits up to it. The least loaded may always admit one, as one request may be too much for all. Shards
-        that may take nothing of what this one may are left out.
+        admits up to it. The least loaded may always admit one, as one request may exceed every level. Shards
+        that can take none of the same requests are left out.
         """
         lanes = _lanes(shard)
         if not self.queue:
@@ -109,9 +109,9 @@ class Balancer:
         )
 
     def nudge(self) -> None:
-        """Wake the shard with the least to do among those that could start what waits.
+        """Wake the least loaded of the shards that could start a waiting request.
 
-        If its slots are taken it needs no waking: it will schedule when its next output comes.
+        A shard with all steps in flight needs no waking: it schedules when its next output comes.
         """
         if not self.queue:
             return
@@ -121,14 +121,14 @@ class Balancer:
             chosen.wake()
 
     def offer_to_score(self, request: Request) -> None:
-        """Have a finished answer read again, if it is among the share. A shard with nothing to do wakes."""
+        """Queue a finished answer for scoring if it is in the sample. Wakes an idle shard."""
         if self.score_queue.offer(request):
             idle = [shard for shard in self.shards if _is_idle(shard)]
             for shard in idle[:1]:
                 shard.wake()
 
     def note_scores(self, scored: ShadowScore) -> None:
-        """Enter what full depth says of an answer."""
+        """Record full depth's scores of an answer."""
         outputs, scores = scored.request.outputs, scored.scores
         pairs = zip(outputs, scores, strict=True)
         tokens = [(output.exit_layer, output.id == score.choice) for output, score in pairs]
@@ -136,13 +136,13 @@ class Balancer:
         self.registry.tell(lambda observer: observer.on_scored(scored.request, scores))
 
     def expire(self, now: float) -> None:
-        """Refuse what can no longer start before its deadline."""
+        """Fail requests whose deadline to start has passed."""
         for request in self.queue.expire(now):
             error = "The request could not start before its deadline: the server has too much to do."
             self.registry.fail(request, GenerationFailed(error, "overloaded", 429, retry_after_s=1), now)
 
     def fail_hopeless(self, now: float) -> None:
-        """After a change of models: end what waits, and can run on none of those that are left."""
+        """After a change of models, fail waiting requests that no remaining model can run."""
         for requirements in self.queue.distinct_requirements():
             if any(shard.can_serve(requirements) for shard in self.shards):
                 continue
@@ -150,13 +150,13 @@ class Balancer:
                 self.registry.fail(request, _abandonment(requirements), now)
 
     def fail_waiting(self, error: GenerationFailed, now: float) -> None:
-        """End everything that waits."""
+        """Fail all waiting requests."""
         while (request := self.queue.head()) is not None:
             self.queue.take(request)
             self.registry.fail(request, error, now)
 
     def _others(self, shard: Shard | None) -> Iterator[Shard]:
-        """All but one, from where the last look ended: few are asked, and all have their turn."""
+        """All other shards, starting where the last look ended, so that each is compared in turn."""
         count = len(self.shards)
         first = self._looked_at % max(1, count)
         for index in range(first, first + count):
@@ -166,7 +166,7 @@ class Balancer:
                 yield other
 
     def _may_take(self, shard: Shard, without: frozenset[RoutingKey] = frozenset()) -> bool:
-        """It could start something that waits, and is of no kind `without`."""
+        """It could start a waiting request whose routing key is not in `without`."""
         scheduler = shard.scheduler
         if scheduler is None or not shard.is_responsive:
             return False
@@ -182,18 +182,18 @@ class Balancer:
         )
 
     def _excluded_keys(self, shard: Shard) -> frozenset[RoutingKey]:
-        """Kinds of prompts that others are better for."""
+        """Routing keys that this shard leaves to better suited ones."""
         scheduler = shard.scheduler
         return frozenset() if scheduler is None else self.routes.excluded_keys(scheduler.newest.choice)
 
     def _num_rivals(self, shard: Shard) -> int:
-        """Shards that take from the queue what this one does."""
+        """Number of shards that take the same requests from the queue."""
         if shard.scheduler is None or not self.routes.tells_apart:
             return len(self.shards)
         return max(1, self.routes.num_rivals(shard.scheduler.newest.choice))
 
     def _affine_elsewhere(self, shard: Shard) -> frozenset[ModelIdentity]:
-        """Models that interrupted requests wait for, and other shards have."""
+        """Models that interrupted requests wait for and that other shards have."""
         affinities = self.queue.affinities()
         if not affinities:
             return frozenset()
@@ -203,7 +203,7 @@ class Balancer:
         )
 
     def _watch_deadlines(self) -> None:
-        """Keep one timer, for the earliest deadline."""
+        """Keep one timer for the earliest deadline."""
         at = self.queue.next_deadline
         if at is None or (self._deadline is not None and self._deadline.when() <= at):
             return
@@ -230,7 +230,7 @@ def _abandonment(requirements: Requirements) -> GenerationFailed:
 
 
 def _is_idle(shard: Shard) -> bool:
-    """Nothing will wake it by itself, and it can read."""
+    """It has no steps in flight, and can score."""
     scheduler = shard.scheduler
     if scheduler is None or shard.is_draining:
         return False
@@ -242,7 +242,7 @@ def _load(shard: Shard) -> int:
 
 
 def _level(loads: list[int], amount: int) -> float:
-    """How high `amount` stands when it is poured over `loads`, the lowest first."""
+    """Water level after pouring `amount` over `loads`, the lowest first."""
     loads = sorted(loads)
     total = amount
     for count, load in enumerate(loads, 1):

@@ -1,7 +1,7 @@
-"""Which shards begin which kinds of prompts, where what serves is not good enough for each of them. Pure.
+"""Routes classes of prompts to shards, where not every served choice is good enough for every class. Pure.
 
-A kind is left to the shards that serve a choice admitted for it while there is one; where there is none,
-anybody takes it, so that nobody waits for ever.
+Only shards that serve a choice admitted for a class begin its prompts; without such a shard all do, so that
+no request waits for ever.
 """
 
 from collections import Counter
@@ -12,26 +12,26 @@ from router.catalog.served_model import RoutingKey, ServedModel
 
 
 class Routes:
-    """The kinds that are told apart, and what shards serve that begin requests. No cost grows with shards."""
+    """Each class's admitted choices and each shard's choice. No query costs more with more shards."""
 
     def __init__(self) -> None:
         self._admitted: Mapping[str, frozenset[Choice]] = {}
-        self._serving: dict[int, tuple[Choice, str]] = {}  # by shard: the choice and its vocabulary
+        self._serving: dict[int, tuple[Choice, str]] = {}  # by shard: choice, vocabulary
         self._counts: Counter[tuple[Choice, str]] = Counter()
-        self._excluded_keys: dict[Choice, frozenset[RoutingKey]] = {}  # as far as it was asked for
+        self._excluded_keys: dict[Choice, frozenset[RoutingKey]] = {}  # cache
 
     @property
     def tells_apart(self) -> bool:
-        """Some kinds do not go anywhere."""
+        """Some class is restricted to some choices."""
         return bool(self._admitted)
 
     def admit(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
-        """From now on, prompts about these go to shards that serve one of these; others go anywhere."""
+        """Set the admitted choices by class; classes that are not named go anywhere."""
         self._admitted = admitted
         self._excluded_keys = {}
 
     def serve(self, shard: int, served_model: ServedModel | None) -> None:
-        """Requests begin on this there from now on; None: on nothing."""
+        """Note the model that requests begin on at a shard; None: none."""
         before = self._serving.pop(shard, None)
         if before is not None:
             self._counts[before] -= 1
@@ -41,7 +41,7 @@ class Routes:
         self._excluded_keys = {}
 
     def excluded_keys(self, choice: Choice) -> frozenset[RoutingKey]:
-        """Kinds that a shard which serves this leaves to the others."""
+        """Routing keys that a shard with this choice leaves to others."""
         if not self._admitted:
             return frozenset()
         if choice not in self._excluded_keys:
@@ -49,7 +49,7 @@ class Routes:
         return self._excluded_keys[choice]
 
     def num_rivals(self, choice: Choice) -> int:
-        """Shards that share a class of prompts with a shard that serves this choice, itself included."""
+        """Number of shards that share a class with a shard that serves this choice, itself included."""
         own = self._taken_by(choice)
         rivals = (key for key in self._counts if key[0] == choice or own & self._taken_by(key[0]))
         return sum(self._counts[key] for key in rivals)

@@ -1,7 +1,7 @@
-"""A connection to one shard: steps and swaps out, answers in, and the question whether it is still alive.
+"""A connection to one shard: sends steps and swaps, receives answers, and checks that the shard is alive.
 
-A shard is alive if it answers, not if it is connected. Silence is counted in pings that went unanswered, so
-that a stall of the router's own loop is not taken for the shard's.
+A shard is alive if it answers, not if it is connected. Silence is counted in unanswered pings, so that a
+stall of the router's own event loop is not mistaken for the shard's.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _LOADING_TIMEOUT_MS = 120_000  # importing torch and mapping weights can keep ev
 
 
 class ShardDied(Exception):
-    """A shard is gone. `permanent`: it says itself that starting it again is of no use."""
+    """A shard is gone. `permanent`: it reported that a restart is of no use."""
 
     def __init__(self, reason: str, permanent: bool = False):
         super().__init__(reason)
@@ -48,7 +48,7 @@ class ShardDied(Exception):
 
 
 class ShardVanished(ShardDied):
-    """Its connection ended, and it did not say why."""
+    """A shard's connection ended without a reason given."""
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 class ShardClient(asyncio.Protocol):
-    """One life of a shard. `wake` is called when there are answers to take, and when the shard has died."""
+    """One connection to a shard. Calls `wake` when there are answers to take, and when the shard has died."""
 
     def __init__(self, patience: Patience, wake: Callable[[], None]):
         self.last_heard: float | None = None  # loop time in seconds
@@ -71,7 +71,7 @@ class ShardClient(asyncio.Protocol):
         self._frames: FrameReader[ToRouter] = FrameReader(ToRouter)
         self._answers: list[Answered] = []
         self._death: ShardDied | None = None
-        self._num_unanswered_steps = 0  # a commit counts as one: it comes between two
+        self._num_unanswered_steps = 0  # a commit counts as a step
         self._committing: int | None = None  # epoch
         self._num_silent_beats = 0
         self._num_step_beats = 0
@@ -79,7 +79,7 @@ class ShardClient(asyncio.Protocol):
 
     @property
     def is_late(self) -> bool:
-        """Silent for longer than a healthy shard is, though not yet given up."""
+        """Silent for longer than a healthy shard, though not yet given up."""
         return self._num_silent_beats > 1 or (self._num_unanswered_steps > 0 and self._num_step_beats > 1)
 
     async def open(self, hello: Hello) -> Ready:
@@ -98,22 +98,22 @@ class ShardClient(asyncio.Protocol):
         self._write(message)
 
     def take_answers(self) -> list[Answered]:
-        """What has come since the last call, in order. Raises `ShardDied` when no more will come."""
+        """Answers since the last call, in order. Raises `ShardDied` once all of a dead shard's are taken."""
         answers, self._answers = self._answers, []
         if self._death is not None and not answers:
             raise self._death
         if self._death is not None:
-            self._wake()  # to be asked again: what came before the death is no less true
+            self._wake()  # so that the next call raises: answers before the death are valid
         return answers
 
     async def close(self) -> None:
-        """Cut the connection, at which a shard ends itself."""
+        """Close the connection, whereupon the shard ends itself."""
         self._die(ShardDied("The connection was closed."))
         if self._heart is not None:
             await tasks.cancel(self._heart)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
 
     def data_received(self, data: bytes) -> None:
         is_first = self.last_heard is None
@@ -182,7 +182,7 @@ class ShardClient(asyncio.Protocol):
         self._death = death
         if not self._ready.done():
             self._ready.set_exception(death)
-            self._ready.exception()  # not lost if nobody waits for it any more
+            self._ready.exception()  # marks the exception as retrieved
         if self.transport is not None:
             self.transport.abort()
         self._wake()

@@ -1,4 +1,4 @@
-"""Requests in, shards beneath: admission on arrival, the one waiting queue, drain, and what /ops asks about.
+"""Takes requests in and owns the shards: admission on arrival, the waiting queue, drain, state for /ops.
 
 The dispatcher owns the shards' engines and every request's life from `submit` to its end. It knows no HTTP
 and no text; a request that is refused or fails carries its HTTP status in `GenerationFailed`.
@@ -46,19 +46,19 @@ class ShardState(msgspec.Struct, frozen=True):
     depth: int
     num_layers: int
     exit_mode: str
-    num_generations: int  # models that sequences run on: those that run keep theirs when it is changed
+    num_generations: int  # loaded models: running sequences keep theirs after a swap
     running: int
     num_free_blocks: int
     num_blocks: int
     heartbeat_age_ms: float | None  # since the shard was last heard; None: no connection
     num_deaths: int
     reason: str  # of the last death; "" when there was none
-    warnings: list[str] = []  # where it serves beyond what was certified of its exits
+    warnings: list[str] = []  # where the exits' certificate does not cover what it serves
     dtype: str = ""  # of weights and KV
     compute_dtype: str = ""  # of activations and products
     kernels: str = ""  # native | plain | cuda
     dtype_reason: str = ""  # why these types, and what they cost
-    waiting: int = 0  # requests wait in one queue before all shards
+    waiting: int = 0  # requests in the queue that all shards share
 
 
 class State(msgspec.Struct, frozen=True):
@@ -70,11 +70,11 @@ class State(msgspec.Struct, frozen=True):
     is_draining: bool
     shards: list[ShardState]
     agreement: Report = Report()
-    max_running_tokens: int = 0  # that running requests may come to, prompts and answers
+    max_running_tokens: int = 0  # upper bound of running requests' prompts and answers
 
 
 class Dispatcher:
-    """All shards behind one door. All but `start` and `stop` is synchronous and quick."""
+    """All shards behind one interface. Synchronous and quick except `start`, `stop` and swaps."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class Dispatcher:
         max_total_tokens: int | None = None,
         launch: Callable[[Config, int], Launcher] = launcher_of,
     ):
-        """Every shard starts with `target`. What may serve later takes sequences of `max_total_tokens`."""
-        self.exit_threshold: float | None = None  # in place of the exits' own, where a request has none
+        """Every shard starts with `target`. All models that may serve accept `max_total_tokens`."""
+        self.exit_threshold: float | None = None  # replaces the exits' own, unless a request has one
         self._config = config
         self._target = target
         self._max_total_tokens = max_total_tokens
@@ -97,13 +97,13 @@ class Dispatcher:
         self._is_closed = False
 
     def add_observer(self, observer: Observer) -> None:
-        """Before `start`."""
+        """Add an observer; only before `start`."""
         self._registry.add_observer(observer)
 
     async def start(self) -> None:
-        """Start every shard; return once one of them serves (the others follow by themselves).
+        """Start all shards; return once one serves (the others follow).
 
-        Raises `ShardDied` with one sentence for a person when a shard says that it never will serve, and
+        Raises `ShardDied` with one sentence for the user when a shard reports that it never will serve, and
         `OSError` when the secret of shards on other hosts cannot be read.
         """
         for shard in range(self._config.num_replicas):
@@ -123,8 +123,8 @@ class Dispatcher:
     async def stop(self, drain: bool) -> None:
         """Accept nothing more; with `drain`, give live requests the configured time to end; end the shards.
 
-        What has not ended by then fails with a sentence that says so. A shard that dies meanwhile is not
-        started again. Idempotent.
+        Requests that have not ended by then fail with a sentence that says so. A shard that dies meanwhile is
+        not restarted. Idempotent.
         """
         self._is_closed = True
         self._balancer.score_queue.close()
@@ -144,7 +144,7 @@ class Dispatcher:
 
     @property
     def max_queued_tokens(self) -> int:
-        """Unless configured, as many tokens as the KV caches hold: about one turn-over of what runs."""
+        """The configured limit, else the KV caches' size in tokens: about one turnover of the batches."""
         if self._config.max_queued_tokens is not None:
             return self._config.max_queued_tokens
         block_size = self._target.config.block_tokens
@@ -152,11 +152,11 @@ class Dispatcher:
 
     @property
     def max_queued_requests(self) -> int:
-        """As many as have a block each in the place of so many tokens."""
+        """Limit of queued requests: one for each KV block of `max_queued_tokens`."""
         return max(1, self.max_queued_tokens // self._target.config.block_tokens)
 
     def try_admit(self, num_tokens: int, num_requests: int = 1, max_requests: int | None = None) -> None:
-        """Called on arrival, before tokenising, with an estimate of the prompt tokens of all `num_requests`.
+        """Check the queue's limits on arrival, with an estimate of the prompt tokens of all `num_requests`.
 
         Raises `GenerationFailed`: 429 "overloaded" with `retry_after_s`, 424 when no shard can be brought up.
         Reserves nothing: `submit` asks again.
@@ -196,7 +196,7 @@ class Dispatcher:
         return request
 
     def abort(self, request: Request, message: str = "The request was aborted.") -> None:
-        """End a request wherever it is, if it has not ended; its blocks are free within two steps.
+        """End a request in any state, unless it has ended; its blocks are free within two steps.
 
         A reader of `request.take()` gets `GenerationFailed(message, kind="cancelled", status=499)`.
         """
@@ -208,7 +208,7 @@ class Dispatcher:
         self._registry.fail(request, GenerationFailed(message, "cancelled", 499), now)
 
     def check_swappable(self, shard: int | None = None) -> frozenset[int]:
-        """The shard, or of all those that there is hope for. `KeyError`: no such shard.
+        """The given shard, or all shards that are not hopeless. Raises `KeyError` for an unknown shard.
 
         Raises `SwapRefused` when one of them is busy with a swap or does not serve.
         """
@@ -227,42 +227,42 @@ class Dispatcher:
         return await roll_out(self.engines, targets, options)
 
     def targets(self, shard: int | None = None) -> list[tuple[Target, Target | None]]:
-        """What each shard serves, and what it served before. `KeyError`: no such shard."""
+        """Each shard's target and its previous one. Raises `KeyError` for an unknown shard."""
         return [(engine.target, engine.before) for engine in self._chosen(shard)]
 
     @property
     def current(self) -> ServedModel | None:
-        """What a request that arrives now most likely begins on; None while loading."""
+        """The model on which a request that arrives now most likely begins; None while loading."""
         ready = [engine for engine in self.engines if engine.served_model is not None]
         chosen = next((engine for engine in ready if engine.scheduler is not None), next(iter(ready), None))
         return None if chosen is None else chosen.served_model
 
     @property
     def limits(self) -> Ready | None:
-        """What the current model can take; None while loading."""
+        """`Ready` of the current model; None while loading."""
         return None if self.current is None else self.current.ready
 
     @property
     def max_total_tokens(self) -> int:
-        """Longest prompt and answer that every model takes which may serve."""
+        """Greatest length of prompt and answer that every model accepts that may serve."""
         lengths = [engine.ready.max_total_tokens for engine in self.engines if engine.ready is not None]
         return min([*lengths, self._max_total_tokens or sys.maxsize])
 
     @property
     def supports_exact(self) -> bool:
-        """A shard has all layers of its model."""
+        """Some shard has all layers of its model."""
         return any(
             engine.served_model is not None and engine.served_model.is_whole for engine in self.engines
         )
 
     @property
     def is_ready(self) -> bool:
-        """A shard serves, and new requests are accepted."""
+        """Some shard serves, and new requests are accepted."""
         serving = (engine.scheduler is not None and not engine.is_draining for engine in self.engines)
         return not self._is_closed and any(serving)
 
     def state(self) -> State:
-        """As of now."""
+        """The current state."""
         queue = self._balancer.queue
         shards = [_state_of(engine) for engine in self.engines]
         running = sum(shard.running for shard in shards)
@@ -283,11 +283,11 @@ class Dispatcher:
         return self._registry.find(request_id)
 
     def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
-        """Have prompts about these begin on shards that serve one of these, while there is one that does."""
+        """Reserve each class of prompts for shards with an admitted choice, while there is one."""
         self._balancer.route(admitted)
 
     def drain(self, shard: int | None = None) -> None:
-        """Give a shard (or all) nothing new; what has begun goes on. `KeyError`: no such shard."""
+        """Send a shard (or all) nothing new; running requests go on. `KeyError`: unknown shard."""
         for engine in self._chosen(shard):
             engine.drain()
 
@@ -297,7 +297,7 @@ class Dispatcher:
             engine.resume()
 
     async def _keep(self, engine: Engine) -> None:
-        """Run an engine for as long as the server lives: one that fails is begun again."""
+        """Run an engine while the server lives; restart it if it fails."""
         backoff = Backoff()
         while True:
             began = asyncio.get_running_loop().time()
@@ -314,14 +314,14 @@ class Dispatcher:
             await asyncio.sleep(backoff.pause_s(asyncio.get_running_loop().time() - began))
 
     def _overloaded(self, message: str) -> GenerationFailed:
-        """A refusal that says when a place may be free: when as many have ended as wait, and one more."""
+        """A refusal with an estimate of when the queue has room."""
         num_waiting = len(self._balancer.queue)
         num_running = max(1, len(self._registry.live) - num_waiting)
         wait_s = self._registry.mean_service_s * (num_waiting + 1) / num_running
         return GenerationFailed(message, "overloaded", 429, min(_MAX_RETRY_S, max(1, math.ceil(wait_s))))
 
     def _shard_config(self, shard: int) -> ShardConfig:
-        """As shard 0 is asked to be, on its own device."""
+        """Shard 0's settings with this shard's device."""
         config = self._target.config
         device = self._config.shard_config(Path(config.model), shard).device
         return msgspec.structs.replace(config, device=device)

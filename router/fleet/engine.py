@@ -1,4 +1,4 @@
-"""One shard's loop: schedule, step, update. It outlives the shard, which has many lives."""
+"""One shard's loop: schedule, step, update. It outlives the shard process, which may be restarted."""
 
 import asyncio
 import contextlib
@@ -24,18 +24,18 @@ from telemetry import tasks
 
 log = logging.getLogger(__name__)
 
-MAX_OFFERED = 8  # changes of model that a shard may still answer: it works on one at a time
+MAX_OFFERED = 8  # swaps that a shard may still answer
 
 
 class Engine:
-    """A shard, its scheduler while it serves, and what it is known by when it does not."""
+    """Runs one shard: its scheduler while it serves, its state otherwise."""
 
     def __init__(self, shard: int, target: Target, launcher: Launcher, balancer: Balancer):
         self.shard = shard
         self.scheduler: Scheduler | None = None
-        self.target = target  # committed last: what every life starts with
-        self.before: Target | None = None  # what that has replaced
-        self.served_model: ServedModel | None = None  # that requests begin on, as of the latest life
+        self.target = target  # committed last: every restart loads it
+        self.before: Target | None = None  # the previous target
+        self.served_model: ServedModel | None = None  # that requests begin on, as of the latest start
         self.is_draining = False
         self.num_deaths = 0
         self.last_death: ShardDied | None = None
@@ -46,7 +46,7 @@ class Engine:
         self._swap: Swap | None = None
         self._encoding: set[asyncio.Task[None]] = set()
         self._num_blocks_at_start = 0
-        self._offered: dict[int, Target] = {}  # to this life of the shard, by epoch; the latest few
+        self._offered: dict[int, Target] = {}  # by epoch: the latest swaps sent since the start
         self._last_epoch = 0
         self._woken = asyncio.Event()
         self._retired = asyncio.Event()
@@ -54,9 +54,9 @@ class Engine:
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
-        """Serve through one life of the shard after the other, until cancelled; the last one once retired.
+        """Start the shard and serve, again after each death, until cancelled or retired.
 
-        Raises `ShardDied` if the shard says at its first start that it never will serve.
+        Raises `ShardDied` if the shard reports at its first start that it never will serve.
         """
         backoff = Backoff()
         try:
@@ -75,11 +75,11 @@ class Engine:
             await self.launcher.end()
 
     def retire(self) -> None:
-        """Start the shard no more: what it is doing is its last."""
+        """Do not restart the shard when it ends."""
         self._retired.set()
 
     def reset(self, reason: str) -> None:
-        """After a failure of the engine itself: nothing runs here, and nobody waits for what did."""
+        """Clear the state after a failure of the engine itself, failing its requests."""
         self.scheduler = self.client = None
         self.last_death = ShardDied(f"The router failed to work with it: {reason}.")
         self._balancer.routes.serve(self.shard, None)
@@ -96,19 +96,19 @@ class Engine:
 
     @property
     def state(self) -> str:
-        """In the words of `/ops/state`."""
+        """The state shown by `/ops/state`."""
         if self.scheduler is not None:
             return "draining" if self.is_draining else "swapping" if self._swap is not None else "serving"
         return "loading" if self.last_death is None else "dead"
 
     @property
     def ready(self) -> Ready | None:
-        """What the shard has said of the model that requests begin on."""
+        """The shard's `Ready` for the model that requests begin on."""
         return None if self.served_model is None else self.served_model.ready
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks of the newest model, counting those that older models will give back."""
+        """KV blocks of the newest model, including those that older models will give back."""
         now = 0 if self.scheduler is None else self.scheduler.num_blocks
         return max(now, self._num_blocks_at_start)
 
@@ -125,7 +125,7 @@ class Engine:
         return self.last_death is not None and self.last_death.permanent
 
     def has_model(self, identity: ModelIdentity) -> bool:
-        """It has the model that a request was begun on, or will have it when it is back."""
+        """It has the model that began a request, or will have it after its restart."""
         if self.scheduler is not None:
             return self.scheduler.has_model(identity)
         return (
@@ -133,7 +133,7 @@ class Engine:
         )
 
     def can_serve(self, requirements: Requirements) -> bool:
-        """Such a request may run here, if not now then later."""
+        """A request with these requirements may run here, now or later."""
         if self.scheduler is not None:
             return self.scheduler.can_serve(requirements)
         return (
@@ -141,7 +141,7 @@ class Engine:
         )
 
     def check_swappable(self) -> None:
-        """Raises `SwapRefused` when it is being swapped, or does not serve."""
+        """Raises `SwapRefused` when a swap is under way or the shard does not serve."""
         if self._retired.is_set():
             raise SwapRefused("The server is shutting down.")
         if self._swap is not None:
@@ -150,7 +150,7 @@ class Engine:
             raise SwapRefused(f"Shard {self.shard} does not serve.")
 
     async def swap(self, target: Target, options: SwapOptions) -> SwapResult:
-        """Change the model. Raises `SwapError`, after which what ran runs on."""
+        """Change the model. Raises `SwapError`, after which the old model serves on."""
         self.check_swappable()
         assert self.scheduler is not None
         assert self.client is not None
@@ -171,7 +171,7 @@ class Engine:
         return done
 
     async def swap_back(self, options: SwapOptions) -> None:
-        """Serve again what served before; a dead shard does from its next life on. Raises `SwapError`."""
+        """Return to the previous target; a dead shard does so when restarted. Raises `SwapError`."""
         if self.before is None:
             return
         if self.scheduler is not None:
@@ -184,7 +184,7 @@ class Engine:
         self.target, self.before = self.before, self.target
 
     def end_swap(self, error: SwapError) -> None:
-        """Have a swap that is under way fail, unless it is committed already."""
+        """Fail a swap under way, unless it is committed already."""
         if self._swap is not None:
             self._swap.end(error)
 
@@ -192,7 +192,7 @@ class Engine:
         self._woken.set()
 
     def drain(self) -> None:
-        """Begin nothing new; what has begun goes on."""
+        """Begin nothing new; running requests go on."""
         self.is_draining = True
         self._balancer.routes.serve(self.shard, None)
 
@@ -203,12 +203,12 @@ class Engine:
         self.wake()
 
     def drop(self, request: Request) -> None:
-        """Take a request out of the batch; the shard learns of it with the next step."""
+        """Take a request out of the batch; the next step tells the shard."""
         if self.scheduler is not None and self.scheduler.drop(request):
             self.wake()
 
     async def _live(self) -> ShardDied:
-        """Start the shard and serve until it dies, of which the reason is returned."""
+        """Start the shard and serve until it dies; returns the cause."""
         try:
             target = self.target
             self.client, ready = await self._start(target)
@@ -229,13 +229,13 @@ class Engine:
             self._is_loading = False
 
     async def _pause(self, pause_s: float) -> None:
-        """Before the next life, unless there is none."""
+        """Wait before a restart, unless retired."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._retired.wait()
 
     async def _serve(self, client: ShardClient, scheduler: Scheduler) -> NoReturn:
-        """Schedule, step, update: the next step is on the shard before the one that runs is done."""
+        """Schedule, step, update. The next step is sent before the running one is done."""
         while True:
             for answer in client.take_answers():
                 self._hear(scheduler, answer)
@@ -275,7 +275,7 @@ class Engine:
         return self.scheduler
 
     def _adopt(self, scheduler: Scheduler, committed: Committed) -> None:
-        """From here on requests begin on what was committed, and so does every later life of the shard."""
+        """Begin requests on the committed model, and load it at every later start of the shard."""
         self.before, self.target = self.target, self._offered[committed.epoch]
         served_model = self.served_model = ServedModel(committed.epoch, self.target, committed.ready)
         config = self.target.config
@@ -296,7 +296,7 @@ class Engine:
             log.warning("Shard %d: %s", self.shard, sentence)
 
     def _go_on(self) -> None:
-        """What may run has changed, for this shard and maybe for others."""
+        """Reschedule after a change in what may run, on this shard and others."""
         self.wake()
         self._balancer.nudge()
 
@@ -312,25 +312,25 @@ class Engine:
             encoding.add_done_callback(self._encoding.discard)
         for new in step.new if step is not None else []:
             started = self._balancer.registry.live.get(new.id)
-            if started is not None and started.attempt == 0:  # else begun before, or to be read again
+            if started is not None and started.attempt == 0:  # else started before, or a scored answer
                 self._tell(_start(started))
         return step
 
     async def _encode(self, request: Request, tokenizer: Tokenizer) -> None:
-        """Queue a request again in the ids of a tokenizer. All streams go on meanwhile."""
+        """Encode a request for another tokenizer on a thread, and queue it again."""
         try:
             encoded = await asyncio.to_thread(request.encoded_by, tokenizer)
         except GenerationFailed as error:
             if request.status is not Status.FINISHED:
                 self._turn_away(request, error, self._loop.time())
             return
-        if request.status is not Status.FINISHED:  # nobody has left meanwhile
+        if request.status is not Status.FINISHED:  # not aborted meanwhile
             request.switch(tokenizer, encoded)
             self._balancer.queue.add(request)
             self._go_on()
 
     def _turn_away(self, request: Request, error: GenerationFailed, now: float) -> None:
-        """End what the model cannot take: an answer that was begun is over, as there is no room for more."""
+        """End a request that the model cannot take. An answer already begun ends by length."""
         if not request.outputs:
             self._balancer.registry.fail(request, error, now)
             return
@@ -338,7 +338,7 @@ class Engine:
         self._balancer.registry.end(request)
 
     def _deliver(self, scheduler: Scheduler, output: StepOutput) -> None:
-        """Give a step's tokens to their requests, then tell the observers."""
+        """Pass a step's tokens to their requests, then notify the observers."""
         now = self._loop.time()
         update = scheduler.update(output)
         for delivery in update.deliveries:
@@ -369,8 +369,8 @@ class Engine:
             self._balancer.offer_to_score(request)
 
     def _bury(self, death: ShardDied, now: float) -> None:
-        """Put what ran on a shard that has died back into the queue, but for what it has died of."""
-        if not self._is_useless(death):  # of which whoever started it tells
+        """After the shard's death, take back its requests, and fail a swap under way."""
+        if not self._is_useless(death):  # `start` reports that
             log.warning("Shard %d is gone: %s", self.shard, death)
         scheduler, self.scheduler, self.client = self.scheduler, None, None
         self.last_death = death
@@ -387,9 +387,9 @@ class Engine:
         self._balancer.nudge()
 
     def _take_back(self, scheduler: Scheduler, now: float) -> None:
-        """Queue again what ran on a shard that has died, but for what it has died of twice.
+        """Queue a dead shard's requests again, except those present at two deaths, which fail.
 
-        Where a model was being changed, that is likelier to blame than any request.
+        During a swap no request is blamed: the swap is the likelier cause.
         """
         if self._swap is not None:
             scheduler.release()
@@ -397,7 +397,7 @@ class Engine:
             self._balancer.registry.fail(request, _condemnation(request), now)
 
     def _is_useless(self, death: ShardDied) -> bool:
-        """It never has served, and never will."""
+        """The shard has never served, and never will."""
         return death.permanent and self.served_model is None
 
     def _why_none_serves(self, death: ShardDied) -> GenerationFailed:
@@ -407,7 +407,7 @@ class Engine:
         return GenerationFailed(error, "incomplete_generation", 500)
 
     def _fall_back(self, death: ShardDied) -> None:
-        """What was committed last cannot be started any more: go back to what that has replaced."""
+        """Return to the previous target if the one committed last cannot be started."""
         if self.before is not None:
             log.warning("Shard %d goes back from %s to %s.", self.shard, self.target.name, self.before.name)
             self.target, self.before = self.before, None

@@ -1,7 +1,7 @@
-"""Where shards come from: child processes of this one, or other hosts where they wait to be called.
+"""Starts shards: child processes of the router, or shards that listen on other hosts.
 
-Either way a shard that was started is a connected `ShardClient` with its model loaded; a child that does not
-answer is killed. Children hold one end of a socket whose other end dies with the router, and so do they.
+Both give a connected `ShardClient` with its model loaded. A child that does not answer is killed. A child
+ends when the router's end of its socket closes, so with the router.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from shard.messages import PROTOCOL_VERSION, Hello, Ready, ShardConfig
 
 log = logging.getLogger(__name__)
 
-_MAX_FAILED_STARTS = 3  # in a row, before a start counts as of no use
+_MAX_FAILED_STARTS = 3  # in a row, before a restart counts as hopeless
 _ADVICE = {
     signal.SIGKILL: "most likely the machine has run out of memory; lower --kv-cache-bytes or --num-shards",
     signal.SIGILL: "this CPU lacks an instruction; try --dtype float32, or another --cache-dir",
@@ -29,20 +29,20 @@ _ADVICE = {
 }
 _END_TIMEOUT_S = 0.5
 _POLL_S = 0.01
-_KILL_TIMEOUT_S = 10.0  # a process may be held by its device's driver for a while
+_KILL_TIMEOUT_S = 10.0  # a device driver may delay the end of a process
 _CONNECT_TIMEOUT_S = 10.0
 _SILENT_S = 10.0
 
 
 class Launcher(Protocol):
-    """Starts one shard, again and again. Every `start` is followed by an `end` before the next."""
+    """Starts one shard repeatedly. Call `end` after every `start` before the next."""
 
     async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
-        """A shard that is ready for steps, with the model asked for. Raises `ShardDied`."""
+        """Start a shard with a model; returns when it is ready for steps. Raises `ShardDied`."""
         ...
 
     async def end(self) -> None:
-        """Leave nothing of it running. Safe at any time, also when `start` failed or was cancelled."""
+        """End the shard. Safe at any time, also when `start` failed or was cancelled."""
         ...
 
 
@@ -64,7 +64,7 @@ def _secret(file: str) -> str:
 
 
 class ChildLauncher:
-    """Shards as `python -m shard` on this host."""
+    """Starts `python -m shard` on this host."""
 
     def __init__(self, shard: int, patience: Patience, log_level: str = "info"):
         self._shard = shard
@@ -94,7 +94,7 @@ class ChildLauncher:
         self._client = self.process = None
 
     async def _fate(self, config: ShardConfig) -> str:
-        """What became of a process that has not said why it ended."""
+        """The fate of a process that ended without a reason, in words."""
         who = f"The process that was to load {config.model} on {config.device}"
         if self.process is None or not await _has_ended(self.process, _END_TIMEOUT_S):
             return f"{who} closed its connection."
@@ -116,7 +116,7 @@ class ChildLauncher:
 
 
 class RemoteLauncher:
-    """A shard that listens on another host. It is not ours to start: it is called until it answers."""
+    """Connects to a shard that listens on another host, retrying until it answers."""
 
     def __init__(self, address: str, shard: int, secret: str, patience: Patience):
         self._address = address
@@ -133,7 +133,7 @@ class RemoteLauncher:
                 _, self._client = await loop.create_connection(
                     lambda: ShardClient(self._patience, wake), host.strip("[]"), int(port)
                 )
-        except OSError as error:  # a timeout is one too
+        except OSError as error:  # TimeoutError included
             raise ShardDied(f"No shard answers at {self._address}: {error or 'timed out'}.") from error
         client, hello = self._client, Hello(PROTOCOL_VERSION, self._secret, self._shard, config)
         doubting = loop.call_later(_SILENT_S, self._doubt, client)
@@ -150,13 +150,13 @@ class RemoteLauncher:
         self._client = None
 
     def _doubt(self, client: ShardClient) -> None:
-        """A shard says that it lives while it loads; many other servers wait for a line that never comes."""
+        """Warn if nothing was heard: a loading shard sends heartbeats, most other servers wait for input."""
         if client.last_heard is None:
             log.warning("What listens at %s has said nothing yet: is it a shard?", self._address)
 
 
 def _start_connected(log_level: str) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """A shard's process, and our end of the socket that it holds."""
+    """Start a shard process; returns our end of its socket, and the process."""
     ours, theirs = socket.socketpair()
     try:
         with theirs:
@@ -179,7 +179,7 @@ async def _adopt(sock: socket.socket, patience: Patience, wake: Callable[[], Non
 
 
 async def _reap(process: subprocess.Popen[bytes]) -> None:
-    """See a child to its end. It ends itself when its connection is gone; one that hangs is killed."""
+    """Wait for a child, which ends when its connection closes; kill it if it hangs."""
     if await _has_ended(process, _END_TIMEOUT_S):
         if process.returncode < 0:
             log.warning("Process %d was ended by %s.", process.pid, signal.Signals(-process.returncode).name)
@@ -190,7 +190,7 @@ async def _reap(process: subprocess.Popen[bytes]) -> None:
 
 
 async def _has_ended(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
-    """Wait for the end of a process; False if it does not come in time."""
+    """Wait for a process to end; False on timeout."""
     try:
         async with asyncio.timeout(timeout_s):
             while process.poll() is None:  # noqa: ASYNC110 (a process that is not the loop's has no event)

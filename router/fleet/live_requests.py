@@ -1,4 +1,4 @@
-"""Every request's entry and end, noted once and told to whoever observes. Knows no shard and no queue."""
+"""Registers requests from submission to end, and notifies observers. Knows no shard and no queue."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ class RequestRegistry:
         self._observers.append(observer)
 
     def tell(self, event: Callable[[Observer], None]) -> None:
-        """Pass an event on, in order, as soon as what wrote tokens has let their readers run."""
+        """Notify observers of an event, in order, after readers of new tokens have run."""
         if not self._untold:
             asyncio.get_running_loop().call_soon(self._tell_all)
         self._untold.append(event)
@@ -41,7 +41,7 @@ class RequestRegistry:
         self.tell(lambda observer: observer.on_submitted(request))
 
     def end(self, request: Request) -> None:
-        """Note a request that has just ended, whichever way."""
+        """Note a request that has just ended in any way."""
         del self.live[request.id]
         self.ended.appendleft(request)
         if not self.live:
@@ -62,7 +62,7 @@ class RequestRegistry:
 
     @property
     def mean_service_s(self) -> float:
-        """Seconds that the latest requests have taken from start to end; 0 when there are none."""
+        """Mean seconds from start to end of the latest requests; 0 when there are none."""
         return sum(self._service_times) / max(1, len(self._service_times))
 
     def _tell_all(self) -> None:

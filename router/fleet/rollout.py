@@ -1,6 +1,6 @@
-"""One change of several shards: one of each kind first, the others in two halves; all, or in the end none.
+"""Changes several shards, all or none: first one shard for each target, then the others in two halves.
 
-What fails is found out on one, and while a half changes, the other serves.
+A failure shows on the first one, and while one half changes the other serves.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 async def roll_out(
     engines: Sequence[Engine], targets: Mapping[int, Target], options: SwapOptions
 ) -> list[SwapResult]:
-    """Change some shards, by number. What the first failure raises is raised once all serve what they did.
+    """Change shards, by number, to their targets: all or none. Raises the first failure once all are reverted.
 
-    Raises `NotUndone` instead when some cannot serve that again.
+    Raises `NotUndone` instead when some cannot be reverted.
     """
     done: dict[int, SwapResult] = {}
     for wave in _waves(targets):
@@ -48,7 +48,7 @@ async def _undo(engines: Sequence[Engine], options: SwapOptions, why: BaseExcept
 
 
 def _waves(targets: Mapping[int, Target]) -> list[Sequence[int]]:
-    """Halves have as many of each target, as far as that goes."""
+    """The waves of a rollout. Both halves have about equally many shards of each target."""
     by_target: dict[tuple[str, int | None], list[int]] = {}
     for shard, target in targets.items():
         by_target.setdefault((target.name, target.config.num_layers), []).append(shard)

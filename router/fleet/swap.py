@@ -1,6 +1,6 @@
-"""One change of one shard's model: prepare beside what runs, commit between two steps, move who must move.
+"""One change of one shard's model: prepare beside the steps, commit between two of them, migrate requests.
 
-Talks to one life of one shard. Whatever goes wrong before the commit is answered, what ran runs on.
+Bound to one connection of one shard. After any failure before the commit the old model serves on.
 """
 
 import asyncio
@@ -16,39 +16,39 @@ from router.fleet.client import Answered, ShardClient
 from router.scheduling.scheduler import Scheduler
 from shard.messages import Commit, Committed, Discard, Prepare, Prepared, SwapFailed
 
-_MAX_PREPARE_S = 900.0  # a shard that loads for longer than this is not going to end
+_MAX_PREPARE_S = 900.0  # a longer load counts as hung
 
 _Answer = TypeVar("_Answer", Prepared, Committed)
 
 
 class Inflight(enum.StrEnum):
-    """What becomes of sequences that run on the model that is replaced."""
+    """What happens to sequences that run on the replaced model."""
 
     FINISH = "finish"  # they end on it
-    MIGRATE = "migrate"  # they go on with the new one, computed again from their tokens
+    MIGRATE = "migrate"  # they continue on the new one, recomputed from their tokens
 
 
 class SwapError(Exception):
-    """A swap that was not carried out: what ran runs on. The message is one sentence for a person."""
+    """A swap failed; the old model serves on. The message is one sentence for the operator."""
 
 
 class SwapRefused(SwapError):
-    """It was not begun: the shard is busy with another, or does not serve."""
+    """A swap was not begun: the shard is busy with another one, or does not serve."""
 
 
 class NotUndone(SwapError):
-    """It failed on one shard, and others that it had changed could not be changed back."""
+    """A swap failed on one shard, and shards already changed could not be reverted."""
 
 
 class SwapOptions(msgspec.Struct, frozen=True):
-    """How a swap is to go."""
+    """Options of a swap."""
 
     inflight: Inflight = Inflight.FINISH
-    drain_s: float = 10.0  # where both models do not fit: how long what runs may take to end
+    drain_s: float = 10.0  # time for running requests to end if both models do not fit
 
 
 class SwapResult(msgspec.Struct, frozen=True):
-    """A swap carried out. `hold` spans the phases in which nothing new began, `gap` lies within `commit`."""
+    """A completed swap. `hold` spans the phases in which nothing new began; `gap` is part of `commit`."""
 
     served_model: ServedModel
     phases_ms: dict[str, float]
@@ -56,7 +56,7 @@ class SwapResult(msgspec.Struct, frozen=True):
 
 
 class Swap:
-    """One swap, from `Prepare` to the last sequence moved. Its shard's engine tells it what it hears."""
+    """One swap, from `Prepare` to the last migrated sequence. The engine passes it the shard's answers."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Swap:
         self._target = target
         self._client = client
         self._scheduler = scheduler
-        self._wake = wake  # has the engine schedule
+        self._wake = wake  # makes the engine schedule
         self._loop = asyncio.get_running_loop()
         self._phases_ms: dict[str, float] = {}
         self._answer: asyncio.Future[Answered] | None = None
@@ -79,7 +79,7 @@ class Swap:
         self._num_evicted = 0
 
     async def run(self, options: SwapOptions) -> SwapResult:
-        """Carry it out. Raises `SwapError`."""
+        """Carry out the swap. Raises `SwapError`."""
         try:
             with self._timed("prepare"):
                 prepared = await self._prepare()
@@ -93,7 +93,7 @@ class Swap:
         return SwapResult(self._served_model(committed), self._phases_ms, num_migrated)
 
     def hear(self, answer: Answered) -> None:
-        """What the shard says, in order."""
+        """Take an answer of the shard's."""
         self._heard.set()
         asked = self._answer
         if asked is None or asked.done():
@@ -102,7 +102,7 @@ class Swap:
             asked.set_result(answer)
 
     def end(self, error: SwapError) -> None:
-        """Nothing will come of it any more."""
+        """Fail the swap."""
         self._end = error
         self._heard.set()
         if self._answer is not None and not self._answer.done():
@@ -116,7 +116,7 @@ class Swap:
             raise SwapError(f"The shard has not loaded the model in {_MAX_PREPARE_S:.0f} s.") from None
 
     async def _commit(self, prepared: Prepared, options: SwapOptions) -> Committed:
-        """Between two steps. While both models do not fit, wait for sequences to end; at last move them."""
+        """Commit between two steps. While both models do not fit, wait for sequences to end, then evict."""
         drain_s = 0.0 if options.inflight is Inflight.MIGRATE else options.drain_s
         give_up = self._loop.time() + drain_s
         while True:
@@ -133,7 +133,7 @@ class Swap:
                 await self._evict(self._served_model(prepared))
 
     async def _evict(self, successor: ServedModel) -> None:
-        """Put back all that runs, to begin again on what is to come. Raises `SwapError` if some cannot."""
+        """Queue all running requests again, for the successor. Raises `SwapError` if some cannot move."""
         bound = self._scheduler.stays(successor)
         if bound:
             raise SwapError(
@@ -146,7 +146,7 @@ class Swap:
             await self._until(lambda: self._scheduler.is_at_rest)
 
     def _migrate(self, options: SwapOptions) -> int:
-        """After the commit: the number of requests that go on with the new model."""
+        """After the commit, migrate requests; returns how many continue on the new model."""
         if options.inflight is not Inflight.MIGRATE:
             return 0
         with self._timed("migrate"):
@@ -155,7 +155,7 @@ class Swap:
         return num_migrated
 
     async def _somebody_ends(self, num_running: int, give_up: float) -> bool:
-        """Wait for one of so many to end; False if none does in time."""
+        """Wait until fewer than `num_running` requests run; False on timeout."""
         try:
             async with asyncio.timeout_at(give_up):
                 await self._until(
@@ -166,7 +166,7 @@ class Swap:
         return True
 
     async def _until(self, is_true: Callable[[], bool]) -> None:
-        """Until something is true that the shard's answers bring about. Raises `SwapError`."""
+        """Wait until the shard's answers make a condition true. Raises `SwapError`."""
         while not is_true():
             self._heard.clear()
             await self._heard.wait()
@@ -174,7 +174,7 @@ class Swap:
                 raise self._end
 
     async def _ask(self, message: Prepare | Commit, kind: type[_Answer]) -> _Answer:
-        """The shard's answer. Raises `SwapError` when it says no, or dies."""
+        """Send a message and wait for its answer. Raises `SwapError` when the shard refuses or dies."""
         if self._end is not None:
             raise self._end
         self._answer = self._loop.create_future()
@@ -190,7 +190,7 @@ class Swap:
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        """Begin nothing on the shard meanwhile."""
+        """Begin nothing on the shard within this context."""
         self._scheduler.is_holding = True
         try:
             with self._timed("hold"):
@@ -208,6 +208,6 @@ class Swap:
             self._phases_ms[phase] = self._phases_ms.get(phase, 0.0) + 1000 * (self._loop.time() - began)
 
     def _note_told(self, told_ms: dict[str, float]) -> None:
-        """The shard's own phases, under names that ours do not have."""
+        """Record the shard's own phases, under names distinct from ours."""
         for phase, ms in told_ms.items():
             self._phases_ms[f"shard {phase}" if phase in self._phases_ms else phase] = ms

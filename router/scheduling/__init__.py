@@ -1,1 +1,1 @@
-"""Pure: one shard's requests, who waits, who runs, what the next step is."""
+"""Scheduling on one shard: which requests wait or run, and what the next step computes. Pure."""

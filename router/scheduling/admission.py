@@ -1,4 +1,4 @@
-"""Which waiting request a shard may start next, on which of its models, and in whose tokens. Pure."""
+"""Selects the waiting request that a shard may start next, its model and its tokenizer. Pure."""
 
 import math
 
@@ -12,7 +12,7 @@ from router.text.tokenizer import Tokenizer
 
 
 class AdmissionQuota(msgspec.Struct, frozen=True):
-    """What one shard may take from the waiting queue: these lanes, while it has no more work than this.
+    """What one shard may take from the waiting queue: some lanes, up to a limit of outstanding work.
 
     A request begun on a model `affine_elsewhere` is left to the shard that has it, and requests of
     `excluded_keys` to shards whose models are good at their prompts.
@@ -44,7 +44,7 @@ class ShardAdmission:
         return bool(self._queue)
 
     def next(self, quota: AdmissionQuota, is_empty: bool) -> tuple[Request, LoadedModel] | None:
-        """The request that may start now, and where; `is_empty`: nothing runs on the shard.
+        """The request that may start now, and its model; `is_empty`: nothing runs on the shard.
 
         A request that only an older model may serve and that does not fit there is skipped, not waited for.
         """
@@ -59,7 +59,7 @@ class ShardAdmission:
         return None
 
     def take(self, request: Request, loaded_model: LoadedModel) -> bool:
-        """Take a request out of the queue; False if it cannot start yet, or not on this model at all."""
+        """Take a request out of the queue; False if it cannot start on this model now or ever."""
         self._queue.take(request)
         tokenizer = loaded_model.served_model.tokenizer
         if not request.reads_alike(tokenizer):
@@ -75,17 +75,17 @@ class ShardAdmission:
         return True
 
     def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
-        """Requests that could not be made to suit the model that they were to start on, and why."""
+        """Requests that their model cannot take, and why; clears the list."""
         unfit, self._unfit = self._unfit, []
         return unfit
 
     def take_to_encode(self) -> list[tuple[Request, Tokenizer]]:
-        """Requests out of the queue that are to be queued again in the ids of a tokenizer."""
+        """Requests to encode for another tokenizer and queue again; clears the list."""
         to_encode, self._to_encode = self._to_encode, []
         return to_encode
 
     def put_back(self, request: Request) -> None:
-        """Queue again what a shard has lost."""
+        """Queue a request that a shard has lost."""
         request.start_over()
         self._queue.add(request)
 
@@ -93,7 +93,7 @@ class ShardAdmission:
         return -(-num_tokens // self._block_size)
 
     def _head(self, quota: AdmissionQuota, full: set[int]) -> tuple[Request, LoadedModel] | None:
-        """The next request among those that have a place here."""
+        """The next request that fits here, and its model."""
         lanes = [lane for lane in quota.lanes if lane is not Lane.SUSPECT or not self.is_trying]
 
         def place(requirements: Requirements) -> LoadedModel | None:
@@ -107,10 +107,10 @@ class ShardAdmission:
         return None if request is None or loaded_model is None else (request, loaded_model)
 
     def _fits(self, request: Request, loaded_model: LoadedModel, is_empty: bool) -> bool:
-        """Optimistic: its tokens have blocks, and every running request may grow by one block more.
+        """True if its tokens find blocks, with one block to spare for each running request. Optimistic.
 
-        When answers grow further the shard preempts the youngest. An empty batch takes anything: no count of
-        free blocks that is older than the last drops may keep it empty.
+        When answers grow further the shard preempts the youngest. An empty batch takes any request, since the
+        count of free blocks may be older than the last drops.
         """
         num_needed = self.num_blocks(request.num_tokens) + loaded_model.num_running + 1
         return is_empty or num_needed <= loaded_model.num_unclaimed_blocks

@@ -1,4 +1,4 @@
-"""The models that live in one shard, and the blocks each has, as far as its router knows. Pure."""
+"""The models loaded in one shard and the blocks of each, as known to the router. Pure."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ class LoadedModel:
         return self.served_model.epoch
 
     def claim(self, num_blocks: int) -> None:
-        """Count a sequence that runs here and will need so many blocks more."""
+        """Count a sequence that runs here and needs `num_blocks` more blocks."""
         self.num_unclaimed_blocks -= num_blocks
         self.num_running += 1
 
@@ -39,14 +39,14 @@ class LoadedModels:
         return len(set(self._by_epoch.values()))
 
     def of(self, request: Request) -> LoadedModel:
-        """Where a running request runs."""
+        """The model of a running request."""
         assert request.served_model is not None
         return self._by_epoch[request.served_model.epoch]
 
     def adopt(self, served_model: ServedModel, joined: int | None, running: Iterable[Request]) -> None:
         """Make a committed model the newest. Older ones without sequences are forgotten.
 
-        `joined`: the epoch under which the shard has had it all along; that entry becomes the newest one too.
+        `joined`: an older epoch of the same model in the shard; its entry becomes the newest.
         """
         before = self._by_epoch.get(joined) if joined is not None else None
         self.newest = LoadedModel(served_model)
@@ -61,14 +61,14 @@ class LoadedModels:
             loaded_model.is_closed = loaded_model is not self.newest
 
     def count(self, running: Iterable[tuple[Request, int]]) -> None:
-        """Take stock of who runs, and of how many blocks each needs for what it has to compute."""
+        """Recount the running requests, and the blocks that each needs for its pending tokens."""
         for loaded_model in self._by_epoch.values():
             loaded_model.num_unclaimed_blocks, loaded_model.num_running = loaded_model.num_free_blocks, 0
         for request, num_blocks in running:
             self.of(request).claim(num_blocks)
 
     def update(self, output: StepOutput, running: Iterable[Request]) -> None:
-        """Enter the blocks that the shard says there are, and forget what it no longer has."""
+        """Take over the shard's counts of blocks, and forget models that it no longer has."""
         newest = self._by_epoch.get(output.epoch)
         if newest is not None:
             newest.num_free_blocks = output.num_free_blocks
@@ -85,9 +85,9 @@ class LoadedModels:
         affine_elsewhere: frozenset[ModelIdentity] = frozenset(),
         excluded_keys: frozenset[RoutingKey] = frozenset(),
     ) -> LoadedModel | None:
-        """Where a waiting request may run: on the model that began it while that is here, else on the newest.
+        """The model for a waiting request: the one that began it while that is here, else the newest.
 
-        Not here if another shard has the model that began it (`affine_elsewhere`), or if no model has and its
+        None if another shard has the model that began it (`affine_elsewhere`), or if it was not begun and its
         routing key is among `excluded_keys`.
         """
         affinity = next(
@@ -107,7 +107,7 @@ class LoadedModels:
         return self.newest if self.newest.served_model.takes(requirements) else None
 
     def has_model(self, identity: ModelIdentity) -> bool:
-        """It is here, and takes back requests that it began."""
+        """The model is here, and takes back requests that it began."""
         loaded_models = self._by_epoch.values()
         return any(
             loaded_model.served_model.identity == identity and not loaded_model.is_closed

@@ -1,6 +1,6 @@
 """One request as the router sees it, from arrival to its last event, with its own output queue.
 
-Knows nothing of HTTP, sockets or the clock: times are given to it, in seconds of the event loop's clock.
+Knows no HTTP, no sockets and no clock: times are arguments, in seconds of the event loop's clock.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from router.text.prompt_class import PromptClass
 from router.text.tokenizer import Detokenizer, Token, Tokenizer
 from shard.messages import FinishReason, Sampling, TokenOutput
 
-_MAX_EXPECTED_TOKENS = 256  # few clients use all that they ask for
+_MAX_EXPECTED_TOKENS = 256  # few answers use all of `max_new_tokens`
 
 
 class Status(enum.Enum):
@@ -42,7 +42,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_token_ids: list[int]
     tokenizer: Tokenizer  # that made the ids
-    prompt: Prompt | None = None  # what it made them of; None: the client gave ids
+    prompt: Prompt | None = None  # the ids' source; None: the client gave ids
     max_new_tokens: int
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
@@ -73,12 +73,12 @@ class Timeline(msgspec.Struct):
 
 
 class Request:
-    """A generation in flight. The scheduler moves it, the engine feeds it, the API reads it by `take()`."""
+    """A request and its output. The scheduler runs it, the engine adds tokens, the API reads by `take()`."""
 
     def __init__(self, id: int, spec: Spec, arrived: float):
         self.id = id
         self.spec = spec
-        self.tokenizer = spec.tokenizer  # of the model it runs on, or is meant for
+        self.tokenizer = spec.tokenizer  # of the model that runs it, or is to run it
         self.prompt_token_ids = spec.prompt_token_ids
         self.timeline = Timeline(arrived)
         self.status = Status.WAITING
@@ -86,26 +86,26 @@ class Request:
         self.attempt = 0
         self.num_preemptions = 0
         self.num_shard_deaths = 0
-        self.num_computed_tokens = 0  # as the shard has said
-        self.num_in_flight_tokens = 0  # wished of the shard in steps that it has not answered
+        self.num_computed_tokens = 0  # as reported by the shard
+        self.num_in_flight_tokens = 0  # asked for in steps that the shard has not answered
         self.outputs: list[TokenOutput] = []
         self.prompt_scores: list[TokenOutput] = []
-        self.served_model: ServedModel | None = None  # it runs on; of its shard
+        self.served_model: ServedModel | None = None  # the model that runs it
         self.segments: list[Segment] = []
-        self.lost_affinity = False  # the model that it was begun on is no more, where it was
+        self.lost_affinity = False  # the model that began it is no longer on its shard
         self.outcome: FinishReason | GenerationFailed | None = None
         self._num_outputs_at_death: int | None = None
-        self._retold: list[int] = []  # the answer as far as another tokenizer has made it, in this one's ids
-        self._num_retold = 0  # `outputs` that stand for
-        self._num_characters = 0  # of the answer's text
-        self._num_characters_before = 0  # its latest token
+        self._retold: list[int] = []  # ids of the answer's part that another tokenizer's model wrote
+        self._num_retold = 0  # number of `outputs` in that part
+        self._num_characters = 0  # of the answer's text so far
+        self._num_characters_before = 0  # the same before its latest token
         self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
         self.events: list[Token | Finished | GenerationFailed] = []
         self._reader: asyncio.Future[None] | None = None
 
     @property
     def token_ids(self) -> list[int]:
-        """Prompt and answer so far, in the ids of `tokenizer`: what a replay starts from."""
+        """Prompt and answer so far in ids of `tokenizer`; a replay starts from these."""
         since = [output.id for output in self.outputs[self._num_retold :]]
         return self.prompt_token_ids + self._retold + since
 
@@ -119,12 +119,12 @@ class Request:
 
     @property
     def max_new_tokens(self) -> int:
-        """As many as may follow the prompt, in the ids of `tokenizer`."""
+        """Limit of tokens after the prompt, in ids of `tokenizer`."""
         return self.spec.max_new_tokens + len(self._retold) - self._num_retold
 
     @property
     def sampling(self) -> Sampling:
-        """As of the answer in the ids of `tokenizer`."""
+        """Sampling parameters, adjusted to the answer in ids of `tokenizer`."""
         sampling, shift = self.spec.sampling, len(self._retold) - self._num_retold
         if not sampling.min_tokens or not shift:
             return sampling
@@ -132,26 +132,26 @@ class Request:
 
     @property
     def requirements(self) -> Requirements:
-        """What a model must be for it to start, or to go on, there."""
+        """Conditions for a model to start or continue the request."""
         affinity = self.segments[-1].identity if self.segments and not self.lost_affinity else None
         is_bound = self.spec.prompt is None or self.spec.sampling.names_tokens
         vocabulary = self.tokenizer.digest if is_bound else None
-        prompts = "" if self.spec.exact else self.prompt_class  # no exit writes any of an exact answer
+        prompts = "" if self.spec.exact else self.prompt_class  # exact answers use no exits
         return Requirements(affinity, vocabulary, self.spec.exact, prompts)
 
     @functools.cached_property
     def prompt_class(self) -> PromptClass:
-        """What it is about, by a guess. Of bare token ids nothing is known: chat."""
+        """Guessed class of the prompt; chat for token ids."""
         return PromptClass.CHAT if self.spec.prompt is None else self.spec.prompt.prompt_class
 
     @property
     def written_by(self) -> ModelIdentity | None:
-        """Who wrote the whole answer; None when nobody did, or several."""
+        """The model that wrote the whole answer; None without one, or with several."""
         return self.segments[0].identity if len(self.segments) == 1 else None
 
     @property
     def num_pending_tokens(self) -> int:
-        """Tokens known and neither computed nor in flight.
+        """Number of known tokens neither computed nor in flight.
 
         Once none is left, every step in flight makes a token that is not known yet: 0 with one such token on
         its way, -1 with two.
@@ -160,15 +160,15 @@ class Request:
 
     @property
     def num_outstanding_tokens(self) -> int:
-        """Work still in it: tokens to compute, and those that may be expected to be generated."""
+        """Remaining work: tokens to compute, and tokens expected to be generated."""
         num_expected = min(_MAX_EXPECTED_TOKENS, self.spec.max_new_tokens - len(self.outputs))
         return self.num_tokens - self.num_computed_tokens + num_expected
 
     @property
     def wants_work(self) -> bool:
-        """False when what is in flight will end it by length, if every step makes a token.
+        """False if the steps in flight will end it by length, should each make a token.
 
-        A step makes none for a sequence that waits at an exit: with nothing in flight, it is asked for again.
+        A step makes no token for a sequence that waits at an exit; with none in flight it is asked for again.
         """
         num_pending = self.num_pending_tokens
         if num_pending > 0 or self.num_in_flight_tokens == 0:
@@ -181,7 +181,7 @@ class Request:
 
     @property
     def is_suspect(self) -> bool:
-        """Present at a shard's death, and has made no token since: it may be what the shard died of."""
+        """It ran when a shard died and has made no token since: it may have caused the death."""
         return self._num_outputs_at_death == len(self.outputs)
 
     @property
@@ -191,7 +191,7 @@ class Request:
         return sum(output.exit_layer for output in self.outputs) / len(self.outputs)
 
     def may_move_to(self, served_model: ServedModel) -> bool:
-        """It can go on with another model than its own, if need be as a migration."""
+        """It can continue on another model, if need be as a migration."""
         if (
             not served_model.takes(self.requirements)
             or self.num_tokens >= served_model.ready.max_total_tokens
@@ -202,12 +202,12 @@ class Request:
         return prompt is None or self.reads_alike(tokenizer) or prompt.is_readable(tokenizer)
 
     def reads_alike(self, tokenizer: Tokenizer) -> bool:
-        """Prompt and answer are in the ids of this tokenizer."""
+        """Prompt and answer have the same ids under this tokenizer."""
         prompt = self.spec.prompt
         return prompt is None or prompt.reads_alike(self.tokenizer, tokenizer)
 
     def encoded_by(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """Prompt and answer so far in other ids, for `switch`. Safe on any thread while nothing runs of it.
+        """Prompt and answer so far in another tokenizer's ids, for `switch`. Safe on any thread while queued.
 
         Raises `GenerationFailed` when the tokenizer's template refuses the conversation.
         """
@@ -218,7 +218,7 @@ class Request:
             raise GenerationFailed(f"The model was changed, and {error}", "validation", 422) from None
 
     def switch(self, tokenizer: Tokenizer, encoded: tuple[list[int], list[int]]) -> None:
-        """Have prompt and answer in the ids of this tokenizer from here on."""
+        """Continue with prompt and answer as `encoded` by this tokenizer."""
         self.prompt_token_ids, self._retold = encoded
         self._num_retold = len(self.outputs)
         self.prompt_scores.clear()
@@ -226,7 +226,7 @@ class Request:
         self._detokenizer.switch(tokenizer)
 
     def check_fits(self, served_model: ServedModel) -> None:
-        """Raises `GenerationFailed` when it is too long for a model, or has a token that it does not know."""
+        """Raises `GenerationFailed` if it is too long for a model, or has a token outside its vocabulary."""
         most = served_model.ready.max_total_tokens
         if self.num_tokens >= most:
             name = served_model.target.name
@@ -249,7 +249,7 @@ class Request:
             self.timeline.started = now
 
     def start_over(self) -> None:
-        """Return to the queue: what a shard computed is lost, the tokens received are not."""
+        """Return to the queue: a shard's computed state is lost, the tokens received are kept."""
         self.status = Status.WAITING
         self.shard = None
         self.attempt += 1
@@ -259,19 +259,19 @@ class Request:
             self.prompt_scores.clear()
 
     def note_shard_death(self) -> None:
-        """Note that a shard died while it ran there, for which it may be to blame."""
+        """Note that a shard died while running it: it may be the cause."""
         self.num_shard_deaths += 1
         self._num_outputs_at_death = len(self.outputs)
 
     def put_prompt(self, scores: list[TokenOutput]) -> None:
-        """Take scores of the prompt's next tokens. A replay after they were complete brings them again."""
+        """Take scores of the prompt's next tokens. Those repeated by a replay are ignored."""
         if not self._has_prompt_scores:
             self.prompt_scores += scores
 
     def put(self, outputs: list[TokenOutput], finish: FinishReason | None, now: float) -> bool:
-        """Take tokens from a shard; True when the generation is over.
+        """Take tokens from a shard; True when the request has ended.
 
-        A stop string may end it in the middle of `outputs`: what comes after is dropped.
+        A stop string may end it within `outputs`; later tokens are dropped.
         """
         if outputs:
             if self.timeline.first_token is None:
@@ -318,7 +318,7 @@ class Request:
         return len(self.prompt_scores) >= self.num_prompt_tokens - 1
 
     def _begin_segment(self, served_model: ServedModel) -> None:
-        """Note who writes from here on; who has written nothing is forgotten."""
+        """Begin a segment of a model; an empty last segment is dropped."""
         self._forget_idle_segment()
         if not self.segments or self.segments[-1].identity != served_model.identity:
             self.segments.append(served_model.segment(len(self.outputs)))
@@ -328,7 +328,7 @@ class Request:
             self.segments.pop()
 
     def _stop_at(self, stop: str) -> int | None:
-        """Where the latest token completed it. None: special tokens are part of it, which no text has."""
+        """Where in the text the completed stop string begins. None if it includes special tokens."""
         at = self._detokenizer.text.find(stop, max(0, self._num_characters_before - len(stop) + 1))
         return at if at >= 0 else None
 

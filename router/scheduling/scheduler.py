@@ -1,7 +1,7 @@
-"""Who runs on one shard: waiting requests become running ones, running ones become the work of a step.
+"""The scheduler of one shard: starts waiting requests, and forms steps of the running ones.
 
 Pure and synchronous: no clock, no socket, no event loop. A step is formed while the one before it still
-runs, so every decision looks at what will be true when that is done: what is in flight counts as computed.
+runs, so every decision counts tokens in flight as computed.
 """
 
 from collections import deque
@@ -19,9 +19,9 @@ from router.scheduling.waiting_queue import Lane, WaitingQueue
 from router.text.tokenizer import Tokenizer
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
 
-MAX_IN_FLIGHT = 2  # steps: one runs, the next one waits on the shard
-MAX_SHARD_DEATHS = 2  # a request present at so many is not tried again
-_PREFILL_SHARE = 4  # prefill gets at least one in so many tokens of a step
+MAX_IN_FLIGHT = 2  # steps: one runs, the next waits on the shard
+MAX_SHARD_DEATHS = 2  # a request that ran at so many deaths is not tried again
+_PREFILL_SHARE = 4  # prefill gets at least one in this many tokens of a step
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """What a step made for one request."""
+    """A step's outputs for one request."""
 
     request: Request
     tokens: list[TokenOutput]
@@ -42,18 +42,18 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class Update(msgspec.Struct, frozen=True):
-    """What came of a step. Preempted requests are back in the queue already."""
+    """The results of a step. Preempted requests are back in the queue already."""
 
     deliveries: list[Delivery]
     preempted: list[Request]
-    scored: ShadowScore | None = None  # a finished answer, read again to its end
+    scored: ShadowScore | None = None  # a completely scored answer
 
 
 class Scheduler:
-    """The batch of one life of one shard. The waiting queue is shared with the other shards' schedulers.
+    """Schedules one shard between its start and its death. All schedulers share the waiting queue.
 
-    Requests begin on the newest model; those that run keep theirs. With a score queue, what users leave over
-    goes to reading finished answers again.
+    Requests begin on the newest model; running ones keep theirs. With a score queue, spare time goes to
+    scoring finished answers.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Scheduler:
 
     @property
     def is_holding(self) -> bool:
-        """It starts nothing; what runs goes on."""
+        """It starts nothing; running requests go on."""
         return self._admission.is_holding
 
     @is_holding.setter
@@ -96,12 +96,12 @@ class Scheduler:
 
     @property
     def num_generations(self) -> int:
-        """The newest, and those before it that still have sequences."""
+        """Number of loaded models: the newest, and older ones that still have sequences."""
         return len(self._loaded_models)
 
     @property
     def num_blocks(self) -> int:
-        """Of the newest model, as of the last output."""
+        """Blocks of the newest model, as of the last output."""
         return self._loaded_models.newest.num_blocks
 
     @property
@@ -110,7 +110,7 @@ class Scheduler:
 
     @property
     def can_score(self) -> bool:
-        """Has all layers, and can say what the full model would."""
+        """The shard can compute full depth's scores."""
         return self._scorer is not None
 
     @property
@@ -120,20 +120,20 @@ class Scheduler:
 
     @property
     def is_at_rest(self) -> bool:
-        """Nothing runs, and the shard has forgotten all that did."""
+        """Nothing runs, and the shard has dropped all earlier sequences."""
         return not self.running and not self._drops and not self.in_flight
 
     @property
     def has_slot(self) -> bool:
-        """A step may be sent now; else the next output will make place for one."""
+        """A step may be sent now; else the next output makes room for one."""
         return len(self.in_flight) < MAX_IN_FLIGHT
 
     def can_start(self, quota: AdmissionQuota = EVERYTHING) -> bool:
-        """There is a waiting request that the next step may begin with."""
+        """The next step may start a waiting request."""
         return self._next(quota) is not None
 
     def schedule(self, now: float, quota: AdmissionQuota = EVERYTHING) -> Step | None:
-        """The next step, or None when nothing is to be asked of the shard now. O(batch), however many wait.
+        """The next step, or None without work for the shard. O(batch), for any number of waiting requests.
 
         Decoding goes first, so that streams keep their pace, but leaves a share to prefill. A prompt longer
         than a step gives half of prefill's share to the others while there are any.
@@ -157,9 +157,9 @@ class Scheduler:
         return self._form(batch, scoring, new + begun)
 
     def update(self, output: StepOutput) -> Update:
-        """Enter the answer to the oldest step in flight. Tokens of ended or stale attempts are left out.
+        """Apply the output of the oldest step in flight. Tokens of ended or stale attempts are dropped.
 
-        Raises `ValueError` when it answers another step.
+        Raises `ValueError` when it belongs to another step.
         """
         if not self.in_flight or self.in_flight[0].number != output.number:
             raise ValueError(f"step {output.number} was answered out of turn")
@@ -182,23 +182,23 @@ class Scheduler:
         return Update(deliveries, preempted, scored)
 
     def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
-        """Requests that could not be made to suit the model that they were to start on, and why."""
+        """Requests that their model cannot take, and why; clears the list."""
         return self._admission.take_unfit()
 
     def take_to_encode(self) -> list[tuple[Request, Tokenizer]]:
-        """Requests that would start, were they in the ids of a tokenizer: to be queued once they are."""
+        """Requests to encode for another tokenizer and queue again; clears the list."""
         return self._admission.take_to_encode()
 
     def has_model(self, identity: ModelIdentity) -> bool:
-        """It has the model on which a request was begun."""
+        """It has the model that began a request."""
         return self._loaded_models.has_model(identity)
 
     def can_serve(self, requirements: Requirements) -> bool:
-        """Such a request may start here, if not now then later."""
+        """A request with these requirements may start here, now or later."""
         return self._loaded_models.place(requirements) is not None
 
     def adopt(self, served_model: ServedModel, limits: Limits, joined: int | None = None) -> None:
-        """Have requests begin on a model that the shard has committed; those that run keep theirs.
+        """Begin requests on a newly committed model; running ones keep theirs.
 
         `joined`: see `Committed`.
         """
@@ -213,7 +213,7 @@ class Scheduler:
         return [request for request in self.running.values() if not request.may_move_to(served_model)]
 
     def migrate(self) -> list[Request]:
-        """Put requests of older models that can go on with the newest back into the queue."""
+        """Queue again the requests of older models that can continue on the newest."""
         loaded_models = self._loaded_models
         older = [
             request
@@ -224,27 +224,26 @@ class Scheduler:
         return self._evict(request for request in older if request.may_move_to(self.newest))
 
     def evict(self) -> list[Request]:
-        """Take everybody off the shard, back to the queue."""
+        """Take all requests off the shard, back to the queue."""
         return self._evict(self.running.values())
 
     def drop(self, request: Request) -> bool:
-        """Take out a request that was aborted or ended by what only the router sees. False if not running."""
+        """Remove a running request that was aborted or hit a stop string. False if not running."""
         if self.running.pop(request.id, None) is None:
             return False
         self._drops.append((request.id, request.attempt))
         return True
 
     def release(self) -> None:
-        """The shard has died, for which none of its requests is to blame: all go back to the queue."""
+        """After a death that no request caused, return all requests to the queue."""
         running = list(self.running.values())
         self.running.clear()
         self._put_back(running)
 
     def lose(self) -> list[Request]:
-        """The shard has died. Its requests go back to the queue, but for those condemned, which are returned.
+        """After a death, queue the shard's requests again; returns those that are not tried any more.
 
-        What the shard died of was in the oldest step that it has not answered. If a suspect was tried there,
-        the blame is the suspect's alone: whom it takes along survives.
+        The cause was in the oldest unanswered step. If a suspect was tried in it, only the suspect is blamed.
         """
         present = self.in_flight[0].work if self.in_flight else []
         blamed = [request for work in present if (request := self._find(work.id, work.attempt)) is not None]
@@ -256,7 +255,7 @@ class Scheduler:
         return [request for request in running if request.num_shard_deaths >= MAX_SHARD_DEATHS]
 
     def _take_stock(self) -> tuple[list[Request], list[Request]]:
-        """Running requests that want work: those one token behind, and those with more to compute."""
+        """Running requests with pending tokens: those with one (decode), and those with more (prefill)."""
         decoding: list[Request] = []
         prefilling: list[Request] = []
         num_outstanding = 0
@@ -274,7 +273,7 @@ class Scheduler:
         return decoding, prefilling
 
     def _start(self, batch: Batch, now: float, quota: AdmissionQuota) -> list[NewSequence]:
-        """Move waiting requests into the batch while there is room for them and work left to give."""
+        """Start waiting requests while there is room and budget."""
         new = []
         while batch.num_left > 0 and (found := self._next(quota)) is not None:
             request, loaded_model = found
@@ -288,19 +287,19 @@ class Scheduler:
         return new
 
     def _next(self, quota: AdmissionQuota) -> tuple[Request, LoadedModel] | None:
-        """The waiting request that may start now, and where."""
+        """The waiting request that may start now, and its model."""
         is_full = len(self.running) >= self.limits.max_batch_size
         if is_full or self.num_outstanding_tokens > quota.max_outstanding_tokens:
             return None
         return self._admission.next(quota, is_empty=not self.running)
 
     def _rotate(self, served: list[Request], passed_over: list[Request]) -> None:
-        """Where a step cannot hold every stream, those passed over come first in the next one."""
+        """If a step cannot hold every stream, put those left out first in the next step."""
         for request in served if passed_over else []:
             self.running[request.id] = self.running.pop(request.id)
 
     def _score(self, num_left: int, quota: AdmissionQuota) -> tuple[list[Work], list[NewSequence]]:
-        """Go on with reading a finished answer again, unless a request waits."""
+        """Continue scoring a finished answer, unless a request waits."""
         if self._scorer is None:
             return [], []
         is_full = len(self.running) >= self.limits.max_batch_size
@@ -326,7 +325,7 @@ class Scheduler:
         return step
 
     def _return(self, lost: list[tuple[int, int]], lost_affinity: bool = False) -> list[Request]:
-        """Put back what the shard holds no longer."""
+        """Queue again requests that the shard no longer holds."""
         found = [self._find(id, attempt) for id, attempt in lost]
         returned = [request for request in found if request is not None]
         for request in returned:
@@ -357,6 +356,6 @@ class Scheduler:
 
 
 def _split(prefilling: list[Request], num_tokens: int) -> tuple[list[Request], list[Request]]:
-    """Those with more to compute than fits in one step, and the others."""
+    """Split requests into those whose pending tokens exceed one step, and the others."""
     long = [request for request in prefilling if request.num_pending_tokens > num_tokens]
     return long, [request for request in prefilling if request.num_pending_tokens <= num_tokens]

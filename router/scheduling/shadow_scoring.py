@@ -1,7 +1,7 @@
-"""Reading finished answers again at full depth, in what users leave over of a shard.
+"""Scores finished answers at full depth in a shard's spare time.
 
-Such scoring has no client. It is the last to start, takes a small part of a step, and is the first to go: it
-is dropped when a request waits, when the shard needs its blocks, drains or dies. Pure.
+Scoring has no client. It starts last, takes a small part of a step, and is dropped first: when a request
+waits, when the shard needs its blocks, drains or dies. Pure.
 """
 
 import zlib
@@ -14,18 +14,18 @@ from router.scheduling.request import Request
 from shard.messages import NewSequence, Score, StepOutput, Work
 
 MAX_WAITING = 16  # answers; of more, the oldest are forgotten
-_SHARE_OF_STEP = 8  # one in so many tokens of a step may be read
-_FIRST_ID = 1 << 40  # above every request's: a shard takes blocks from the highest id first
+_SHARE_OF_STEP = 8  # at most one in this many tokens of a step
+_FIRST_ID = 1 << 40  # above every request's: a shard preempts the highest id first
 
 
 class ShadowScore:
-    """One finished answer, as it is read again."""
+    """The scoring of one finished answer."""
 
     def __init__(self, request: Request, served_model: ServedModel):
         self.request = request
         self.served_model = served_model
         self.id = _FIRST_ID + request.id
-        self.num_asked_tokens = 0  # of the shard, so far
+        self.num_asked_tokens = 0  # asked of the shard so far
         self.scores: list[Score] = []
 
     @property
@@ -38,7 +38,7 @@ class ShadowScore:
 
     @property
     def sequence(self) -> NewSequence:
-        """The answer as part of the prompt, drawn for with the noise it was drawn with."""
+        """The sequence to score: the answer as part of the prompt, with the request's seed."""
         request = self.request
         sampling = msgspec.structs.replace(request.sampling, num_top_tokens=0, prompt_logprobs=False)
         return NewSequence(
@@ -55,16 +55,16 @@ class ShadowScore:
 
 
 class ScoreQueue:
-    """Answers that wait to be read, a sampled share of all. Shared by the shards."""
+    """A sample of finished answers that wait to be scored. Shared by the shards."""
 
     def __init__(self, rate: float = 0.0):
         self._rate = rate
         self.waiting: deque[Request] = deque(maxlen=MAX_WAITING)
 
     def offer(self, request: Request) -> bool:
-        """Take a finished request if it is among the share; the same ones in every run.
+        """Queue a finished request if it is in the sample, which is the same in every run.
 
-        An answer of several models is nobody's to judge.
+        Answers written by several models are not scored.
         """
         if not request.outputs or request.written_by is None or not is_chosen(request.id, self._rate):
             return False
@@ -72,7 +72,7 @@ class ScoreQueue:
         return True
 
     def close(self) -> None:
-        """Forget all, and take nothing more."""
+        """Forget all answers, and take no more."""
         self._rate = 0.0
         self.waiting.clear()
 
@@ -82,7 +82,7 @@ def is_chosen(request_id: int, rate: float) -> bool:
 
 
 def scorer_for(served_model: ServedModel, score_queue: ScoreQueue | None) -> "ShadowScorer | None":
-    """None without a queue, or where the shard cannot say what the full model would."""
+    """A scorer; None without a queue, or if the shard cannot compute full depth."""
     return (
         ShadowScorer(score_queue, served_model)
         if score_queue is not None and served_model.ready.can_score
@@ -91,10 +91,10 @@ def scorer_for(served_model: ServedModel, score_queue: ScoreQueue | None) -> "Sh
 
 
 class ShadowScorer:
-    """One shard's scoring, one answer at a time, of what its newest model wrote.
+    """Scores, one at a time, answers that one shard's newest model wrote.
 
-    Layers that the model has not loaded are read from their files, which takes long and little of any
-    step: the shard is asked to go on until it is done, also beside a batch that is full.
+    Layers that the model has not loaded are streamed from their files, over many steps and in little of
+    each: the shard is asked until it is done, also beside a full batch.
     """
 
     def __init__(self, score_queue: ScoreQueue, served_model: ServedModel):
@@ -104,11 +104,11 @@ class ShadowScorer:
 
     @property
     def is_patient(self) -> bool:
-        """Scoring takes a fixed small share of the shard's time, whatever waits."""
+        """Scoring takes a small fixed share of the shard's time, so waiting requests do not stop it."""
         return not self._served_model.is_whole
 
     def begin(self, num_free_blocks: int) -> list[NewSequence]:
-        """The next answer, if none is being read and half of the free blocks hold it."""
+        """Begin scoring the next answer, if none is under way and half of the free blocks hold it."""
         if self._score is not None:
             return []
         request = self._next()
@@ -119,7 +119,7 @@ class ShadowScorer:
         return [self._score.sequence]
 
     def _next(self) -> Request | None:
-        """The first answer that its model wrote. What half of all blocks cannot hold is never read."""
+        """The first queued answer of this model. Answers larger than half of all blocks are dropped."""
         waiting = self._score_queue.waiting
         for request in [request for request in waiting if self._is_own(request)]:
             if self._blocks(request) <= self._served_model.ready.num_blocks // 2:
@@ -132,9 +132,9 @@ class ShadowScorer:
         return author is not None and author.model == self._served_model.target.name
 
     def ask(self, num_left: int, max_batch_tokens: int) -> list[Work]:
-        """What to compute of the answer being read, in a step that has `num_left` tokens left.
+        """Work on the answer in a step that has `num_left` tokens left.
 
-        Little also where nobody is served: a request may arrive while the step runs.
+        Small also on an idle shard: a request may arrive while the step runs.
         """
         score = self._score
         if score is None:
@@ -147,12 +147,12 @@ class ShadowScorer:
         return [Work(score.id, 0, max(1, num_tokens))]
 
     def give_up(self) -> list[tuple[int, int]]:
-        """Stop reading; (id, attempt) of what the shard is to forget."""
+        """Stop scoring; returns (id, attempt) of the sequences that the shard is to forget."""
         score, self._score = self._score, None
         return [] if score is None else [(score.id, 0)]
 
     def update(self, output: StepOutput) -> ShadowScore | None:
-        """Take the scores that a step made; the answer, if it is complete with them."""
+        """Take a step's scores; returns the answer when its scores are complete."""
         score = self._score
         if score is None:
             return None

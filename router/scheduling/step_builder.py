@@ -1,23 +1,23 @@
-"""A step being formed: who is asked for how many tokens, under one budget. Knows no queue and no shard."""
+"""Builds a step: the tokens to compute of each request, under one budget. Knows no queue and no shard."""
 
 from router.scheduling.request import Request
 from shard.messages import NewSequence
 
 
 class Batch:
-    """A step being formed. What is wished counts as in flight at once, so no token is wished twice."""
+    """A step being built. Tokens added count as in flight at once, so none is asked for twice."""
 
     def __init__(self, num_left: int):
         self.num_left = num_left
         self.wishes: dict[Request, int] = {}
 
     def fill(self, requests: list[Request]) -> None:
-        """All that each wants, as far as the budget goes."""
+        """Add all pending tokens of each request, within the budget."""
         for request in requests:
             self.add(request, self.num_left)
 
     def add(self, request: Request, limit: int) -> None:
-        """What a request wants, up to `limit` tokens."""
+        """Add a request's pending tokens, up to `limit`."""
         num_tokens = min(limit, max(1, request.num_pending_tokens))
         if num_tokens > 0 and request.wants_work:
             self.wishes[request] = self.wishes.get(request, 0) + num_tokens
@@ -26,7 +26,7 @@ class Batch:
 
 
 def new_sequence(request: Request, served_model: int) -> NewSequence:
-    """As a shard gets it that has `served_model`."""
+    """The message that starts a request on a shard with `served_model`."""
     spec = request.spec
     return NewSequence(
         request.id,

@@ -1,4 +1,4 @@
-"""The waiting queue: who goes next. Pure; a request's times are its own, `now` is given.
+"""The waiting queue and its order. Pure: times are arguments.
 
 There is one queue for all shards, and a request is bound to a shard only when a step takes it. Bound at
 arrival, it would wait behind long answers on one shard while another ran empty, and would have to be moved
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey
 from router.scheduling.request import Request
 
-AGEING_S = 10.0  # one level of priority is worth so many seconds of waiting
+AGEING_S = 10.0  # seconds of waiting worth one level of priority
 _SPARE_ENTRIES = 64
 
 _Heap = list[tuple[float, int, Request]]
 
 
 class Lane(enum.Enum):
-    """Kinds of waiting, those that go first before the others."""
+    """Classes of waiting requests, in order of precedence."""
 
     RETURNED = "returned"  # begun and interrupted: its client is in the middle of a stream
     SUSPECT = "suspect"  # present when a shard died: tried again one at a time on a shard
@@ -34,7 +34,7 @@ def lane_of(request: Request) -> Lane:
 
 
 def _rank(request: Request, lane: Lane) -> float:
-    """Smaller goes first. All age equally fast, so ageing needs no clock: arriving early is a head start."""
+    """Sort key, smaller first. Needs no clock: requests age equally fast, so arrival times decide."""
     if lane is Lane.FRESH:
         return request.timeline.arrived / AGEING_S - request.spec.priority
     return request.id
@@ -48,14 +48,13 @@ _BEGUN = (Lane.RETURNED, Lane.SUSPECT)
 
 
 class WaitingQueue:
-    """Requests that no shard holds. Every operation is O(log n) or better, so thousands may wait."""
+    """Requests that no shard holds. Operations are O(log n) or better, so thousands may wait."""
 
     def __init__(self) -> None:
-        self.num_tokens = 0  # of prompts, and of answers that were interrupted
+        self.num_tokens = 0  # in prompts and interrupted answers
         self._num_waiting: Counter[RoutingKey] = Counter()
-        self._num_outstanding: Counter[RoutingKey] = (
-            Counter()
-        )  # tokens to compute, and expected to be generated
+        # Tokens to compute, and expected to be generated.
+        self._num_outstanding: Counter[RoutingKey] = Counter()
         self._waiting: dict[int, Request] = {}
         # One heap for each set of requirements: a request does not block those that another model serves.
         # Entries of removed requests stay in the heaps until they come up or outnumber the others.
@@ -95,13 +94,13 @@ class WaitingQueue:
         return None
 
     def load(self, without: frozenset[RoutingKey] = frozenset()) -> tuple[int, int]:
-        """How many wait but for those of some routing keys, and the tokens outstanding in them."""
+        """Number of waiting requests without some routing keys, and their outstanding tokens."""
         keys = self._num_waiting.keys() - without
         num_tokens = sum(self._num_outstanding[key] for key in keys)
         return sum(self._num_waiting[key] for key in keys), num_tokens
 
     def distinct_requirements(self) -> set[Requirements]:
-        """What waiting requests require, each once."""
+        """The distinct requirements of waiting requests."""
         return {requirements for lane in Lane for requirements, _ in self._heaps(lane)}
 
     def affinities(self) -> set[ModelIdentity]:
@@ -115,12 +114,12 @@ class WaitingQueue:
         self.remove(request)
 
     def take_all(self, requirements: Requirements) -> list[Request]:
-        """Remove and name all with these requirements."""
+        """Remove and return all requests with these requirements."""
         waiting = [entry[2] for lane in self.lanes.values() for entry in lane.get(requirements, [])]
         return [request for request in waiting if self.remove(request)]
 
     def remove(self, request: Request) -> bool:
-        """Remove a request wherever it stands; False if it does not wait."""
+        """Remove a request from any position; False if it does not wait."""
         if self._waiting.pop(request.id, None) is None:
             return False
         self.num_tokens -= request.num_tokens
@@ -130,7 +129,7 @@ class WaitingQueue:
         return True
 
     def expire(self, now: float) -> list[Request]:
-        """Remove and name the requests whose deadline has passed before they could start."""
+        """Remove and return requests whose deadline has passed before they could start."""
         expired = []
         while self.deadlines and self.deadlines[0][0] <= now:
             request = heapq.heappop(self.deadlines)[2]
@@ -139,7 +138,7 @@ class WaitingQueue:
         return expired
 
     def _heaps(self, lane: Lane) -> Iterator[tuple[Requirements, _Heap]]:
-        """The heaps of a lane whose first entry waits; those that nobody is left in are dropped."""
+        """The heaps of a lane, with ended requests removed from the top; empty heaps are dropped."""
         heaps = self.lanes[lane]
         for requirements, heap in list(heaps.items()):
             while heap and heap[0][2] not in self:
