@@ -1,1 +1,1 @@
-"""Who is told what happens: metrics and telemetry."""
+"""Observers of the router: metrics and telemetry."""

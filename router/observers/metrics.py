@@ -1,4 +1,4 @@
-"""What the router tells its observers, as metrics."""
+"""An observer that updates Prometheus metrics."""
 
 from router.catalog.served_model import ServedModel
 from router.scheduling.observer import Observer
@@ -9,7 +9,7 @@ from telemetry.store import Store
 
 
 class MetricsObserver(Observer):
-    """Counts. `model` is the name that every metric of ours is labelled with."""
+    """Updates metrics from events. `model` is the label of every metric of ours."""
 
     def __init__(self, metrics: Metrics, model: str):
         self._tgi = metrics.tgi
@@ -121,7 +121,7 @@ class MetricsObserver(Observer):
 
 
 def watch_store(helios: HeliosMetrics, store: Store, model: str) -> None:
-    """Have metrics say, when they are asked, how keeping telemetry goes."""
+    """Let metrics read the telemetry store's health when scraped."""
     helios.redis_up.labels(model).set_function(lambda: store.is_ok)
     helios.telemetry_dropped.labels(model).set_function(lambda: store.num_dropped)
 

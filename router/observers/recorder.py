@@ -1,6 +1,6 @@
-"""What the router tells its observers, as windows of telemetry: who served what, how fast, how well.
+"""An observer that records telemetry windows: what each model served, how fast, how well.
 
-It is told behind the tokens, adds to sums in memory, and hands them to the store when that flushes.
+Receives events after the tokens, adds to sums in memory, and hands them to the store when that flushes.
 """
 
 import time
@@ -14,7 +14,7 @@ from telemetry.cost import StepSample
 from telemetry.store import Store
 from telemetry.window import ClassUse, Record, Window
 
-MAX_LIVING = 64  # models of one shard that may still have sequences: each more is a change of model ago
+MAX_LIVING = 64  # latest models of one shard that may still have sequences
 
 
 class Recorder(Observer):
@@ -25,7 +25,7 @@ class Recorder(Observer):
         self._unix_s = unix_s
         self._windows: dict[tuple[int, str, int], Window] = {}  # by shard, candidate, depth
         self._served_models: dict[tuple[int, int], ServedModel] = {}  # by shard and epoch
-        self._metered: set[int] = set()  # shards whose last step told its joules
+        self._metered: set[int] = set()  # shards whose last step reported joules
         store.on_flush.append(self.hand_over)
 
     def hand_over(self) -> None:
@@ -104,7 +104,7 @@ class Recorder(Observer):
             window.cost.add(sample)
 
     def _window_of(self, request: Request) -> Window | None:
-        """Of whoever serves a request, or served it last."""
+        """The window of the model that serves a request, or served it last."""
         if request.shard is None or request.served_model is None:
             return None
         return self._window(request.shard, request.served_model)
@@ -123,7 +123,7 @@ class Recorder(Observer):
             self._metered.add(shard)
 
     def _prune(self, shard: int, newest: int) -> None:
-        """Forget models that were changed so often since that none of their sequences can be left."""
+        """Forget models replaced so many swaps ago that none of their sequences can be left."""
         for key in [key for key in self._served_models if key[0] == shard and key[1] < newest - MAX_LIVING]:
             del self._served_models[key]
 
@@ -134,10 +134,10 @@ class Recorder(Observer):
 
 
 def sample_of(output: StepOutput, depth: int) -> StepSample | None:
-    """What a step tells of costs; None where two models shared it, or nothing was computed.
+    """A step's sample for the cost fit; None if two models shared it, or nothing was computed.
 
-    What did not end in a token of an answer counts as a prompt's, which runs all layers loaded. A step that
-    drafted and made several tokens of each answer counts as its share of as many steps.
+    Tokens that end in no answer token count as prompt tokens, which run all loaded layers. A speculative step
+    that made several tokens of each answer counts as its share of as many steps.
     """
     if output.older or not output.num_tokens:
         return None
@@ -160,7 +160,7 @@ def _count_class(window: Window, request: Request) -> None:
 
 
 def _num_bytes(request: Request) -> int:
-    """Of an answer's text."""
+    """Number of bytes of an answer's text."""
     pieces = (request.tokenizer.piece(output.id) for output in request.outputs)
     return sum(len(piece.raw) for piece in pieces if not piece.special)
 
@@ -173,7 +173,7 @@ def _add_older(window: Window, older: OlderReport, output: StepOutput) -> None:
 
 def _add_step(window: Window, num_tokens: int, ms: float, num_sequences: int) -> None:
     window.step_ms += ms
-    if num_tokens:  # else the step was another model's
+    if num_tokens:  # else another model ran the step
         window.num_steps += 1
         window.batched += num_sequences
         window.computed_tokens += num_tokens
@@ -189,6 +189,6 @@ def _add_exits(window: Window, exits: ExitReport | None) -> None:
 
 
 def _share(ms: float, output: StepOutput) -> float:
-    """Of a step's energy, by time, for one of the models that shared it."""
+    """One model's share of a step's energy, by its share of the time."""
     total = output.step_ms + sum(older.ms for older in output.older)
     return ms / total if total else 0.0

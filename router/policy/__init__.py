@@ -1,1 +1,1 @@
-"""What to serve next: the decisions of reassessment as pure functions."""
+"""Decides what to serve next: reassessment as pure functions."""

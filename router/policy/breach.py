@@ -1,21 +1,21 @@
-"""Confidence breaches of a capped model (HELIOS, section 4.3): too many late tokens under threshold."""
+"""Counts confidence breaches of a capped model (HELIOS, section 4.3): recent tokens under threshold."""
 
 from collections import deque
 
 
 class BreachCounter:
-    """Tokens as they come, in steps, of which the last `window` of each shard count."""
+    """Counts tokens by step, in a sliding window of the last `window` tokens of each shard."""
 
     def __init__(self, window: int, limit: int):
         self.num_shards = 1
         self._window = window
         self._limit = limit
-        self._steps: deque[tuple[int, int]] = deque()  # tokens, those of them under threshold
+        self._steps: deque[tuple[int, int]] = deque()  # (tokens, tokens under threshold)
         self._num_tokens = 0
         self._num_breaches = 0
 
     def add(self, num_tokens: int, num_breaches: int) -> None:
-        """One step's. The window ends with it, and begins with the step that its first token is in."""
+        """Add a step. The window ends with it, and begins with the step that holds its first token."""
         if not num_tokens:
             return
         self._steps.append((num_tokens, num_breaches))
@@ -28,7 +28,7 @@ class BreachCounter:
 
     @property
     def has_run_over(self) -> bool:
-        """More than `limit` in `window` tokens; of a step larger than the window, the same share."""
+        """More than `limit` of `window` tokens breached, or as large a share of a larger last step."""
         size = max(self._window * self.num_shards, self._num_tokens)
         return self._num_breaches * self._window > self._limit * size
 
@@ -37,6 +37,6 @@ class BreachCounter:
         return self._num_breaches / max(1, self._num_tokens)
 
     def clear(self) -> None:
-        """Another model serves: what was counted says nothing of it."""
+        """Restart the count, when another model serves."""
         self._steps.clear()
         self._num_tokens = self._num_breaches = 0

@@ -1,4 +1,4 @@
-"""What shall serve, once all is known that is worth knowing: one choice, or a split. Pure."""
+"""Chooses what shall serve once all trials are done: one choice, or a split. Pure."""
 
 from router.policy.cost import Cost, is_same
 from router.policy.decision import Decision, change, elective, split_up, stay
@@ -7,11 +7,11 @@ from router.policy.observation import Observation
 from router.policy.splitting import Split, best_split, rearranging_ms, serving_split
 from router.policy.weighing import Ranked, best_of_each, compared, find, spent, why_not_worth_it
 
-_REBALANCE_MARGIN = 2.0  # to share out anew, since shares of classes waver
+_REBALANCE_MARGIN = 2.0  # gain needed to rearrange a split, since shares of classes fluctuate
 
 
 def choose(observation: Observation, ranked: list[Ranked], reason: str) -> Decision:
-    """Stay or change, as costs say and the budget of swaps allows."""
+    """Stay or change, by cost and the budget of swaps."""
     after = f"{reason}: " if reason else ""
     if observation.split:
         return _choose_from_split(observation, ranked, after)
@@ -24,7 +24,7 @@ def choose(observation: Observation, ranked: list[Ranked], reason: str) -> Decis
 
 
 def better_split(observation: Observation, than: Cost) -> Split | None:
-    """The best split, if it is worth having in place of one choice for all, at that cost."""
+    """The best split, if it is worth replacing one choice for all at cost `than`."""
     split = best_split(observation)
     if split is None or why_not_worth_it(
         observation, than, split.cost, rearranging_ms(observation, split.shards)
@@ -34,7 +34,7 @@ def better_split(observation: Observation, than: Cost) -> Split | None:
 
 
 def _choose_one(observation: Observation, ranked: list[Ranked], best: list[Ranked], after: str) -> Decision:
-    """For all."""
+    """Decide while one choice serves all prompts."""
     current = find(ranked, observation.serving)
     if not best or current is None or best[0].choice == observation.serving:
         return stay(observation, f"{after}{_why_best(observation, ranked)}", ranked)
@@ -64,7 +64,7 @@ def _why_best(observation: Observation, ranked: list[Ranked]) -> str:
 
 
 def _choose_from_split(observation: Observation, ranked: list[Ranked], after: str) -> Decision:
-    """The cheaper of the best split and the best choice for all, if it is worth the change."""
+    """Decide while a split serves: the cheaper of the best split and choice, if worth the change."""
     now, split = serving_split(observation), best_split(observation)
     single = next(iter(best_of_each(observation, ranked)), None)
     if split is not None and (single is None or split.cost.amount <= single.cost):
@@ -107,7 +107,7 @@ def _share_out_anew(
 def _unite(
     observation: Observation, ranked: list[Ranked], now: Split, single: Ranked, after: str
 ) -> Decision:
-    """Have one choice serve all again, if only since prompts are of one class."""
+    """Replace a split by one choice for all, also when prompts are of one class only."""
     new, chosen = single.as_cost, single.choice
     if best_split(observation) is None:
         why = f"there is no use any more in telling prompts apart: {chosen} for all"

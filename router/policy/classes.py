@@ -1,4 +1,4 @@
-"""The classes of prompts that count in the traffic, each looked at as if there were no other. Pure."""
+"""Views of the traffic by class of prompts, for the classes that count. Pure."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ from router.policy.observation import Demand, Observation
 
 
 def single_class_view(observation: Observation, name: str) -> Observation:
-    """As it would look if all prompts were of one class, served by what serves that now."""
+    """The observation as if all prompts were of one class, served by that class's choice."""
     demand = msgspec.structs.replace(observation.demand, mix={name: 1.0})
     view = msgspec.structs.replace(observation, demand=demand, split={})
     if not observation.split:
@@ -19,7 +19,7 @@ def single_class_view(observation: Observation, name: str) -> Observation:
 
 
 def admitted(observation: Observation) -> dict[str, frozenset[Choice]]:
-    """For prompts of each class that counts, the choices that keep the floor. {}: there is one shard."""
+    """For each class that counts, the choices that keep the floor. {} with a single shard."""
     if len(observation.shards) < 2:
         return {}
     choices = [choice for profile in observation.profiles.values() for choice in profile.choices]
@@ -31,12 +31,12 @@ def admitted(observation: Observation) -> dict[str, frozenset[Choice]]:
 
 
 def classes_excluded_by(observation: Observation, choice: Choice) -> frozenset[str]:
-    """Classes that count and go to other shards, since the choice does not keep the floor for them."""
+    """Classes that count and go to other shards, because the choice fails the floor for them."""
     return frozenset(name for name, able in admitted(observation).items() if choice not in able)
 
 
 def demand_for(observation: Observation, choice: Choice) -> Demand:
-    """What a shard with this choice is sent."""
+    """The demand of the prompts sent to a shard with this choice."""
     excluded_classes = classes_excluded_by(observation, choice)
     own = {name: share for name, share in observation.demand.mix.items() if name not in excluded_classes}
     total = sum(own.values())
@@ -48,7 +48,7 @@ def demand_for(observation: Observation, choice: Choice) -> Demand:
 
 
 def may_be_tried(observation: Observation, choice: Choice) -> bool:
-    """It may serve, be it only prompts of one class that go to its shard."""
+    """The choice may serve all prompts, or those of one class on a shard of its own."""
     views = (
         [single_class_view(observation, name) for name in observation.counted]
         if len(observation.shards) > 1
@@ -58,7 +58,7 @@ def may_be_tried(observation: Observation, choice: Choice) -> bool:
 
 
 def unfit(observation: Observation) -> tuple[Choice, str] | None:
-    """What serves and may not, and why."""
+    """A served choice that may not serve, and why; None if there is none."""
     views = (
         [single_class_view(observation, name) for name in observation.counted]
         if observation.split
@@ -69,9 +69,9 @@ def unfit(observation: Observation) -> tuple[Choice, str] | None:
 
 
 def shards_for_trial(observation: Observation, trying: Choice) -> tuple[Choice, ...]:
-    """What the shards of a split serve while one of them tries a choice; (): none can be spared.
+    """The choices of a split's shards while one of them evaluates; () if no shard can be spared.
 
-    Prompts of every class that counts keep a shard that is good enough for them.
+    Every class that counts keeps a shard that is good enough for it.
     """
     if trying in observation.shards:
         return observation.shards

@@ -1,6 +1,6 @@
-"""What one request costs on a choice, as if nobody else were there: so that a busy hour decides nothing.
+"""Cost of a mean request on a choice, independent of the current load.
 
-From the costs fitted to the steps of a choice where it was measured, else carried over from another that was:
+Uses the cost fit of a choice's own steps, else one carried over from another choice:
 prefill(p) + o x (a + b x depth), the idealized runtime of Narayanan et al. (2305.02440).
 """
 
@@ -16,19 +16,19 @@ from telemetry.cost import CostFit
 from telemetry.history import Row
 
 _GUESS_ERROR = 0.3
-_ERROR_OF_ONE = 0.25  # of a cost fitted to the steps of one request; of several, by the root of their number
-_UNMEASURED = CostFit(0.0, 1.0, 0.0, 0.0)  # a unit for each layer: ranks depths, says nothing of time
+_ERROR_OF_ONE = 0.25  # relative error of a fit to one request; falls with the root of their number
+_UNMEASURED = CostFit(0.0, 1.0, 0.0, 0.0)  # one unit per layer: ranks depths, gives no times
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What a mean request costs, in the objective's unit: ms of a shard, ms of one request, or joules."""
+    """Cost of a mean request in the objective's unit: ms of a shard, ms of one request, or joules."""
 
     amount: float
-    error: float  # by so much, as a share, it may be wrong
+    error: float  # relative error
 
     @property
     def least(self) -> float:
-        """The lowest cost that its error allows."""
+        """Lower bound of the cost, given its error."""
         return self.amount * (1 - self.error)
 
     @property
@@ -37,17 +37,17 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """How a choice runs a mean request."""
+    """Parameters of a mean request's run on a choice."""
 
     fit: CostFit
-    num_measured: int  # requests that the fit rests on, on this choice itself
-    prompt_depth: float  # layers that a prompt runs
-    depth: float  # layers that a token of the answer runs, in the mean
-    batch_size: float  # sequences that memory has room for
+    num_measured: int  # requests on this choice that the fit rests on
+    prompt_depth: float  # layers run for a prompt token
+    depth: float  # mean layers run for an answer token
+    batch_size: float  # sequences that fit into memory
 
 
 def run_of(observation: Observation, choice: Choice) -> Run:
-    """How it runs, or would run."""
+    """The run of a mean request on a choice, measured or estimated."""
     profile = observation.profiles[choice.candidate]
     row = _row_that_tells(observation, choice)
     num_measured = 0 if row is None or row.cost is None else max(1, row.num_requests)
@@ -57,7 +57,7 @@ def run_of(observation: Observation, choice: Choice) -> Run:
 
 
 def cost_of(observation: Observation, choice: Choice) -> Cost:
-    """Of a mean request, for the repository's objective."""
+    """Cost of a mean request for the repository's objective."""
     run = run_of(observation, choice)
     match observation.repository.objective:
         case "latency":
@@ -71,14 +71,14 @@ def cost_of(observation: Observation, choice: Choice) -> Cost:
 
 
 def step_ms(run: Run, batch_size: float) -> float:
-    """A step in which each of so many sequences makes a token."""
+    """Milliseconds of a step that makes one token for each of `batch_size` sequences."""
     fit = run.fit
     by_token = fit.token_ms + fit.token_layer_ms * run.depth
     return fit.step_ms + fit.layer_ms * run.depth + batch_size * by_token
 
 
 def largest_batch(observation: Observation, profile: CandidateProfile, depth: int) -> float:
-    """Mean requests that the memory beside the weights has room for, up to the largest batch allowed."""
+    """Number of mean requests that fit beside the weights, up to the largest batch allowed."""
     demand = observation.demand
     tokens = max(1.0, demand.prompt_tokens + demand.answer_tokens)
     room = observation.device.memory_bytes - profile.weight_bytes(depth)
@@ -87,7 +87,7 @@ def largest_batch(observation: Observation, profile: CandidateProfile, depth: in
 
 
 def is_same(observation: Observation, choice: Choice, other: Choice) -> bool:
-    """Both run all layers of the same weights without exits: whatever they are called, they do the same."""
+    """Both choices run all layers of the same weights without exits, so they differ in name only."""
     if choice == other:
         return True
     are_plain = (
@@ -117,21 +117,21 @@ def _alone_ms(observation: Observation, run: Run) -> float:
 
 
 def _shared_ms(observation: Observation, run: Run) -> float:
-    """Time of the shard that a request takes in the largest batch: what throughput is the inverse of."""
+    """A request's share of shard time, in ms, in the largest batch: the inverse of throughput."""
     demand, fit = observation.demand, run.fit
     prompt_ms = demand.prompt_tokens * (fit.token_ms + fit.token_layer_ms * run.prompt_depth)
     return prompt_ms + demand.answer_tokens * step_ms(run, run.batch_size) / run.batch_size
 
 
 def _joules(observation: Observation, run: Run, row: Row | None) -> float:
-    """As measured; else by the power of a busy shard, which makes energy a matter of its time."""
+    """Joules per request as measured, else shard time times the power of a busy shard."""
     if row is not None and row.joules_per_token is not None:
         return row.joules_per_token * observation.demand.answer_tokens
     return _shared_ms(observation, run) / 1000 * (observation.device.watts or 1.0)
 
 
 def _mean_depth(choice: Choice, row: Row | None) -> float:
-    """Where tokens left, in the mean; a choice that was not measured runs all it has."""
+    """Mean exit layer of tokens; all layers if the choice was not measured."""
     total = sum(row.exits.values()) if row is not None else 0
     if row is None or not total:
         return choice.depth
@@ -139,7 +139,7 @@ def _mean_depth(choice: Choice, row: Row | None) -> float:
 
 
 def _carried_over(observation: Observation, choice: Choice) -> CostFit:
-    """From what was measured nearest: the same weights if possible, then the depth nearest to it."""
+    """The fit of the nearest measured choice: the same weights if possible, then the nearest depth."""
     measured = [
         row for row in observation.history if row.cost is not None and row.candidate in observation.profiles
     ]

@@ -1,7 +1,7 @@
 """The decision: stay, try a candidate, load more or fewer layers, change to another model, split the prompts.
 
-Pure. In the order of urgency: what may not serve is left at once; a trial is brought to its end; too many
-tokens under threshold are answered; and from time to time, or when traffic has shifted, all is weighed again.
+Pure. In order of urgency: leave a choice that may not serve; finish a trial; react to confidence breaches;
+and periodically, or after a shift of traffic, compare all choices again.
 """
 
 import math
@@ -20,7 +20,7 @@ from router.policy.weighing import Ranked, best_of_each, weigh
 
 
 def decide(observation: Observation) -> Decision:
-    """What to do now. The same for the same input."""
+    """The decision for an observation; deterministic."""
     ranked = weigh(observation)
     counters = observation.counters
     if counters.pinned:
@@ -38,7 +38,7 @@ def decide(observation: Observation) -> Decision:
 
 
 def _leave(observation: Observation, ranked: list[Ranked], bad: Choice, danger: str) -> Decision:
-    """What serves may not: change to the best that may, if need be to one that is too slow."""
+    """Leave a served choice that may not serve for the best that may, if need be for one that is too slow."""
     able = [option for option in ranked if not option.why_not]
     able = able or [option for option in ranked if not why_never(observation, option.choice)]
     if not able:
@@ -65,7 +65,7 @@ def _go_on_trying(observation: Observation, ranked: list[Ranked]) -> Decision:
 def _answer_breach(observation: Observation, ranked: list[Ranked]) -> Decision:
     """The cheaper of loading more layers and changing to another candidate (HELIOS, section 4.3).
 
-    Of a split, what all can be served by.
+    A split is left for one choice that can serve all prompts.
     """
     loop, bad = observation.repository.loop, observation.counters.breaching or observation.serving
     breach = f"More than {loop.breach_limit} of {loop.breach_window} tokens left {bad} under threshold"
@@ -90,7 +90,7 @@ def _reassess(observation: Observation, ranked: list[Ranked], reason: str) -> De
 
 
 def _to_split_by(observation: Observation, best: list[Ranked]) -> list[Choice]:
-    """What is to be measured before the prompts are split, if that might be worth it at all."""
+    """Choices to measure before prompts are split, if a split may be worth it at all."""
     split = best_split(observation)
     if split is None:
         return []
@@ -102,7 +102,7 @@ def _to_split_by(observation: Observation, best: list[Ranked]) -> list[Choice]:
 def _try(
     observation: Observation, trials: tuple[Choice, ...], ranked: list[Ranked], reason: str
 ) -> Decision | None:
-    """Have the first tried that can be, and then the others."""
+    """Evaluate the first of `trials` that can be, then the others; None if none can."""
     able = tuple(
         choice for choice in trials if not observation.split or shards_for_trial(observation, choice)
     )
@@ -135,7 +135,7 @@ def _why_reassess(observation: Observation) -> str:
 
 
 def _price(observation: Observation, option: Ranked) -> float:
-    """Of the next requests on it, with the change to it."""
+    """Cost of changing to an option and serving the next requests on it."""
     loop = observation.repository.loop
     changing = change_ms(observation, option.choice)
     if observation.repository.objective == "energy":

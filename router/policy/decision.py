@@ -1,4 +1,4 @@
-"""What a decision says, and how the plain ones are made: to stay, or to have one choice for all. Pure."""
+"""The struct of a decision, and constructors of the common ones. Pure."""
 
 import enum
 
@@ -13,34 +13,34 @@ from router.policy.weighing import Ranked
 class Kind(enum.StrEnum):
     STAY = "stay"
     EVALUATE = "evaluate"  # try it on live requests
-    DEEPEN = "deepen"  # more layers of what serves
+    DEEPEN = "deepen"  # more layers of the served candidate
     LIGHTEN = "lighten"  # fewer
     SWITCH = "switch"  # another candidate
     SPLIT = "split"  # several choices, each for the prompts it is best for
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do, and why. `choice` is what shall serve from now on; of `evaluate`, what shall be tried."""
+    """What to do and why. `choice` is to serve from now on, or, for `evaluate`, to be tried."""
 
     kind: Kind
-    choice: Choice  # of a split, the one with the most to do
-    why: str  # a sentence for a person
+    choice: Choice  # of a split: the choice with the most load
+    why: str  # a sentence for the operator
     considered: tuple[Ranked, ...] = ()
-    waiting: tuple[Choice, ...] = ()  # to be tried after it
-    is_elective: bool = False  # things were well enough: it counts against the budget of swaps
-    split: dict[str, Choice] = {}  # what prompts of each class are served by; {}: all by `choice`
-    shards: tuple[Choice, ...] = ()  # what each is to serve; (): all `choice`, or one of them what is tried
+    waiting: tuple[Choice, ...] = ()  # to be tried after `choice`
+    is_elective: bool = False  # not required: counts against the budget of swaps
+    split: dict[str, Choice] = {}  # choice for each class of prompts; {}: `choice` for all
+    shards: tuple[Choice, ...] = ()  # choice by shard; (): `choice` for all, or for the one evaluating
 
     @property
     def settles(self) -> bool:
-        """All was weighed and nothing is to be tried: it counts as a reassessment."""
+        """All choices were compared and none is to be tried: it counts as a reassessment."""
         return bool(self.considered) and self.kind is not Kind.EVALUATE
 
 
 def stay(
     observation: Observation, why: str, ranked: list[Ranked] | None = None, shards: tuple[Choice, ...] = ()
 ) -> Decision:
-    """Go on as it is; of a split, with these `shards`."""
+    """Keep what serves; of a split, with these `shards`."""
     return Decision(
         kind=Kind.STAY,
         choice=observation.serving,
@@ -52,7 +52,7 @@ def stay(
 
 
 def change(observation: Observation, choice: Choice, why: str, ranked: list[Ranked]) -> Decision:
-    """Have all served by one choice."""
+    """Serve all prompts by one choice."""
     serving = observation.serving
     if observation.split or choice.candidate != serving.candidate:
         kind = Kind.SWITCH
@@ -62,7 +62,7 @@ def change(observation: Observation, choice: Choice, why: str, ranked: list[Rank
 
 
 def split_up(observation: Observation, split: Split, why: str, ranked: list[Ranked]) -> Decision:
-    """Have each class of prompts served by its own choice."""
+    """Serve each class of prompts by its own choice."""
     counts = {choice: split.shards.count(choice) for choice in split.choices.values()}
     return elective(
         Decision(
@@ -77,7 +77,7 @@ def split_up(observation: Observation, split: Split, why: str, ranked: list[Rank
 
 
 def elective(decision: Decision) -> Decision:
-    """It counts against the budget of swaps."""
+    """The decision, marked to count against the budget of swaps."""
     return msgspec.structs.replace(decision, is_elective=True)
 
 

@@ -1,27 +1,27 @@
-"""Has what clients send shifted? Two tests on requests as they are answered, that call for a look early.
+"""Detects drift of the traffic by two tests on answered requests, which trigger an early reassessment.
 
-A false alarm costs a reassessment, which decides on what was measured and so changes nothing without reason.
+A false alarm costs one reassessment, which still changes nothing without reason.
 """
 
 import math
 from collections import Counter
 
-_NUM_BASELINE = 40  # requests, from which it is learned what is usual
+_NUM_BASELINE = 40  # requests from which the baseline is learned
 _SLACK = 0.5  # standard deviations that count as noise
 _LEAST_SPREAD = 0.02
-_MIX_MEMORY = 30.0  # requests after which a change in the mix has mostly arrived
-_MIX_SHIFT = 0.25  # of the requests are of another kind than before
+_MIX_MEMORY = 30.0  # requests over which shares are averaged (exponentially)
+_MIX_SHIFT = 0.25  # share of requests that changed class, from which on the mix has shifted
 
 
 class Cusum:
-    """Two-sided cumulative sum (Page 1954) of how far a value lies from its own baseline."""
+    """Two-sided cumulative sum (Page 1954) of a value's deviations from its own baseline."""
 
     def __init__(self, limit: float):
         self._limit = limit  # standard deviations
         self.clear()
 
     def clear(self) -> None:
-        """Learn anew what is usual."""
+        """Learn a new baseline."""
         self._count = 0
         self._mean = self._squares = self._up = self._down = 0.0
 
@@ -39,7 +39,7 @@ class Cusum:
         return max(self._up, self._down) > self._limit
 
     def _learn(self, value: float) -> None:
-        """Mean and squared deviations so far (Welford 1962)."""
+        """Update mean and squared deviations (Welford 1962)."""
         self._count += 1
         before = value - self._mean
         self._mean += before / self._count
@@ -47,7 +47,7 @@ class Cusum:
 
 
 class Mix:
-    """Shares of requests by what they are about, the latest counting most, and as they were before."""
+    """Shares of classes of prompts, exponentially averaged, and the remembered earlier shares."""
 
     def __init__(self) -> None:
         self._weights: dict[str, float] = {}
@@ -64,7 +64,7 @@ class Mix:
 
     @property
     def shares(self) -> dict[str, float]:
-        """They add up to one; too rare ones are left out."""
+        """Current shares, which add up to one; rare classes are left out."""
         total = sum(self._weights.values())
         shares = {name: weight / total for name, weight in self._weights.items() if weight / total >= 0.01}
         whole = sum(shares.values())
@@ -72,7 +72,7 @@ class Mix:
 
     @property
     def steady(self) -> dict[str, float]:
-        """Shares of all requests since what was remembered last; {}: they are too few, or have shifted."""
+        """Shares of all requests since the last `remember`; {} if they are too few or have shifted."""
         total = self._since.total()
         if total < 3 * _MIX_MEMORY or self.has_shifted:
             return {}
@@ -80,21 +80,21 @@ class Mix:
 
     @property
     def has_shifted(self) -> bool:
-        """Against what was remembered last."""
+        """True if the shares have shifted since the last `remember`."""
         if not self._before or self._since.total() < _MIX_MEMORY / 3:
             return False
         return _distance(self._before, self.shares) > _MIX_SHIFT
 
     def look(self) -> None:
-        """A decision is made on what it is now; carrying that out may take long."""
+        """Note the current shares, on which a decision is being made; carrying it out may take long."""
         self._looked_at = self.shares
 
     def remember(self) -> None:
-        """From now on, a shift is one against what it was at the last look."""
+        """Measure shifts from the shares at the last `look`."""
         self._before = self._looked_at
         self._since.clear()
 
 
 def _distance(mix: dict[str, float], other: dict[str, float]) -> float:
-    """Share of the requests that would have to be of another kind (total variation)."""
+    """Total variation distance: the share of requests that would have to change class."""
     return sum(abs(mix.get(name, 0.0) - other.get(name, 0.0)) for name in mix.keys() | other.keys()) / 2

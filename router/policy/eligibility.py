@@ -1,7 +1,7 @@
-"""Which choices may serve at all: what rules one out, as a sentence. Cost does not come into it.
+"""Decides which choices may serve at all, with the reason against one as a sentence. Ignores cost.
 
-The floor is kept by proof: a choice needs a certificate whose lower bound reaches it. What is measured on
-live answers can only take that away again, never give it.
+A choice needs a certificate whose lower bound reaches the floor. Agreement measured on live answers can only
+revoke that, never grant it.
 """
 
 from router.catalog.profile import CandidateProfile
@@ -10,16 +10,16 @@ from router.policy.cost import run_of, step_ms
 from router.policy.observation import Observation
 from telemetry.history import Row
 
-_LEAST_ANSWERS = 8  # read again at full depth, before they count against a certificate
+_LEAST_ANSWERS = 8  # scored answers needed before they count against a certificate
 
 
 def why_not(observation: Observation, choice: Choice) -> str:
-    """What rules a choice out; "": it may serve."""
+    """The reason why a choice may not serve; "" if it may."""
     return why_never(observation, choice) or why_not_now(observation, choice)
 
 
 def why_never(observation: Observation, choice: Choice) -> str:
-    """What rules a choice out however busy it is here: it may not serve for a moment. "": nothing."""
+    """The reason against a choice under any load: it may not serve for a moment; "" if none."""
     profile = observation.profiles.get(choice.candidate)
     if profile is None:
         return f"the repository has no candidate {choice.candidate}"
@@ -33,18 +33,18 @@ def why_never(observation: Observation, choice: Choice) -> str:
 
 
 def why_not_now(observation: Observation, choice: Choice) -> str:
-    """What rules a choice out as it has shown itself, or is expected to be, under the traffic of now."""
+    """The reason against a choice under the current traffic, measured or expected; "" if none."""
     return _too_unsure(observation, choice) or _too_slow(observation, choice) or _too_hot(observation, choice)
 
 
 def keeps_floor(observation: Observation, choice: Choice) -> bool:
-    """It is good enough for the prompts, whatever else speaks against it."""
+    """The choice keeps the quality floor for the current prompts, other reasons aside."""
     profile = observation.profiles.get(choice.candidate)
     return profile is not None and choice in profile.choices and not _too_bad(observation, profile, choice)
 
 
 def is_revoked(observation: Observation, choice: Choice) -> bool:
-    """Live answers say, beyond doubt, that it agrees less than the floor under prompts like those of now."""
+    """Scored live answers show, with confidence, agreement below the floor under current prompts."""
     row = observation.row(choice)
     found = row.agreement if row is not None else None
     if found is None or found.num_sequences < _LEAST_ANSWERS:
@@ -53,7 +53,7 @@ def is_revoked(observation: Observation, choice: Choice) -> bool:
 
 
 def _too_large(observation: Observation, profile: CandidateProfile, choice: Choice) -> str:
-    """The weights, and one request of the mean length, have to fit."""
+    """The reason if weights and one request of mean length do not fit into memory."""
     demand, limit = observation.demand, _memory_limit(observation)
     kv_bytes = (demand.prompt_tokens + demand.answer_tokens) * profile.kv_bytes * choice.depth
     needed = profile.weight_bytes(choice.depth) + kv_bytes
@@ -83,7 +83,7 @@ def _too_bad(observation: Observation, profile: CandidateProfile, choice: Choice
 
 
 def _strange_prompts(observation: Observation, profile: CandidateProfile) -> str:
-    """A kind of prompt that counts in the traffic, and that the candidate's exits were not made for."""
+    """The reason if a class that counts was not among those that the exits were made for."""
     made_for = profile.candidate.prompts
     if not made_for:
         return ""
@@ -105,7 +105,7 @@ def _too_slow(observation: Observation, choice: Choice) -> str:
     limits, row = observation.repository.limits, observation.row(choice)
     run = run_of(observation, choice)
     if not run.num_measured:
-        return ""  # evaluation will tell; a guess rules nothing out
+        return ""  # evaluation will tell; estimates rule nothing out
     batch = min(observation.demand.batch_size, run.batch_size)
     itl = step_ms(run, batch)
     ttft = run.fit.prefill_ms(round(observation.demand.prompt_tokens), run.prompt_depth) + itl
@@ -118,7 +118,7 @@ def _too_slow(observation: Observation, choice: Choice) -> str:
 
 
 def _seen_or(row: Row | None, ttft_ms: float, itl_ms: float) -> tuple[float, float]:
-    """Percentiles as they were measured, where they were."""
+    """Measured percentiles, else the estimates."""
     if row is None:
         return ttft_ms, itl_ms
     return (

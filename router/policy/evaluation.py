@@ -1,4 +1,4 @@
-"""Which candidates deserve to be tried on live requests, and which need not be (HELIOS, section 4.2)."""
+"""Selects the choices to evaluate on live requests (HELIOS, section 4.2)."""
 
 from collections.abc import Iterable
 
@@ -8,12 +8,12 @@ from router.policy.observation import Observation
 from router.policy.weighing import Ranked
 
 _ENOUGH_TRIALS = 5
-_HEAD_START_MS = 600_000.0  # time of which the budget may be spent at once when a server starts
-_BYTES_PER_MS = 500_000.0  # weights loaded, where no swap was measured yet
+_HEAD_START_MS = 600_000.0  # elapsed time credited at the start, so that evaluation may begin at once
+_BYTES_PER_MS = 500_000.0  # assumed speed of loading weights, until a swap was measured
 
 
 def to_try(observation: Observation, best: list[Ranked]) -> list[Choice]:
-    """In the order of their expected cost; empty where measuring could not change what serves."""
+    """Choices to evaluate in order of expected cost; empty if measuring could not change the choice."""
     bar = _bar(observation, best)
     shortlist = best[: observation.repository.loop.shortlist]
     return [
@@ -24,7 +24,7 @@ def to_try(observation: Observation, best: list[Ranked]) -> list[Choice]:
 
 
 def affordable(observation: Observation, choices: Iterable[Choice]) -> tuple[Choice, ...]:
-    """The first of them, each once, as far as the budget of evaluation goes."""
+    """The first of the choices that the evaluation budget allows, without repetition."""
     left_ms = _budget_left_ms(observation)
     chosen: list[Choice] = []
     for choice in dict.fromkeys(choices):
@@ -36,7 +36,7 @@ def affordable(observation: Observation, choices: Iterable[Choice]) -> tuple[Cho
 
 
 def is_open(observation: Observation, choice: Choice) -> bool:
-    """It was not measured of late under such prompts, or by so few requests that more may tell more."""
+    """The choice lacks a fresh measurement under current prompts, or has one of too few requests."""
     if is_same(observation, choice, observation.serving):
         return False
     row = observation.row(choice)
@@ -44,12 +44,12 @@ def is_open(observation: Observation, choice: Choice) -> bool:
 
 
 def overhead_ms(observation: Observation, choice: Choice) -> float:
-    """What trying a choice may cost: loading it, and what serves now again afterwards."""
+    """Estimated ms to evaluate a choice: changing to it and back."""
     return change_ms(observation, choice) + change_ms(observation, observation.serving)
 
 
 def change_ms(observation: Observation, choice: Choice) -> float:
-    """What changing to a choice takes, as it was measured or by its weights."""
+    """Milliseconds to change to a choice, measured or estimated from its weights."""
     row = observation.row_of_any_prompts(choice)
     is_same_model = choice.candidate == observation.serving.candidate
     measured = None if row is None else row.deepen_ms if is_same_model else row.swap_ms
@@ -62,7 +62,7 @@ def change_ms(observation: Observation, choice: Choice) -> float:
 
 
 def _bar(observation: Observation, best: list[Ranked]) -> float:
-    """What a choice has to undercut: the best that was measured, less what a swap has to gain."""
+    """The cost to undercut: the best measured one, less the gain that a swap requires."""
     known = [
         option
         for option in best

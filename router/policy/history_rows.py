@@ -1,4 +1,4 @@
-"""From a window of telemetry to a row of history: what a choice was measured to do. Pure."""
+"""Turns windows of telemetry into history rows. Pure."""
 
 import msgspec
 
@@ -9,25 +9,25 @@ from telemetry.history import Interval, Row
 from telemetry.window import Answers, Window
 
 _P95 = 0.95
-_MOST_FOREIGN = 0.1  # share of tokens in a window that still tells of a choice
-_MOST_KEPT = 150  # requests that an earlier measurement counts for
+_MOST_FOREIGN = 0.1  # largest share of excluded classes' tokens in a usable window
+_MOST_KEPT = 150  # largest weight of an earlier measurement, in requests
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
-    """What a window does not say of itself."""
+    """Facts about a window that it does not contain."""
 
-    prompts: str  # what most of them were about
-    excluded_classes: frozenset[str] = frozenset()  # classes of prompts that it is no longer sent
+    prompts: str  # class of most prompts
+    excluded_classes: frozenset[str] = frozenset()  # classes no longer sent to it
     now_s: float
-    swap_ms: float | None = None  # what the last change to the choice took, from another candidate
-    deepen_ms: float | None = None  # and from another depth
+    swap_ms: float | None = None  # duration of the last change to the choice from another candidate
+    deepen_ms: float | None = None  # the same from another depth
     version: str = ""
 
 
 def row_of(choice: Choice, window: Window, around: Circumstances) -> Row:
-    """What the window says, as history keeps it.
+    """The history row of a window.
 
-    Answers are read again some time after they were given, so of excluded classes none counts.
+    Scores of excluded classes are left out, since answers are scored some time later.
     """
     answers = _answers(window, around.excluded_classes)
     return Row(
@@ -63,7 +63,7 @@ def _answers(window: Window, excluded_classes: frozenset[str]) -> Answers:
 
 
 def tells(window: Window, excluded_classes: frozenset[str]) -> bool:
-    """It is about prompts that the choice is sent, and not much about others that were begun on it before."""
+    """The window is mostly of classes that the choice is sent, not of excluded ones begun on it earlier."""
     if not excluded_classes:
         return True
     num_tokens = sum(use.tokens for use in window.classes.values())
@@ -72,7 +72,7 @@ def tells(window: Window, excluded_classes: frozenset[str]) -> bool:
 
 
 def brought_up(known: Row | None, new: Row) -> Row:
-    """A row with what is older, where the new one has not measured it; of another version nothing is kept."""
+    """The new row, with gaps filled from an older row of the same version."""
     if known is None or known.version != new.version:
         return new
     kept = {
@@ -84,7 +84,7 @@ def brought_up(known: Row | None, new: Row) -> Row:
 
 
 def pooled(earlier: Row | None, new: Row) -> Row:
-    """A row whose cost rests on an earlier measurement too: few requests leave it uncertain."""
+    """The row with its cost fit pooled with an earlier one, since few requests leave it uncertain."""
     row = brought_up(earlier, new)
     if earlier is None or earlier.version != new.version or earlier.cost is None or new.cost is None:
         return row
@@ -96,7 +96,7 @@ def pooled(earlier: Row | None, new: Row) -> Row:
 
 
 def interval_of(answers: Answers) -> Interval | None:
-    """Agreement with its bounds; None without an answer that was read again."""
+    """Agreement with its bounds; None without scored answers."""
     if not answers.tokens:
         return None
     share = Sums(

@@ -1,7 +1,7 @@
-"""Reassessment without its hands: what it knows, what it decides, what it learns from what was carried out.
+"""The state of reassessment: takes events, measurements and outcomes in, gives decisions out.
 
-Knows no clock, no Redis and no shard. Whoever runs it tells it what happens, gives it windows of telemetry,
-asks for a decision, carries that out and says what came of it.
+Knows no clock, no Redis and no shard. The loop reports events, passes windows of telemetry, asks for a
+decision, carries it out and reports the outcome.
 """
 
 from collections.abc import Mapping
@@ -19,36 +19,36 @@ from router.policy.traffic import Answered, Watch
 from telemetry.history import History, Row
 from telemetry.window import Window
 
-_REQUESTS_THAT_TELL = 30  # after which the mix of prompts is that of now
+_REQUESTS_THAT_TELL = 30  # after these, the mix of prompts is current
 
 
 class Now(msgspec.Struct, frozen=True):
-    """One moment on two clocks."""
+    """The time on two clocks."""
 
     unix_s: float
-    ms: float  # does not go back
+    ms: float  # monotonic
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What changing to a choice took. None: it was not done that way."""
+    """Durations of the last change to a choice. None: no such change."""
 
     swap_ms: float | None = None
     deepen_ms: float | None = None
 
 
 class Breach(msgspec.Struct, frozen=True):
-    """A choice that was left for its breaches; of which prompts they were is known some requests later."""
+    """A choice left for its breaches. The class of the breaching prompts is known some requests later."""
 
     choice: Choice
     rate: float
     num_requests: int  # answered by then
-    prompts: str  # what it was sent, of a split; "": what all send
+    prompts: str  # of a split: its class; "": all prompts
 
 
 class Reassessor:
-    """What one router's policy remembers. `serving` is what was chosen, whatever is being tried meanwhile.
+    """The policy's state in one router. `serving` is the current choice, also while another one is evaluated.
 
-    With a `split`, prompts of each class have their own choice, and `serving` is the one with the most to do.
+    With a `split`, each class of prompts has its own choice, and `serving` is the one with the most load.
     """
 
     def __init__(self, repository: Repository, device: Device, serving: Choice, now: Now):
@@ -56,18 +56,18 @@ class Reassessor:
         self.device = device
         self.serving = serving
         self.split: dict[str, Choice] = {}
-        self.shards: tuple[Choice, ...] = ()  # what each serves or tries: to be kept true from outside
-        self.admitted: dict[str, frozenset[Choice]] = {}  # as of the last decision: see `classes.admitted`
+        self.shards: tuple[Choice, ...] = ()  # what each shard serves or evaluates; kept current by the loop
+        self.admitted: dict[str, frozenset[Choice]] = {}  # by the last decision: see `classes.admitted`
         self.profiles: dict[str, CandidateProfile] = {}
         self.watch = Watch(repository.loop, now.ms)
-        self._since_s = now.unix_s  # `serving` and the kind of prompts are what they are
+        self._since_s = now.unix_s  # when `serving` or the class of most prompts last changed
         self._prompts = ""
         self._tried_since_s = now.unix_s
         self._breach: Breach | None = None
-        self._load_failures: dict[Choice, tuple[str, float]] = {}  # why it could not be loaded, and when
+        self._load_failures: dict[Choice, tuple[str, float]] = {}  # (reason, time)
         self._changes: dict[Choice, Change] = {}
         self._versions: dict[Choice, str] = {}
-        self._earlier: dict[Choice, tuple[float, Row | None]] = {}  # what was known when a window began
+        self._earlier: dict[Choice, tuple[float, Row | None]] = {}  # (window's start, row known then)
 
     @property
     def trying(self) -> Choice | None:
@@ -75,25 +75,25 @@ class Reassessor:
 
     @property
     def served(self) -> list[Choice]:
-        """All that serves, be it a part of the prompts."""
+        """All choices that serve, also those of a part of the prompts."""
         return list(dict.fromkeys([self.serving, *self.split.values()]))
 
     def on_answered(self, answer: Answered) -> None:
         self.watch.on_answered(answer, self.serving)
 
     def since_s(self, choice: Choice) -> float:
-        """From when on windows of a choice tell of it as things are now; Unix time."""
+        """Unix time from which a choice's windows reflect the current conditions."""
         return self._tried_since_s if choice == self.trying else self._since_s
 
     @property
     def prompts(self) -> str:
-        """What most prompts are about, as of the last `learn`."""
+        """Class of most prompts as of the last `learn`."""
         return self._prompts
 
     def learn(self, history: History, windows: dict[Choice, Window], now: Now) -> None:
-        """Enter what was measured of what serves, and of what is tried, since `since_s`."""
+        """Take measurements since `since_s` of the served and the evaluated choices."""
         if self._has_other_prompts(now):
-            windows = {}  # they are of both kinds
+            windows = {}  # they mix the old and the new class
         observation = self.observation(history, now)
         for choice, window in windows.items():
             if choice in (*self.served, self.trying) and window.tokens:
@@ -126,7 +126,7 @@ class Reassessor:
         )
 
     def took(self, decision: Decision, now: Now) -> None:
-        """A decision was carried out, if there was something to carry out."""
+        """Note that a decision was carried out, or needed no action."""
         counters, trying = self.watch.counters(now.ms), self.trying
         if counters.is_breached and self._is_replaced_by(decision):
             self._breach = self._noted(counters)
@@ -137,14 +137,14 @@ class Reassessor:
             self.now_serves(decision.choice, now, decision.split)
 
     def now_serves(self, choice: Choice, now: Now, split: Mapping[str, Choice] = {}) -> None:
-        """Something else serves, whoever wanted it."""
+        """Note that another choice serves, by whoever's decision."""
         self.serving = choice
         self.split = dict(split)
         self._since_s = now.unix_s
         self.watch.on_serving()
 
     def failed(self, decision: Decision, reason: str, now: Now) -> None:
-        """It could not be carried out, and what served still does. Not again while history is fresh."""
+        """Note that a decision failed; the old choice serves on. It is not retried while history is fresh."""
         new = set(decision.shards).difference(self.served) or {decision.choice}
         self._load_failures |= dict.fromkeys(new, (reason.rstrip("."), now.unix_s))
         if decision.kind is Kind.EVALUATE:
@@ -154,7 +154,7 @@ class Reassessor:
             self.watch.on_sharing_failed()
 
     def note_loaded(self, choice: Choice, version: str, is_certified: bool) -> None:
-        """A shard has loaded it. Where it objects to the certificate, that proves nothing."""
+        """Note that a shard has loaded a choice. An invalid certificate stops counting as proof."""
         self._versions[choice] = version
         profile = self.profiles.get(choice.candidate)
         if profile is not None and not is_certified:
@@ -162,22 +162,22 @@ class Reassessor:
             self.profiles[choice.candidate] = msgspec.structs.replace(profile, proven=others)
 
     def note_change(self, choice: Choice, ms: float) -> None:
-        """What a change to a choice took, before `took` is told of it."""
+        """Note how long a change took; call before `took`."""
         known = self._changes.get(choice, Change())
         is_depth = choice.candidate == self.serving.candidate
         swap_ms, deepen_ms = (known.swap_ms, ms) if is_depth else (ms, known.deepen_ms)
         self._changes[choice] = Change(swap_ms, deepen_ms)
 
     def _has_other_prompts(self, now: Now) -> bool:
-        """Most prompts are of another kind than when last asked. What is measured from now on counts."""
+        """True if the class of most prompts has changed since the last call; later measurements count."""
         before, self._prompts = self._prompts, self.watch.demand.prompts
         if self.split or before in ("", self._prompts):
-            return False  # of a split, each choice has prompts of its own
+            return False  # in a split each choice has its own prompts
         self._since_s = now.unix_s
         return True
 
     def _before(self, history: History, choice: Choice, prompts: str) -> Row | None:
-        """What was known of a choice when the window began that tells of it now."""
+        """The row that was known of a choice when its current window began."""
         since = self.since_s(choice)
         known = self._earlier.get(choice)
         if known is None or known[0] != since:
@@ -197,7 +197,7 @@ class Reassessor:
         )
 
     def _enter_breach(self, history: History, now: Now) -> None:
-        """Once it is known which prompts had come, tell history what they did to the choice."""
+        """Add a breach to history once the class of the breaching prompts is known."""
         breach, window = self._breach, self.repository.loop.breach_window
         if breach is None or self.watch.num_requests - breach.num_requests < _REQUESTS_THAT_TELL:
             return
@@ -227,7 +227,7 @@ class Reassessor:
         return decision.kind is not Kind.EVALUATE and (decision.choice, decision.split) != serves
 
     def _noted(self, counters: LoopCounters) -> Breach:
-        """What is left for its breaches."""
+        """The breach for which a choice is being left."""
         choice = counters.breaching or self.serving
         of_class = [name for name, served in self.split.items() if served == choice]
         prompts = of_class[0] if len(of_class) == 1 else ""

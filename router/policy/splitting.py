@@ -1,6 +1,6 @@
-"""Classes of prompts on choices and shards of their own: which shard serves what, and what it costs. Pure.
+"""Splits: each class of prompts on a choice and shards of its own, and what that costs. Pure.
 
-What a shard serves changes only where it must, since every change costs its shard some time.
+Shards keep their choice where possible, since each change costs a shard some time.
 """
 
 from collections import Counter
@@ -17,9 +17,9 @@ from router.policy.weighing import Ranked, best_of_each, find, weigh
 
 
 class Split(msgspec.Struct, frozen=True):
-    """Who serves which class of prompts, and on which shards."""
+    """The choice for each class of prompts, and the choice for each shard."""
 
-    by_class: dict[str, Ranked]  # as it was weighed for prompts of that class alone
+    by_class: dict[str, Ranked]  # ranked for prompts of that class alone
     shards: tuple[Choice, ...]
     cost: Cost
 
@@ -28,7 +28,7 @@ class Split(msgspec.Struct, frozen=True):
 
     @property
     def spread(self) -> str:
-        """How many shards each choice has, in words."""
+        """The number of shards of each choice, in words."""
         return " and ".join(f"{count} for {choice}" for choice, count in sorted(Counter(self.shards).items()))
 
     @property
@@ -37,7 +37,7 @@ class Split(msgspec.Struct, frozen=True):
 
     @property
     def why_not(self) -> str:
-        """What rules out one of its choices; "": it may serve."""
+        """The reason against one of its choices; "" if all may serve."""
         return next(
             (f"{option.choice}: {option.why_not}" for option in self.by_class.values() if option.why_not), ""
         )
@@ -48,7 +48,7 @@ class Split(msgspec.Struct, frozen=True):
 
 
 def best_split(observation: Observation) -> Split | None:
-    """Each class that counts with its best choice; None where that is one for all, or shards are too few."""
+    """The best choice for each class that counts; None if it is the same for all, or shards are too few."""
     if len(observation.shards) < 2 or len(observation.counted) < 2:
         return None
     by_class = {
@@ -64,7 +64,7 @@ def best_split(observation: Observation) -> Split | None:
 
 
 def serving_split(observation: Observation) -> Split:
-    """The one that serves, for the classes that count now."""
+    """The current split, for the classes that count now."""
     by_class: dict[str, Ranked] = {}
     for name in sorted(observation.counted):
         view = single_class_view(observation, name)
@@ -74,7 +74,7 @@ def serving_split(observation: Observation) -> Split:
 
 
 def untried(observation: Observation, split: Split) -> list[Choice]:
-    """Its choices that were not measured of late under the prompts that they would get."""
+    """Choices of a split without fresh measurements under the prompts that they would get."""
     return [
         option.choice
         for name, option in split.by_class.items()
@@ -84,7 +84,7 @@ def untried(observation: Observation, split: Split) -> list[Choice]:
 
 
 def rearranging_ms(observation: Observation, shards: tuple[Choice, ...]) -> float:
-    """What it takes to have the shards serve this, as a mean over all of them."""
+    """Mean milliseconds per shard to change all shards to these choices."""
     changes = Counter(zip(observation.shards, shards, strict=True))
     total = sum(
         count * change_ms(msgspec.structs.replace(observation, serving=old), new)
@@ -95,10 +95,10 @@ def rearranging_ms(observation: Observation, shards: tuple[Choice, ...]) -> floa
 
 
 def share_out(serving: Sequence[Choice], load: Mapping[Choice, float]) -> list[Choice]:
-    """What each shard is to serve, so that each choice has as many shards as its share of the load.
+    """Choices for the shards, in numbers proportional to each choice's load.
 
-    `load` has the work that prompts best served by a choice bring. Every choice with any load gets a shard
-    while there are shards enough, the heaviest first. As many shards as possible keep what they serve.
+    `load` is the work of the prompts that each choice serves. Every choice with load gets at least one shard
+    while there are enough, the heaviest first. As many shards as possible keep their choice.
     """
     places = _places(len(serving), load)
     result: list[Choice | None] = []
@@ -116,7 +116,7 @@ def _best(view: Observation) -> Ranked | None:
 
 
 def _load(observation: Observation, by_class: dict[str, Ranked]) -> dict[Choice, float]:
-    """Work of a mean request that each choice does."""
+    """Each choice's part of a mean request's work."""
     total = sum(observation.demand.share(name) for name in by_class)
     load: dict[Choice, float] = {}
     for name, option in by_class.items():
@@ -127,7 +127,7 @@ def _load(observation: Observation, by_class: dict[str, Ranked]) -> dict[Choice,
 
 
 def _kept(observation: Observation, load: dict[Choice, float]) -> tuple[Choice, ...]:
-    """What the shards of a split serve, but for those that have tried something, or have to step in."""
+    """The choices of a split's shards, after evaluation and with shards reassigned where needed."""
     is_whole = observation.served.issuperset(observation.shards) and set(observation.shards).issuperset(load)
     return observation.shards if is_whole or not load else tuple(share_out(observation.shards, load))
 
@@ -137,7 +137,7 @@ def _split(observation: Observation, by_class: dict[str, Ranked], shards: tuple[
     total = sum(load.values())
     amount = total
     if observation.repository.objective == "throughput":
-        # Shards that wait for prompts of their class are lost: the busiest of them say what all can do.
+        # Shards that wait for prompts of their class are lost: the busiest choice bounds the throughput.
         counts = Counter(shards)
         busiest = max((load[choice] / max(1, counts[choice]) for choice in load), default=0.0)
         amount = len(shards) * busiest
@@ -147,7 +147,7 @@ def _split(observation: Observation, by_class: dict[str, Ranked], shards: tuple[
 
 
 def _places(num_shards: int, load: Mapping[Choice, float]) -> dict[Choice, int]:
-    """Shards for each choice, by largest remainders behind one for each."""
+    """Number of shards for each choice: one each, the others by largest remainders."""
     heaviest = sorted(
         (choice for choice in load if load[choice] > 0), key=lambda choice: (-load[choice], choice)
     )

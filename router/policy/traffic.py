@@ -1,6 +1,6 @@
-"""What the loop remembers between two decisions: counts of what happens, given as `LoopCounters`.
+"""Counts events between two decisions, and gives them as `LoopCounters`.
 
-Knows no clock: times are given to it, in milliseconds of any clock that does not go back.
+Knows no clock: times are arguments, in milliseconds of any monotonic clock.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from router.policy.drift import Cusum, Mix
 from router.policy.observation import Demand, Evaluation, LoopCounters
 
 _EXITS, _CONFIDENCE = "mean exit layer", "mean confidence"
-_MEMORY = 50.0  # requests over which lengths and batch sizes are averaged
+_MEMORY = 50.0  # requests over which lengths and batch sizes are averaged (exponentially)
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """A request that was answered in full."""
+    """A completely answered request."""
 
-    choice: Choice | None  # by whom; None: by several
-    prompts: str  # what it was about
+    choice: Choice | None  # that wrote the answer; None: several did
+    prompts: str  # class of the prompt
     num_prompt_tokens: int
     num_tokens: int
     mean_exit_layer: float
@@ -29,19 +29,19 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """One router's. Told of steps and answers, asked for its counters, told what was decided and done."""
+    """One router's counters. Takes steps, answers and decisions; gives `LoopCounters`."""
 
     def __init__(self, loop: Loop, now_ms: float):
-        self.pinned = ""  # who has pinned what serves; "": nobody
+        self.pinned = ""  # who pinned the choice; "" if nobody
         self.evaluation: Evaluation | None = None
         self._loop = loop
         self._began_ms = now_ms
-        self.num_requests = 0  # answered, ever
+        self.num_requests = 0  # answered since the start
         self._reassessed_at: int | None = None
         self._swapped_at: list[int] = []
         self._evaluated_ms = 0.0
-        self.num_shards = 1  # that serve: what is said of so many tokens or requests is meant of each
-        self.num_shards_of: Mapping[Choice, int] = {}  # of a split
+        self.num_shards = 1  # that serve; limits in tokens or requests apply to each
+        self.num_shards_of: Mapping[Choice, int] = {}  # of a split: shards by choice
         self._breaches: dict[Choice, BreachCounter] = {}
         self._mix = Mix()
         self._tests = {name: Cusum(loop.drift_sensitivity) for name in (_EXITS, _CONFIDENCE)}
@@ -49,7 +49,7 @@ class Watch:
         self._batch_size = 1.0
 
     def on_step(self, choice: Choice, num_sequences: int, num_tokens: int, num_breaches: int) -> None:
-        """A step of what serves: its batch, the tokens that it made, those of them under threshold."""
+        """Count a step of a served choice: its sequences, its tokens, and its tokens under threshold."""
         self._batch_size += (num_sequences - self._batch_size) / _MEMORY
         counter = self._breaches.get(choice)
         if counter is None:
@@ -94,7 +94,7 @@ class Watch:
 
     @property
     def is_due(self) -> bool:
-        """There is reason to decide, whatever comes of it."""
+        """A decision is due."""
         loop, trial, at = self._loop, self.evaluation, self._reassessed_at
         if trial is not None and trial.num_answered >= loop.evaluation_requests:
             return True
@@ -108,20 +108,20 @@ class Watch:
 
     @property
     def breaching(self) -> Choice | None:
-        """What has too many tokens under threshold, of all that serves."""
+        """The served choice whose breach counter exceeds its limit."""
         return next((choice for choice, counter in self._breaches.items() if counter.has_run_over), None)
 
     @property
     def breach_rate(self) -> float:
-        """Of the tokens that its counter holds, where it is highest."""
+        """The highest share of breaches among the counters."""
         return max((counter.rate for counter in self._breaches.values()), default=0.0)
 
     def on_deciding(self) -> None:
-        """All that was told so far will have been considered."""
+        """Mark all events so far as considered."""
         self._mix.look()
 
     def on_decided(self, decision: Decision) -> None:
-        """It was carried out, or there was nothing to carry out."""
+        """Note that a decision was carried out, or needed no action."""
         if decision.kind is Kind.EVALUATE:
             if self.evaluation is None or self.evaluation.trying != decision.choice:
                 self.evaluation = Evaluation(decision.choice, 0, decision.waiting)
@@ -135,21 +135,21 @@ class Watch:
             self._swapped_at = [*self._swapped_at, self.num_requests][-self._loop.max_swaps :]
 
     def on_trial_failed(self, decision: Decision) -> None:
-        """What was to be tried could not be loaded: the next one's turn."""
+        """Note that the choice to be evaluated could not be loaded: continue with the next."""
         first = decision.waiting[:1]
         self.evaluation = Evaluation(first[0], 0, decision.waiting[1:]) if first else None
 
     def on_sharing_failed(self) -> None:
-        """A split could not be shared out anew: to be thought of after as many requests as ever."""
+        """Note that rearranging a split failed: retry after the usual number of requests."""
         self._reassessed_at = self.num_requests
         self.evaluation = None
 
     def on_spent(self, ms: float) -> None:
-        """Time that evaluation has taken from serving."""
+        """Add milliseconds that evaluation has taken from serving."""
         self._evaluated_ms += ms
 
     def on_serving(self) -> None:
-        """Something else serves from here on: what was counted of the one before says nothing of it."""
+        """Restart counts that belong to a choice: another one serves from here on."""
         self._breaches.clear()
         self._learn_anew()
 

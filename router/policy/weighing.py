@@ -1,4 +1,4 @@
-"""Every choice with what it costs and what rules it out; whether a change to one is worth it. Pure."""
+"""Ranks all choices by cost and eligibility, and decides whether a change pays. Pure."""
 
 import msgspec
 
@@ -11,20 +11,20 @@ UNITS = {"throughput": "ms of a shard", "latency": "ms alone", "energy": "J"}
 
 
 class Ranked(msgspec.Struct, frozen=True):
-    """A choice as it was weighed. `unit` is the cost's: ms of a shard, ms alone, or J, per mean request."""
+    """A ranked choice. `unit` of the cost: ms of a shard, ms of a request alone, or J, per mean request."""
 
     choice: Choice
     cost: float
-    error: float  # by so much, as a share, the cost may be wrong
+    error: float  # relative error of the cost
     why_not: str = ""  # "": it may serve
-    prompts: str = ""  # of which class alone; "": of all
+    prompts: str = ""  # ranked for this class alone; "": for all
 
     @property
     def as_cost(self) -> Cost:
         return Cost(self.cost, self.error)
 
     def told(self, unit: str) -> dict[str, str | float]:
-        """As the diary has it."""
+        """The entry for the audit log."""
         prompts: dict[str, str | float] = {"prompts": self.prompts} if self.prompts else {}
         return prompts | {
             "candidate": self.choice.candidate,
@@ -37,14 +37,14 @@ class Ranked(msgspec.Struct, frozen=True):
 
 
 def weigh(observation: Observation) -> list[Ranked]:
-    """All choices of the repository, the cheapest first, those that may not serve last."""
+    """All choices, the cheapest first, ineligible ones last."""
     choices = [choice for profile in observation.profiles.values() for choice in profile.choices]
     ranked = [_ranked(observation, choice) for choice in choices]
     return sorted(ranked, key=lambda option: (bool(option.why_not), option.cost, option.choice))
 
 
 def best_of_each(observation: Observation, ranked: list[Ranked]) -> list[Ranked]:
-    """Of each candidate that may serve, the depth to load: the greedy partial load. The cheapest first."""
+    """The best depth of each eligible candidate (the greedy partial load), the cheapest first."""
     best: dict[str, Ranked] = {}
     for option in ranked:
         if not option.why_not and _is_deep_enough(observation, option.choice):
@@ -57,7 +57,7 @@ def find(ranked: list[Ranked], choice: Choice) -> Ranked | None:
 
 
 def share_left_by(observation: Observation, choice: Choice) -> float | None:
-    """Share of tokens sure enough to leave at or before a depth; None: not measured."""
+    """Share of tokens confident enough to exit at or before a depth; None: not measured."""
     profile = observation.profiles[choice.candidate]
     row = observation.row_of_any_prompts(choice)
     if row is not None and choice.depth < profile.num_layers and row.num_tokens:
@@ -72,7 +72,7 @@ def share_left_by(observation: Observation, choice: Choice) -> float | None:
 def why_not_worth_it(
     observation: Observation, current: Cost, new: Cost, changing_ms: float, patience: float = 1.0
 ) -> str:
-    """What speaks against something cheaper: it would ...; "": nothing. With patience it has to save more."""
+    """The reason against a cheaper choice, after "it would"; "" if none. `patience` scales the hysteresis."""
     loop = observation.repository.loop
     if new.most > current.least * (1 - patience * loop.hysteresis):
         share = new.amount / max(1e-12, current.amount)
@@ -85,7 +85,7 @@ def why_not_worth_it(
 
 
 def spent(observation: Observation) -> str:
-    """What the budget of swaps says against another one; "": nothing."""
+    """The reason if the budget of swaps is used up; "" otherwise."""
     loop, counters = observation.repository.loop, observation.counters
     window = loop.swap_window * counters.num_shards
     late = [at for at in counters.swapped_at if counters.num_requests - at < window]
@@ -95,12 +95,12 @@ def spent(observation: Observation) -> str:
 
 
 def compared(observation: Observation, new: Cost, name: str, old: Cost) -> str:
-    """Of something new: so much a request, and what is called by `name` so much."""
+    """A comparison in words: the new cost per request, and the cost `old` of `name`."""
     return f"{new.amount:.3g} {unit(observation)} a request, {name} {old.amount:.3g}"
 
 
 def unit(observation: Observation) -> str:
-    """Of costs."""
+    """Unit of costs."""
     return UNITS[observation.repository.objective]
 
 
@@ -110,7 +110,7 @@ def _ranked(observation: Observation, choice: Choice) -> Ranked:
 
 
 def _is_deep_enough(observation: Observation, choice: Choice) -> bool:
-    """By the paper's rule, if that is set: as many tokens have left by there as `depth_share` says."""
+    """By the paper's rule, if enabled: `depth_share` of the tokens exit at or before the depth."""
     loop, profile = observation.repository.loop, observation.profiles[choice.candidate]
     if loop.depth_by == "cost" or choice.depth == profile.num_layers:
         return True

@@ -28,17 +28,17 @@ from router.simulation.store import MemoryStore
 from router.simulation.world import NUM_LAYERS, ScaleCatalog
 from telemetry.audit import Decision
 
-_LOAD = 1.0  # requests a second and shard: a quarter of what the whole model can do
+_LOAD = 1.0  # requests per second and shard: a quarter of the whole model's capacity
 _MAX_DEPTH = 20
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """How large the world is."""
+    """The size of the simulation."""
 
     num_shards: int = 1000
     num_requests: int = 100_000
     num_shifts: int = 3
-    num_mixed: int = 0  # requests of both kinds that come after the others
+    num_mixed: int = 0  # requests of both classes, sent last
     seed: int = 0
 
     @property
@@ -47,17 +47,17 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Phase(msgspec.Struct):
-    """Requests of one kind, from one shift to the next, alone or among others."""
+    """A phase of requests of one class, alone or mixed with another."""
 
     kind: str
     num_requests: int = 0
-    num_right: int = 0  # answered by exits made for the kind, at a depth that was proven
-    num_until_right: int | None = None  # requests that arrived before the first such
-    num_below_floor: int = 0  # answered by exits made for another kind
+    num_right: int = 0  # answered by exits made for the class, at a certified depth
+    num_until_right: int | None = None  # requests that arrived before the first of those
+    num_below_floor: int = 0  # answered by exits made for another class
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it. Times are this process's, on its processor, but for `virtual_s`."""
+    """The result. Times are CPU times of this process, except `virtual_s`."""
 
     asked: Asked
     cpu_s: float
@@ -70,7 +70,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def measure(asked: Asked, folder: Path) -> Result:
-    """Serve them all in virtual time."""
+    """Serve all requests in virtual time."""
     config = Config(
         device="sim",
         num_shards=asked.num_shards,
@@ -102,7 +102,7 @@ async def measure(asked: Asked, folder: Path) -> Result:
 
 
 class _Clients:
-    """Who asks, and what they were answered by."""
+    """Sends requests, and notes which choice answered them."""
 
     def __init__(self, dispatcher: Dispatcher, asked: Asked):
         self._dispatcher = dispatcher
@@ -171,7 +171,7 @@ def _by_quarter(marks: list[float], num_requests: int) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the diary, a line per phase and one line of JSON."""
+    """Run the simulation; prints the decisions, a line per phase and one line of JSON."""
     parser = argparse.ArgumentParser(prog="helios bench scale", description=__doc__)
     for field in msgspec.structs.fields(Asked):
         parser.add_argument("--" + field.name.replace("_", "-"), type=int, default=field.default)

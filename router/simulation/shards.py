@@ -1,4 +1,4 @@
-"""Simulated shards without processes: what a shard would answer, delivered when it would have been done."""
+"""Simulated shards without processes, which deliver a shard's answers at the simulated time."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from shard.sim.sim_runner import SimLoader
 
 
 class _ShardClock(VirtualClock):
-    """The shard's own, which stands still between its deeds."""
+    """A shard's clock, which stands still between its jobs."""
 
     def set(self, now_ms: float) -> None:
         self._now_ms = now_ms
 
 
 class VirtualShard:
-    """In the place of a `ShardClient`. One deed after the other, but for preparing, which goes on beside."""
+    """Replaces a `ShardClient`. Runs one job after the other; only preparing runs beside them."""
 
     is_late = False
 
@@ -54,7 +54,7 @@ class VirtualShard:
         return answers
 
     def _do(self, message: Step | Commit | Prepare, at_s: float) -> float:
-        """Have it answered when it will be done; returns that time."""
+        """Run a message and deliver its answer when it is done; returns that time."""
         self._clock.set(1000 * at_s)
         answer = self._answer(message)
         done_s = self._clock.now_ms() / 1000
@@ -76,10 +76,10 @@ class VirtualShard:
 
 
 class VirtualLauncher:
-    """A `Launcher` of such a shard."""
+    """A `Launcher` of virtual shards."""
 
     def __init__(self, config: Config, shard: int):
-        del config, shard  # all are alike
+        del config, shard  # all shards are alike
 
     async def start(self, config: ShardConfig, wake: Callable[[], None]) -> tuple[ShardClient, Ready]:
         shard = VirtualShard(config, wake)

@@ -1,4 +1,4 @@
-"""Telemetry in this process's memory, in virtual time: what Redis would keep."""
+"""A telemetry store in memory, in virtual time, in place of Redis."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from telemetry.window import Record
 
 
 class MemoryStore(Store):
-    """Of one router. Forgets what is older than `kept_s`."""
+    """The store of one router. Forgets windows older than `kept_s`."""
 
     def __init__(self, kept_s: float = 60.0) -> None:
         super().__init__(None, "scale", "router")

@@ -1,4 +1,4 @@
-"""An event loop whose time passes only where everybody waits for it: an hour takes what its events take."""
+"""An event loop in virtual time, which jumps ahead whenever all tasks wait for a timer."""
 
 import asyncio
 import selectors
@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_IDLE_S = 5.0  # of wall time without any event or timer, after which the world is dead
+_IDLE_S = 5.0  # wall time without an event or timer that counts as deadlock
 
 
 class _Skipping(selectors.DefaultSelector):
-    """Lets time jump to the next timer in place of waiting for it."""
+    """A selector that jumps to the next timer instead of waiting."""
 
     skipped_s = 0.0
 
@@ -28,7 +28,7 @@ class _Skipping(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Starts at 0 s."""
+    """An event loop whose time starts at 0 s."""
 
     def __init__(self) -> None:
         self._skipping = _Skipping()
@@ -39,6 +39,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`."""
+    """Like `asyncio.run`, in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)

@@ -1,4 +1,4 @@
-"""What is served and asked for: one large simulated model with exits for chat and exits for code."""
+"""The simulated workload: one large model with exits for chat and for code, and its requests."""
 
 import json
 import random
@@ -41,7 +41,7 @@ _COSTS = {
 
 
 class ScaleCatalog:
-    """The candidates: whole, and two that leave early, each made for one kind of prompts."""
+    """A catalog of three candidates: full depth, and two capped ones, each for one class of prompts."""
 
     def __init__(self, config: Config, folder: Path):
         classes = {"full": [_EASY], "chat": [_EASY, _HARD], "code": [_HARD, _EASY]}
@@ -74,7 +74,7 @@ class ScaleCatalog:
     def requests(
         self, count: int, num_shifts: int, num_mixed: int, seed: int = 0
     ) -> Iterator[tuple[int, str, Spec]]:
-        """So many of one kind after the other, then those of both: (stretch, kind, what is asked)."""
+        """Requests in phases of one class, then of both: (phase, class, spec)."""
         draw = random.Random(seed)
         for index in range(count):
             stretch = index * (num_shifts + 1) // count
@@ -85,7 +85,7 @@ class ScaleCatalog:
             yield num_shifts + 1, kind, self._spec(kind, draw)
 
     def _spec(self, kind: str, draw: random.Random) -> Spec:
-        """Tokens of the lower half of the vocabulary are chat, of the upper half code."""
+        """A spec. Chat has tokens of the lower half of the vocabulary, code of the upper half."""
         half = VOCAB_SIZE // 2
         first = half * KINDS.index(kind)
         prompt = [first + draw.randrange(half) for _ in range(NUM_PROMPT_TOKENS)]
@@ -108,7 +108,7 @@ def _candidate(name: str, folder: Path) -> Candidate:
 
 
 def _tokenizer() -> Tokenizer:
-    """A byte is a token, and so is each further id."""
+    """A tokenizer with a token per byte, and more ids up to the vocabulary's size."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = alphabet + [f"<{id}>" for id in range(len(alphabet), VOCAB_SIZE)]
     backend = tokenizers.Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, []))
