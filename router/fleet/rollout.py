@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 async def roll_out(
     engines: Sequence[Engine], targets: Mapping[int, Target], options: SwapOptions
 ) -> list[SwapResult]:
-    """Change shards, by number, to their targets: all or none. Raises the first failure once all are reverted.
+    """Change shards, by number, to their targets: all or none. Raises the first failure after reverting.
 
     Raises `NotUndone` instead when some cannot be reverted.
     """
