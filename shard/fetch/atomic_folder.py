@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_PREFIX = ".partial-"
+_REMOVALS = 10
+
 
 def make_once(folder: Path, is_complete: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
     """`folder`, after `make` has filled a temporary one that takes its name; nothing if it is complete.
@@ -23,15 +26,32 @@ def make_once(folder: Path, is_complete: Callable[[Path], bool], make: Callable[
     return folder
 
 
+def clear_up(cache: Path) -> None:
+    """Remove what killed runs left in the folders of `cache`, unless someone makes one there now."""
+    for parent in {left.parent for left in cache.glob(f"*/{_PREFIX}*")}:
+        with contextlib.suppress(OSError), (parent / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_left(parent)
+
+
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
-    for left in folder.parent.glob(".partial-*"):  # of a run that was killed: the lock is ours
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as temporary:
+    _remove_left(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder.parent) as temporary:
         made = Path(temporary) / folder.name
         made.mkdir()
         make(made)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
+
+
+def _remove_left(parent: Path) -> None:
+    """Of runs that were killed: the lock is ours. What they had started may just be about to end."""
+    for _ in range(_REMOVALS):
+        left = list(parent.glob(f"{_PREFIX}*"))
+        if not left:
+            return
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

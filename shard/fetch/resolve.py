@@ -8,25 +8,21 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shard import failure
 from shard.cli import add_log_level_flag, set_up_logging
-from shard.fetch.atomic_folder import make_once
+from shard.fetch.atomic_folder import clear_up, make_once
 from shard.fetch.convert import CONVERSION
+from shard.fetch.killable import run_killable
 from shard.fetch.pull import EMBEDDED_MODEL, pull
 from shard.models.model_folder import ModelUnusable, check_config, has_weights, is_complete, read_config
 
 log = logging.getLogger("shard.fetch")
-
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
@@ -137,29 +133,12 @@ def _place(source: Path, files: list[Path], cache: Path) -> Path:
     return cache / f"prepared-{CONVERSION}" / f"{source.stem}-{key}"
 
 
-def _end(number: int, frame: object) -> None:
-    """Clear up, and end pip with it. A second signal, which often follows at once, does not disturb that."""
-    for each in _ENDING:
-        signal.signal(each, lambda *_: None)
-    sys.exit(128 + number)
-
-
-def _end_with_stdin() -> None:
-    os.read(sys.stdin.fileno(), 1)  # not by its buffer, whose lock the interpreter takes at its end
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 with the folder on stdout, else 1 with one sentence on stderr."""
-    for number in _ENDING:
-        signal.signal(number, _end)
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, _ENDING
-    )  # blocked by who started it, for as long as it imports
     parser = argparse.ArgumentParser(
         prog="python -m shard.fetch.resolve", description="Find or fetch a model."
     )
@@ -170,8 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_log_level_flag(parser)
     options = parser.parse_args(arguments)
     set_up_logging(options.log_level)
-    if options.end_with_stdin:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    return run_killable(
+        lambda: _answer(options), lambda: clear_up(options.cache), ends_with_stdin=options.end_with_stdin
+    )
+
+
+def _answer(options: argparse.Namespace) -> int:
     try:
         print(resolve(options.model_id, options.revision, options.cache))
     except ModelUnusable as error:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shard.fetch.atomic_folder import make_once
+from shard.fetch.atomic_folder import clear_up, make_once
 
 
 def is_complete(folder):
@@ -56,3 +56,17 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
     made = make_once(tmp_path / "folder", is_complete, make)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "folder"]
     assert [path.name for path in made.iterdir()] == ["done"]
+
+
+def test_clearing_up_leaves_alone_what_is_being_made(tmp_path):
+    def make_and_clear(folder):
+        (tmp_path / "others" / ".partial-1").mkdir(parents=True)
+        clear_up(tmp_path)
+        make(folder)
+
+    assert is_complete(make_once(tmp_path / "models" / "folder", is_complete, make_and_clear))
+    assert not list(tmp_path.rglob(".partial-*"))
+
+
+def test_clearing_up_is_no_error_where_nothing_is(tmp_path):
+    clear_up(tmp_path / "none")
