@@ -1,7 +1,7 @@
-"""Tokens that a model folder names beside tokenizer.json, added as transformers adds them.
+"""The tokenizer of a model folder, and the tokens that its files add to it, as in transformers.
 
-Tools that extend a vocabulary often write them into tokenizer_config.json or special_tokens_map.json alone: a
-prompt that holds one would otherwise be cut into other ids than the model was trained on.
+Tools that extend a vocabulary often write tokens into tokenizer_config.json or special_tokens_map.json alone:
+a prompt that holds one would otherwise be cut into other ids than the model was trained on.
 """
 
 import hashlib
@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import tokenizers
 
+from router.text.tokenizer_class import CONFIG, TokenizerClass, check, class_of
+from router.text.tokenizer_files import TokenizerUnreadable, read_object, tokenizer_config
+
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
-
-class TokenizerUnreadable(OSError):
-    """A tokenizer file is unusable; the message, one sentence, names it."""
+Tokens = list[tokenizers.AddedToken]
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer:
@@ -24,76 +25,81 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"the model folder has no tokenizer: {path} is missing")
+    config = tokenizer_config(folder)
+    known = class_of(folder, config)
+    described = read_object(path)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        in_file = {token["id"]: _token(token) for token in described.get("added_tokens") or []}
+        if isinstance(described.get("model"), dict):
+            check(folder, config, described, known)
+        backend = known.build(described, config) if known else tokenizers.Tokenizer.from_file(str(path))
+    except TokenizerUnreadable:
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise TokenizerUnreadable(f"{path} is no tokenizer ({error}): fetch the model again") from None
-    add_tokens(backend, folder)
+    _add_tokens(backend, folder, config, in_file, known)
+    backend.encode_special_tokens = bool(config.get("split_special_tokens"))
     return backend
 
 
 def digest_of(backend: tokenizers.Tokenizer, folder: Path) -> str:
-    """Digest of tokenizer.json and of the tokens that other files add. Costs one hash of the file."""
+    """Digest of tokenizer.json and of what other files make of it. Costs one hash of the file."""
     added = sorted((id, repr(token)) for id, token in backend.get_added_tokens_decoder().items())
-    content = (folder / "tokenizer.json").read_bytes() + repr(added).encode()
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.decoder, backend.encode_special_tokens, added)
+    content = (folder / "tokenizer.json").read_bytes() + repr(parts).encode()
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def add_tokens(backend: tokenizers.Tokenizer, folder: Path) -> None:
-    """Add tokens that files beside tokenizer.json name and tokenizer.json lacks."""
-    path, config = folder / "tokenizer_config.json", tokenizer_config(folder)
-    for id, described in sorted(_described(config, path).items()):
-        if backend.id_to_token(id) == described.content and described.content in _added(backend):
-            continue
-        backend.add_tokens([described])
-        if backend.token_to_id(described.content) != id:
-            raise TokenizerUnreadable(
-                f"{path}: added_tokens_decoder gives {described.content!r} the id {id}, "
-                f"where tokenizer.json leaves it {backend.token_to_id(described.content)}"
-            )
-    known = _added(backend)
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Texts of `bos_token` and the like, for chat templates: those of the files, else those of the class."""
+    config = tokenizer_config(folder)
+    known = class_of(folder, config)
+    return named_texts((known.tokens if known else {}) | config)
+
+
+def named_texts(config: dict[str, Any]) -> dict[str, str]:
+    """The texts of `bos_token` and the like, given as a string or as the token's description."""
+    more = config.get("extra_special_tokens")
+    every = config | (more if isinstance(more, dict) else {})
+    tokens = {name: value for name, value in every.items() if name.endswith("_token")}
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()
+    }
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _add_tokens(
+    backend: tokenizers.Tokenizer,
+    folder: Path,
+    config: dict[str, Any],
+    in_file: dict[int, tokenizers.AddedToken],
+    known: TokenizerClass | None,
+) -> None:
+    """Add the tokens that the backend lacks or has with other flags, in transformers' order."""
+    path = folder / CONFIG
     try:
-        special = _special(config)
+        named, others = _special((known.tokens if known else {}) | config)
     except (AttributeError, KeyError, TypeError) as error:
         raise TokenizerUnreadable(f"{path}: a special token is no text ({error!r})") from None
-    backend.add_special_tokens([token for token in special if token.content not in known])
-
-
-def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json merged, as in transformers, with files that older tools wrote beside it.
-
-    Where it has no added_tokens_decoder, special_tokens_map.json wins, and added_tokens.json (token to
-    id) takes the decoder's place.
-    """
-    config = read_object(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" in config:
-        return config
-    config |= read_object(folder / "special_tokens_map.json")
-    older = read_object(folder / "added_tokens.json")
-    if older:
-        special = _contents(config)
-        config["added_tokens_decoder"] = {
-            id: {"content": token, "special": token in special, "normalized": token not in special}
-            for token, id in older.items()
-        }
-    return config
-
-
-def _contents(config: dict[str, Any]) -> set[str]:
-    """The texts of the special tokens that a configuration names."""
-    named = [config.get(name) for name in _NAMED] + list(config.get("extra_special_tokens") or [])
-    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
-    return {text for text in texts if isinstance(text, str)}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object in a file, empty without one. Raises `TokenizerUnreadable`."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.DecodeError) as error:
-        raise TokenizerUnreadable(f"{path} cannot be read ({error}): fetch the model again") from None
+    described = (
+        _described(config, path) if "added_tokens_decoder" in config else _older(folder, config) | in_file
+    )
+    present = backend.get_added_tokens_decoder().values()
+    reprs = {repr(token) for token in present}
+    new = [token for _, token in sorted(described.items()) if repr(token) not in reprs]
+    contents = {token.content for token in (*present, *new)}
+    new += [token for token in (*named, *others) if token.content not in contents]
+    for token in new:
+        token.special |= any(token.content == name.content for name in named)
+    backend.add_tokens(new)
+    if known and known.adds_special_tokens_again:
+        backend.add_tokens([_token(token.content, special=True) for token in (*named, *others)])
+    for id, token in described.items():
+        if backend.token_to_id(token.content) != id:
+            raise TokenizerUnreadable(
+                f"{path}: added_tokens_decoder gives {token.content!r} the id {id}, "
+                f"where tokenizer.json leaves it {backend.token_to_id(token.content)}"
+            )
 
 
 def _described(config: dict[str, Any], path: Path) -> dict[int, tokenizers.AddedToken]:
@@ -104,21 +110,47 @@ def _described(config: dict[str, Any], path: Path) -> dict[int, tokenizers.Added
         raise TokenizerUnreadable(f"{path}: added_tokens_decoder is no table of tokens ({error})") from None
 
 
-def _special(config: dict[str, Any]) -> list[tokenizers.AddedToken]:
-    """A configuration's special tokens, the named and the additional ones."""
-    others = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    listed = list(others.values()) if isinstance(others, dict) else others
-    return [
-        _token(token, special=True) for token in (*(config.get(name) for name in _NAMED), *listed) if token
+def _older(folder: Path, config: dict[str, Any]) -> dict[int, tokenizers.AddedToken]:
+    """Tokens of added_tokens.json, a table from token to id."""
+    path = folder / "added_tokens.json"
+    try:
+        ids = msgspec.convert(read_object(path), dict[str, int])
+    except msgspec.ValidationError as error:
+        raise TokenizerUnreadable(f"{path} is no table from tokens to ids ({error})") from None
+    special = _contents(config)
+    return {
+        id: tokenizers.AddedToken(text, special=text in special, normalized=text not in special)
+        for text, id in ids.items()
+    }
+
+
+def _contents(config: dict[str, Any]) -> set[str]:
+    """The texts of the special tokens that a configuration names."""
+    named = [config.get(name) for name in _NAMED] + list(config.get("extra_special_tokens") or [])
+    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return {text for text in texts if isinstance(text, str)}
+
+
+def _special(config: dict[str, Any]) -> tuple[Tokens, Tokens]:
+    """A configuration's special tokens: those with a name, and the additional ones."""
+    extra = config.get("extra_special_tokens") or []
+    own = extra if isinstance(extra, dict) else {}
+    models = [
+        value
+        for name, value in config.items()
+        if name.endswith("_token") and name not in _NAMED and isinstance(value, str | dict)
     ]
+    named = [*(config.get(name) for name in _NAMED), *models, *own.values()]
+    return (
+        [_token(token, special=True) for token in named if token],
+        [_token(token, special=True) for token in ([] if own else extra) if token],
+    )
 
 
 def _token(described: str | dict[str, Any], special: bool = False) -> tokenizers.AddedToken:
     if isinstance(described, str):
         return tokenizers.AddedToken(described, special=special, normalized=not special)
     flags = {name: bool(described[name]) for name in _FLAGS if name in described}
-    return tokenizers.AddedToken(described["content"], **({"special": special} | flags))
-
-
-def _added(backend: tokenizers.Tokenizer) -> set[str]:
-    return {token.content for token in backend.get_added_tokens_decoder().values()}
+    token = tokenizers.AddedToken(described["content"], **flags)
+    token.special |= special
+    return token

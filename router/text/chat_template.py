@@ -17,7 +17,8 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from router.text.added_tokens import TokenizerUnreadable, read_object, tokenizer_config
+from router.text.added_tokens import named_texts, special_tokens
+from router.text.tokenizer_files import TokenizerUnreadable, read_object, tokenizer_config
 
 MAX_RENDERED_CHARACTERS = 4_000_000
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -57,7 +58,9 @@ class ChatTemplate:
         file = folder / "chat_template.jinja"
         if file.exists() and not (config_path and source):
             source = _read_text(file)
-        return None if source is None else cls(source, _special_tokens(config))
+        if source is None:
+            return None
+        return cls(source, named_texts(config) if config_path else special_tokens(folder))
 
     def render(
         self,
@@ -173,14 +176,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerUnreadable(f"{path} cannot be read ({error}): fetch the model again") from None
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """The texts of `bos_token` and the like, given as a string or as the token's description."""
-    more = config.get("extra_special_tokens")
-    every = config | (more if isinstance(more, dict) else {})
-    tokens = {name: value for name, value in every.items() if name.endswith("_token")}
-    texts = {
-        name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()
-    }
-    return {name: text for name, text in texts.items() if isinstance(text, str)}

@@ -86,7 +86,7 @@ def test_older_files_count_where_there_is_no_decoder(tmp_path: Path, older, spec
 @pytest.mark.parametrize(
     ("file", "text", "complaint"),
     [
-        ("tokenizer.json", "{", r"tokenizer\.json is no tokenizer"),
+        ("tokenizer.json", "{", r"tokenizer\.json cannot be read"),
         ("tokenizer.json", "{}", r"tokenizer\.json is no tokenizer"),
         ("tokenizer_config.json", "[", r"tokenizer_config\.json cannot be read"),
         (
