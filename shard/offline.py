@@ -25,6 +25,7 @@ from shard.messages import (
     TokenOutput,
     Work,
 )
+from shard.models.text import read_tokenizer
 from shard.runner import ModelRunner
 
 STEP_TOKENS = 512  # prompt tokens computed in one step, besides one token of every sequence that decodes
@@ -123,8 +124,7 @@ class OfflineEngine:
         folder = resolve(model_id, revision, cache)
         defaults = {"cache_dir": str(cache), "max_batch_size": BATCH_SIZE, "kv_cache_bytes": 1 << 30}
         config = msgspec.convert({"model": str(folder), **defaults, **settings}, ShardConfig)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return cls(ModelRunner(config), config.max_batch_size, tokenizer)
+        return cls(ModelRunner(config), config.max_batch_size, read_tokenizer(folder))
 
     def generate(
         self,
@@ -183,13 +183,19 @@ class OfflineEngine:
     def add(self, sequence: NewSequence) -> None:
         """Queue a sequence. Its id must not be in use; of two, the higher one is preempted first.
 
-        Raises `ValueError` when it is longer than the model and its KV cache can take.
+        Raises `ValueError` when it is longer than the model and its KV cache can take, or has an id that the
+        model has no embedding for.
         """
         longest = self.runner.table.max_total_tokens
         if not sequence.token_ids or len(sequence.token_ids) + (sequence.max_new_tokens > 0) > longest:
             raise ValueError(
                 f"Sequence {sequence.id} has {len(sequence.token_ids)} tokens; "
                 f"between 1 and {longest}, with its answer, can be taken."
+            )
+        vocab_size = self.runner.decoder.shape.vocab_size
+        if max(sequence.token_ids) >= vocab_size or min(sequence.token_ids) < 0:
+            raise ValueError(
+                f"Sequence {sequence.id} has token ids that are not between 0 and {vocab_size - 1}."
             )
         self._waiting.append(_Progress(sequence))
 

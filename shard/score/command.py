@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer
 
 from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_revision_flag, positive
 from shard.fetch.resolve import resolve
 from shard.messages import ShardConfig
 from shard.models.model_folder import ModelUnusable
+from shard.models.text import read_tokenizer
 from shard.offline import Answer, OfflineEngine
 from shard.quality.agreement import Agreement, Report, Share
 from shard.runner import ModelRunner
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> Result:
     )
     runner = ModelRunner(config)
     ready = runner.ready()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = read_tokenizer(folder)
     answers = read_answers(options.file, tokenizer, Bounds(ready.vocab_size, ready.max_total_tokens))
     report, bits_per_byte = score(OfflineEngine(runner, options.batch_size), answers)
     return Result(str(options.file), options.model_id, ready.version, ready.dtype, bits_per_byte, report)

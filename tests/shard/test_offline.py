@@ -1,11 +1,17 @@
 """The engine from Python: what a router would have got, whatever the batch, and what it refuses."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from shard import OfflineEngine
 from shard.messages import FinishReason, NewSequence, Sampling
+from shard.models.model_folder import ModelUnusable
+from shard.models.text import read_tokenizer
 from shard.offline import Answer
 from tests.shard.driving import DEVICE, generate, make_runner
 
@@ -66,8 +72,8 @@ def test_text_goes_in_and_comes_out(model):
 
 def test_what_cannot_be_held_is_refused_before_it_runs(model):
     engine = OfflineEngine(make_runner(model, max_total_tokens=32))
-    for prompt in ([], [5] * 32):
-        with pytest.raises(ValueError, match="between 1 and 32"):
+    for prompt, bound in (([], 1), ([5] * 32, 1), ([5, 10**6], 0), ([-1], 0)):
+        with pytest.raises(ValueError, match=f"between {bound} and"):
             engine.generate([prompt], 4)
     with pytest.raises(ValueError, match="between 1 and 32"):
         engine.add(NewSequence(0, 0, [5] * 33, 33, 0))
@@ -82,3 +88,24 @@ def test_all_can_be_forgotten(model):
     engine.abort_all()
     assert not engine.has_unfinished
     assert engine.runner.table.pool.num_free == engine.runner.table.pool.num_blocks
+
+
+def test_text_is_split_as_all_files_of_the_folder_say(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "changed")
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    described |= {
+        "tokenizer_class": "GPT2Tokenizer",
+        "add_prefix_space": True,
+        "extra_special_tokens": ["q"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    expected = AutoTokenizer.from_pretrained(folder).encode("the quick")
+    engine = OfflineEngine.load(
+        str(folder), device=DEVICE, dtype="float32", num_threads=1, kv_cache_bytes=1 << 24
+    )
+    assert engine.generate(["the quick"], 1)[0].tokens == engine.generate([expected], 1)[0].tokens
+    assert read_tokenizer(folder).encode("the quick").ids == expected
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("the quick").ids != expected
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelUnusable, match=r"The tokenizer in .* cannot be read"):
+        read_tokenizer(folder)
