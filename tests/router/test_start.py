@@ -56,7 +56,7 @@ def test_a_tokenizer_that_is_none(tiny_model: Callable[[str], Path], tmp_path: P
     (folder / "tokenizer.json").write_bytes(os.urandom(100))
     code, said = told({"model_id": folder, "device": "sim"})
     assert code == 1
-    assert said.strip().startswith(f"helios serve: {folder / 'tokenizer.json'} is no tokenizer (")
+    assert said.strip().startswith(f"helios serve: {folder / 'tokenizer.json'} cannot be read (")
     assert "Traceback" not in said
 
 
