@@ -1,19 +1,27 @@
 """A thousand changes of model leave nothing behind: not in the router, not in a shard."""
 
+import asyncio
 import tracemalloc
 from collections.abc import Callable
 
 import msgspec
 import torch
 
+from router.fleet.balancer import Balancer
+from router.fleet.engine import Engine
+from router.fleet.live_requests import RequestRegistry
+from router.fleet.swap import SwapOptions
 from router.observers.recorder import Recorder
+from router.settings.config import Config
+from router.simulation.shards import VirtualLauncher
+from router.simulation.virtual import VirtualLoop
 from shard.messages import Commit, Committed, Prepare, Prepared, ShardConfig, Step
 from shard.models.weight_cache import WeightCache, WeightReader
 from shard.ops.plain import PlainOps
 from shard.served_models import ServedModels
 from shard.sim.sim_runner import SimLoader
 from telemetry.store import Store
-from tests.router.fakes import make_served_model
+from tests.router.fakes import make_served_model, make_target
 
 NUM_SWAPS = 1000
 WARM = 300
@@ -47,6 +55,23 @@ def test_a_shard_remembers_neither_models_nor_what_was_discarded() -> None:
         shard.run(Step(number, []))
 
     assert_flat(change)
+
+
+def test_an_engine_remembers_what_its_shard_may_still_answer() -> None:
+    balancer = Balancer(RequestRegistry())
+    targets = [make_target(kv_cache_bytes=2**28, num_layers=depth) for depth in (5, 6)]
+
+    async def start() -> tuple[Engine, asyncio.Task[None]]:
+        engine = Engine(0, targets[0], VirtualLauncher(Config(), 0), balancer)
+        life = asyncio.create_task(engine.run())
+        await balancer.serving.wait()
+        return engine, life
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        engine, _life = runner.run(start())
+        assert_flat(lambda number: runner.run(engine.swap(targets[number % 2], SwapOptions())))
+        assert engine.served_model is not None
+        assert engine.served_model.epoch == NUM_SWAPS - 1
 
 
 def test_the_recorder_remembers_the_latest_models() -> None:
