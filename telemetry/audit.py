@@ -19,16 +19,14 @@ _ID_DIGITS = 13  # milliseconds of Unix time until the year 2286
 class Outcome(enum.StrEnum):
     """What came of a decision."""
 
-    PENDING = "pending"
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     FAILED = "failed"  # and could not be rolled back: shards may serve different models, the error says which
     REFUSED = "refused"
-    STAYED = "stayed"  # decided to change nothing
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One entry. What is in `seen`, `considered` and `chosen` is the decider's own, as JSON has it."""
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision in the audit log and in `/ops`. `seen`, `considered` and `chosen` are the decider's own."""
 
     id: str
     at: float  # Unix time in seconds
@@ -40,9 +38,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     why: str = ""  # a sentence for a person
     cost: dict[str, float] = {}
     phases_ms: dict[str, float] = {}
-    outcome: Outcome = Outcome.PENDING
+    outcome: Outcome | None = None  # None: it is under way
     error: str | None = None
-    router: str = ""  # where it was taken
+    router: str = ""  # HOST-PROCESS of the router that took the decision
 
 
 def new_id(at: float) -> str:
@@ -60,7 +58,7 @@ class AuditLog:
     """The latest decisions of this router, readable whether Redis is there or not; `Store` writes them there.
 
     Each change of a decision is an entry of the stream: a router that dies in the middle of carrying one out
-    leaves it `pending` there.
+    leaves it without an outcome there.
     """
 
     def __init__(self, router: str = "", max_kept: int = MAX_KEPT):
@@ -88,7 +86,7 @@ class AuditLog:
     def _forget_old(self) -> None:
         """The oldest go, but for those whose outcome is to come, of which twice as many are kept."""
         while len(self._kept) > self._max_kept:
-            settled = (id for id, kept in self._kept.items() if kept.outcome is not Outcome.PENDING)
+            settled = (id for id, kept in self._kept.items() if kept.outcome is not None)
             oldest = next(settled, None)
             if oldest is None and len(self._kept) <= 2 * self._max_kept:
                 return

@@ -164,7 +164,7 @@ class Store:
             return
         alive = {name.decode(errors="replace") for name in answers[0]} | {self.router}
         for decision in await self.decisions(_MAX_SETTLED):
-            if decision.outcome is Outcome.PENDING and decision.router not in alive:
+            if decision.outcome is None and decision.router not in alive:
                 self.audit.append(
                     msgspec.structs.replace(decision, outcome=Outcome.ROLLED_BACK, error=_ENDED)
                 )

@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import msgspec
 from aiohttp import web
 
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid, Refused
 from router.api.ops_structs import (
     Accepted,
-    DecisionReport,
-    DecisionReports,
+    Decisions,
     PinRequest,
     ShardChoice,
     SwapRequest,
@@ -26,7 +24,6 @@ from router.catalog.served_model import Target
 from router.control.swap_controller import ChangeRequest, SwapController
 from router.fleet.dispatcher import ShardState
 from router.fleet.swap import Inflight, SwapOptions, SwapRefused
-from telemetry.audit import Decision, Outcome
 from telemetry.store import Store
 
 T = TypeVar("T")
@@ -95,7 +92,7 @@ class CommandsApi:
         limit = _number(http, "limit", int, _DEFAULT_LISTED)
         since = _number(http, "since", float, 0.0)
         found = await self._store.decisions(min(max(1, limit), _MAX_LISTED), since)
-        return json_response(DecisionReports([_report(decision) for decision in found]))
+        return json_response(Decisions(found))
 
     async def decision(self, http: web.Request) -> web.Response:
         id = http.match_info["id"]
@@ -103,7 +100,7 @@ class CommandsApi:
         if found is None:
             message = f"There is no decision {id[:MAX_ID_CHARACTERS]}: it was never taken, or long ago."
             raise Refused(message, 404, "decision_not_found")
-        return json_response(_report(found))
+        return json_response(found)
 
     def _options(self, inflight: str | None) -> SwapOptions:
         wanted = Inflight(inflight or self._config.swap_inflight)
@@ -143,9 +140,3 @@ def _number(http: web.Request, name: str, kind: Callable[[str], T], default: T) 
         return default if text is None else kind(text)
     except ValueError:
         raise Invalid(name, f"must be a number. Given: {text}") from None
-
-
-def _report(decision: Decision) -> DecisionReport:
-    fields = msgspec.structs.asdict(decision)
-    is_over = decision.outcome is not Outcome.PENDING
-    return DecisionReport(**fields | {"outcome": decision.outcome.value if is_over else None})

@@ -8,6 +8,7 @@ from msgspec import Meta
 from router.control.loop import LoopState
 from router.fleet.dispatcher import ShardState
 from shard.quality.agreement import Report
+from telemetry.audit import Decision
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,26 +63,8 @@ class Accepted(msgspec.Struct, frozen=True):
     decision_id: str
 
 
-class DecisionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision in the audit log."""
-
-    id: str
-    at: float  # Unix time in seconds
-    by: str  # loop, or a name
-    kind: str
-    seen: dict[str, Any]
-    considered: list[dict[str, Any]]
-    chosen: dict[str, Any]
-    why: str
-    cost: dict[str, float]
-    phases_ms: dict[str, float]
-    outcome: str | None  # committed | rolled_back | failed | refused | stayed; null while it is under way
-    error: str | None
-    router: str  # HOST-PROCESS of the router that took the decision
-
-
-class DecisionReports(msgspec.Struct, frozen=True):
-    decisions: list[DecisionReport]
+class Decisions(msgspec.Struct, frozen=True):
+    decisions: list[Decision]
 
 
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,8 +20,7 @@ from router.api.ops_structs import (
     Aborted,
     AbortRequest,
     Accepted,
-    DecisionReport,
-    DecisionReports,
+    Decisions,
     PinRequest,
     RequestReport,
     Requests,
@@ -47,6 +46,7 @@ from router.api.tgi_structs import (
     TokenizeRequest,
 )
 from router.text.tokenizer import Span
+from telemetry.audit import Decision
 
 
 def tgi_routes(api: TgiApi) -> list[Route]:
@@ -150,14 +150,14 @@ def command_routes(api: CommandsApi) -> list[Route]:
             "GET /ops/decisions",
             api.decisions,
             "What was decided, the latest first; `limit` and `since` (Unix time).",
-            gives=DecisionReports,
+            gives=Decisions,
             auth=Auth.ADMIN,
         ),
         Route(
             "GET /ops/decisions/{id}",
             api.decision,
             "One decision, and what came of it.",
-            gives=DecisionReport,
+            gives=Decision,
             auth=Auth.ADMIN,
         ),
     ]

@@ -32,11 +32,11 @@ def test_an_update_is_another_entry_and_the_last_one_counts() -> None:
     log.append(decision(2))
     log.update(decision(1).id, outcome=Outcome.REFUSED, error="no room")
     entries = log.unwritten()
-    assert [entry.outcome for entry in entries] == [Outcome.PENDING, Outcome.PENDING, Outcome.REFUSED]
+    assert [entry.outcome for entry in entries] == [None, None, Outcome.REFUSED]
     assert [entry.error for entry in settled(entries)] == [None, "no room"]
     assert log.latest() == settled(entries)
     with pytest.raises(KeyError):
-        log.update("0-unknown", outcome=Outcome.STAYED)
+        log.update("0-unknown", outcome=Outcome.REFUSED)
 
 
 def test_what_was_written_is_forgotten_unless_redis_forgot_it() -> None:
@@ -55,7 +55,7 @@ def test_what_was_written_is_forgotten_unless_redis_forgot_it() -> None:
 def test_memory_is_bounded() -> None:
     log = AuditLog(max_kept=10)
     for number in range(100):
-        log.append(decision(number, outcome=Outcome.STAYED))
+        log.append(decision(number, outcome=Outcome.COMMITTED))
     assert [entry.at for entry in log.latest()] == [number / 1000 for number in range(99, 89, -1)]
     assert log.find(decision(5).id) is None
     assert len(log.unwritten()) == 40

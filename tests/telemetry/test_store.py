@@ -261,7 +261,7 @@ async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_others(
     killed, alive = await open_store(server, router="killed"), await open_store(server, router="alive")
     for store in (killed, alive):
         store.audit.append(decision("swap", why=store.router))
-        store.audit.append(decision("stay", why=store.router, outcome=Outcome.STAYED))
+        store.audit.append(decision("stay", why=store.router, outcome=Outcome.COMMITTED))
         await store.flush()
     with server.client() as client:
         client.zadd(keys.routers("poems"), {"killed": time.time() - 60})
@@ -272,8 +272,8 @@ async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_others(
     assert found["swap", "killed"].outcome is Outcome.ROLLED_BACK
     assert found["swap", "killed"].error == "The router ended before it was done."
     assert found["swap", "killed"].router == "killed"
-    assert found["swap", "alive"].outcome is Outcome.PENDING
-    assert found["stay", "killed"].outcome is Outcome.STAYED
+    assert found["swap", "alive"].outcome is None
+    assert found["stay", "killed"].outcome is Outcome.COMMITTED
     (mistaken,) = (entry for entry in killed.audit.latest() if entry.kind == "swap")
     killed.audit.update(mistaken.id, outcome=Outcome.COMMITTED)  # it was cut off from Redis, no more
     await killed.flush()
