@@ -26,7 +26,7 @@ class Outcome(enum.StrEnum):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision in the audit log and in `/ops`. `seen`, `considered` and `chosen` are the decider's own."""
+    """A decision in the audit log and in `/ops`. `seen`, `considered` and `chosen` are the decider's own."""
 
     id: str
     at: float  # Unix time in seconds
