@@ -92,19 +92,13 @@ class OpsApi:
         )
 
     def _state(self) -> StateReport:
-        state = self._dispatcher.state()
         return StateReport(
+            **msgspec.structs.asdict(self._dispatcher.state()),
             deployment=self._service.config.deployment,
             objective=self._controller.catalog.objective,
-            shards=state.shards,
             candidates=[self._candidate_row(choice) for choice in self._controller.catalog.choices],
             pinned=None if self._controller.pinned is None else str(self._controller.pinned),
             redis="ok" if self._store.is_ok else "lost",
-            running=state.running,
-            waiting=state.waiting,
-            queued_tokens=state.queued_tokens,
-            is_draining=state.is_draining,
-            agreement=state.agreement,
             reassessment=self._loop.state,
         )
 

@@ -6,8 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from router.control.loop import LoopState
-from router.fleet.dispatcher import ShardState
-from shard.quality.agreement import Report
+from router.fleet.dispatcher import State
 from telemetry.audit import Decision
 
 
@@ -20,18 +19,12 @@ class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
     measured: list[dict[str, Any]]  # rows of the history, one for each kind of prompts
 
 
-class StateReport(msgspec.Struct, frozen=True, kw_only=True):
+class StateReport(State, frozen=True, kw_only=True):
     deployment: str
     objective: str | None
-    shards: list[ShardState]
     candidates: list[CandidateRow]
     pinned: str | None
     redis: str  # ok | lost
-    running: int
-    waiting: int
-    queued_tokens: int
-    is_draining: bool
-    agreement: Report  # of answers scored at full depth since the start
     reassessment: LoopState
 
 

@@ -51,7 +51,7 @@ class StatusApi:
         tgi, helios, model = self._metrics.tgi, self._metrics.helios, self._service.model
         tgi.queue_size.set(state.waiting)
         tgi.batch_current_size.set(state.running)
-        tgi.batch_current_max_tokens.set(state.max_running_tokens)
+        tgi.batch_current_max_tokens.set(self._service.dispatcher.max_running_tokens)
         helios.requests_waiting.labels(model).set(state.waiting)
         helios.requests_running.labels(model).set(state.running)
         helios.queued_tokens.labels(model).set(state.queued_tokens)

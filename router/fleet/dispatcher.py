@@ -61,7 +61,7 @@ class ShardState(msgspec.Struct, frozen=True):
     waiting: int = 0  # requests in the queue that all shards share
 
 
-class State(msgspec.Struct, frozen=True):
+class State(msgspec.Struct, frozen=True, kw_only=True):
     """What `/ops/state` shows of the dispatcher."""
 
     waiting: int
@@ -69,8 +69,7 @@ class State(msgspec.Struct, frozen=True):
     running: int
     is_draining: bool
     shards: list[ShardState]
-    agreement: Report = Report()
-    max_running_tokens: int = 0  # upper bound of running requests' prompts and answers
+    agreement: Report = Report()  # of answers scored at full depth since the start
 
 
 class Dispatcher:
@@ -265,14 +264,23 @@ class Dispatcher:
         """The current state."""
         queue = self._balancer.queue
         shards = [_state_of(engine) for engine in self.engines]
-        running = sum(shard.running for shard in shards)
-        agreement = self._balancer.agreement.report()
-        most = sum(
+        return State(
+            waiting=len(queue),
+            queued_tokens=queue.num_tokens,
+            running=sum(shard.running for shard in shards),
+            is_draining=self._is_closed,
+            shards=shards,
+            agreement=self._balancer.agreement.report(),
+        )
+
+    @property
+    def max_running_tokens(self) -> int:
+        """Upper bound of running requests' prompts and answers, together."""
+        return sum(
             request.num_prompt_tokens + request.max_new_tokens
             for request in self._registry.live.values()
             if request.status is Status.RUNNING
         )
-        return State(len(queue), queue.num_tokens, running, self._is_closed, shards, agreement, most)
 
     def requests(self) -> list[Request]:
         """Live requests in order of arrival, then the last hundred that ended, latest first."""

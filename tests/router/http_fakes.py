@@ -69,6 +69,7 @@ class FakeDispatcher:
         self.max_queued_tokens = 100_000
         self.max_queued_requests = 300
         self.max_requests: int | None = None
+        self.max_running_tokens = 0
         self.is_draining = False
         self.exit_threshold: float | None = None
         self.before: Target | None = None
