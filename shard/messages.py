@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 COLDEST = 1e-5  # temperatures below are 0, as in vLLM
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
@@ -92,6 +92,19 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
         return bool(self.logit_bias or self.allowed_token_ids or self.bad_token_ids or self.stop_token_ids)
 
 
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an answer must be.
+
+    `source` is a grammar for llguidance: in its dialect of Lark, or as JSON. It names no token ids, so it
+    holds in any vocabulary. The first `num_begun` tokens of an answer begun in another vocabulary may not
+    stand for the whole of its text, as one that spans the seam counts as the prompt's: `begun` is that text.
+    """
+
+    source: str
+    begun: str = ""
+    num_begun: int = 0
+
+
 class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     """A sequence the shard has not seen under this attempt. Its tokens travel once, here.
 
@@ -110,6 +123,7 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     exact: bool = False  # equal to the full-depth model's output: never leave early
     scores: bool = False  # generate nothing: say what full depth chooses in place of each answer token given
     epoch: int = 0  # of the model that it runs on: the epoch under which that was prepared
+    grammar: Grammar | None = None  # None: the answer may be anything
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
@@ -236,6 +250,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     load_ms: float
     energy: str | None = None  # where joules come from, for a person, told at the start; None: nowhere
     can_score: bool = True  # says what full depth chooses, if all layers are loaded or read as needed
+    can_constrain: bool = False  # takes sequences with a grammar
     compute_dtype: str = ""  # of activations and products
     kernels: str = ""  # native | plain | cuda | sim
     dtype_reason: str = ""  # why these types, and what they cost: one sentence
@@ -243,13 +258,21 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
-    """One token with what was known when it was chosen. `top` is (token id, log-probability), best first."""
+    """One token with what was known when it was chosen. `top` is (token id, log-probability), best first.
+
+    A token that a grammar forces is not drawn: it leaves at layer 0, with log-probability 0.
+    """
 
     id: int
     logprob: float
     exit_layer: int
     confidence: float | None = None
     top: list[tuple[int, float]] = []
+
+    @property
+    def is_forced(self) -> bool:
+        """A grammar left no other choice, so that no layer was asked."""
+        return self.exit_layer == 0
 
 
 class Score(msgspec.Struct, frozen=True, array_like=True):
@@ -269,6 +292,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: list[TokenOutput] = []
     finish: FinishReason | None = None
     scores: list[Score] = []  # of this step's answer tokens, when it was asked for scores
+    error: str = ""  # why it cannot go on, in a sentence: the sequence has ended without an answer
 
 
 class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -287,6 +311,17 @@ class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):
     fill_ms: float = 0.0
 
 
+class GrammarReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What grammars cost since the report before, and what they saved."""
+
+    compiled: int = 0
+    compile_ms: float = 0.0
+    reused: int = 0  # sequences whose grammar was compiled already
+    masks: int = 0  # sets of legal tokens that were computed
+    mask_ms: float = 0.0
+    forced_tokens: int = 0  # of answers, that no layer was run for
+
+
 class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a step did on a model that new sequences no longer run on."""
 
@@ -296,6 +331,7 @@ class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
     num_tokens: int = 0  # computed in this step
     ms: float = 0.0
     exits: ExitReport | None = None
+    grammar: GrammarReport | None = None
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag=True):
@@ -322,6 +358,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     older: list[OlderReport] = []
     joules: float | None = None  # since the last report, all models together; None: not known
     gone: list[tuple[int, int]] = []  # (id, attempt) to be queued again, for the newest: see above
+    grammar: GrammarReport | None = None  # None: no sequence has one
 
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):

@@ -15,6 +15,7 @@ from shard.cli import default_cache_dir
 from shard.fetch.resolve import resolve
 from shard.messages import (
     FinishReason,
+    Grammar,
     NewSequence,
     Sampling,
     Score,
@@ -134,11 +135,13 @@ class OfflineEngine:
         *,
         exact: bool = False,
         exit_threshold: float | None = None,
+        grammar: str | None = None,
     ) -> list[Completion]:
         """An answer to each prompt, in their order.
 
-        Prompts are texts or token ids; `sampling` is one for all or one for each. Raises `ValueError` for a
-        prompt that leaves no room for an answer.
+        Prompts are texts or token ids; `sampling` is one for all or one for each. `grammar` says what answers
+        must be, in llguidance's words. Raises `ValueError` for a prompt that leaves no room for an answer,
+        and for a grammar that cannot be used.
         """
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
         sequences = []
@@ -154,6 +157,7 @@ class OfflineEngine:
                     sampling=own,
                     exact=exact,
                     exit_threshold=exit_threshold,
+                    grammar=None if grammar is None else Grammar(grammar),
                 )
             )
         done = {finished.sequence.id: finished for finished in self.run(sequences)}
@@ -248,6 +252,9 @@ class OfflineEngine:
     def _take(self, made: SequenceOutput) -> None:
         progress = self._running[made.id]
         progress.take(made)
+        if made.error:
+            del self._running[made.id]
+            raise ValueError(made.error)
         if made.finish is not None:
             del self._running[made.id]
             self._finished.append(Finished(progress.sequence, progress.tokens, progress.scores, made.finish))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from shard.engine.full_depth import FullDepth
+from shard.engine.grammar import GrammarCompiler
 from shard.engine.kv_cache import KVCache, check_spare, free_bytes, is_elastic, memory_errors
 from shard.engine.sampler import Sampler
 from shard.engine.sequence_table import Chunk, SequenceTable
@@ -32,6 +33,8 @@ from shard.model import Model, empty_of, ops_of
 from shard.models.load import Decoder, MissingLayers
 from shard.models.weight_cache import WeightReader
 from shard.stopwatch import synchronizer
+
+_COMPILING_S = 0.002  # a step waits so long for a grammar where there is nothing else to do
 
 
 class ModelRunner:
@@ -62,8 +65,15 @@ class ModelRunner:
         is_later = kv_bytes is not None and not self.resizes_freely
         self.kv_cache = self._allocate(0 if is_later else self.max_blocks)
         self._max_tokens = min(self.model.max_tokens, self.max_blocks * config.block_tokens)
+        self._grammars = GrammarCompiler(
+            Path(config.model), self.decoder.shape.vocab_size, self.model.eos_token_ids
+        )
         self.table = SequenceTable(
-            self.max_blocks, config.block_tokens, self.model.eos_token_ids, self._max_tokens
+            self.max_blocks,
+            config.block_tokens,
+            self.model.eos_token_ids,
+            self._max_tokens,
+            self._grammars.constrain,
         )
         self._sampler = Sampler(self.ops, self._device, self.model.eos_token_ids)
         self.make_batch = BatchMaker(config.block_tokens, self._device)
@@ -120,6 +130,7 @@ class ModelRunner:
             weight_bytes=self.model.weight_bytes,
             load_ms=self.load_ms,
             can_score=self.streamed is not None or self.depth == shape.num_layers,
+            can_constrain=self._grammars.is_able,
             warnings=self.model.warnings,
         )
 
@@ -149,6 +160,8 @@ class ModelRunner:
     def run(self, step: Step) -> StepOutput:
         """Carry out one step; synchronous."""
         chunks, preempted = self.table.plan(step)
+        if step.work and not chunks:  # else the router would ask again and again
+            self._grammars.wait(_COMPILING_S)
         scored = self._score_on(chunks)
         started = time.perf_counter()
         outputs, exits = self._run_chunks(chunks)
@@ -170,6 +183,7 @@ class ModelRunner:
             step_ms=(ended - started) * 1000,
             idle_ms=idle_ms,
             exits=exits,
+            grammar=self._grammars.tally.take(),
         )
 
     def _run_chunks(self, chunks: list[Chunk]) -> tuple[list[SequenceOutput], ExitReport | None]:

@@ -273,7 +273,9 @@ class ServedModels:
 
     def _report(self, epoch: int, part: StepOutput) -> OlderReport:
         num_free = self.living[epoch].table.pool.num_free
-        return OlderReport(epoch, part.num_sequences, num_free, part.num_tokens, part.step_ms, part.exits)
+        return OlderReport(
+            epoch, part.num_sequences, num_free, part.num_tokens, part.step_ms, part.exits, part.grammar
+        )
 
 
 def _claim_of_older(engine: Engine) -> Claim:

@@ -50,6 +50,7 @@ class Requirements(msgspec.Struct, frozen=True):
     vocabulary: str | None = None  # digest of the tokenizer whose ids the prompt uses
     exact: bool = False  # needs all layers, and stays with the model that begins it
     prompts: str = ""  # class of the prompt, where the model must be good at it
+    constrained: bool = False  # its answer must follow a grammar
 
     @property
     def routing_key(self) -> RoutingKey:
@@ -83,6 +84,8 @@ class ServedModel(msgspec.Struct, frozen=True):
     def takes(self, requirements: Requirements) -> bool:
         """A request with these requirements may run here, if need be as a migration."""
         if requirements.vocabulary not in (None, self.tokenizer.digest):
+            return False
+        if requirements.constrained and not self.ready.can_constrain:
             return False
         return not requirements.exact or (self.is_whole and requirements.affinity in (None, self.identity))
 

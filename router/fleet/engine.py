@@ -351,6 +351,9 @@ class Engine:
 
     def _put(self, scheduler: Scheduler, delivery: Delivery, now: float) -> None:
         request = delivery.request
+        if delivery.error:
+            self._balancer.registry.fail(request, GenerationFailed(delivery.error), now)
+            return
         if any(math.isnan(token.logprob) for token in delivery.tokens):
             scheduler.drop(request)
             self._balancer.registry.fail(

@@ -14,7 +14,7 @@ from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
 from router.text.prompt_class import PromptClass
 from router.text.tokenizer import Detokenizer, Token, Tokenizer
-from shard.messages import FinishReason, Sampling, TokenOutput
+from shard.messages import FinishReason, Grammar, Sampling, TokenOutput
 
 _MAX_EXPECTED_TOKENS = 256  # few answers use all of `max_new_tokens`
 
@@ -51,6 +51,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None  # loop time by which it must have started
     exit_threshold: float | None = None
     exact: bool = False
+    grammar: str = ""  # what the answer must be, for llguidance, in no vocabulary's token ids; "": anything
     label: str = ""  # the client's own request id, for logs and /ops/requests
 
 
@@ -96,6 +97,7 @@ class Request:
         self.outcome: FinishReason | GenerationFailed | None = None
         self._num_outputs_at_death: int | None = None
         self._retold: list[int] = []  # ids of the answer's part that another tokenizer's model wrote
+        self._retold_text = ""  # of that part
         self._num_retold = 0  # number of `outputs` in that part
         self._num_characters = 0  # of the answer's text so far
         self._num_characters_before = 0  # the same before its latest token
@@ -129,6 +131,13 @@ class Request:
         if not sampling.min_tokens or not shift:
             return sampling
         return msgspec.structs.replace(sampling, min_tokens=max(0, sampling.min_tokens + shift))
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must be, and how far it had come before its tokens were made anew."""
+        if not self.spec.grammar:
+            return None
+        return Grammar(self.spec.grammar, self._retold_text, len(self._retold))
 
     @property
     def requirements(self) -> Requirements:
@@ -220,7 +229,7 @@ class Request:
     def switch(self, tokenizer: Tokenizer, encoded: tuple[list[int], list[int]]) -> None:
         """Continue with prompt and answer as `encoded` by this tokenizer."""
         self.prompt_token_ids, self._retold = encoded
-        self._num_retold = len(self.outputs)
+        self._num_retold, self._retold_text = len(self.outputs), self._detokenizer.whole_text
         self.prompt_scores.clear()
         self.tokenizer = tokenizer
         self._detokenizer.switch(tokenizer)

@@ -39,6 +39,7 @@ class Delivery(msgspec.Struct, frozen=True):
     tokens: list[TokenOutput]
     prompt: list[TokenOutput]
     finish: FinishReason | None
+    error: str = ""  # why it is over without an answer
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -172,8 +173,8 @@ class Scheduler:
             request = self._find(made.id, made.attempt)
             if request is not None:
                 request.num_computed_tokens = made.num_computed_tokens
-                deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish))
-                if made.finish is not None:
+                deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish, made.error))
+                if made.finish is not None or made.error:
                     del self.running[made.id]
         scored = self._scorer.update(output) if self._scorer is not None else None
         self._return(output.gone, lost_affinity=True)

@@ -51,6 +51,7 @@ class ShadowScore:
             sampling=sampling,
             scores=True,
             epoch=self.served_model.epoch,
+            grammar=request.grammar,
         )
 
 

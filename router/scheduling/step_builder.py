@@ -39,4 +39,5 @@ def new_sequence(request: Request, served_model: int) -> NewSequence:
         spec.exit_threshold,
         spec.exact,
         epoch=served_model,
+        grammar=request.grammar,
     )

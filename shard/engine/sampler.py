@@ -30,6 +30,20 @@ class Draw(msgspec.Struct, frozen=True):
         """The context that penalties look at."""
         return self.sequence.token_ids[: self.num_tokens]
 
+    @property
+    def is_forced(self) -> bool:
+        """The sequence's grammar leaves one token only."""
+        constraint = self.sequence.constraint
+        return (
+            constraint is not None
+            and constraint.forced_token(self.sequence.token_ids, self.num_tokens) is not None
+        )
+
+    def permits(self, token_id: int) -> bool:
+        """The sequence's grammar, if it has one, lets this token be drawn."""
+        constraint = self.sequence.constraint
+        return constraint is None or constraint.permits(self.sequence.token_ids, self.num_tokens, token_id)
+
 
 LOWEST = torch.finfo(torch.float32).min
 MASK_64 = (1 << 64) - 1
@@ -48,7 +62,9 @@ class Sampler:
         chosen = self._draw(logits, draws)
         logprobs = logits.gather(1, chosen[:, None]).float()[:, 0] - self._ops.log_sum_exp(logits)
         return [
-            TokenOutput(
+            TokenOutput(token, 0.0, 0)
+            if draw.is_forced
+            else TokenOutput(
                 token,
                 min(logprob, 0.0),
                 draw.exit_layer,
@@ -72,10 +88,15 @@ class Sampler:
         ]
 
     def _draw(self, logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
-        """Token ids (B,). Only rows whose scores change before the draw go through float32 copies."""
+        """Token ids (B,). Only rows whose scores change before the draw go through float32 copies.
+
+        A grammar's do not unless what was drawn is illegal: what is drawn among all tokens and is legal would
+        have been drawn among the legal ones.
+        """
         temperatures = [draw.sequence.sampling.temperature for draw in draws]
         chosen = self._choose(logits, draws, temperatures)
         changed = [i for i, draw in enumerate(draws) if self._changes_scores(draw)]
+        changed += self._illegal(chosen, draws, set(changed))
         if changed:
             some = [draws[i] for i in changed]
             scores = self._changed_scores(logits[changed].float(), some)
@@ -90,7 +111,17 @@ class Sampler:
 
     def _changes_scores(self, draw: Draw) -> bool:
         sequence = draw.sequence
-        return changes_scores(sequence.sampling) or self.rules.bind(sequence, draw.num_tokens)
+        return changes_scores(sequence.sampling) or self.rules.change_scores(sequence, draw.num_tokens)
+
+    def _illegal(self, chosen: torch.Tensor, draws: list[Draw], others: set[int]) -> list[int]:
+        """Rows, `others` left aside, for which a token was drawn that their grammar does not permit."""
+        constrained = [
+            i for i, d in enumerate(draws) if d.sequence.constraint is not None and i not in others
+        ]
+        if not constrained:
+            return []
+        ids = chosen.tolist()
+        return [i for i in constrained if not draws[i].permits(ids[i])]
 
     def _changed_scores(self, scores: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
         """Rules, penalties, temperature and filters, in TGI's order and vLLM's, on float32 scores (B, V)."""

@@ -1,8 +1,22 @@
 """A running request's state on a shard. Plain data: what it computes is decided by the step, not here."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from shard.messages import FinishReason, NewSequence, Sampling
+
+
+class Constraint(Protocol):
+    """What its answer must be, as `shard.engine.grammar` knows it. Positions count the prompt's tokens."""
+
+    error: str
+
+    @property
+    def is_ready(self) -> bool: ...
+    def is_over(self, token_ids: list[int]) -> bool: ...
+    def forced_token(self, token_ids: list[int], num_tokens: int) -> int | None: ...
+    def permits(self, token_ids: list[int], num_tokens: int, token_id: int) -> bool: ...
+    def legal(self, token_ids: list[int], num_tokens: int) -> Any: ...
+    def note_forced(self) -> None: ...
 
 
 class Sequence:
@@ -19,6 +33,7 @@ class Sequence:
         self.exit_threshold = new.exit_threshold
         self.exact = new.exact
         self.scores = new.scores
+        self.constraint: Constraint | None = None
         self.runner_state: Any = None  # the runner's own, gone with the sequence
         self.waits = False  # all tokens are computed as far as the first exit; what comes of it is not known
         self.num_computed_tokens = 0
@@ -52,6 +67,23 @@ class Sequence:
         """Known tokens whose KV is not computed yet: a whole prompt at first, one while decoding."""
         return self.num_tokens - self.num_computed_tokens
 
+    @property
+    def holds_back(self) -> bool:
+        """The token behind its last one cannot be drawn yet: its grammar is still being compiled."""
+        return self.constraint is not None and not self.constraint.is_ready
+
+    @property
+    def error(self) -> str:
+        """Why it cannot go on; "": it can."""
+        return "" if self.constraint is None else self.constraint.error
+
+    @property
+    def forced_token(self) -> int | None:
+        """The only one that may come next, by its grammar."""
+        return (
+            None if self.constraint is None else self.constraint.forced_token(self.token_ids, self.num_tokens)
+        )
+
     def finish_reason(self, eos_token_ids: frozenset[int], max_total_tokens: int) -> FinishReason | None:
         """Why the sequence is over, looking at its last token; None while it goes on."""
         if self.num_new_tokens > self.sampling.min_tokens:
@@ -59,6 +91,8 @@ class Sequence:
                 return FinishReason.EOS
             if self.token_ids[-1] in self.sampling.stop_token_ids:
                 return FinishReason.STOP
+        if self.constraint is not None and self.constraint.is_over(self.token_ids):
+            return FinishReason.EOS
         if self.num_new_tokens >= self.max_new_tokens or self.num_tokens >= max_total_tokens:
             return FinishReason.LENGTH
         return None

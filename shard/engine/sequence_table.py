@@ -5,12 +5,16 @@ skipped, blocks are found (taken from the youngest when none are free), and the 
 Knows no tensors.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
-from shard.engine.sequence import Sequence
-from shard.messages import NewSequence, Score, SequenceOutput, Step, TokenOutput, Work
+from shard.engine.sequence import Constraint, Sequence
+from shard.messages import FinishReason, NewSequence, Score, SequenceOutput, Step, TokenOutput, Work
+
+MAX_FORCED = 64  # tokens of a grammar's that follow one that was drawn; more follow the next
+
+Constrain = Callable[[NewSequence], Constraint | None]
 
 
 class BlockPool:
@@ -85,7 +89,14 @@ def lay_out(sequences: Iterable[NewSequence], block_size: int) -> list[Chunk]:
 class SequenceTable:
     """All sequences that hold state on this shard, and the blocks they hold it in."""
 
-    def __init__(self, num_blocks: int, block_size: int, eos_token_ids: list[int], max_total_tokens: int):
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        eos_token_ids: list[int],
+        max_total_tokens: int,
+        constrain: Constrain | None = None,
+    ):
         if max_total_tokens > num_blocks * block_size:
             raise ValueError(f"{num_blocks} blocks of {block_size} cannot hold {max_total_tokens} tokens")
         self.pool = BlockPool(num_blocks)
@@ -93,6 +104,7 @@ class SequenceTable:
         self.max_total_tokens = max_total_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
         self.sequences: dict[int, Sequence] = {}
+        self._constrain = constrain
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -132,7 +144,9 @@ class SequenceTable:
             self._drop(id, attempt)
         for new in step.new:
             self._remove(new.id)
-            self.sequences[new.id] = Sequence(new)
+            sequence = self.sequences[new.id] = Sequence(new)
+            if self._constrain is not None:
+                sequence.constraint = self._constrain(new)
         chunks: dict[int, Chunk] = {}
         preempted: list[tuple[int, int]] = []
         for work in step.work:
@@ -150,8 +164,8 @@ class SequenceTable:
     ) -> SequenceOutput:
         """Enter what a step computed for one chunk: its tokens drawn, and whether the sequence is over.
 
-        `tokens` are in order; those after an end are dropped. `prompt` scores the chunk's prompt tokens,
-        `scores` its answer tokens.
+        `tokens` are in order; those after an end are dropped, and what a grammar forces is added behind them.
+        `prompt` scores the chunk's prompt tokens, `scores` its answer tokens.
         """
         sequence = chunk.sequence
         kept: list[TokenOutput] = []
@@ -163,8 +177,16 @@ class SequenceTable:
             if finish is not None:
                 break
         sequence.num_computed_tokens = chunk.end + max(0, len(kept) - 1)  # all but the newest
+        if kept and finish is None:
+            forced, finish = self._force(sequence)
+            kept += forced
         if not tokens and not sequence.num_pending_tokens and not sequence.waits:  # scored, nothing to draw
             finish = sequence.finish_reason(self.eos_token_ids, self.max_total_tokens)
+        if sequence.error:
+            self._remove(sequence.id)
+            return SequenceOutput(
+                sequence.id, sequence.attempt, sequence.num_computed_tokens, error=sequence.error
+            )
         if finish is not None:
             self._remove(sequence.id)
         return SequenceOutput(
@@ -176,6 +198,19 @@ class SequenceTable:
             finish,
             scores or [],
         )
+
+    def _force(self, sequence: Sequence) -> tuple[list[TokenOutput], FinishReason | None]:
+        """Append what the grammar leaves no choice about; it is computed with the next token."""
+        forced: list[TokenOutput] = []
+        while len(forced) < MAX_FORCED and (id := sequence.forced_token) is not None:
+            assert sequence.constraint is not None
+            sequence.constraint.note_forced()
+            sequence.token_ids.append(id)
+            forced.append(TokenOutput(id, 0.0, 0))
+            finish = sequence.finish_reason(self.eos_token_ids, self.max_total_tokens)
+            if finish is not None:
+                return forced, finish
+        return forced, None
 
     def reserve(self, sequence: Sequence, num_tokens: int) -> bool:
         """Blocks for a sequence's first `num_tokens` tokens, if they are free and within the limit."""
@@ -193,7 +228,13 @@ class SequenceTable:
         sequence = self.sequences.get(work.id)
         if sequence is None or sequence.attempt != work.attempt:
             return None
-        num_tokens = min(work.num_tokens, sequence.num_pending_tokens)
+        num_pending = sequence.num_pending_tokens
+        is_forced = (
+            sequence.num_computed_tokens > sequence.num_prompt_tokens and num_pending <= MAX_FORCED + 1
+        )
+        num_tokens = num_pending if is_forced else min(work.num_tokens, num_pending)  # the router knows later
+        if sequence.holds_back:
+            num_tokens = min(num_tokens, num_pending - 1)
         if num_tokens <= 0 and not sequence.waits:
             return None
         return Chunk(sequence, sequence.num_computed_tokens, num_tokens)

@@ -3,6 +3,7 @@
 Applied to logits before anything reads them, so that an exit is asked by what may be drawn there.
 """
 
+import math
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
@@ -34,6 +35,10 @@ class TokenRules:
 
     def bind(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether there are any for the token behind the first `num_tokens`."""
+        return sequence.constraint is not None or self.change_scores(sequence, num_tokens)
+
+    def change_scores(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether there are any beside a grammar, which only forbids: whom it permits it leaves as it is."""
         sampling = sequence.sampling
         return bool(
             sampling.logit_bias
@@ -55,6 +60,10 @@ class TokenRules:
             scores[prepared.ends] = scores[prepared.ends].clamp(max=UNWANTED)
         for id in _ends_of_bad_words(sequence, num_tokens):
             scores[id] = scores[id].clamp(max=UNWANTED)
+        if sequence.constraint is not None:
+            legal = sequence.constraint.legal(sequence.token_ids, num_tokens)
+            if legal is not None:  # below anything that is forbidden otherwise: a grammar has the last word
+                scores.masked_fill_(~legal.to(scores.device), -math.inf)
 
     def _prepare(self, sequence: Sequence, vocab_size: int) -> Prepared:
         sampling, forbidden = sequence.sampling, None

@@ -1,0 +1,250 @@
+"""What an answer must be: grammars compiled by llguidance, and each constrained sequence's place in its own.
+
+Which tokens are legal is a pure function of the answer so far, so that preemption, replay, drafts and
+scoring all find the same. Where the grammar leaves one way to go on, its tokens are *forced*: they are
+emitted without a pass, and computed along with the next token that is drawn.
+"""
+
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from tokenizers import Tokenizer
+
+from shard.messages import Grammar, GrammarReport, NewSequence
+
+MAX_COMPILED = 64  # grammars kept; of more, the one not used for longest is compiled again
+_REPLACEABLE = 64  # tokens at the end of a sequence that drafts may have replaced
+_LIMITS = LLParserLimits(
+    max_lexer_states=50_000,  # of one or two kilobytes each
+    verbose_errors=False,  # they would show the grammar
+)
+
+
+class GrammarCompiler:
+    """Grammars of one model's vocabulary, compiled on a thread of its own while prompts are computed.
+
+    `vocab_size` is the width of the model's logits. Ids that the tokenizer does not know are never legal.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, eos_token_ids: list[int]):
+        self._path = folder / "tokenizer.json"
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._tokenizer: LLTokenizer | None = None  # made by the thread, when first needed
+        self._thread: ThreadPoolExecutor | None = None
+        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self.tally = Tally()
+
+    @property
+    def is_able(self) -> bool:
+        """There is a tokenizer to tell what tokens stand for."""
+        return self._path.is_file()
+
+    def constrain(self, new: NewSequence) -> "Constraint | None":
+        """A sequence's constraint, at once: whether its grammar is compiled by now is for it to tell."""
+        if new.grammar is None:
+            return None
+        source = new.grammar.source
+        compiled = self._compiled.get(source)
+        if compiled is None:
+            compiled = self._compiled[source] = self._begin(source)
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        else:
+            self._compiled.move_to_end(source)
+            self.tally.reused += 1
+        return Constraint(new.grammar, new.num_prompt_tokens, self, compiled)
+
+    def wait(self, seconds: float) -> None:
+        """Give what is being compiled some time."""
+        wait([compiled for compiled in self._compiled.values() if not compiled.done()], seconds)
+
+    def begin_at(self, matcher: LLMatcher, text: str) -> LLMatcher:
+        """A copy that has read the beginning of an answer."""
+        copy = matcher.deep_copy()
+        if text:
+            assert self._tokenizer is not None
+            copy.consume_tokens(self._tokenizer.tokenize_str(text))
+        return copy
+
+    def legal_tokens(self, matcher: LLMatcher) -> torch.Tensor:
+        """Which tokens may come next, (V,) bool."""
+        started = time.perf_counter()
+        packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        legal = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(bool)
+        self.tally.masks += 1
+        self.tally.mask_ms += (time.perf_counter() - started) * 1000
+        return torch.from_numpy(legal)
+
+    def only(self, token_ids: list[int]) -> torch.Tensor:
+        """Legal are these alone, (V,) bool."""
+        legal = torch.zeros(self._vocab_size, dtype=torch.bool)
+        legal[token_ids] = True
+        return legal
+
+    @property
+    def ends(self) -> torch.Tensor:
+        """Legal are the tokens that end an answer, (V,) bool."""
+        return self.only(self._eos_token_ids)
+
+    def _begin(self, source: str) -> Future[LLMatcher]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "grammars")
+        return self._thread.submit(self._compile, source)
+
+    def _compile(self, source: str) -> LLMatcher:
+        """Raises `ValueError` with one sentence."""
+        started = time.perf_counter()
+        if self._tokenizer is None:
+            self._tokenizer = self._read_tokenizer()
+        matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
+        matcher.compute_bitmask()  # the first takes a hundred times as long as others
+        self.tally.compiled += 1
+        self.tally.compile_ms += (time.perf_counter() - started) * 1000
+        if matcher.is_error():
+            raise ValueError(_first_line(matcher.get_error()))
+        return matcher
+
+    def _read_tokenizer(self) -> LLTokenizer:
+        backend = Tokenizer.from_file(str(self._path))
+        backend.no_truncation()
+        backend.no_padding()
+        return LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+
+
+class Tally:
+    """What is counted between two reports; a mask more or less between threads is no matter."""
+
+    def __init__(self) -> None:
+        self.compiled = self.reused = self.masks = self.forced_tokens = 0
+        self.compile_ms = self.mask_ms = 0.0
+
+    def take(self) -> GrammarReport | None:
+        """What was counted since, if anything was."""
+        report = GrammarReport(**vars(self))
+        self.__init__()  # type: ignore[misc]
+        return None if report == GrammarReport() else report
+
+
+class Constraint:
+    """A sequence's place in its grammar. Positions count tokens of the sequence, prompt included.
+
+    It never raises: once `error` says why it cannot tell what is legal, everything is.
+    """
+
+    def __init__(
+        self, grammar: Grammar, num_prompt_tokens: int, compiler: GrammarCompiler, compiled: Future[LLMatcher]
+    ):
+        self.error = ""
+        self._grammar = grammar
+        self._start = num_prompt_tokens + grammar.num_begun
+        self._compiler = compiler
+        self._compiled = compiled
+        self._matcher: LLMatcher | None = None
+        self._read: list[int] = []  # tokens from `start` on that the matcher has taken
+        self._legal: torch.Tensor | None = None  # where the matcher stands
+        self._forced: list[int] | None = None  # there
+
+    @property
+    def is_ready(self) -> bool:
+        """To ask for anything else does not wait."""
+        return self._compiled.done()
+
+    def is_over(self, token_ids: list[int]) -> bool:
+        """The grammar allows nothing behind these tokens."""
+        matcher = self._at(token_ids, len(token_ids))
+        return matcher is not None and matcher.is_stopped()
+
+    def forced_token(self, token_ids: list[int], num_tokens: int) -> int | None:
+        """The one token that may stand behind the first `num_tokens`; None if several may.
+
+        Text that must follow is cut into tokens as the tokenizer would cut it, whatever other cuts there are.
+        """
+        matcher = self._at(token_ids, num_tokens)
+        if matcher is None or matcher.is_stopped():
+            return None
+        if self._forced is None:
+            self._forced = matcher.compute_ff_tokens()[:1]
+        return self._forced[0] if self._forced else None
+
+    def permits(self, token_ids: list[int], num_tokens: int, token_id: int) -> bool:
+        """Whether a token may stand behind the first `num_tokens`: a hundred times as fast as `legal`."""
+        matcher = self._at(token_ids, num_tokens)
+        if matcher is None:
+            return True
+        forced = self.forced_token(token_ids, num_tokens)
+        return token_id == forced if forced is not None else matcher.validate_tokens([token_id]) == 1
+
+    def legal(self, token_ids: list[int], num_tokens: int) -> torch.Tensor | None:
+        """Which tokens may stand behind the first `num_tokens`, (V,) bool; None: all."""
+        matcher = self._at(token_ids, num_tokens)
+        if matcher is None:
+            return None
+        if self._legal is None:
+            forced = self.forced_token(token_ids, num_tokens)
+            if forced is not None:
+                self._legal = self._compiler.only([forced])
+            elif matcher.is_stopped():
+                self._legal = self._compiler.ends
+            else:
+                self._legal = self._compiler.legal_tokens(matcher)
+                self._check(matcher)
+        return None if self.error else self._legal
+
+    def note_forced(self) -> None:
+        """Count a token that was emitted without a pass."""
+        self._compiler.tally.forced_tokens += 1
+
+    def _at(self, token_ids: list[int], num_tokens: int) -> LLMatcher | None:
+        """The matcher behind the first `num_tokens`, or behind the grammar's end if that came before."""
+        matcher = self._matcher or self._begin()
+        if matcher is None or num_tokens < self._start:
+            return None
+        read, num_read = self._read, self._num_still_read(token_ids, num_tokens)
+        if num_read < len(read):
+            matcher.rollback(len(read) - num_read)
+            del read[num_read:]
+            self._legal = self._forced = None
+        for id in token_ids[self._start + num_read : num_tokens]:
+            if matcher.is_stopped():
+                break
+            matcher.consume_token(id)
+            read.append(id)
+            self._legal = self._forced = None
+        return None if self._check(matcher) else matcher
+
+    def _num_still_read(self, token_ids: list[int], num_tokens: int) -> int:
+        """How many of the tokens read are the first ones of those given."""
+        read, start = self._read, self._start
+        most = min(len(read), num_tokens - start)
+        for index in range(max(0, most - _REPLACEABLE), most):
+            if read[index] != token_ids[start + index]:
+                return index
+        return most
+
+    def _begin(self) -> LLMatcher | None:
+        if self.error:
+            return None
+        try:
+            matcher = self._compiler.begin_at(self._compiled.result(), self._grammar.begun)
+        except Exception as error:
+            self.error = f"The answer's grammar cannot be used: {_first_line(str(error))}"
+            return None
+        self._matcher = matcher
+        return matcher
+
+    def _check(self, matcher: LLMatcher) -> bool:
+        """Note what the matcher has failed of, if it has."""
+        if not self.error and matcher.is_error():
+            self.error = f"The answer's grammar cannot be followed: {_first_line(matcher.get_error())}"
+        return bool(self.error)
+
+
+def _first_line(message: str) -> str:
+    lines = message.strip().splitlines()
+    return lines[0] if lines else "it is not known why"
