@@ -35,6 +35,7 @@ class ModelLoader:
             config, model=Model(config, WeightReader(self._ops_of(config), empty_of(config), self._cache))
         )
         runner.kv_cache.touch()
+        runner.grammars.warm_up()
         runner.load_ms = (time.perf_counter() - started) * 1000
         return runner, weight_bytes([runner.weights]) + runner.kv_bytes
 
@@ -51,6 +52,7 @@ class ModelLoader:
                 kv_bytes = total_bytes - weight_bytes([model.reader.num_bytes])
                 runner = ModelRunner(config, model=model, kv_bytes=max(0, kv_bytes))
                 _take_gently(runner)
+        runner.grammars.warm_up()
         runner.phases_ms = phases_ms
         runner.load_ms = (time.perf_counter() - started) * 1000
         return runner

@@ -65,7 +65,7 @@ class ModelRunner:
         is_later = kv_bytes is not None and not self.resizes_freely
         self.kv_cache = self._allocate(0 if is_later else self.max_blocks)
         self._max_tokens = min(self.model.max_tokens, self.max_blocks * config.block_tokens)
-        self._grammars = GrammarCompiler(
+        self.grammars = GrammarCompiler(
             Path(config.model), self.decoder.shape.vocab_size, self.model.eos_token_ids
         )
         self.table = SequenceTable(
@@ -73,7 +73,7 @@ class ModelRunner:
             config.block_tokens,
             self.model.eos_token_ids,
             self._max_tokens,
-            self._grammars.constrain,
+            self.grammars.constrain,
         )
         self._sampler = Sampler(self.ops, self._device, self.model.eos_token_ids)
         self.make_batch = BatchMaker(config.block_tokens, self._device)
@@ -130,7 +130,7 @@ class ModelRunner:
             weight_bytes=self.model.weight_bytes,
             load_ms=self.load_ms,
             can_score=self.streamed is not None or self.depth == shape.num_layers,
-            can_constrain=self._grammars.is_able,
+            can_constrain=self.grammars.is_able,
             warnings=self.model.warnings,
         )
 
@@ -161,7 +161,7 @@ class ModelRunner:
         """Carry out one step; synchronous."""
         chunks, preempted = self.table.plan(step)
         if step.work and not chunks:  # else the router would ask again and again
-            self._grammars.wait(_COMPILING_S)
+            self.grammars.wait(_COMPILING_S)
         scored = self._score_on(chunks)
         started = time.perf_counter()
         outputs, exits = self._run_chunks(chunks)
@@ -183,7 +183,7 @@ class ModelRunner:
             step_ms=(ended - started) * 1000,
             idle_ms=idle_ms,
             exits=exits,
-            grammar=self._grammars.tally.take(),
+            grammar=self.grammars.tally.take(),
         )
 
     def _run_chunks(self, chunks: list[Chunk]) -> tuple[list[SequenceOutput], ExitReport | None]:

@@ -5,6 +5,7 @@ scoring all find the same. Where the grammar leaves one way to go on, its tokens
 emitted without a pass, and computed along with the next token that is drawn.
 """
 
+import functools
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -35,8 +36,7 @@ class GrammarCompiler:
         self._path = folder / "tokenizer.json"
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
-        self._tokenizer: LLTokenizer | None = None  # made by the thread, when first needed
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread = ThreadPoolExecutor(1, "grammars")
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
         self.tally = Tally()
 
@@ -52,13 +52,18 @@ class GrammarCompiler:
         source = new.grammar.source
         compiled = self._compiled.get(source)
         if compiled is None:
-            compiled = self._compiled[source] = self._begin(source)
+            compiled = self._compiled[source] = self._thread.submit(self._compile, source)
             if len(self._compiled) > MAX_COMPILED:
                 self._compiled.popitem(last=False)
         else:
             self._compiled.move_to_end(source)
             self.tally.reused += 1
         return Constraint(new.grammar, new.num_prompt_tokens, self, compiled)
+
+    def warm_up(self) -> None:
+        """Have the vocabulary read meanwhile: it takes most of a second, and the first grammar needs it."""
+        if self.is_able:
+            self._thread.submit(self._vocabulary)
 
     def wait(self, seconds: float) -> None:
         """Give what is being compiled some time."""
@@ -68,8 +73,7 @@ class GrammarCompiler:
         """A copy that has read the beginning of an answer."""
         copy = matcher.deep_copy()
         if text:
-            assert self._tokenizer is not None
-            copy.consume_tokens(self._tokenizer.tokenize_str(text))
+            copy.consume_tokens(self._vocabulary().tokenize_str(text))
         return copy
 
     def legal_tokens(self, matcher: LLMatcher) -> torch.Tensor:
@@ -87,22 +91,17 @@ class GrammarCompiler:
         legal[token_ids] = True
         return legal
 
-    @property
     def ends(self) -> torch.Tensor:
         """Legal are the tokens that end an answer, (V,) bool."""
         return self.only(self._eos_token_ids)
 
-    def _begin(self, source: str) -> Future[LLMatcher]:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "grammars")
-        return self._thread.submit(self._compile, source)
+    def ends_an_answer(self, token_id: int) -> bool:
+        return token_id in self._eos_token_ids
 
     def _compile(self, source: str) -> LLMatcher:
         """Raises `ValueError` with one sentence."""
         started = time.perf_counter()
-        if self._tokenizer is None:
-            self._tokenizer = self._read_tokenizer()
-        matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
+        matcher = LLMatcher(self._vocabulary(), source, log_level=0, limits=_LIMITS)
         matcher.compute_bitmask()  # the first takes a hundred times as long as others
         self.tally.compiled += 1
         self.tally.compile_ms += (time.perf_counter() - started) * 1000
@@ -110,11 +109,17 @@ class GrammarCompiler:
             raise ValueError(_first_line(matcher.get_error()))
         return matcher
 
-    def _read_tokenizer(self) -> LLTokenizer:
-        backend = Tokenizer.from_file(str(self._path))
-        backend.no_truncation()
-        backend.no_padding()
-        return LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+    def _vocabulary(self) -> LLTokenizer:
+        return read_vocabulary(self._path, self._vocab_size, tuple(self._eos_token_ids))
+
+
+@functools.lru_cache(maxsize=2)  # while a model is changed, there are two; depths of one have the same
+def read_vocabulary(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> LLTokenizer:
+    """What each token id stands for, by a tokenizer.json, and how it cuts text."""
+    backend = Tokenizer.from_file(str(path))
+    backend.no_truncation()
+    backend.no_padding()
+    return LLTokenizer(backend.to_str(), n_vocab=vocab_size, eos_token=list(eos_token_ids))
 
 
 class Tally:
@@ -177,6 +182,8 @@ class Constraint:
         matcher = self._at(token_ids, num_tokens)
         if matcher is None:
             return True
+        if matcher.is_stopped():
+            return self._compiler.ends_an_answer(token_id)
         forced = self.forced_token(token_ids, num_tokens)
         return token_id == forced if forced is not None else matcher.validate_tokens([token_id]) == 1
 
@@ -190,7 +197,7 @@ class Constraint:
             if forced is not None:
                 self._legal = self._compiler.only([forced])
             elif matcher.is_stopped():
-                self._legal = self._compiler.ends
+                self._legal = self._compiler.ends()
             else:
                 self._legal = self._compiler.legal_tokens(matcher)
                 self._check(matcher)

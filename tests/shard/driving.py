@@ -9,7 +9,17 @@ from pathlib import Path
 import msgspec
 import torch
 
-from shard.messages import NewSequence, Sampling, Score, SequenceOutput, ShardConfig, Step, TokenOutput, Work
+from shard.messages import (
+    Grammar,
+    NewSequence,
+    Sampling,
+    Score,
+    SequenceOutput,
+    ShardConfig,
+    Step,
+    TokenOutput,
+    Work,
+)
 from shard.runner import ModelRunner
 
 DEVICE = os.environ.get("DEVICE", "cpu")
@@ -53,6 +63,11 @@ class Generation(msgspec.Struct):
     prompt: list[TokenOutput] = []
     finish: str | None = None
     num_preemptions: int = 0
+    error: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        return self.finish is not None or bool(self.error)
 
     @property
     def ids(self) -> list[int]:
@@ -68,6 +83,7 @@ def generate(
     ignore_eos: bool = True,
     exact: Items[bool] | None = None,
     exit_threshold: float | None = None,
+    grammars: Items[str] | None = None,
 ) -> list[Generation]:
     """Run all prompts together to their ends, `chunk` tokens of each per step; replay the preempted."""
     done = [Generation() for _ in prompts]
@@ -84,12 +100,13 @@ def generate(
             sampling[i] if sampling else Sampling(),
             exit_threshold,
             bool(exact and exact[i]),
+            grammar=Grammar(grammars[i]) if grammars and grammars[i] else None,
         )
 
     fresh = list(range(len(prompts)))
     number = 0
-    while any(generation.finish is None for generation in done):
-        live = [i for i, generation in enumerate(done) if generation.finish is None]
+    while not all(generation.is_over for generation in done):
+        live = [i for i, generation in enumerate(done) if not generation.is_over]
         output = runner.run(
             Step(number, [Work(i, attempts[i], chunk) for i in live], [new(i) for i in fresh])
         )
@@ -111,6 +128,7 @@ def _take(generation: Generation, part: SequenceOutput) -> None:
     generation.tokens += part.tokens
     generation.prompt += part.prompt
     generation.finish = part.finish
+    generation.error = part.error
 
 
 def prompts_of(vocab_size: int, lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -134,8 +152,8 @@ def load_reference(
 GREEDY = Sampling()
 
 
-def score(runner, prompt, answer, sampling=GREEDY, chunk=512):
-    new = NewSequence(0, 0, prompt + answer, len(prompt), 0, False, sampling, scores=True)
+def score(runner, prompt, answer, sampling=GREEDY, chunk=512, grammar=None):
+    new = NewSequence(0, 0, prompt + answer, len(prompt), 0, False, sampling, scores=True, grammar=grammar)
     scores, number = [], 0
     while number == 0 or len(runner.table):
         output = runner.run(Step(number, [Work(0, 0, chunk)], [new] if number == 0 else []))
