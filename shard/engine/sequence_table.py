@@ -230,7 +230,7 @@ class SequenceTable:
             return None
         num_pending = sequence.num_pending_tokens
         is_forced = (
-            sequence.num_computed_tokens > sequence.num_prompt_tokens and num_pending <= MAX_FORCED + 1
+            sequence.num_computed_tokens >= sequence.num_prompt_tokens and num_pending <= MAX_FORCED + 1
         )
         num_tokens = num_pending if is_forced else min(work.num_tokens, num_pending)  # the router knows later
         if sequence.holds_back:
