@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from router.catalog.repository import Choice
-from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey
+from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey, ServedModel
 from router.fleet.class_routing import Routes
 from router.fleet.live_requests import RequestRegistry
 from router.scheduling.admission import EVERYTHING, AdmissionQuota
@@ -56,7 +56,7 @@ class Balancer:
 
     def __init__(self, registry: RequestRegistry, score_rate: float = 0.0):
         self.queue = WaitingQueue()
-        self.routes = Routes()
+        self.routes = Routes(self._serving)
         self.score_queue = ScoreQueue(score_rate)
         self.agreement = Agreement()
         self.registry = registry
@@ -154,6 +154,12 @@ class Balancer:
         while (request := self.queue.head()) is not None:
             self.queue.take(request)
             self.registry.fail(request, error, now)
+
+    def _serving(self) -> Iterator[ServedModel]:
+        """Of each shard that begins requests: the model that they begin on."""
+        for shard in self.shards:
+            if shard.scheduler is not None and not shard.is_draining:
+                yield shard.scheduler.newest
 
     def _others(self, shard: Shard | None) -> Iterator[Shard]:
         """All other shards, starting where the last look ended, so that each is compared in turn."""

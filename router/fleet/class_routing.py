@@ -5,19 +5,22 @@ no request waits for ever.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from router.catalog.repository import Choice
 from router.catalog.served_model import RoutingKey, ServedModel
 
 
 class Routes:
-    """Each class's admitted choices and each shard's choice. No query costs more with more shards."""
+    """Each class's admitted choices. `serving` tells the model of each shard that requests begin on.
 
-    def __init__(self) -> None:
+    It is asked once after each change, so that no query costs more with more shards.
+    """
+
+    def __init__(self, serving: Callable[[], Iterable[ServedModel]]) -> None:
+        self._serving = serving
         self._admitted: Mapping[str, frozenset[Choice]] = {}
-        self._serving: dict[int, tuple[Choice, str]] = {}  # by shard: choice, vocabulary
-        self._counts: Counter[tuple[Choice, str]] = Counter()
+        self._counts: Counter[tuple[Choice, str]] | None = None  # cache: shards by choice and vocabulary
         self._excluded_keys: dict[Choice, frozenset[RoutingKey]] = {}  # cache
 
     @property
@@ -30,14 +33,9 @@ class Routes:
         self._admitted = admitted
         self._excluded_keys = {}
 
-    def serve(self, shard: int, served_model: ServedModel | None) -> None:
-        """Note the model that requests begin on at a shard; None: none."""
-        before = self._serving.pop(shard, None)
-        if before is not None:
-            self._counts[before] -= 1
-        if served_model is not None:
-            served = self._serving[shard] = (served_model.choice, served_model.tokenizer.digest)
-            self._counts[served] += 1
+    def refresh(self) -> None:
+        """Note that requests begin on another model at some shard, or on none."""
+        self._counts = None
         self._excluded_keys = {}
 
     def excluded_keys(self, choice: Choice) -> frozenset[RoutingKey]:
@@ -51,8 +49,16 @@ class Routes:
     def num_rivals(self, choice: Choice) -> int:
         """Number of shards that share a class with a shard that serves this choice, itself included."""
         own = self._taken_by(choice)
-        rivals = (key for key in self._counts if key[0] == choice or own & self._taken_by(key[0]))
-        return sum(self._counts[key] for key in rivals)
+        return sum(
+            count
+            for (served, _), count in self._count().items()
+            if served == choice or own & self._taken_by(served)
+        )
+
+    def _count(self) -> Counter[tuple[Choice, str]]:
+        if self._counts is None:
+            self._counts = Counter((served.choice, served.tokenizer.digest) for served in self._serving())
+        return self._counts
 
     def _taken_by(self, choice: Choice) -> set[str]:
         left = {kind.prompts for kind in self.excluded_keys(choice)}
@@ -61,9 +67,7 @@ class Routes:
     def _left_by(self, choice: Choice) -> list[RoutingKey]:
         left = []
         for prompts, admitted in self._admitted.items():
-            able = {
-                digest for (served, digest), count in self._counts.items() if count and served in admitted
-            }
+            able = {digest for served, digest in self._count() if served in admitted}
             if choice not in admitted and able:
                 left += [RoutingKey(prompts), *(RoutingKey(prompts, digest) for digest in able)]
         return left

@@ -82,7 +82,7 @@ class Engine:
         """Clear the state after a failure of the engine itself, failing its requests."""
         self.scheduler = self.client = None
         self.last_death = ShardDied(f"The router failed to work with it: {reason}.")
-        self._balancer.routes.serve(self.shard, None)
+        self._balancer.routes.refresh()
         self.end_swap(SwapError(self.last_death.reason))
         lost = [request for request in self._balancer.registry.live.values() if request.shard == self.shard]
         for request in lost:
@@ -194,12 +194,12 @@ class Engine:
     def drain(self) -> None:
         """Begin nothing new; running requests go on."""
         self.is_draining = True
-        self._balancer.routes.serve(self.shard, None)
+        self._balancer.routes.refresh()
 
     def resume(self) -> None:
         """Undo `drain`."""
         self.is_draining = False
-        self._enter_routes()
+        self._balancer.routes.refresh()
         self.wake()
 
     def drop(self, request: Request) -> None:
@@ -263,7 +263,7 @@ class Engine:
         self._num_blocks_at_start = ready.num_blocks
         queue, score_queue = self._balancer.queue, self._balancer.score_queue
         self.scheduler = Scheduler(self.shard, limits, self.served_model, queue, score_queue)
-        self._enter_routes()
+        self._balancer.routes.refresh()
         self._balancer.serving.set()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, served_model))
         log.info("Shard %d is ready: %s on %s.", self.shard, ready.model, ready.device)
@@ -281,15 +281,11 @@ class Engine:
         config = self.target.config
         limits = Limits(config.max_batch_size, config.max_batch_tokens, committed.ready.block_size)
         scheduler.adopt(served_model, limits, committed.joined)
-        self._enter_routes()
+        self._balancer.routes.refresh()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, served_model))
         depth, num_layers = committed.ready.depth, committed.ready.num_layers
         log.info("Shard %d serves %s, %d of %d layers.", self.shard, self.target.name, depth, num_layers)
         self._warn(committed.ready)
-
-    def _enter_routes(self) -> None:
-        if self.scheduler is not None and not self.is_draining:
-            self._balancer.routes.serve(self.shard, self.served_model)
 
     def _warn(self, ready: Ready) -> None:
         for sentence in ready.warnings:
@@ -377,7 +373,7 @@ class Engine:
             log.warning("Shard %d is gone: %s", self.shard, death)
         scheduler, self.scheduler, self.client = self.scheduler, None, None
         self.last_death = death
-        self._balancer.routes.serve(self.shard, None)
+        self._balancer.routes.refresh()
         if scheduler is not None:
             self.num_deaths += 1
             self._take_back(scheduler, now)

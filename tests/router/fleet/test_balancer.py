@@ -56,7 +56,6 @@ def routed(*names: str, admitted: dict[str, frozenset[Choice]] = BY_CLASS) -> An
     balancer = Balancer(RequestRegistry())
     for shard, name in enumerate(names):
         balancer.shards.append(PlayedShard(shard, balancer, GENERATIONS[name]))
-        balancer.routes.serve(shard, GENERATIONS[name])
     balancer.route(admitted)
     return balancer
 
@@ -187,7 +186,7 @@ async def test_where_nobody_is_good_at_a_prompt_anybody_takes_it() -> None:
     schedule(balancer, balancer.shards[0])
     assert shards_of(requests) == {None}
     balancer.shards[1].scheduler = None
-    balancer.routes.serve(1, None)
+    balancer.routes.refresh()
     schedule(balancer, balancer.shards[0])
     assert shards_of(requests) == {0}
 
@@ -210,7 +209,8 @@ async def test_an_exact_answer_goes_to_any_shard_with_all_layers() -> None:
 async def test_token_ids_are_not_left_to_shards_that_cannot_read_them() -> None:
     balancer = routed("code")
     other = make_served_model(target=make_target("chat", FakeTokenizer("other")))
-    balancer.routes.serve(1, other)
+    balancer.shards.append(PlayedShard(1, balancer, other))
+    balancer.routes.refresh()
     request = make_request(1, prompt=None)
     balancer.add(request)
     schedule(balancer, balancer.shards[0])

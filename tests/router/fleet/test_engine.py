@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from router.catalog.repository import Choice
 from router.catalog.served_model import Segment
 from router.fleet.balancer import Balancer
 from router.fleet.client import Answered, Asked, ShardDied
@@ -292,3 +293,31 @@ async def test_no_request_is_blamed_for_a_death_while_the_model_is_changed(stage
         await swap
     assert (request.num_shard_deaths, request.is_suspect) == (0, False)
     assert stage.engine.target.name == "m"
+
+
+async def test_prompts_are_left_to_a_shard_only_while_requests_begin_on_what_is_good_for_them(
+    stage: Stage,
+) -> None:
+    def is_left_to_it() -> bool:
+        return bool(stage.balancer.routes.excluded_keys(Choice("another", 10)))
+
+    stage.balancer.route({"chat": frozenset([Choice("m", 30)])})
+    assert is_left_to_it()
+    stage.engine.drain()
+    assert not is_left_to_it()
+    stage.engine.resume()
+    assert is_left_to_it()
+    await stage.shard.die()
+    assert not is_left_to_it()
+    await until(lambda: stage.shard.lives == 2)
+    assert is_left_to_it()
+    stage.engine.reset("played")
+    assert not is_left_to_it()
+
+
+async def test_prompts_are_no_longer_left_to_a_shard_whose_model_was_changed(stage: Stage) -> None:
+    stage.balancer.route({"chat": frozenset([Choice("m", 30)])})
+    assert stage.balancer.routes.excluded_keys(Choice("another", 10))
+    await swapping(stage)
+    await stage.shard.say(Committed(1, OTHER, 2.0, {}))
+    assert not stage.balancer.routes.excluded_keys(Choice("another", 10))
