@@ -68,7 +68,9 @@ async def serve(
     controller = SwapController(dispatcher, catalog, store.audit)
     profiles = {entry.candidate.name: profile_of(config, entry) for entry in catalog.entries}
     options = SwapOptions(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
-    loop = ReassessmentLoop(catalog.repository, profiles, controller, store, options, config.watts)
+    loop = ReassessmentLoop(
+        catalog.repository, profiles, dispatcher, controller, store, options, config.watts
+    )
     dispatcher.add_observer(loop.observer)
     async with listening(build_app(service, controller, loop, metrics, store), config) as address:
         try:

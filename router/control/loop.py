@@ -18,6 +18,7 @@ from router.catalog.repository import Choice, Repository
 from router.catalog.served_model import ServedModel
 from router.control.loop_observer import LoopObserver
 from router.control.swap_controller import ChangeRequest, SwapController
+from router.fleet.dispatcher import Dispatcher
 from router.fleet.swap import SwapOptions, SwapRefused
 from router.policy.decision import Decision, Kind
 from router.policy.observation import Device
@@ -59,15 +60,17 @@ class ReassessmentLoop:
         self,
         repository: Repository,
         profiles: dict[str, CandidateProfile],
+        dispatcher: Dispatcher,
         controller: SwapController,
         store: Store,
         options: SwapOptions,
         watts: float | None = None,
         unix_s: Callable[[], float] = time.time,
     ):
-        self.observer = LoopObserver(self._open_policy_state)
+        self.observer = LoopObserver(dispatcher, self._open_policy_state)
         self._repository = repository
         self._profiles = profiles
+        self._dispatcher = dispatcher
         self._controller = controller
         self._store = store
         self._options = options
@@ -126,7 +129,7 @@ class ReassessmentLoop:
         self._follow(policy_state)
         policy_state.learn(self._store.history, windows, self._now())
         decision = policy_state.decide(self._store.history, self._now())
-        self._controller.route(policy_state.admitted)
+        self._dispatcher.route(policy_state.admitted)
         await self._carry_out(policy_state, decision)
 
     async def _windows(self, policy_state: Reassessor) -> dict[Choice, Window] | None:
@@ -168,9 +171,7 @@ class ReassessmentLoop:
 
     def _count(self, policy_state: Reassessor) -> None:
         """Count the shards of each choice."""
-        policy_state.shards = tuple(
-            served_model.choice for _, served_model in sorted(self.observer.served_models.items())
-        )
+        policy_state.shards = tuple(model.choice for model in self._dispatcher.served_models.values())
         policy_state.watch.num_shards_of = Counter(policy_state.shards) if policy_state.split else {}
 
     async def _carry_out(self, policy_state: Reassessor, decision: Decision) -> None:
@@ -194,14 +195,14 @@ class ReassessmentLoop:
         for choice in set(change.layout.values()):
             policy_state.note_change(choice, ms)
         if decision.kind is Kind.EVALUATE:
-            num_shards = max(1, len(self.observer.served_models))
+            num_shards = max(1, len(self._dispatcher.served_models))
             policy_state.watch.on_spent(done.phases_ms.get("hold", 0.0) / num_shards)
         policy_state.took(decision, self._now())
         self._count(policy_state)
 
     def _change(self, policy_state: Reassessor, decision: Decision) -> ChangeRequest:
         unit = UNITS[self._repository.objective]
-        wanted, served_models = self._wanted(decision), self.observer.served_models
+        wanted, served_models = self._wanted(decision), self._dispatcher.served_models
         return ChangeRequest(
             kind=decision.kind,
             by="loop",
@@ -221,7 +222,7 @@ class ReassessmentLoop:
         """The choice that each shard is to serve by a decision. One shard evaluates."""
         if decision.kind is Kind.STAY and not decision.considered:
             return {}
-        shards = sorted(self.observer.served_models)
+        shards = list(self._dispatcher.served_models)
         if decision.shards:
             return dict(zip(shards, decision.shards, strict=True))
         return dict.fromkeys(shards[-1:] if decision.kind is Kind.EVALUATE else shards, decision.choice)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from router.catalog.repository import Choice
 from router.catalog.served_model import ServedModel
+from router.fleet.dispatcher import Dispatcher
 from router.policy.reassessor import Reassessor
 from router.policy.traffic import Answered
 from router.scheduling.observer import Observer
@@ -16,12 +17,12 @@ from shard.messages import FinishReason, Score, StepOutput
 class LoopObserver(Observer):
     """`open_policy_state` makes the policy's state when the first shard is ready."""
 
-    def __init__(self, open_policy_state: Callable[[ServedModel], Reassessor]):
+    def __init__(self, dispatcher: Dispatcher, open_policy_state: Callable[[ServedModel], Reassessor]):
         self.policy_state: Reassessor | None = None
-        self.served_models: dict[int, ServedModel] = {}  # by shard: the model that requests begin on
         self.woken = asyncio.Event()  # set when a decision is due
         self._running: dict[int, Counter[str]] = {}  # shard -> number of requests that it began, by class
         self._begun_on: dict[int, int] = {}  # request id -> shard that began it
+        self._dispatcher = dispatcher
         self._open_policy_state = open_policy_state
 
     def on_started(self, request: Request) -> None:
@@ -42,7 +43,7 @@ class LoopObserver(Observer):
         self.woken.set()
 
     def on_step(self, shard: int, output: StepOutput) -> None:
-        policy_state, served_model = self.policy_state, self.served_models.get(shard)
+        policy_state, served_model = self.policy_state, self._dispatcher.served_model(shard)
         if policy_state is None or served_model is None or served_model.choice not in policy_state.served:
             return
         exits = output.exits if output.epoch == served_model.epoch else None
@@ -56,15 +57,11 @@ class LoopObserver(Observer):
             self.woken.set()
 
     def on_shard_ready(self, shard: int, served_model: ServedModel) -> None:
-        self.served_models[shard] = served_model
         if self.policy_state is None:
             self.policy_state = self._open_policy_state(served_model)
-        self.policy_state.watch.num_shards = len(self.served_models)
+        self.policy_state.watch.num_shards = len(self._dispatcher.served_models)
         ready = served_model.ready
         self.policy_state.note_loaded(served_model.choice, ready.version, is_certified=not ready.warnings)
-
-    def on_shard_death(self, shard: int, reason: str) -> None:
-        self.served_models.pop(shard, None)
 
     def _has_strangers(self, shard: int, policy_state: Reassessor, choice: Choice) -> bool:
         """Under a split: the shard still runs requests of classes now sent elsewhere."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -89,10 +88,6 @@ class SwapController:
         if before is None:
             raise SwapRefused(f"There is nothing to go back to: it started with {target.name}.")
         return before
-
-    def route(self, admitted: Mapping[str, frozenset[Choice]]) -> None:
-        """See `Dispatcher.route`."""
-        self._dispatcher.route(admitted)
 
     def note(self, kind: str, by: str, why: str, **more: Any) -> str:
         """Record a decision that took effect at once; returns its id."""

@@ -229,6 +229,17 @@ class Dispatcher:
         """Each shard's target and its previous one. Raises `KeyError` for an unknown shard."""
         return [(engine.target, engine.before) for engine in self._chosen(shard)]
 
+    def served_model(self, shard: int) -> ServedModel | None:
+        """The model that requests begin on at a shard; None while it does not serve."""
+        scheduler = self.engines[shard].scheduler
+        return None if scheduler is None else scheduler.newest
+
+    @property
+    def served_models(self) -> dict[int, ServedModel]:
+        """The model that requests begin on, by each shard that serves, in order."""
+        schedulers = ((engine.shard, engine.scheduler) for engine in self.engines)
+        return {shard: scheduler.newest for shard, scheduler in schedulers if scheduler is not None}
+
     @property
     def current(self) -> ServedModel | None:
         """The model on which a request that arrives now most likely begins; None while loading."""

@@ -87,7 +87,13 @@ async def measure(asked: Asked, folder: Path) -> Result:
     dispatcher = Dispatcher(config, target, launch=VirtualLauncher)
     controller = SwapController(dispatcher, cast(Catalog, catalog), store.audit)
     loop = ReassessmentLoop(
-        catalog.repository, catalog.profiles, controller, store, SwapOptions(), unix_s=store.now_s
+        catalog.repository,
+        catalog.profiles,
+        dispatcher,
+        controller,
+        store,
+        SwapOptions(),
+        unix_s=store.now_s,
     )
     dispatcher.add_observer(Recorder(store, store.now_s))
     dispatcher.add_observer(loop.observer)

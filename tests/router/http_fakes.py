@@ -284,7 +284,7 @@ async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIter
     store, catalog = Store(None, "poems", "one"), menu_of(config, tokenizer)
     service = Service(config, dispatcher, dispatcher.target, catalog.names)
     controller = SwapController(dispatcher, catalog, store.audit)
-    loop = ReassessmentLoop(catalog.repository, {}, controller, store, SwapOptions())
+    loop = ReassessmentLoop(catalog.repository, {}, dispatcher, controller, store, SwapOptions())
     app = build_app(service, controller, loop, Metrics(), store)
     async with listening(app, config) as url, ClientSession() as session:
         yield Client(session, url, service, dispatcher, controller)

@@ -26,10 +26,25 @@ def served_model(choice: Choice, epoch=0) -> ServedModel:
     return make_served_model(epoch, target, depth=choice.depth, version=f"v-{choice}")
 
 
+class FakeDispatcher:
+    """What shards serve, and where prompts go."""
+
+    def __init__(self):
+        self.served_models = {}
+        self.admitted = {}
+
+    def served_model(self, shard):
+        return self.served_models.get(shard)
+
+    def route(self, admitted):
+        self.admitted = admitted
+
+
 class FakeController:
     """Changes the shards of a loop at once, or fails as it is told."""
 
-    def __init__(self):
+    def __init__(self, dispatcher):
+        self.dispatcher = dispatcher
         self.pinned = None
         self.loop = None
         self.changes = []
@@ -44,11 +59,13 @@ class FakeController:
         if self.fails is not None:
             return Decision(id="1", at=0.0, kind=change.kind, outcome=Outcome.ROLLED_BACK, error=self.fails)
         for shard, choice in change.layout.items():
-            self.loop.observer.on_shard_ready(shard, served_model(choice, len(self.changes)))
+            self.serve(shard, choice, len(self.changes))
         return Decision(id="1", at=0.0, kind=change.kind, outcome=Outcome.COMMITTED, phases_ms={"hold": 5.0})
 
-    def route(self, admitted):
-        self.admitted = admitted
+    def serve(self, shard, choice, epoch=0):
+        """As when an operator changes a shard."""
+        made = self.dispatcher.served_models[shard] = served_model(choice, epoch)
+        self.loop.observer.on_shard_ready(shard, made)
 
     def note(self, kind, by, why, **more):
         self.notes.append((kind, why))
@@ -99,13 +116,18 @@ def world_of(*candidates: Candidate, num_shards: int) -> tuple[ReassessmentLoop,
         for one in candidates
     ]
     repository = Repository(candidates=candidates, floor=Floor(agreement=0.8))
-    controller, store = FakeController(), FakeStore()
+    controller, store = FakeController(FakeDispatcher()), FakeStore()
     loop = ReassessmentLoop(
-        repository, {one.candidate.name: one for one in profile}, controller, store, SwapOptions()
+        repository,
+        {one.candidate.name: one for one in profile},
+        controller.dispatcher,
+        controller,
+        store,
+        SwapOptions(),
     )
     controller.loop = loop
     for shard in range(num_shards):
-        loop.observer.on_shard_ready(shard, served_model(FULL))
+        controller.serve(shard, FULL)
     return loop, controller, store
 
 
@@ -148,8 +170,8 @@ async def until_split(loop: ReassessmentLoop) -> None:
     raise AssertionError(loop.state.why)
 
 
-def served(loop: ReassessmentLoop) -> list[str]:
-    return [made.target.name for _, made in sorted(loop.observer.served_models.items())]
+def served(controller: FakeController) -> list[str]:
+    return [made.target.name for made in controller.dispatcher.served_models.values()]
 
 
 async def test_it_tries_on_one_shard_while_the_others_serve_and_then_changes_all(world):
@@ -159,11 +181,11 @@ async def test_it_tries_on_one_shard_while_the_others_serve_and_then_changes_all
     assert [(change.kind, change.to, tuple(change.layout)) for change in controller.changes] == [
         ("evaluate", SHALLOW, (2,))
     ]
-    assert served(loop) == ["full", "full", "chat"]
+    assert served(controller) == ["full", "full", "chat"]
     answer(loop, 5, SHALLOW)
     await loop.reassess()
     assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (Kind.SWITCH, (0, 1))
-    assert served(loop) == ["chat"] * 3
+    assert served(controller) == ["chat"] * 3
     assert controller.changes[-1].seen["prompts"] == {"chat": 1.0}
     assert {row["candidate"] for row in controller.changes[-1].considered} == {"full", "chat"}
 
@@ -177,7 +199,7 @@ async def test_what_was_tried_and_is_not_chosen_is_taken_back(world):
     answer(loop, 5, SHALLOW)
     await loop.reassess()
     assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (Kind.STAY, (2,))
-    assert served(loop) == ["full"] * 3
+    assert served(controller) == ["full"] * 3
 
 
 async def test_without_redis_it_changes_nothing_and_says_so_once(world):
@@ -203,9 +225,9 @@ async def test_what_is_pinned_is_left_alone(world):
 
 
 async def test_what_a_person_has_changed_is_what_serves(world):
-    loop, _, _ = world
+    loop, controller, _ = world
     for shard in range(3):
-        loop.observer.on_shard_ready(shard, served_model(SHALLOW, 1))
+        controller.serve(shard, SHALLOW, 1)
     await loop.reassess()
     assert loop.observer.policy_state.serving == SHALLOW
 
@@ -236,7 +258,7 @@ async def test_a_change_that_is_under_way_is_waited_for(world):
 async def test_breaches_wake_it_and_are_answered(world):
     loop, controller, _ = world
     for shard in range(3):
-        loop.observer.on_shard_ready(shard, served_model(SHALLOW, 1))
+        controller.serve(shard, SHALLOW, 1)
     await loop.reassess()
     loop.observer.woken.clear()
     report = ExitReport(tokens_by_exit={15: 60}, breaches=40)
@@ -263,11 +285,11 @@ async def test_a_split_changes_just_the_shards_that_serve_something_else(split_w
     await until_split(loop)
     change = controller.changes[-1]
     assert change.kind == Kind.SPLIT
-    assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
+    assert sorted(served(controller)) == ["chat", "chat", "code", "code"]
     assert len(change.layout) < 4  # the shard that has tried keeps what it has
     assert change.chosen["prompts"] == {"chat": "chat at 15 layers", "code": "code at 15 layers"}
     named = {shard: name for name, shards in change.chosen["shards"].items() for shard in shards}
-    assert named == {shard: str(made.choice) for shard, made in loop.observer.served_models.items()}
+    assert named == {shard: str(made.choice) for shard, made in controller.dispatcher.served_models.items()}
 
 
 async def test_prompts_are_routed_before_a_shard_serves_what_is_not_for_all(split_world):
@@ -275,9 +297,11 @@ async def test_prompts_are_routed_before_a_shard_serves_what_is_not_for_all(spli
     ask_for_both(loop, 40)
     await loop.reassess()
     assert controller.changes[0].kind == "evaluate"
-    assert FULL in controller.admitted["chat"] & controller.admitted["code"]
+    assert FULL in controller.dispatcher.admitted["chat"] & controller.dispatcher.admitted["code"]
     tried = controller.changes[0].to
-    assert [name for name, able in controller.admitted.items() if tried in able] == [tried.candidate]
+    assert [name for name, able in controller.dispatcher.admitted.items() if tried in able] == [
+        tried.candidate
+    ]
 
 
 async def test_a_split_that_fails_leaves_what_served(split_world):
@@ -287,13 +311,13 @@ async def test_a_split_that_fails_leaves_what_served(split_world):
             break
         ask_for_both(loop, 40)
         await loop.reassess()
-    before = served(loop)
+    before = served(controller)
     controller.fails = "There is no such file."
     ask_for_both(loop, 40)
     await loop.reassess()
     assert controller.changes[-1].kind == Kind.SPLIT
     assert not loop.observer.policy_state.split
-    assert served(loop) == before
+    assert served(controller) == before
     num_orders = len(controller.changes)
     controller.fails = None
     ask_for_both(loop, 40)
@@ -312,7 +336,7 @@ async def test_shards_that_could_not_be_shared_out_anew_are_not_asked_again_at_o
     assert sorted(controller.changes[-1].layout.values()) == [SHALLOW]
     await loop.reassess()
     assert len(controller.changes) == num_orders + 1
-    assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
+    assert sorted(served(controller)) == ["chat", "chat", "code", "code"]
 
 
 async def test_a_split_is_over_when_a_person_has_changed_all_shards(split_world):
@@ -320,7 +344,7 @@ async def test_a_split_is_over_when_a_person_has_changed_all_shards(split_world)
     await until_split(loop)
     controller.pinned = FULL
     for shard in range(4):
-        loop.observer.on_shard_ready(shard, served_model(FULL, 9))
+        controller.serve(shard, FULL, 9)
     await loop.reassess()
     assert not loop.observer.policy_state.split
     assert loop.observer.policy_state.serving == FULL
@@ -329,17 +353,17 @@ async def test_a_split_is_over_when_a_person_has_changed_all_shards(split_world)
 async def test_a_shard_that_a_person_has_changed_is_given_back_to_the_split(split_world):
     loop, controller, _ = split_world
     await until_split(loop)
-    loop.observer.on_shard_ready(0, served_model(FULL, 9))
+    controller.serve(0, FULL, 9)
     ask_for_both(loop, 200)
     await loop.reassess()
     assert tuple(controller.changes[-1].layout) == (0,)
-    assert sorted(served(loop)) == ["chat", "chat", "code", "code"]
+    assert sorted(served(controller)) == ["chat", "chat", "code", "code"]
 
 
 async def test_breaches_of_one_choice_of_a_split_are_answered_though_the_other_has_none(split_world):
     loop, controller, _ = split_world
     await until_split(loop)
-    served_models = loop.observer.served_models
+    served_models = controller.dispatcher.served_models
     for number in range(12):
         for shard, made in served_models.items():
             breaches = 18 if made.choice == CODE else 0
@@ -350,18 +374,20 @@ async def test_breaches_of_one_choice_of_a_split_are_answered_though_the_other_h
     assert controller.changes[-1].kind == Kind.SWITCH
     assert "tokens left code at 15 layers under threshold" in controller.changes[-1].why
     assert not loop.observer.policy_state.split
-    assert {made.choice.depth for made in loop.observer.served_models.values()} == {30}
+    assert {made.choice.depth for made in controller.dispatcher.served_models.values()} == {30}
 
 
 async def test_what_runs_on_from_before_a_split_is_no_breach_of_it(split_world):
-    loop, _, _ = split_world
+    loop, controller, _ = split_world
     await until_split(loop)
     stranger = make_request(1, prompt=Prompt("Write a python function."))
-    shard = next(shard for shard, made in loop.observer.served_models.items() if made.choice == SHALLOW)
-    stranger.start(shard, loop.observer.served_models[shard], 0.0)
+    shard = next(
+        shard for shard, made in controller.dispatcher.served_models.items() if made.choice == SHALLOW
+    )
+    stranger.start(shard, controller.dispatcher.served_models[shard], 0.0)
     loop.observer.on_started(stranger)
     report = ExitReport(tokens_by_exit={15: 500}, breaches=500)
-    epoch = loop.observer.served_models[shard].epoch
+    epoch = controller.dispatcher.served_models[shard].epoch
     loop.observer.on_step(shard, StepOutput(1, [], [], 10, 500, exits=report, epoch=epoch))
     assert not loop.observer.policy_state.watch.is_breached
     loop.observer.on_finished(stranger)

@@ -301,6 +301,18 @@ async def test_a_shard_that_waits_to_be_started_again_is_not_started_in_a_stop(t
         assert sim.shards()[0].state == "dead"
 
 
+async def test_what_serves_is_told_of_shards_that_serve(tmp_path: Path) -> None:
+    async with simulated(tmp_path, num_shards=2) as sim:
+        served_model = sim.dispatcher.served_model(0)
+        assert served_model is not None
+        assert (served_model.target.name, list(sim.dispatcher.served_models)) == ("sim", [0, 1])
+        sim.dispatcher.engines[0].launcher.process.kill()
+        await until(lambda: list(sim.dispatcher.served_models) == [1])
+        assert sim.dispatcher.served_model(0) is None
+        await sim.all_serve()
+        assert list(sim.dispatcher.served_models) == [0, 1]
+
+
 async def test_a_keeper_that_fails_is_heard_of_and_begins_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
