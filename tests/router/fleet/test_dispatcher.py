@@ -306,7 +306,9 @@ async def test_what_serves_is_told_of_shards_that_serve(tmp_path: Path) -> None:
         served_model = sim.dispatcher.served_model(0)
         assert served_model is not None
         assert (served_model.target.name, list(sim.dispatcher.served_models)) == ("sim", [0, 1])
-        sim.dispatcher.engines[0].launcher.process.kill()
+        launcher = sim.dispatcher.engines[0].launcher
+        assert isinstance(launcher, ChildLauncher) and launcher.process is not None
+        launcher.process.kill()
         await until(lambda: list(sim.dispatcher.served_models) == [1])
         assert sim.dispatcher.served_model(0) is None
         await sim.all_serve()
