@@ -158,6 +158,7 @@ class HeliosMetrics:
             "telemetry_dropped", "Windows and decisions given up so far, as Redis was away for too long."
         )
         self._add_exits(counter, gauge)
+        self._add_grammars(counter)
 
     def begin(self, model: str, outcomes: Iterable[str]) -> None:
         """Have every count start at 0; `outcomes` are what a request may end with."""
@@ -176,6 +177,16 @@ class HeliosMetrics:
         for layer in exit_layers:
             for metric in (self.tokens, self.scored_tokens, self.agreeing_tokens):
                 metric.labels(model, str(layer))
+
+    def _add_grammars(self, counter: Callable[..., Counter]) -> None:
+        self.grammars_compiled = counter("grammars_compiled", "Grammars that a shard compiled.")
+        self.grammars_reused = counter(
+            "grammars_reused", "Answers whose grammar a shard had compiled before."
+        )
+        self.grammar_compile = counter("grammar_compile_seconds", "Time compiling grammars, beside steps.")
+        self.grammar_masks = counter("grammar_masks", "Sets of legal tokens that were computed.")
+        self.grammar_mask = counter("grammar_mask_seconds", "Time computing them, in steps.")
+        self.forced = counter("forced_tokens", "Tokens that a grammar forced: no layer was run to draw them.")
 
     def _add_exits(self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]) -> None:
         self.confidence = counter("exit_confidence", "Sum of the confidences that tokens left early with.")

@@ -53,7 +53,7 @@ class ClassUse(msgspec.Struct, array_like=True):
     """Requests of one class of prompts."""
 
     requests: int = 0
-    tokens: int = 0  # generated
+    tokens: int = 0  # drawn: those that a grammar forced are left aside
     layers: int = 0  # that these left at, summed
 
     def merge(self, other: "ClassUse") -> None:

@@ -130,9 +130,9 @@ class Balancer:
     def note_scores(self, scored: ShadowScore) -> None:
         """Record full depth's scores of an answer."""
         outputs, scores = scored.request.outputs, scored.scores
-        pairs = zip(outputs, scores, strict=True)
+        pairs = [(o, score) for o, score in zip(outputs, scores, strict=True) if not o.is_forced]
         tokens = [(output.exit_layer, output.id == score.choice) for output, score in pairs]
-        self.agreement.add(tokens, [score.logprob for score in scores])
+        self.agreement.add(tokens, [score.logprob for _, score in pairs])
         self.registry.tell(lambda observer: observer.on_scored(scored.request, scores))
 
     def expire(self, now: float) -> None:
@@ -230,6 +230,9 @@ def _lanes(shard: Shard) -> tuple[Lane, ...]:
 def _abandonment(requirements: Requirements) -> GenerationFailed:
     if requirements.affinity is None and requirements.exact:
         error = "`exact` needs all layers, and no shard has them any more."
+        return GenerationFailed(error, "validation", 422)
+    if requirements.affinity is None and requirements.constrained:
+        error = "Output cannot be constrained by any shard any more."
         return GenerationFailed(error, "validation", 422)
     what = "answer must be exact" if requirements.exact else "prompt was given as token ids"
     return GenerationFailed(f"The model was changed for another, and the {what}: send the request again.")

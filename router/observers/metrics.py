@@ -3,7 +3,7 @@
 from router.catalog.served_model import ServedModel
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
-from shard.messages import ExitReport, FinishReason, Score, StepOutput, TokenOutput
+from shard.messages import ExitReport, FinishReason, GrammarReport, Score, StepOutput, TokenOutput
 from telemetry.prometheus import FAILURES, HeliosMetrics, Metrics
 from telemetry.store import Store
 
@@ -61,6 +61,9 @@ class MetricsObserver(Observer):
             helios.joules.labels(*labels).inc(output.joules)
         for older in output.older:
             helios.busy.labels(*labels).inc(older.ms / 1000)
+        for grammar in (*(older.grammar for older in output.older), output.grammar):
+            if grammar is not None:
+                self._count_grammars(grammar)
         for exits in (*(older.exits for older in output.older), output.exits):
             if exits is not None:
                 self._count_exits(shard, exits)
@@ -68,6 +71,8 @@ class MetricsObserver(Observer):
     def on_scored(self, request: Request, scores: list[Score]) -> None:
         self._helios.scored_sequences.labels(self._model).inc()
         for output, score in zip(request.outputs, scores, strict=True):
+            if output.is_forced:
+                continue
             labels = (self._model, str(output.exit_layer))
             self._helios.scored_tokens.labels(*labels).inc()
             self._helios.agreeing_tokens.labels(*labels).inc(output.id == score.choice)
@@ -100,6 +105,15 @@ class MetricsObserver(Observer):
         helios.fill.labels(model).inc(exits.fill_ms / 1000)
         for segment, ms in enumerate(exits.segment_ms):
             helios.segment.labels(model, str(segment)).inc(ms / 1000)
+
+    def _count_grammars(self, grammar: GrammarReport) -> None:
+        helios, model = self._helios, self._model
+        helios.grammars_compiled.labels(model).inc(grammar.compiled)
+        helios.grammars_reused.labels(model).inc(grammar.reused)
+        helios.grammar_compile.labels(model).inc(grammar.compile_ms / 1000)
+        helios.grammar_masks.labels(model).inc(grammar.masks)
+        helios.grammar_mask.labels(model).inc(grammar.mask_ms / 1000)
+        helios.forced.labels(model).inc(grammar.forced_tokens)
 
     def _observe_success(self, request: Request) -> None:
         line, num_tokens = request.timeline, len(request.outputs)

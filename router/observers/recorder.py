@@ -65,10 +65,14 @@ class Recorder(Observer):
         window = self._window_of(request)
         if window is None or request.written_by is None:
             return
-        outputs = request.outputs
-        agreeing = sum(output.id == score.choice for output, score in zip(outputs, scores, strict=True))
-        logprob = sum(score.logprob for score in scores)
-        window.add_answer(request.prompt_class, len(outputs), agreeing, logprob, _num_bytes(request))
+        pairs = zip(request.outputs, scores, strict=True)
+        drawn = [
+            (output.id == score.choice, score.logprob) for output, score in pairs if not output.is_forced
+        ]
+        if not drawn:
+            return
+        agreeing, logprob = sum(agrees for agrees, _ in drawn), sum(logprob for _, logprob in drawn)
+        window.add_answer(request.prompt_class, len(drawn), agreeing, logprob, _num_bytes(request))
 
     def on_step(self, shard: int, output: StepOutput) -> None:
         self._note_meter(shard, output.joules)
@@ -142,7 +146,9 @@ def sample_of(output: StepOutput, depth: int) -> StepSample | None:
     if output.older or not output.num_tokens:
         return None
     made = [sequence.tokens for sequence in output.outputs if sequence.tokens]
-    layers = [token.exit_layer for tokens in made for token in tokens]
+    layers = [token.exit_layer for tokens in made for token in tokens if not token.is_forced]
+    if len(layers) < len(made):  # a grammar left nothing to draw where a layer had been run for it
+        return None
     num_others = max(0, output.num_tokens - len(made))
     if len(layers) == len(made):
         deepest = depth if num_others else max(layers)
@@ -155,13 +161,14 @@ def sample_of(output: StepOutput, depth: int) -> StepSample | None:
 
 def _count_class(window: Window, request: Request) -> None:
     use = window.classes.setdefault(request.prompt_class, ClassUse())
-    layers = sum(output.exit_layer for output in request.outputs)
-    use.merge(ClassUse(1, len(request.outputs), layers))
+    layers = [output.exit_layer for output in request.outputs if not output.is_forced]
+    use.merge(ClassUse(1, len(layers), sum(layers)))
 
 
 def _num_bytes(request: Request) -> int:
-    """Number of bytes of an answer's text."""
-    pieces = (request.tokenizer.piece(output.id) for output in request.outputs)
+    """Number of bytes of an answer's text, but for what a grammar forced."""
+    drawn = (output.id for output in request.outputs if not output.is_forced)
+    pieces = map(request.tokenizer.piece, drawn)
     return sum(len(piece.raw) for piece in pieces if not piece.special)
 
 

@@ -38,7 +38,7 @@ def row_of(choice: Choice, window: Window, around: Circumstances) -> Row:
         num_tokens=window.tokens,
         throughput=window.throughput,
         cost=window.cost.fit(),
-        exits=dict(sorted(window.tokens_by_exit.items())),
+        exits={layer: window.tokens_by_exit[layer] for layer in sorted(window.tokens_by_exit) if layer},
         breaches=window.breaches,
         agreement=interval_of(answers),
         perplexity=answers.perplexity,

@@ -195,9 +195,9 @@ class Request:
 
     @property
     def mean_exit_layer(self) -> float | None:
-        if not self.outputs:
-            return None
-        return sum(output.exit_layer for output in self.outputs) / len(self.outputs)
+        """Mean exit layer of the tokens drawn; None while there are none."""
+        layers = [output.exit_layer for output in self.outputs if not output.is_forced]
+        return sum(layers) / len(layers) if layers else None
 
     def may_move_to(self, served_model: ServedModel) -> bool:
         """It can continue on another model, if need be as a migration."""

@@ -166,6 +166,18 @@ async def test_logits_that_are_no_numbers_fail_their_request_alone(stage: Stage)
     assert stage.engine.state == "serving"
 
 
+async def test_a_sequence_that_cannot_go_on_fails_its_request_alone(stage: Stage) -> None:
+    request = await stage.submit(1)
+    [first, second] = stage.shard.sent
+    output = SequenceOutput(1, 0, 8, error="The answer's grammar cannot be used: too large")
+    await stage.shard.say(StepOutput(first.number, [output], [], 49, 1))
+    with pytest.raises(GenerationFailed, match="too large") as failure:
+        await request.take()
+    assert (failure.value.status, stage.balancer.registry.live) == (424, {})
+    await stage.shard.answer(second)
+    assert stage.engine.state == "serving"
+
+
 async def test_a_dead_shard_is_started_again_and_its_requests_with_their_tokens(stage: Stage) -> None:
     request = await stage.submit(1)
     await stage.shard.answer(stage.shard.sent[0])

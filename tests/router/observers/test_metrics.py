@@ -9,6 +9,7 @@ from router.scheduling.request import GenerationFailed, Request
 from shard.messages import (
     ExitReport,
     FinishReason,
+    GrammarReport,
     OlderReport,
     Score,
     SequenceOutput,
@@ -29,8 +30,11 @@ class Observed:
         self.helios = self._metrics.helios
         self.observer = MetricsObserver(self._metrics, "poet")
 
+    def text(self) -> str:
+        return self._metrics.render().decode()
+
     def value(self, line: str) -> float:
-        text = self._metrics.render().decode()
+        text = self.text()
         found = [row for row in text.splitlines() if row.startswith(line + " ")]
         assert len(found) == 1, (line, text)
         return float(found[0].rpartition(" ")[2])
@@ -209,3 +213,30 @@ def test_how_keeping_telemetry_goes(observed: Observed) -> None:
     watch_store(observed.helios, store, "poet")
     assert observed.value('helios_redis_up{model="poet"}') == 0
     assert observed.value('helios_telemetry_dropped{model="poet"}') == 0
+
+
+def test_grammars_are_counted_on_all_models_of_a_shard(observed: Observed) -> None:
+    grammar = GrammarReport(
+        compiled=2, compile_ms=30.0, reused=5, masks=7, mask_ms=4.0, forced_tokens=11
+    )  # fmt: skip
+    older = OlderReport(0, num_sequences=1, grammar=GrammarReport(forced_tokens=4))
+    observed.observer.on_step(1, StepOutput(1, [], [], 10, 0, grammar=grammar, older=[older]))
+    values = {
+        "grammars_compiled_total": 2,
+        "grammars_reused_total": 5,
+        "grammar_compile_seconds_total": 0.03,
+        "grammar_masks_total": 7,
+        "grammar_mask_seconds_total": 0.004,
+        "forced_tokens_total": 15,
+    }
+    for name, value in values.items():
+        assert observed.value(f'helios_{name}{{model="poet"}}') == pytest.approx(value), name
+
+
+def test_forced_tokens_are_nobodys_agreement(observed: Observed) -> None:
+    request = make_request(1)
+    request.put([TokenOutput(5, -1.0, 30), TokenOutput(6, 0.0, 0)], None, 1.0)
+    observed.observer.on_scored(request, [Score(5, -1.0), Score(6, -2.0)])
+    tokens = "helios_agreement_tokens_total"
+    assert observed.value(f'{tokens}{{exit_layer="30",model="poet"}}') == 1
+    assert f'{tokens}{{exit_layer="0"' not in observed.text()

@@ -3,6 +3,7 @@
 import pytest
 
 from router.observers.recorder import Recorder, sample_of
+from router.policy.history_rows import Circumstances, row_of
 from router.scheduling.request import GenerationFailed, Request
 from router.text.prompt import Prompt
 from router.text.tokenizer import Piece
@@ -201,3 +202,25 @@ def test_what_a_step_says_of_costs() -> None:
     assert sample_of(step(num_tokens=9, outputs=drafted.outputs), 30) is None  # and a prompt's share of them
     assert sample_of(step(num_tokens=0), 30) is None
     assert sample_of(step(older=[OlderReport(0, 1)]), 30) is None
+
+
+def test_forced_tokens_are_served_but_nobodys_choice(recorded: Recorded) -> None:
+    request = begin()
+    give(recorded, request, [20, 0, 0], 0.1)
+    give(recorded, request, [30], 0.2, ends=True)
+    recorded.observer.on_scored(request, [Score(7, -1.0), Score(7, -9.0), Score(8, -9.0), Score(8, -2.0)])
+    window = recorded.window()
+    assert window.tokens == 4
+    assert (window.answers.tokens, window.answers.agreeing, window.answers.logprob) == (2, 1, -3.0)
+    assert (window.classes["chat"].tokens, window.classes["chat"].layers) == (2, 50)
+    assert request.mean_exit_layer == 25
+    around = Circumstances(prompts="chat", now_s=0.0)
+    assert row_of(FULL.choice, window, around).exits == {20: 1, 30: 1}
+
+
+def test_a_cost_sample_counts_what_layers_were_run_for() -> None:
+    drawn, forced = TokenOutput(7, -1.0, 20), TokenOutput(8, 0.0, 0)
+    made = [SequenceOutput(1, 0, 9, [drawn, forced, forced]), SequenceOutput(2, 0, 9, [drawn])]
+    assert sample_of(step(2, outputs=made), 30) == StepSample(20, 2, 40, 20.0)
+    assert sample_of(step(4, outputs=made), 30) == StepSample(30, 4, 100, 20.0)
+    assert sample_of(step(1, outputs=[SequenceOutput(1, 0, 9, [forced])]), 30) is None
