@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -32,24 +31,36 @@ class ModelShape(msgspec.Struct, frozen=True):
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """Raises `OSError`, `ValueError`, or `KeyError` with the key that is missing."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Raises `OSError` or `ValueError`, whose sentence names a key that is missing or no whole number."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} is no JSON object")
-    hidden_size = int(config.get("hidden_size") or config["n_embd"])
-    num_heads = int(config.get("num_attention_heads") or config["n_head"])
+        raise ValueError(f"{path} is no JSON object")
+
+    def number(*keys: str) -> int:
+        value = optional(*keys)
+        if value is None:
+            raise ValueError(f"{path} lacks {keys[0]}")
+        return value
+
+    def optional(*keys: str) -> int | None:
+        key = next((key for key in keys if config.get(key) is not None), None)
+        if key is None:
+            return None
+        if type(config[key]) is not int or config[key] < 1:
+            raise ValueError(f"{path}: {key} is {config[key]!r}, not a whole number from 1 up")
+        return int(config[key])
+
+    hidden_size, num_heads = number("hidden_size", "n_embd"), number("num_attention_heads", "n_head")
+    stored_dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     return ModelShape(
-        num_layers=int(config.get("num_hidden_layers") or config["n_layer"]),
-        max_positions=_number(config.get("max_position_embeddings") or config.get("n_positions")),
+        num_layers=number("num_hidden_layers", "n_layer"),
+        max_positions=optional("max_position_embeddings", "n_positions"),
         hidden_size=hidden_size,
         num_heads=num_heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-        head_dim=int(config.get("head_dim") or hidden_size // num_heads),
-        vocab_size=int(config["vocab_size"]),
+        num_kv_heads=optional("num_key_value_heads") or num_heads,
+        head_dim=optional("head_dim") or hidden_size // num_heads,
+        vocab_size=number("vocab_size"),
         is_tied=bool(config.get("tie_word_embeddings", False)),
-        stored_dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
+        stored_dtype=str(stored_dtype),
     )
-
-
-def _number(value: Any) -> int | None:
-    return None if value is None else int(value)

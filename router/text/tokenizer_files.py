@@ -1,9 +1,8 @@
 """A tokenizer's files beside tokenizer.json, read as in transformers; what cannot be read is named."""
 
+import json
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 
 class TokenizerUnreadable(OSError):
@@ -13,11 +12,14 @@ class TokenizerUnreadable(OSError):
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object in a file, empty without one. Raises `TokenizerUnreadable`."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerUnreadable(f"{path} cannot be read ({error}): fetch the model again") from None
+    if not isinstance(value, dict):
+        raise TokenizerUnreadable(f"{path} cannot be read (it is no JSON object): fetch the model again")
+    return value
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,15 @@ from shard.fetch.atomic_folder import clear_up, make_once
 from shard.fetch.convert import CONVERSION
 from shard.fetch.killable import run_killable
 from shard.fetch.pull import EMBEDDED_MODEL, pull
-from shard.models.model_folder import ModelUnusable, check_config, has_weights, is_complete, read_config
+from shard.models.model_folder import (
+    SINGLE_FILE,
+    ModelUnusable,
+    check_config,
+    has_weights,
+    is_complete,
+    read_config,
+    weight_files,
+)
 
 log = logging.getLogger("shard.fetch")
 
@@ -115,7 +123,11 @@ def _complete(source: Path, folder: Path) -> None:
 
     if not has_weights(source):
         if not any(source.glob("pytorch_model*.bin")):
-            raise ModelUnusable(f"{source} holds no complete weights (*.safetensors): fetch the model again.")
+            missing = [file.name for file in weight_files(source) if not file.is_file()]
+            raise ModelUnusable(
+                f"{source} lacks weights ({missing[0] if missing else SINGLE_FILE} is missing): "
+                "fetch the model again."
+            )
         _say(f"Converting the weights of {source.name} to safetensors (once)")
         convert_weights(source.resolve(), folder)
     if not (source / "tokenizer.json").is_file():

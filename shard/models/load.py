@@ -8,10 +8,10 @@ from shard.models.checkpoint import Checkpoint, CheckpointError
 from shard.models.gpt import GPT2, OPT, GptDecoder
 from shard.models.llama import EMBEDDING, LAYERS, PREFIXES, LlamaDecoder
 from shard.models.manifest import check
-from shard.models.model_folder import RANDOM_MARK, ModelUnusable, scale_block
+from shard.models.model_folder import RANDOM_MARK, scale_block
 from shard.models.random_weights import RandomCheckpoint
 from shard.models.rope import no_rope, rope_of
-from shard.models.shape import GPT_LIKE, UnsupportedModelError, read_config, shape_of
+from shard.models.shape import GPT_LIKE, read_config, refusals_of, shape_of
 from shard.models.weight_cache import WeightReader, source
 from shard.models.weights import Weights
 
@@ -31,8 +31,10 @@ def load_decoder(folder: Path, reader: WeightReader, num_layers: int | None, max
     if shape.family in GPT_LIKE:
         rope = no_rope(reader.device)
     else:
-        rope = rope_of(config, shape.heads.dim, min(max_tokens, shape.max_positions), reader.device)
-    weights = Weights(*open_checkpoint(folder, config), source(folder), reader, _scale_block(config))
+        num_positions = min(max_tokens, shape.max_positions)
+        rope = rope_of(config, shape.heads.dim, num_positions, reader.device)
+    scale_block = _scale_block(config)
+    weights = Weights(*open_checkpoint(folder, config), source(folder), reader, scale_block)
     decoder = GptDecoder if shape.family in GPT_LIKE else LlamaDecoder
     return decoder(shape, rope, reader.ops, weights, depth)
 
@@ -55,7 +57,10 @@ class MissingLayers:
             raise CheckpointError(f"{self._folder} has changed since its first layers were loaded")
         if self._opened is None:
             config = read_config(self._folder)
-            self._opened, self._scale_block = open_checkpoint(self._folder, config), _scale_block(config)
+            self._opened, self._scale_block = (
+                open_checkpoint(self._folder, config),
+                _scale_block(config),
+            )
         weights = Weights(*self._opened, self._source, self._make_reader(), self._scale_block)
         return self._decoder.only_layer(weights, f"{_layers_at(self._decoder.shape.family)}{index}.")
 
@@ -75,10 +80,8 @@ def open_checkpoint(folder: Path, config: Any) -> tuple[Checkpoint | RandomCheck
 
 
 def _scale_block(config: Any) -> tuple[int, int] | None:
-    try:
+    with refusals_of(config):
         return scale_block(getattr(config, "quantization_config", None))
-    except ModelUnusable as error:
-        raise UnsupportedModelError(str(error)) from None
 
 
 def _layers_at(family: str) -> str:

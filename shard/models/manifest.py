@@ -27,7 +27,7 @@ class Headers(Protocol):
     def shapes(self) -> Shapes: ...
 
 
-def expected_shapes(config: Any) -> Shapes:
+def expected_shapes(config: Any, name: str = "config.json") -> Shapes:
     """Every tensor of a config's model by its full name, a tied LM head too. Raises `CheckpointError`."""
     from transformers import AutoModelForCausalLM  # seconds to import: only where a model is really loaded
 
@@ -37,7 +37,7 @@ def expected_shapes(config: Any) -> Shapes:
     except Exception as error:  # whatever a value does in there
         said = str(error).strip().splitlines() or [""]
         problem = f"{type(error).__name__}: {said[0]}"
-        raise CheckpointError(f"config.json describes no model that can be built ({problem})") from None
+        raise CheckpointError(f"{name} describes no model that can be built ({problem})") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -46,7 +46,7 @@ def check(checkpoint: Headers, prefix: str, full_prefix: str, config: Any) -> No
 
     `prefix` stands before the checkpoint's names where transformers has `full_prefix`.
     """
-    found, expected = checkpoint.shapes, expected_shapes(config)
+    found, expected = checkpoint.shapes, expected_shapes(config, f"{checkpoint}/config.json")
     here = {_renamed(name, full_prefix, prefix): shape for name, shape in expected.items()}
     for name, shape in here.items():
         if name not in found:

@@ -4,6 +4,7 @@ A complete folder has config.json of a supported family, tokenizer.json and safe
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ _LANGUAGE_MODELS = (
 )
 RANDOM_MARK = "random_weights.json"  # in the place of weights: they are drawn when loaded
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gpt2")
+_MAX_LAYERS = 1000  # more would take minutes before anything is said
+_MAX_SIZE = 2**31 - 1
+_LAYERS = ("num_hidden_layers", "n_layer")
+_SIZES = (
+    *("hidden_size", "n_embd", "word_embed_proj_dim", "intermediate_size", "ffn_dim", "n_inner", "head_dim"),
+    *("num_attention_heads", "n_head", "num_key_value_heads"),
+    *("vocab_size", "max_position_embeddings", "n_positions"),
+)
+_MAY_BE_NULL = ("n_inner", "head_dim", "num_key_value_heads")
 
 
 class ModelUnusable(ValueError):
@@ -52,7 +62,10 @@ def weight_files(folder: Path) -> list[Path]:
     names = described.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ModelUnusable(f"{index} has no weight_map from tensors to files: fetch the model again.")
-    return [folder / name for name in sorted(set(names.values()))]
+    files = sorted(set(names.values()))
+    if away := next((name for name in files if Path(name).name != name), None):
+        raise ModelUnusable(f"{index}: weight_map names {away!r}, which is no file of the folder's own.")
+    return [folder / name for name in files]
 
 
 def unread_weights(folder: Path) -> list[str]:
@@ -84,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelUnusable(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelUnusable(f"{path} is not valid JSON ({error}): fetch the model again.") from None
     if not isinstance(value, dict):
         raise ModelUnusable(f"{path} is not a JSON object: fetch the model again.")
@@ -94,7 +107,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_config(config: dict[str, Any], name: str) -> None:
     """Raises `ModelUnusable` unless a config.json is of a language model that can be served as it says."""
     check_family(str(config.get("model_type", "")), name)
-    for architecture in config.get("architectures") or []:
+    _check_numbers(config, f"{name}/config.json")
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise ModelUnusable(f"{name}/config.json: architectures is {architectures!r}, not a list of names.")
+    for architecture in architectures:
         if not str(architecture).endswith(_LANGUAGE_MODELS):
             raise ModelUnusable(
                 f"{name}/config.json: architectures names {architecture}, which is no model that generates "
@@ -115,6 +132,30 @@ def check_config(config: dict[str, Any], name: str) -> None:
             )
 
 
+def _check_numbers(config: dict[str, Any], path: str) -> None:
+    """Raises `ModelUnusable` for sizes that no model has, and for numbers that are none."""
+    for names, bound in ((_LAYERS, _MAX_LAYERS), (_SIZES, _MAX_SIZE)):
+        for key in config.keys() & {*names}:
+            value = config[key]
+            if value is None and key in _MAY_BE_NULL:
+                continue
+            if type(value) is not int or not 1 <= value <= bound:
+                raise ModelUnusable(f"{path}: {key} is {value!r}, not a whole number from 1 to {bound}.")
+    heads, kv_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if heads and kv_heads and heads % kv_heads:
+        raise ModelUnusable(
+            f"{path}: num_key_value_heads is {kv_heads}, which does not divide num_attention_heads, {heads}."
+        )
+    rope = {**_object(config.get("rope_parameters")), **_object(config.get("rope_scaling"))}
+    for key, value in (*config.items(), *rope.items()):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ModelUnusable(f"{path}: {key} is {value}, which is no number.")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def scale_block(quantization: dict[str, Any] | None) -> tuple[int, int] | None:
     """Rows and columns of a matrix that share one scale, None where scales are of rows or whole matrices.
 
@@ -127,20 +168,18 @@ def scale_block(quantization: dict[str, Any] | None) -> tuple[int, int] | None:
         key = "block_structure"
         groups = described.get("config_groups")
         weights = (
-            [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) else []
+            [_object(_object(group).get("weights")) for group in groups.values()]
+            if isinstance(groups, dict)
+            else []
         )
         sizes = [weight.get(key) for weight in weights] or [None]
     if all(size is None for size in sizes):
         return None
     block = sizes[0]
     if not isinstance(block, list) or [type(size) for size in block] != [int, int] or min(block) < 1:
-        raise ModelUnusable(
-            f"config.json: {key} is {block!r} in quantization_config, not two sizes from 1 up."
-        )
+        raise ModelUnusable(f"{key} is {block!r} in quantization_config, not two sizes from 1 up.")
     if any(size != block for size in sizes):
-        raise ModelUnusable(
-            f"config.json: {key} differs between groups of quantization_config, which is not supported."
-        )
+        raise ModelUnusable(f"{key} differs between groups of quantization_config, which is not supported.")
     return block[0], block[1]
 
 

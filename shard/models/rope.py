@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from shard.models.shape import UnsupportedModelError
+from shard.models.shape import UnsupportedModelError, refusals_of
 from shard.ops.batch import Rope
 
 SCALINGS = ("default", "linear", "llama3", "yarn")
@@ -12,22 +12,30 @@ SCALINGS = ("default", "linear", "llama3", "yarn")
 
 def rope_of(config: Any, dim: int, max_positions: int, device: torch.device) -> Rope:
     """Tables for positions 0 .. max_positions - 1 of heads with `dim` dims."""
-    parameters = dict(config.rope_parameters or {})
-    kind = parameters.get("rope_type")
-    if kind not in SCALINGS:
-        raise UnsupportedModelError(
-            f"config.json: rope_type {kind!r} is not supported; supported are {', '.join(SCALINGS)}"
-        )
-    try:
-        frequencies, factor = _frequencies(config, kind, dim, parameters)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UnsupportedModelError(
-            f"config.json: rope_parameters of type '{kind}' lack or misstate {error}"
-        ) from None
+    with refusals_of(config):
+        frequencies, factor = _checked_frequencies(config, dim)
     angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies.float())
     return Rope(
         (angles.cos() * factor).to(device), (angles.sin() * factor).to(device), 2 * frequencies.shape[0]
     )
+
+
+def _checked_frequencies(config: Any, dim: int) -> tuple[torch.Tensor, float]:
+    parameters = dict(config.rope_parameters or {})
+    kind = parameters.get("rope_type")
+    if kind not in SCALINGS:
+        raise UnsupportedModelError(
+            f"rope_type {kind!r} is not supported; supported are {', '.join(SCALINGS)}"
+        )
+    try:
+        frequencies, factor = _frequencies(config, kind, dim, parameters)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UnsupportedModelError(f"rope_parameters of type '{kind}' lack or misstate {error}") from None
+    if not torch.isfinite(frequencies).all():
+        raise UnsupportedModelError(
+            f"rope_theta is {parameters.get('rope_theta')!r}, by which nothing can be rotated"
+        )
+    return frequencies, factor
 
 
 def no_rope(device: torch.device) -> Rope:
@@ -46,7 +54,5 @@ def _frequencies(config: Any, kind: str, dim: int, parameters: dict[str, Any]) -
 
     frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     if 2 * len(frequencies) != dim:
-        raise UnsupportedModelError(
-            f"config.json: partial_rotary_factor with rope scaling '{kind}' is not supported"
-        )
+        raise UnsupportedModelError(f"partial_rotary_factor with rope scaling '{kind}' is not supported")
     return frequencies, float(factor)

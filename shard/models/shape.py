@@ -1,5 +1,7 @@
 """What a decoder needs to know of a model, read from its Hugging Face config."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +49,32 @@ def read_config(folder: Path) -> Any:
         raise UnsupportedModelError(f"{folder}/config.json cannot be read: {said[-1].strip()}") from None
 
 
+@contextmanager
+def refusals_of(config: Any) -> Iterator[None]:
+    """Puts the file's name in front of what refuses a config."""
+    try:
+        yield
+    except (UnsupportedModelError, ModelUnusable) as error:
+        raise UnsupportedModelError(f"{config.name_or_path}/config.json: {error}") from None
+
+
 def shape_of(config: Any) -> Shape:
     """The shape of a supported model. Raises `UnsupportedModelError` for variants without a decoder here."""
-    return _gpt_shape(config) if config.model_type in GPT_LIKE else _llama_shape(config)
+    with refusals_of(config):
+        return _gpt_shape(config) if config.model_type in GPT_LIKE else _llama_shape(config)
 
 
 def eos_token_ids(folder: Path, config: Any) -> list[int]:
-    """Tokens that end a generation: generation_config.json's, else the config's own, and the tokenizer's."""
+    """Tokens that end a generation: generation_config.json's, else the config's own, and the tokenizer's.
+
+    Raises `ModelUnusable` for ids that are none.
+    """
     path = folder / "generation_config.json"
     named = model_folder.read_json(path).get("eos_token_id") if path.exists() else None
     ids = config.eos_token_id if named is None else named
-    listed = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if any(type(id) is not int for id in listed):
+        raise ModelUnusable(f"{path}: eos_token_id is {ids!r}, not a token id or a list of them.")
     own = _tokenizer_eos(folder)
     return listed if own is None or own in listed else [*listed, own]
 

@@ -1,6 +1,5 @@
 """A server that cannot start says why in one sentence, the last that it says, and shows no traceback."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -24,20 +23,29 @@ def told(settings: dict[str, object], **variables: str) -> Told:
 
 
 @pytest.fixture
-def broken(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A small model with an end token that is no whole number, which shows once a shard serves it."""
-    folder = shutil.copytree(tiny_model("llama"), tmp_path / "broken")
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1.5}))
-    return folder
+def broken_library(tmp_path: Path) -> str:
+    """A folder for PYTHONPATH, by which no file of weights can be opened."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import safetensors\n"
+        "def fail(*given, **named): raise TypeError('no such float')\n"
+        "safetensors.safe_open = fail\n"
+    )
+    return str(folder)
 
 
 @pytest.mark.parametrize("log_level", ["info", "debug"])
-def test_a_model_that_a_library_cannot_load(broken: Path, log_level: str) -> None:
-    code, said = told({"model_id": broken, "device": "cpu", "log_level": log_level})
+def test_a_model_that_a_library_cannot_load(
+    tiny_model: Callable[[str], Path], broken_library: str, log_level: str
+) -> None:
+    folder = tiny_model("llama")
+    settings = {"model_id": folder, "device": "cpu", "log_level": log_level}
+    code, said = told(settings, PYTHONPATH=broken_library)
     assert code == 1
     last = said.strip().splitlines()[-1]
-    assert last.startswith(f"helios serve: Loading {broken} on cpu failed (")
-    assert "float" in last
+    assert last.startswith(f"helios serve: Loading {folder} on cpu failed (")
+    assert "no such float" in last
     assert ("Traceback" in said) == (log_level == "debug")
     assert said.count("helios serve: ") == 1  # the sentence, once
 

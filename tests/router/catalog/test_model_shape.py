@@ -20,9 +20,10 @@ def test_it_is_what_the_shard_finds(every_tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "error"), [({}, "n_embd"), ({"hidden_size": 64, "num_attention_heads": 4}, "n_layer")]
+    ("config", "error"),
+    [({}, "hidden_size"), ({"hidden_size": 64, "num_attention_heads": 4}, "num_hidden_layers")],
 )
 def test_what_is_missing_is_named(tmp_path: Path, config: dict[str, Any], error: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(KeyError, match=error):
+    with pytest.raises(ValueError, match=rf"config\.json lacks {error}$"):
         read_shape(tmp_path)
