@@ -1,4 +1,4 @@
-"""Points one after the other, as far as time and memory go: what was measured is not lost with the rest."""
+"""Runs a benchmark's points within a limit of time and memory, and keeps results when later points fail."""
 
 import json
 import sys
@@ -15,20 +15,20 @@ Heard = Callable[[Any], None]
 
 
 def unheard(measured: Any) -> None:
-    """Nobody wants to know before the end."""
+    """Ignore results until the end."""
 
 
 class Agenda:
-    """Remembers what was not measured, and why; `heard` is told of each point at once."""
+    """Runs points and records which were not measured, and why; reports each to `heard` at once."""
 
     def __init__(self, seconds: float | None = None, heard: Heard = unheard):
         self._heard = heard
         self._end = None if seconds is None else time.monotonic() + seconds
-        self.cut: list[str] = []  # not begun in time
-        self.failed: dict[str, str] = {}  # a sentence for each
+        self.cut: list[str] = []  # names of points not begun in time
+        self.failed: dict[str, str] = {}  # name -> reason in a sentence
 
     def run(self, name: str, measure: Callable[[], T]) -> list[T]:
-        """What is measured; nothing where time is up or memory does not do."""
+        """The results of a point; none if time or memory has run out."""
         if self._end is not None and time.monotonic() >= self._end:
             self.cut.append(name)
             return []
@@ -43,6 +43,6 @@ class Agenda:
         return [measured]
 
     def end(self, result: dict[str, Any]) -> int:
-        """Print one JSON line; the exit status."""
+        """Print one JSON line; returns the exit status."""
         print(json.dumps(result | {"cut": self.cut, "failed": self.failed}), flush=True)
         return 1 if self.failed else 0

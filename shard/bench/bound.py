@@ -1,6 +1,6 @@
-"""How fast a mode of early exit could be if only layers, heads and fill cost time. Pure.
+"""Upper bounds on an exit mode's speed, if only layers, heads and KV fill cost time. Pure.
 
-Parts are measured alone, over numbers of tokens; a bound puts them together as the mode would at its best.
+Parts are measured alone for several numbers of tokens; a bound combines them as the mode would at best.
 """
 
 from itertools import accumulate, pairwise
@@ -12,12 +12,12 @@ from shard.messages import Fill, Mode
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """Milliseconds of a pass by its number of tokens: (tokens, ms) measured, straight lines between them."""
+    """Milliseconds of a pass by number of tokens: measured (tokens, ms), with linear interpolation."""
 
-    points: list[tuple[int, float]]  # rising
+    points: list[tuple[int, float]]  # by rising number of tokens
 
     def __call__(self, num_tokens: float) -> float:
-        """At any number; beyond the last point as steep as before it."""
+        """Milliseconds for any number of tokens; extrapolated beyond the last point."""
         if len(self.points) == 1 or num_tokens <= self.points[0][0]:
             return self.points[0][1]
         (low, low_ms), (high, high_ms) = next(
@@ -27,11 +27,11 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 class Times(msgspec.Struct, frozen=True):
-    """What the parts of a step cost."""
+    """Times of a step's parts."""
 
     segments: list[Curve]
     head: Curve
-    fill_token_ms: list[float]  # of one token projected beside others, by segment
+    fill_token_ms: list[float]  # of one projected token, by segment
 
     def full_ms(self, num_rows: float) -> float:
         """A step at full depth."""
@@ -39,7 +39,7 @@ class Times(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """How rows leave. `shares` are by segment: of tokens that leave behind it, the last at full depth."""
+    """Exit statistics. `shares`, by segment: the tokens that exit behind it, the last at full depth."""
 
     shares: list[float]
     batch_size: int
@@ -52,7 +52,7 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 def bound_of(mode: Mode, times: Times, stream: Stream) -> float | None:
-    """The speed-up over full depth; None where it is not modelled."""
+    """Upper bound of the speed-up over full depth; None if the mode is not modelled."""
     full = times.full_ms(stream.batch_size)
     if mode is Mode.CAPPED:
         return full / (times.segments[0](stream.batch_size) + times.head(stream.batch_size))
@@ -65,7 +65,7 @@ def bound_of(mode: Mode, times: Times, stream: Stream) -> float | None:
 
 
 def _synchronized_ms(times: Times, stream: Stream) -> float:
-    """A step of all rows, which leave together once the last of them has passed."""
+    """Milliseconds of a step whose rows leave together once the last has passed."""
     size = stream.batch_size
     shares = list(accumulate(stream.shares))
     chances = [1.0, *(1 - share**size for share in shares[:-1])]
@@ -77,9 +77,9 @@ def _synchronized_ms(times: Times, stream: Stream) -> float:
 
 
 def _gathered_ms(times: Times, stream: Stream, num_steps: int) -> float:
-    """A step's worth of tokens where rows that stay at the first exit wait for so many shallow passes.
+    """Milliseconds for a token of every row, if rows at the first exit wait for `num_steps` shallow passes.
 
-    Each pass has the rows that left in the one before; then all that wait go deep, with what they owe.
+    Each pass has the rows that left in the previous one; then all waiting rows go deep, with pending tokens.
     """
     stay = stream.reach[1]
     sizes = [stream.batch_size * (1 - stay) ** step for step in range(num_steps)]
@@ -94,7 +94,7 @@ def _gathered_ms(times: Times, stream: Stream, num_steps: int) -> float:
 
 
 def _pass_ms(times: Times, fill: Fill, segment: int, rows: float, pending: float) -> float:
-    """A pass through a segment with tokens that had left before it; less than one row is a chance of one."""
+    """Milliseconds of a segment's pass, with pending tokens; fewer than one row is the probability of one."""
     chance = min(rows, 1.0)
     if chance == 0:
         return 0.0

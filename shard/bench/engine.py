@@ -43,8 +43,8 @@ class Point(msgspec.Struct, frozen=True):
     ratio: float  # step / products
     tokens_per_s: float
     prefill_tokens_per_s: float
-    shares: dict[str, float]  # of a watched step, by kind of operation
-    limit_ms: float  # what memory alone would take
+    shares: dict[str, float]  # of a profiled step, by kind of operation
+    limit_ms: float  # lower bound by memory bandwidth
     of_limit: float  # limit / step
 
 
@@ -80,7 +80,7 @@ def measure(runner: ModelRunner, batch_size: int, context: int, num_steps: int, 
 
 
 class _Decoding:
-    """A batch that is being decoded, a step at a time."""
+    """A batch decoded step by step."""
 
     def __init__(self, runner: ModelRunner, batch_size: int, context: int):
         self._runner = runner
@@ -94,20 +94,20 @@ class _Decoding:
         self._synchronize = synchronizer(like.device)
 
     def prefill(self) -> float:
-        """Seconds it took."""
+        """Prefill all prompts; returns seconds."""
         started = time.perf_counter()
         self._engine.prefill()
         return time.perf_counter() - started
 
     def step(self) -> float:
-        """One token for every sequence; milliseconds."""
+        """Decode one token of every sequence; returns milliseconds."""
         started = time.perf_counter()
         self._engine.step()
         return (time.perf_counter() - started) * 1000
 
     @torch.inference_mode()
     def linears(self) -> float:
-        """The same step's matrix products alone; milliseconds."""
+        """Run the same step's matrix products alone; returns milliseconds."""
 
         def run() -> None:
             for linear in self._runner.decoder.linears:
@@ -116,7 +116,7 @@ class _Decoding:
         return measured_ms(run, self._synchronize)
 
     def shares(self, num_steps: int) -> dict[str, float]:
-        """Share of a step's time by kind of operation."""
+        """Shares of a step's time by kind of operation."""
         ops, linear = type(self._runner.ops), type(self._runner.decoder.head)
         watched: list[tuple[type, str, str]] = [
             (linear, "__call__", "products"),
@@ -142,7 +142,7 @@ class _Decoding:
 
 
 def main(arguments: list[str] | None = None, heard: Heard = unheard) -> int:
-    """Prints a table, then one JSON line; `heard` is told of what was measured as it comes."""
+    """Print a table, then one JSON line; report points to `heard` as they come."""
     options = _parser().parse_args(arguments)
     if options.exit_modes:
         return _exit_modes(options, heard)
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None, heard: Heard = unheard) -> int:
 
 
 def _exit_modes(options: argparse.Namespace, heard: Heard) -> int:
-    """The other benchmark: modes of early exit against full depth."""
+    """Run the benchmark of exit modes against full depth."""
     if options.replay_exits is None:
         print("helios bench engine: --exit-modes needs --replay-exits FILE", file=sys.stderr)
         return 2
@@ -191,7 +191,7 @@ def _exit_modes(options: argparse.Namespace, heard: Heard) -> int:
 
 
 def folder_of(model_id: str, cache: Path) -> Path:
-    """Of a shape, a folder without the tokenizer that a server needs: nothing is fetched to measure it."""
+    """The model's folder; for random:SHAPE one without a tokenizer, so that nothing is fetched."""
     if not model_id.startswith(PREFIX):
         return resolve(model_id, None, cache)
     place = cache / "shapes" / model_id.replace(":", "-")

@@ -1,7 +1,7 @@
 """`helios bench engine --exit-modes ...`: modes of early exit against full depth, in one process.
 
-Exit layers are drawn from a distribution (exit replay), so that any shape can be measured. Modes take turns,
-some steps each; beside each speed-up stands the bound that layers, head and fill allow by their own times
+Exit layers are drawn from a distribution (exit replay), so that any shape can be measured. Modes take turns
+of some steps each. Each speed-up is reported with its upper bound by the times of layers, head and fill
 (bound.py).
 """
 
@@ -35,11 +35,11 @@ from shard.runner import ModelRunner
 from shard.stopwatch import measured_ms, synchronizer
 
 TRIAL_STEPS = 2 * (fallback.WARMUP_STEPS + WINDOW_STEPS) + MAX_WAIT_STEPS  # of the fallback, at most
-WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # of each row; it has chosen by then
-ROUND_TOKENS = 8  # of each row, before the next mode has its turn
-FILLED_TOKENS = 3  # that a row has left undone when it goes deep, where the fill is timed
-MEASURED_TIMES = 5  # each part alone
-BASE_KV_BYTES = 1 << 29  # for parts alone
+WARMUP_TOKENS = NUM_WINDOWS * TRIAL_STEPS + 1  # per row; the fallback has chosen by then
+ROUND_TOKENS = 8  # per row and turn of a mode
+FILLED_TOKENS = 3  # pending tokens per row when the fill is timed
+MEASURED_TIMES = 5  # repetitions for each part
+BASE_KV_BYTES = 1 << 29  # KV cache for measuring parts
 
 
 class ModePoint(msgspec.Struct, frozen=True):
@@ -50,17 +50,17 @@ class ModePoint(msgspec.Struct, frozen=True):
     tokens_per_s: float
     step_ms: float
     speedup: float  # over full depth in the same run
-    bound: float | None  # of the speed-up, by the times of layers, head and fill; None: not modelled
+    bound: float | None  # upper bound of the speed-up; None: not modelled
     of_limit: (
         float  # tokens per second over what memory alone would allow at full depth; more than 1 is possible
     )
     mean_exit_layer: float
     num_free_blocks: int
-    shares: dict[str, float]  # of the time: segments, head, KV fill, rest
+    shares: dict[str, float]  # shares of the time: segments, head, KV fill, rest
 
 
 class ModeRun:
-    """One mode with a runner of its own that shares the weights."""
+    """One mode with its own runner, which shares the weights."""
 
     def __init__(self, mode: Mode, runner: ModelRunner, batch_size: int, context: int):
         self.mode = mode
@@ -75,9 +75,9 @@ class ModeRun:
         self._lockstep.prefill()
 
     def decode(self, row_tokens: int, counted: bool) -> None:
-        """Until there are so many more tokens for each row: contexts of all modes grow alike.
+        """Decode until rows have `row_tokens` more on average, so that contexts of all modes grow alike.
 
-        Steps that are `counted` enter the figures.
+        Only `counted` steps enter the figures.
         """
         wanted = self._num_made + row_tokens * self._batch_size
         while self._num_made < wanted:
@@ -93,7 +93,7 @@ class ModeRun:
                 self._note(output.exits)
 
     def point(self, full: "ModeRun", bound: float | None, limit_ms: float) -> ModePoint:
-        """The figures, against full depth's."""
+        """The mode's figures, relative to full depth's."""
         return ModePoint(
             self.mode.value,
             self._batch_size,
@@ -123,7 +123,7 @@ class ModeRun:
 
 
 def measure_times(runner: ModelRunner, batch_size: int, context: int) -> Times:
-    """Each part alone, over numbers of tokens, in the middle of an untouched KV cache."""
+    """Time each part alone for several numbers of tokens, in the middle of an unused KV cache."""
     segmented = runner.stack
     ways = sorted({(max(1, batch_size // 4), 1), *((batch_size, n) for n in (1, 2, 4))})
     points = [_measure_front(segmented, _front(runner, rows, tokens, context)) for rows, tokens in ways]
@@ -144,14 +144,14 @@ def measure_times(runner: ModelRunner, batch_size: int, context: int) -> Times:
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """Milliseconds of a front's passes."""
+    """Milliseconds of the parts of a pass, by segment."""
 
     segments: list[float]
     head: float
 
 
 def _measure_front(segmented: SegmentedDecoder, active: ActiveRows) -> Parts:
-    """Medians, the parts taken in turns."""
+    """Median times; the parts take turns."""
     passes: list[Callable[[], object]] = [
         *(functools.partial(segmented.run, segment, active) for segment in range(segmented.num_segments)),
         lambda: segmented.decoder.logits(active.hidden),
@@ -167,13 +167,13 @@ def _measure_front(segmented: SegmentedDecoder, active: ActiveRows) -> Parts:
 
 
 def _front(runner: ModelRunner, num_rows: int, num_tokens: int, context: int) -> ActiveRows:
-    """Rows at their first segment with some tokens each in hand."""
+    """Rows at the first segment, with `num_tokens` current tokens each."""
     with torch.inference_mode():
         return runner.stack.start([_row(runner, i, num_tokens, context) for i in range(num_rows)])
 
 
 def _behind(runner: ModelRunner, num_rows: int, context: int) -> CatchUp:
-    """Tokens that rows have left early, before the one that they have in hand."""
+    """Pending tokens of rows, before their current token."""
     rows = [_row(runner, i, FILLED_TOKENS + 1, context) for i in range(num_rows)]
     with torch.inference_mode():
         both = runner.stack.start(rows)
@@ -182,7 +182,7 @@ def _behind(runner: ModelRunner, num_rows: int, context: int) -> CatchUp:
 
 
 def _row(runner: ModelRunner, number: int, num_tokens: int, context: int) -> Row:
-    """One with a context of its own, as far as there are blocks."""
+    """A row with its own context, as far as there are blocks."""
     sequence = Sequence(NewSequence(number, 0, [5] * context, context, 1))
     needed, pool = -(-context // runner.table.block_size), runner.table.pool
     sequence.blocks = [(block + number * needed) % pool.num_blocks for block in range(needed)]
@@ -192,7 +192,7 @@ def _row(runner: ModelRunner, number: int, num_tokens: int, context: int) -> Row
 def run_modes(
     options: argparse.Namespace, make: Callable[..., ShardConfig], replay: ReplayFile, agenda: Agenda
 ) -> list[ModePoint]:
-    """Every mode at every batch size, against full depth."""
+    """Measure every mode at every batch size against full depth."""
     bench = ModeBench(options, make, replay)
     others = [mode for mode in options.exit_modes if mode is not Mode.FULL]
     points: list[ModePoint] = []
@@ -207,7 +207,7 @@ def run_modes(
 
 
 class ModeBench:
-    """What all modes are measured with: one model's weights, one distribution of exits."""
+    """The setting of all measurements: one model's weights, one distribution of exits."""
 
     def __init__(self, options: argparse.Namespace, make: Callable[..., ShardConfig], replay: ReplayFile):
         self._options = options
@@ -221,18 +221,18 @@ class ModeBench:
 
     @property
     def _num_warmup_tokens(self) -> int:
-        """Of each row. Where nothing has to be chosen, enough for whom to catch up."""
+        """Warm-up tokens per row: enough for the fallback to choose, else for rows to catch up."""
         return ROUND_TOKENS if self._options.no_exit_fallback else WARMUP_TOKENS
 
     def groups(self, modes: list[Mode], batch_size: int) -> list[list[Mode]]:
-        """Modes to be measured in turns with full depth: as many as there is memory for, at least one."""
+        """Groups of modes that take turns with full depth: as many as memory allows, at least one."""
         count = len(modes)
         if not is_elastic(self._device):
             count = max(1, free_bytes(self._device) // self.kv_bytes(batch_size) - 1)
         return [modes[at : at + count] for at in range(0, len(modes), count)]
 
     def measure(self, modes: list[Mode], batch_size: int) -> list[ModePoint]:
-        """Full depth, then each mode."""
+        """Points of full depth, then of each mode."""
         console, context = Console(stderr=True), self._options.contexts[0]
         runs: list[ModeRun] = []
         for mode in [Mode.FULL, *modes]:
@@ -256,7 +256,7 @@ class ModeBench:
         return ModelRunner(config, decoder=self._base.decoder)
 
     def kv_bytes(self, batch_size: int) -> int:
-        """Room for every sequence in all layers, also for those that get ahead of others."""
+        """KV cache that holds every sequence in all layers, also those that get ahead of others."""
         made, block_size = 2 * (self._num_warmup_tokens + self._options.steps), self._base.table.block_size
         num_blocks = batch_size * -(-(self._options.contexts[0] + made + 2 * block_size) // block_size)
         return int(num_blocks * self._base.block_bytes)
@@ -277,7 +277,7 @@ def _mode_fields(mode: Mode, layers: list[int], options: argparse.Namespace) -> 
 
 
 def table_of(points: list[ModePoint]) -> Table:
-    """For a person."""
+    """A table for the terminal."""
     table = Table(
         "batch",
         "mode",

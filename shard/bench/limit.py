@@ -1,4 +1,4 @@
-"""What a decode step must read at least, and how fast a device can: the time that no engine can go below."""
+"""Lower bound of a decode step's time: bytes it must read, divided by the device's bandwidth."""
 
 import statistics
 
@@ -13,7 +13,7 @@ NUM_COPIES = 9
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A decode step at full depth by memory alone: it reads every weight, and every row's keys and values."""
+    """A full-depth decode step by memory alone: it reads all weights, and every row's keys and values."""
 
     weight_bytes: int
     kv_bytes: int
@@ -25,7 +25,7 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 def limit_of(runner: ModelRunner, batch_size: int, context: float, bytes_per_ms: float) -> Limit:
-    """Of so many rows with contexts of so many tokens."""
+    """The bound for `batch_size` rows with contexts of `context` tokens."""
     tensors = {id(t): t for linear in runner.decoder.linears for t in linear.tensors}
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     token_bytes = runner.block_bytes / runner.table.block_size
@@ -33,7 +33,7 @@ def limit_of(runner: ModelRunner, batch_size: int, context: float, bytes_per_ms:
 
 
 def copied_bytes_per_ms(device: torch.device) -> float:
-    """Bytes read and written by copying a large tensor; the median of some copies."""
+    """Bytes read and written per ms when copying a large tensor; median of several copies."""
     num_bytes = GPU_COPY_BYTES if device.type == "cuda" else CPU_COPY_BYTES
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target, synchronize = torch.empty_like(source), synchronizer(device)

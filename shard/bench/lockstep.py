@@ -1,4 +1,4 @@
-"""Sequences of random tokens that decode together, with contexts of one length: what both benchmarks time."""
+"""Random sequences of equal context length that decode together; both benchmarks time them."""
 
 import random
 
@@ -10,7 +10,7 @@ _ENDLESS = 1 << 20
 
 
 class Lockstep:
-    """`batch_size` sequences of `context` tokens. Raises `MemoryError` when one has to be preempted."""
+    """`batch_size` sequences of `context` tokens. Raises `MemoryError` when one is preempted."""
 
     def __init__(self, runner: ModelRunner, batch_size: int, context: int):
         self._engine = OfflineEngine(runner, batch_size)
@@ -22,7 +22,7 @@ class Lockstep:
             self._engine.add(NewSequence(i, 0, prompt, context, _ENDLESS, ignore_eos=True))
 
     def prefill(self) -> None:
-        """All prompts, and the first token of each; who has that waits for the others."""
+        """Run all prompts until every sequence has its first token."""
         group = max(1, STEP_TOKENS // self._context)
         num_steps = -(-self._context // STEP_TOKENS)
         for first in range(0, len(self._ids), group):
@@ -30,7 +30,7 @@ class Lockstep:
                 self._run(self._ids[first : first + group])
 
     def step(self) -> StepOutput:
-        """One more token of each, or several where exits draft."""
+        """Decode one token of each sequence, or several with drafts."""
         return self._run(None)
 
     def end(self) -> None:

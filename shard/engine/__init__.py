@@ -1,1 +1,1 @@
-"""From a step to tensors to tokens: sequences, KV cache, sampling, full depth."""
+"""Runs a step: sequences, KV cache, sampling, full depth."""

@@ -1,4 +1,4 @@
-"""Every layer for every row: the reference mode, and how prompts are scored in any mode."""
+"""The reference mode: every layer for every row. Also scores prompts in any mode."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -17,7 +17,7 @@ SCORED_ROWS = 128  # prompt positions whose logits are held at once
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What full depth made of one chunk."""
+    """Full depth's output for one chunk."""
 
     tokens: list[TokenOutput]
     prompt: list[TokenOutput]
@@ -80,7 +80,7 @@ class FullDepth:
         return scores
 
     def score_answer(self, chunk: Chunk, hidden: torch.Tensor) -> list[Score]:
-        """What full depth draws in place of each answer token that follows this chunk's, from (Q, H)."""
+        """Full depth's own draw at each answer token that follows this chunk's, from hidden states (Q, H)."""
         sequence, depth = chunk.sequence, self._decoder.depth
         if not sequence.scores:
             return []

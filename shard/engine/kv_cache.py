@@ -1,7 +1,7 @@
-"""The memory behind the block numbers: one pool per layer, so that a layer can go and free its memory.
+"""The memory of KV blocks: one pool per layer, so that freeing a layer frees its memory.
 
-On a CPU a pool is reserved at its largest and takes memory page by page, as blocks are first written; blocks
-that nobody may take any more give their pages back. Elsewhere other numbers of blocks mean other pools.
+On a CPU a pool is reserved at its largest size and takes memory page by page, as blocks are first written;
+blocks beyond the limit give their pages back. On other devices a pool has a fixed size and is rebuilt.
 """
 
 import mmap
@@ -17,9 +17,9 @@ from shard.ops.batch import KV, Heads
 from shard.ops.plain import PlainOps
 
 CPU_KV_CACHE_BYTES = 1 << 30
-CUDA_MEMORY_SHARE = 0.9  # of what is free once the weights are there; the rest is for activations
+CUDA_MEMORY_SHARE = 0.9  # of free memory after loading weights; the rest is for activations
 CUDA_ACTIVATION_BYTES = 1 << 30
-HUGE_PAGE_BYTES = 2 << 20  # given back in such pieces at least: a page that keeps some blocks is not split
+HUGE_PAGE_BYTES = 2 << 20  # smallest piece given back: a page that holds blocks in use is not split
 _MAP_NORESERVE = 0x4000  # Linux; mmap names it from Python 3.13 on
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 
@@ -38,11 +38,11 @@ class KVCache:
 
     @property
     def is_elastic(self) -> bool:
-        """True when memory follows the blocks in use by itself."""
+        """True if memory follows the blocks in use without a rebuild."""
         return is_elastic(self._like.device)
 
     def touch(self) -> None:
-        """Take all memory now, so that no step has to wait for it."""
+        """Take all memory now, so that no step waits for it."""
         for kv in self.layers:
             kv.keys.zero_()
             kv.values.zero_()
@@ -51,8 +51,8 @@ class KVCache:
     def touch_ahead(self, num_reached: int, num_blocks: int) -> Iterator[None]:
         """Take memory, one page after the other, for the blocks that come after the first `num_reached`.
 
-        No further than `num_blocks`. In every pool a huge page is reached at about the same block: taken only
-        then, those of all pools together would hold up one step.
+        At most for `num_blocks`. All pools reach a new huge page at about the same block: taken only then,
+        the pages of all pools would delay one step.
         """
         ahead = self._regions[0].page_blocks if self._regions else 0
         for page in range(self._num_touched, self._num_pages(min(num_reached + ahead, num_blocks))):
@@ -62,16 +62,16 @@ class KVCache:
             yield
 
     def release(self, blocks: list[int]) -> None:
-        """Give back the memory of blocks that nobody holds, where enough of them lie side by side."""
+        """Give back the memory of unused blocks, where enough of them are adjacent."""
         for first, end in _runs(blocks):
             for region in self._regions:
                 region.release(first * region.block_bytes, end * region.block_bytes)
 
     def rebuild(self, kept: list[int], num_blocks: int) -> None:
-        """Pools of another size, layer by layer; the blocks kept come first, in this order.
+        """Rebuild the pools with another size, layer by layer; the kept blocks come first, in this order.
 
-        Each old pool goes before its new one comes, and goes back to the device: torch would cut small pools
-        from old large ones, and what is left of these is of no use to pools that are larger.
+        Each old pool is freed, back to the device, before its new one is made: torch would cut small pools
+        from cached large ones, whose remainder could not serve larger pools.
         """
         order = torch.tensor(kept, dtype=torch.int64, device=self._like.device)
         nothing = self._like.new_empty(0)
@@ -86,7 +86,7 @@ class KVCache:
         self.num_blocks = num_blocks
 
     def _num_pages(self, num_blocks: float) -> int:
-        """Of all pools, under so many blocks of each: those of the first blocks of all pools come first."""
+        """Huge pages of all pools under the first `num_blocks` blocks of each."""
         if not self._regions:
             return 0
         return int(num_blocks / self._regions[0].page_blocks * len(self._regions))
@@ -107,7 +107,7 @@ def is_elastic(device: torch.device) -> bool:
 
 
 class Region:
-    """Zeros whose pages take memory once they are written. The first dimension counts blocks."""
+    """A zeroed tensor whose pages take memory once written. Its first dimension counts blocks."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype):
         self.block_bytes = prod(shape[1:]) * dtype.itemsize
@@ -122,15 +122,15 @@ class Region:
         return HUGE_PAGE_BYTES / self.block_bytes
 
     def touch(self, page: int) -> None:
-        """Take the memory of one huge page, whatever is in it."""
+        """Take the memory of one huge page, keeping its content."""
         start = page * HUGE_PAGE_BYTES
         length = min(HUGE_PAGE_BYTES, len(self._pages) - start)
         if length > 0:
-            with suppress(OSError):  # kernels before 5.14: it is taken when it is written
+            with suppress(OSError):  # kernels before 5.14: taken when written
                 self._pages.madvise(_MADV_POPULATE_WRITE, start, length)
 
     def release(self, start: int, end: int) -> None:
-        """Give whole pages between two bytes back; they are zeros again."""
+        """Give back whole pages between two byte offsets; they read as zeros again."""
         start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if end - start >= HUGE_PAGE_BYTES:
             self._pages.madvise(mmap.MADV_DONTNEED, start, end - start)
@@ -151,12 +151,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_spare(device: torch.device, num_bytes: int) -> None:
-    """Raises `MemoryError` where a device is known to have less to give."""
+    """Raises `MemoryError` if a device is known to have less free memory."""
     if device.type != "cuda":
         return
     free, _ = torch.cuda.mem_get_info(device)
     if num_bytes > free:
-        torch.cuda.empty_cache()  # what torch keeps may lie in pieces: what it gives back can be had
+        torch.cuda.empty_cache()  # torch's cached memory may be fragmented; free memory is not
         free, _ = torch.cuda.mem_get_info(device)
     if num_bytes > free:
         raise MemoryError(f"{device} has {free} bytes to give, and {num_bytes} are needed.")
@@ -164,7 +164,7 @@ def check_spare(device: torch.device, num_bytes: int) -> None:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raises `MemoryError` with one sentence where torch says that a device has no memory left."""
+    """Turn torch's out-of-memory errors into `MemoryError` with one sentence."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -173,7 +173,7 @@ def memory_errors() -> Iterator[None]:
 
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
-    """(first, end) of each row of neighbours."""
+    """(first, end) of each run of consecutive numbers."""
     if not blocks:
         return
     numbers = np.sort(np.array(blocks))

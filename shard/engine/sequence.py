@@ -1,4 +1,4 @@
-"""A running request's state on a shard. Plain data: what it computes is decided by the step, not here."""
+"""A running request's state on a shard. Plain data; the step decides what to compute."""
 
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ class Constraint(Protocol):
 
 
 class Sequence:
-    """One attempt at one generation: its tokens, how far they are computed, and the blocks of its KV."""
+    """One attempt at one request: its tokens, the number computed, and its KV blocks."""
 
     def __init__(self, new: NewSequence):
         self.id = new.id
@@ -34,8 +34,8 @@ class Sequence:
         self.exact = new.exact
         self.scores = new.scores
         self.constraint: Constraint | None = None
-        self.runner_state: Any = None  # the runner's own, gone with the sequence
-        self.waits = False  # all tokens are computed as far as the first exit; what comes of it is not known
+        self.runner_state: Any = None  # owned by the runner
+        self.waits = False  # at the first exit, with all tokens computed up to it
         self.num_computed_tokens = 0
         self.blocks: list[int] = []
 
@@ -49,22 +49,22 @@ class Sequence:
 
     @property
     def max_tokens(self) -> int:
-        """How long it can grow by its own limits."""
+        """Greatest length by its own limits."""
         return max(self.num_tokens, self.num_prompt_tokens + self.max_new_tokens)
 
     @property
     def is_scored(self) -> bool:
-        """True when its prompt's or its answer's tokens are looked at one by one."""
+        """True when its prompt's or answer's tokens are scored."""
         return self.scores or self.sampling.prompt_logprobs
 
     @property
     def may_exit(self) -> bool:
-        """False when every token is to come from full depth."""
+        """False when every token must come from full depth."""
         return not self.exact and (self.exit_threshold is None or self.exit_threshold < 1)
 
     @property
     def num_pending_tokens(self) -> int:
-        """Known tokens whose KV is not computed yet: a whole prompt at first, one while decoding."""
+        """Number of known tokens without KV: a whole prompt at first, one while decoding."""
         return self.num_tokens - self.num_computed_tokens
 
     @property

@@ -1,8 +1,7 @@
-"""Who exists on a shard and what a step makes of them: the bookkeeping that real and simulated shards share.
+"""The sequences on a shard, and the resolution of steps into batches. Real and simulated shards share it.
 
-A step is a wish. The table resolves it against what is true here: stale attempts and ended sequences are
-skipped, blocks are found (taken from the youngest when none are free), and the rest is the batch to run.
-Knows no tensors.
+The router may be behind: the table skips a step's stale attempts and ended sequences, finds blocks
+(preempting the youngest sequence when none are free), and returns the batch to run. Knows no tensors.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,11 +17,11 @@ Constrain = Callable[[NewSequence], Constraint | None]
 
 
 class BlockPool:
-    """Free KV blocks by number, and how many may be taken in all. It knows no sequence and no memory."""
+    """Free KV blocks by number, and the limit of blocks in use. Knows no sequence and no memory."""
 
     def __init__(self, num_blocks: int):
-        self.num_blocks = num_blocks  # that may be taken; there are numbers for as many as it began with
-        self.num_reached = 0  # the highest number ever taken, and one
+        self.num_blocks = num_blocks  # limit of blocks in use, at most as many as it began with
+        self.num_reached = 0  # one more than the highest number ever taken
         self._num_numbers = num_blocks
         self.free = list(range(num_blocks - 1, -1, -1))
 
@@ -35,7 +34,7 @@ class BlockPool:
         return self.num_blocks - self.num_taken
 
     def limit(self, num_blocks: int) -> list[int]:
-        """Let so many be taken in all, no fewer than are; the free ones that nobody can be given now."""
+        """Set the limit, at least the number in use; returns free blocks that are now beyond it."""
         if not self.num_taken <= num_blocks <= self._num_numbers:
             raise ValueError(
                 f"{num_blocks} of {self._num_numbers} blocks, of which {self.num_taken} are taken"
@@ -44,7 +43,7 @@ class BlockPool:
         return self.free[: len(self.free) - self.num_free]
 
     def take(self, count: int) -> list[int]:
-        """`count` blocks; the caller has asked `num_free` before."""
+        """Take `count` blocks; the caller must check `num_free` first."""
         taken = self.free[len(self.free) - count :]
         del self.free[len(self.free) - count :]
         self.num_reached = max(self.num_reached, max(taken, default=-1) + 1)
@@ -57,7 +56,7 @@ class BlockPool:
 class Chunk(msgspec.Struct, frozen=True):
     """Tokens `start .. start + num_tokens` of one sequence, to be computed in this step.
 
-    None at all when the sequence waits at an exit: only its layers beyond it are left to run.
+    It has no tokens when the sequence waits at an exit: only the deeper layers are left to run.
     """
 
     sequence: Sequence
@@ -70,12 +69,12 @@ class Chunk(msgspec.Struct, frozen=True):
 
     @property
     def samples(self) -> bool:
-        """True when the chunk reaches the last known token, so that the next one is drawn after it."""
+        """True when the chunk ends in the last known token, so that the next one is drawn."""
         return self.end == self.sequence.num_tokens and self.sequence.max_new_tokens > 0
 
 
 def lay_out(sequences: Iterable[NewSequence], block_size: int) -> list[Chunk]:
-    """Whole sequences as one chunk each, in the first blocks of a pool that nobody else uses."""
+    """Whole sequences as one chunk each, in the first blocks of an otherwise unused pool."""
     chunks, num_taken = [], 0
     for new in sequences:
         sequence = Sequence(new)
@@ -87,7 +86,7 @@ def lay_out(sequences: Iterable[NewSequence], block_size: int) -> list[Chunk]:
 
 
 class SequenceTable:
-    """All sequences that hold state on this shard, and the blocks they hold it in."""
+    """All sequences that hold state on this shard, and their blocks."""
 
     def __init__(
         self,
@@ -113,20 +112,20 @@ class SequenceTable:
         return id in self.sequences
 
     def holds(self, sequence: Sequence) -> bool:
-        """True while it has not ended, been dropped, preempted or begun anew."""
+        """True unless it has ended, or was dropped, preempted or restarted."""
         return self.sequences.get(sequence.id) is sequence
 
     @property
     def num_blocks_to_finish(self) -> list[int]:
-        """For each sequence, the blocks that it holds at its end if it grows as long as it may."""
+        """For each sequence, its blocks if it grows to its limit."""
         return [self._num_blocks_to_finish(sequence) for sequence in self.sequences.values()]
 
     def could_hold(self, new: NewSequence) -> bool:
-        """True when it would fit to its very end if it were alone."""
+        """True if the sequence alone would fit at its full length."""
         return self._num_blocks_to_finish(Sequence(new)) <= self.pool.num_blocks
 
     def repack(self, num_blocks: int) -> list[int]:
-        """Let there be another number of blocks, those held the first ones: what their numbers were."""
+        """Change the number of blocks, moving those in use to the front; returns their old numbers."""
         self.pool = BlockPool(num_blocks)
         held = []
         for sequence in self.sequences.values():
@@ -135,7 +134,7 @@ class SequenceTable:
         return held
 
     def forget(self, id: int) -> None:
-        """Drop a sequence, whatever its attempt: a newer one runs elsewhere."""
+        """Drop a sequence of any attempt: a newer one runs elsewhere."""
         self._remove(id)
 
     def plan(self, step: Step) -> tuple[list[Chunk], list[tuple[int, int]]]:
@@ -162,7 +161,7 @@ class SequenceTable:
         prompt: list[TokenOutput] | None = None,
         scores: list[Score] | None = None,
     ) -> SequenceOutput:
-        """Enter what a step computed for one chunk: its tokens drawn, and whether the sequence is over.
+        """Apply a step's results for one chunk: its new tokens, and whether the sequence has ended.
 
         `tokens` are in order; those after an end are dropped, and what a grammar forces is added behind them.
         `prompt` scores the chunk's prompt tokens, `scores` its answer tokens.
@@ -176,11 +175,11 @@ class SequenceTable:
             finish = sequence.finish_reason(self.eos_token_ids, self.max_total_tokens)
             if finish is not None:
                 break
-        sequence.num_computed_tokens = chunk.end + max(0, len(kept) - 1)  # all but the newest
+        sequence.num_computed_tokens = chunk.end + max(0, len(kept) - 1)  # the newest has no KV yet
         if kept and finish is None:
             forced, finish = self._force(sequence)
             kept += forced
-        if not tokens and not sequence.num_pending_tokens and not sequence.waits:  # scored, nothing to draw
+        if not tokens and not sequence.num_pending_tokens and not sequence.waits:  # only scored
             finish = sequence.finish_reason(self.eos_token_ids, self.max_total_tokens)
         if sequence.error:
             self._remove(sequence.id)
@@ -213,7 +212,7 @@ class SequenceTable:
         return forced, None
 
     def reserve(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Blocks for a sequence's first `num_tokens` tokens, if they are free and within the limit."""
+        """Take blocks for a sequence's first `num_tokens` tokens; False if too few are free."""
         missing = -(-num_tokens // self.block_size) - len(sequence.blocks)
         if num_tokens > self.max_total_tokens or missing > self.pool.num_free:
             return False
@@ -240,7 +239,7 @@ class SequenceTable:
         return Chunk(sequence, sequence.num_computed_tokens, num_tokens)
 
     def _make_room(self, chunk: Chunk, chunks: dict[int, Chunk], preempted: list[tuple[int, int]]) -> bool:
-        """Find blocks, preempting the youngest until they suffice; False if that was the chunk itself."""
+        """Take blocks for a chunk, preempting the youngest; False if the chunk itself was preempted."""
         sequence = chunk.sequence
         missing = -(-chunk.end // self.block_size) - len(sequence.blocks)
         while missing > self.pool.num_free:

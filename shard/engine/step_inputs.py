@@ -1,4 +1,4 @@
-"""Chunks as tensors: what a step's rows are, where they stand, where their KV goes."""
+"""Turns chunks into tensors: token ids, positions, KV slots."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ class BatchMaker:
         self.device = device
 
     def __call__(self, chunks: list[Chunk]) -> Batch:
-        """The chunks' tokens side by side. Each chunk has at least one token, and its blocks."""
+        """The batch of the chunks' tokens. Each chunk needs at least one token, and its blocks."""
         size = self._block_size
         token_ids: list[int] = []
         positions: list[int] = []

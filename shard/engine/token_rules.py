@@ -1,6 +1,6 @@
-"""What a request says of single tokens: which may be drawn, which must not come yet, which are favoured.
+"""A request's rules on single tokens: allowed, banned, banned for now, biased.
 
-Applied to logits before anything reads them, so that an exit is asked by what may be drawn there.
+Applied to logits before anything reads them, so that an exit's confidence concerns tokens that may be drawn.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from shard.engine.sequence import Sequence
 
 FORBIDDEN = -1e30  # never drawn; finite at any temperature, as is the next
-UNWANTED = -1e20  # drawn only where nothing else may be: an end too early, the end of a bad word
+UNWANTED = -1e20  # drawn only without an alternative: an early end, the end of a bad word
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -22,11 +22,11 @@ class Prepared(msgspec.Struct, frozen=True):
     forbidden: torch.Tensor | None  # (V,) bool
     biased: torch.Tensor | None  # ids (N,)
     biases: torch.Tensor | None  # (N,)
-    ends: torch.Tensor  # ids (E,) of tokens that would end it
+    ends: torch.Tensor  # ids (E,) of tokens that end the answer
 
 
 class TokenRules:
-    """Changes scores (V,) by the rules of a sequence; those of most sequences are none."""
+    """Applies a sequence's rules to scores (V,); most sequences have none."""
 
     def __init__(self, eos_token_ids: Iterable[int], device: torch.device):
         self.eos_token_ids = list(eos_token_ids)
@@ -34,11 +34,11 @@ class TokenRules:
         self._prepared: WeakKeyDictionary[Sequence, Prepared] = WeakKeyDictionary()
 
     def bind(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Whether there are any for the token behind the first `num_tokens`."""
+        """True if the sequence has rules for the token after the first `num_tokens`."""
         return sequence.constraint is not None or self.change_scores(sequence, num_tokens)
 
     def change_scores(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Whether there are any beside a grammar, which only forbids: whom it permits it leaves as it is."""
+        """True if rules beside a grammar change scores; a grammar only forbids tokens."""
         sampling = sequence.sampling
         return bool(
             sampling.logit_bias
@@ -48,7 +48,7 @@ class TokenRules:
         )
 
     def apply(self, scores: torch.Tensor, sequence: Sequence, num_tokens: int) -> None:
-        """In place on float32 scores (V,) of the token behind the first `num_tokens`."""
+        """Apply rules in place to float32 scores (V,) of the token after the first `num_tokens`."""
         prepared = self._prepared.get(sequence)
         if prepared is None:
             prepared = self._prepared[sequence] = self._prepare(sequence, len(scores))
@@ -84,7 +84,7 @@ class TokenRules:
 
 
 def _ends_of_bad_words(sequence: Sequence, num_tokens: int) -> set[int]:
-    """Tokens that would complete a bad word which the answer, without its prompt, has begun."""
+    """Tokens that would complete a bad word begun in the answer."""
     answer = sequence.token_ids[sequence.num_prompt_tokens : num_tokens]
     return {
         word[-1]

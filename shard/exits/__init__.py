@@ -1,1 +1,1 @@
-"""All that is early: exit heads, criteria, and the modes that leave before full depth."""
+"""Early exit: exit heads, criteria, and the modes that leave before full depth."""

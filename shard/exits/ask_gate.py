@@ -1,26 +1,26 @@
-"""Which exits are worth asking, when asking costs a run of the LM head. Pure.
+"""Decides which exits to ask, when asking costs a run of the LM head. Pure.
 
-A head that is run and not used has cost as much as some layers. An exit is asked while what it saves, the
-share of rows that leave there times the layers behind it and the LM head at their end, outweighs what asking
-costs there; else only now and then.
+A head run in vain costs as much as some layers. An exit is asked while its gain exceeds the cost of asking:
+the share of rows that leave there, times the cost of the layers behind it and of the LM head. Else it is
+asked only now and then.
 """
 
 import msgspec
 
 SMOOTHING = 0.05
-LOOK_AGAIN_STEPS = 64  # an exit that does not pay is asked once in so many steps
+LOOK_AGAIN_STEPS = 64  # steps between two trials of an exit that does not pay
 
 
 class Exit(msgspec.Struct):
-    """What is known of one exit, smoothed over steps."""
+    """Statistics of one exit, smoothed over steps."""
 
-    pass_share: float = 1.0  # of the rows asked; hopeful at first
+    pass_share: float = 1.0  # share of rows asked that pass; optimistic at first
     ask_ms: float = 0.0
     skipped: int = 0  # steps since it was last asked
 
 
 class ExitSkipper:
-    """Says for each exit and step whether it is asked; `enabled=False` asks every time."""
+    """Decides for each exit and step whether to ask; `enabled=False` asks every time."""
 
     def __init__(self, num_exits: int, enabled: bool):
         self._exits = [Exit() for _ in range(num_exits)]
@@ -37,17 +37,17 @@ class ExitSkipper:
         return known.skipped == 0
 
     def note_asked(self, exit_index: int, num_rows: int, num_passed: int, ms: float) -> None:
-        """Rows asked, rows that passed, and the time that asking took."""
+        """Note rows asked, rows that passed, and the time that asking took."""
         known = self._exits[exit_index]
         known.pass_share += SMOOTHING * (num_passed / num_rows - known.pass_share)
         known.ask_ms = _smoothed(known.ask_ms, ms)
 
     def note_segment(self, segment: int, ms: float) -> None:
-        """The time that a segment took."""
+        """Note the time of a segment."""
         self._segment_ms[segment] = _smoothed(self._segment_ms[segment], ms)
 
     def note_head(self, ms: float) -> None:
-        """The time that the head took of rows drawn without having been asked by it."""
+        """Note the head's time for rows that it draws for without having been asked."""
         self._head_ms = _smoothed(self._head_ms, ms)
 
     def _pays(self, exit_index: int) -> bool:

@@ -1,6 +1,6 @@
-"""`capped` (HELIOS): the layers beyond the last exit loaded do not exist, and every row leaves there.
+"""`capped` (HELIOS): layers beyond the last exit are not loaded, and every row leaves there.
 
-A row that is less sure than its threshold leaves all the same and is counted: a breach.
+A row whose confidence is below its threshold leaves too, and counts as a breach.
 """
 
 from shard.engine.sampler import Draw, Sampler
@@ -70,7 +70,7 @@ class Capped:
         )
 
     def _replayed(self, row: Row, limit: float) -> float:
-        """Above the threshold where the layer drawn is there, below it where it lies deeper."""
+        """A confidence above the threshold if the replayed layer is loaded, below it otherwise."""
         assert self._replay is not None
         layer = self._replay.layer(row.sequence, row.sequence.num_tokens)
         return (1 + limit) / 2 if layer <= self._exit.layer else limit / 2

@@ -1,4 +1,4 @@
-"""How sure a row is at an exit, by the criterion chosen, and how sure it must be."""
+"""A row's confidence at an exit, by the chosen criterion, and its threshold."""
 
 import math
 
@@ -22,12 +22,12 @@ class ConfidenceCriterion:
 
     @property
     def needs_logits(self) -> bool:
-        """True when rows are asked by what the LM head says of them."""
+        """True if the criterion reads logits."""
         return self._criterion in (Criterion.SOFTMAX, Criterion.MARGIN)
 
     @property
     def compares_hidden(self) -> bool:
-        """True when rows are asked by how far the last segment moved them."""
+        """True if the criterion compares hidden states across the last segment."""
         return self._criterion is Criterion.SIMILARITY
 
     def of_logits(self, logits: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class ConfidenceCriterion:
         return probabilities[:, 0]
 
     def of_rows(self, logits: torch.Tensor, rows: list[Row]) -> torch.Tensor:
-        """The same, of rows whose logits (N, V) these are: among the tokens that each may draw."""
+        """Confidences (N,) of rows by their logits (N, V), restricted to the tokens that each may draw."""
         confidences = self.of_logits(logits)
         bound = [i for i, row in enumerate(rows) if self._rules.bind(row.sequence, row.sequence.num_tokens)]
         if bound:
@@ -56,9 +56,9 @@ class ConfidenceCriterion:
         return torch.cosine_similarity(hidden.float(), before.float(), dim=-1).clamp(0, 1)
 
     def threshold(self, exit_head: Exit, row: Row) -> float:
-        """What a row's confidence must reach: its request's wish, else the exit's, else the one for all.
+        """A row's threshold: its request's, else the exit's, else the default.
 
-        One is out of reach: a probability may be rounded to it.
+        1 becomes unreachable, since a probability may be rounded to 1.
         """
         own = row.sequence.exit_threshold
         limit = exit_head.threshold(self._criterion, self._threshold) if own is None else own

@@ -1,12 +1,12 @@
-"""When rows that stay at the first exit go deep: at once, or together with others that will stay there too.
+"""Decides when rows that stay at the first exit go deep: at once, or together with later ones.
 
-A deep pass costs nearly the same for few rows as for many, so waiting until some have gathered makes each
-cheaper; meanwhile they do not fill the shallow passes (DREX, 2512.15705). Pure.
+A deep pass costs nearly the same for few rows as for many, so gathering rows makes each cheaper; meanwhile
+the shallow passes have fewer rows (DREX, 2512.15705). Pure.
 """
 
 MAX_WAIT_STEPS = 8
 SMOOTHING = 0.1
-FORGETTING = 0.97  # of earlier passes, at each new one
+FORGETTING = 0.97  # weight of earlier passes at each new one
 
 
 class FixedCost:
@@ -16,7 +16,7 @@ class FixedCost:
         self._weight = self._tokens = self._ms = self._tokens2 = self._tokens_ms = 0.0
 
     def note(self, num_tokens: int, ms: float) -> None:
-        """One pass."""
+        """Note one pass."""
         for name, value in (
             ("_weight", 1.0),
             ("_tokens", num_tokens),
@@ -28,7 +28,7 @@ class FixedCost:
 
     @property
     def ms(self) -> float | None:
-        """At most the mean time, which it is while passes are all alike; None before the first."""
+        """Fixed milliseconds per pass; the mean time while all passes are alike, None before the first."""
         if not self._weight:
             return None
         mean, tokens = self._ms / self._weight, self._tokens / self._weight
@@ -48,27 +48,26 @@ class Deferral:
         self._stay_share: float | None = None
 
     def note_shallow(self, num_tokens: int, ms: float) -> None:
-        """A pass up to the first exit, and the draw of those who leave."""
+        """Note a pass up to the first exit, with the draw of rows that leave."""
         self._shallow.note(num_tokens, ms)
 
     def note_vote(self, num_voters: int, num_staying: int) -> None:
-        """Who stayed at the first exit."""
+        """Note how many rows stayed at the first exit."""
         share = num_staying / num_voters
         before = self._stay_share
         self._stay_share = share if before is None else before + SMOOTHING * (share - before)
 
     def note_deep(self, num_tokens: int, ms: float) -> None:
-        """The passes beyond the first exit of one step, and the tokens that entered them."""
+        """Note a step's passes beyond the first exit, and the tokens that entered them."""
         self._deep.note(num_tokens, ms)
 
     def wanted(self, num_rows: int) -> float:
         """Rows to gather for a deep pass, of `num_rows` in flight; 0 while nothing is known.
 
-        Each shallow pass has the rows that left in the one before it, so that after m of them the share
-        1 - (1 - stay)^m of all rows waits, and with these, each row that left meanwhile has made a token:
-        in all so many as wait, times 1 / stay. What costs the same for few rows as for many is m shallow
-        passes and one deep one; the best m has the least of it per token. Half a step less is waited for,
-        since rows come by chance: then m steps is the likeliest number.
+        Each shallow pass has the rows that left in the one before it. After m passes the share
+        1 - (1 - stay)^m of all rows waits, and the tokens made are that share times 1 / stay. The fixed cost
+        is that of m shallow passes and one deep pass; the best m minimises it per token. The number of rows
+        is taken at m - 1/2 steps: arrivals are random, and m steps is then the likeliest wait.
         """
         shallow_ms, deep_ms, stay = self._shallow.ms, self._deep.ms, self._stay_share
         if not shallow_ms or deep_ms is None or not stay:

@@ -1,7 +1,7 @@
-"""The tokens of rows that have come to their end in a step, wherever each of them left.
+"""Draws the tokens of all rows of a step at once, whichever exit each left at.
 
-A vocabulary's product costs nearly the same for one row as for many: rows that share one go through it
-together. Rows that an exit has asked by their logits are drawn from those.
+A vocabulary's product costs nearly the same for one row as for many, so rows that share one go through it
+together. Rows whose logits an exit has computed are drawn from those.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ Vocabulary = Callable[[torch.Tensor], torch.Tensor]  # features (N, F) -> logits
 
 
 class DeferredSampling:
-    """What a step's tokens are drawn from."""
+    """Collects rows that leave in a step, then draws their tokens."""
 
     def __init__(self) -> None:
-        self._features: dict[Vocabulary, list[tuple[list[Row], torch.Tensor]]] = {}  # by what is to read them
+        self._features: dict[Vocabulary, list[tuple[list[Row], torch.Tensor]]] = {}  # by vocabulary
         self._logits: list[tuple[list[Row], torch.Tensor]] = []
         self.num_rows = 0
 
     def add(self, rows: list[Row], exit_layer: int, features: torch.Tensor, vocabulary: Vocabulary) -> None:
-        """Rows that left with their features (N, F), of which a vocabulary makes logits."""
+        """Add rows that left with features (N, F), from which `vocabulary` computes logits."""
         self._features.setdefault(vocabulary, []).append((rows, features))
         self._note(rows, exit_layer)
 
     def add_logits(self, rows: list[Row], exit_layer: int, logits: torch.Tensor) -> None:
-        """Rows that left with their logits (N, V)."""
+        """Add rows that left with logits (N, V)."""
         self._logits.append((rows, logits))
         self._note(rows, exit_layer)
 
@@ -41,7 +41,7 @@ class DeferredSampling:
         return bool(groups)
 
     def draw(self, sampler: Sampler) -> None:
-        """Give every row its token."""
+        """Draw every row's token."""
         for rows, logits in self._logits:
             draws = [Draw(r.sequence, r.sequence.num_tokens, r.exit_layer, r.confidence) for r in rows]
             for row, token in zip(rows, sampler.choose(logits, draws), strict=True):

@@ -1,20 +1,19 @@
-"""How far to draft and where from: draft lengths and exits chosen from measured acceptance. Pure.
+"""Chooses draft lengths and draft exits by measured acceptance. Pure.
 
-A round of n passes to an exit and one pass beyond makes 1 + a + … + a^(n-1) tokens, where a is the chance
-that a draft is what the full model draws (Leviathan et al. 2023); the best n and exit make most tokens per
-millisecond, as in DEL and LEDE.
+A round of n passes to an exit and one pass beyond makes 1 + a + … + a^(n-1) tokens, where a is the acceptance
+rate (Leviathan et al. 2023). The best n and exit make most tokens per millisecond, as in DEL and LEDE.
 """
 
 import msgspec
 
 MAX_DRAFTS = 8  # passes to the exit in one round
 SMOOTHING = 0.1
-PRIOR = 0.6  # acceptance before anything is known
-EXPLORE_ROUNDS = 32  # a row tries another exit once in so many rounds
+PRIOR = 0.6  # acceptance rate before any measurement
+EXPLORE_ROUNDS = 32  # rounds between a row's trials of another exit
 
 
 class Costs(msgspec.Struct):
-    """Milliseconds by exit, smoothed over rounds: of a pass to it, of one beyond it, and of its head."""
+    """Milliseconds by exit, smoothed over rounds: a pass to it, a pass beyond it, its head."""
 
     shallow: list[float]
     deep: list[float]
@@ -30,26 +29,26 @@ class Costs(msgspec.Struct):
         self.head[exit_index] = _smoothed(self.head[exit_index], ms)
 
     def round_ms(self, exit_index: int, num_passes: int) -> float:
-        """A round of so many passes to an exit, a draft behind each but the last, then one pass beyond."""
+        """Milliseconds of `num_passes` passes to an exit, drafts after all but the last, one pass beyond."""
         return num_passes * (self.shallow[exit_index] + self.head[exit_index]) + self.deep[exit_index]
 
 
 class Acceptance:
-    """The chance that a draft is accepted, by exit: of one sequence, or of all."""
+    """Acceptance rates by exit, of one sequence or of all."""
 
     def __init__(self, rates: list[float]):
         self.rates = list(rates)
         self.num_rounds = 0
 
     def note(self, exit_index: int, drafted: int, accepted: int) -> None:
-        """Drafts up to the first refused one were tried; those behind it say nothing."""
+        """Note a round. Drafts behind the first refused one do not count."""
         self.num_rounds += 1
         for i in range(min(drafted, accepted + 1)):
             self.rates[exit_index] += SMOOTHING * ((i < accepted) - self.rates[exit_index])
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One row's round: passes to make, and the exit to draft from."""
+    """One row's round: the number of passes, and the exit to draft from."""
 
     exit_index: int
     num_passes: int

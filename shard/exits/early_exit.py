@@ -1,14 +1,14 @@
-"""Who leaves where in a batch, and what happens to the KV of the layers not run.
+"""Early exit of a batch's rows (`synchronized`, `per_row`), and the KV of layers not run.
 
-A step carries its rows through the decoder's segments; behind each one, the rows that decode are asked
-whether they leave. What a row leaves undone is made up for when it next goes deeper (stack.py): by projecting
-its hidden states (`project`, Miao et al. 2024), or by computing it exactly (`recompute`), after which the KV
-of every layer that was run equals a full forward's.
+A step carries its rows through the decoder's segments; behind each one, decoding rows may leave. KV that a
+row skipped is filled when it next goes deeper (segments.py): by projecting its hidden states (`project`, Miao
+et al. 2024), or by exact computation (`recompute`), after which the KV of every layer that was run equals a
+full forward pass's.
 
 - `synchronized` (Miao et al.): the batch runs on until every row has passed; passing is sticky.
 - `per_row`: each row leaves at its own exit. Rows that stay at the first exit may wait and go deep together.
 
-Prompts run to full depth and have no vote. Rows that may not leave early have none either.
+Prompts, and rows that may not leave early, run to full depth and do not vote.
 """
 
 import functools
@@ -31,7 +31,7 @@ from shard.messages import ExitReport, Fill, Mode, TokenOutput
 
 
 class Tally:
-    """What a step does, counted while it does it."""
+    """Statistics of a step."""
 
     def __init__(self, num_segments: int):
         self.deferred = DeferredSampling()
@@ -44,7 +44,7 @@ class Tally:
         self.num_deep_tokens = 0  # that entered the second segment
 
     def note_segment(self, segment: int, catch_up: CatchUp | None, ms: float) -> None:
-        """A segment's pass, with what it did for tokens that had left before it."""
+        """Note a segment's pass, and the pending tokens caught up in it."""
         self.segment_ms[segment] += ms
         if catch_up is not None:
             self.kv_fills += catch_up.num_fills
@@ -52,11 +52,11 @@ class Tally:
             self.segment_ms[segment] -= catch_up.ms
 
     def note_head(self, ms: float) -> None:
-        """A head was run, to ask or to draw."""
+        """Note the time of a head, run to ask or to draw."""
         self.head_ms += ms
 
     def report(self, rows: list[Row]) -> ExitReport:
-        """In the words of the wire."""
+        """The statistics as a message."""
         tokens = [token for row in rows for token in row.tokens]
         layers = [token.exit_layer for token in tokens]
         known = [token.confidence for token in tokens if token.confidence is not None]
@@ -115,14 +115,14 @@ class EarlyExit:
         return [row.tokens for row in rows], tally.report(rows)
 
     def _nothing_to_do_for_exits(self, rows: list[Row]) -> bool:
-        """Nobody votes, nothing is pending, no head has KV of its own to keep up: full depth, undivided."""
+        """No row votes, no token is pending, and no head has its own KV: full depth will do."""
         has_blocks = any(exit_head.block is not None for exit_head in self._segmented.exits)
         return not has_blocks and not any(
             row.votes or row.waits or row.pending_states.has_pending for row in rows
         )
 
     def _may_leave(self, row: Row) -> bool:
-        """A decoding row may, unless it asked for full depth or has more in hand than a projection serves."""
+        """A decoding row may leave, unless it must run to full depth or has too many tokens to project."""
         in_hand = row.chunk.num_tokens <= 1 or self._settings.fill is Fill.RECOMPUTE
         return row.sequence.may_exit and in_hand
 
@@ -144,7 +144,7 @@ class EarlyExit:
             self._finish(active, tally)
 
     def _run_segment(self, segment: int, active: ActiveRows, tally: Tally) -> ActiveRows | None:
-        """Run it and ask at the exit behind it; who goes on."""
+        """Run a segment and ask at the exit behind it; returns the rows that go on."""
         laps = self._segmented.laps
         lap = laps.start()
         before = active.last(list(range(len(active.rows)))) if self._decision.compares_hidden else None
@@ -166,7 +166,7 @@ class EarlyExit:
     def _leaving(
         self, segment: int, active: ActiveRows, voters: list[int], before: torch.Tensor | None, tally: Tally
     ) -> list[int]:
-        """Rows that leave behind a segment; what their tokens are drawn from goes to the tally."""
+        """Rows that leave behind a segment; their features or logits go to the tally."""
         asked = [i for i in voters if not active.rows[i].passed]
         vote = self._decision.ask(segment, active, asked, before, tally.note_head)
         leaving = [i for i in voters if active.rows[i].passed]
@@ -187,7 +187,7 @@ class EarlyExit:
         return leaving
 
     def _part(self, segment: int, active: ActiveRows, leaving: list[int]) -> ActiveRows | None:
-        """Take leaving rows out, with what they leave undone kept for later; returns those that stay."""
+        """Remove leaving rows and keep their tokens as pending; returns the rows that stay."""
         pieces, gone = active.pieces(), set(leaving)
         for i in leaving:
             active.rows[i].pending_states.keep(segment + 1, pieces[i])
@@ -199,7 +199,7 @@ class EarlyExit:
     def _meet(
         self, active: ActiveRows | None, waiting: list[Row], tally: Tally
     ) -> tuple[ActiveRows | None, list[Row]]:
-        """At the first exit: rows that stay and rows that waited go deep together, or all wait on."""
+        """At the first exit, staying and waiting rows go deep together, or all wait on."""
         staying = active.rows if active is not None else []
         if not waiting and not self._settings.defers:
             return active, []
@@ -217,7 +217,7 @@ class EarlyExit:
         return None, []
 
     def _goes_deep(self, staying: list[Row], waiting: list[Row], num_rows: int, some_left: bool) -> bool:
-        """Whether a deep pass is due now."""
+        """True if a deep pass is due now."""
         if self._settings.mode is not Mode.PER_ROW or not self._settings.defers or not some_left:
             return True
         if any(not row.votes for row in staying):
@@ -227,7 +227,7 @@ class EarlyExit:
         return len(staying) + len(waiting) >= self.deferral.wanted(num_rows)
 
     def _finish(self, active: ActiveRows, tally: Tally) -> None:
-        """Rows that came to the end and know all their tokens draw the next one from there."""
+        """Draw at full depth for rows that have run all their known tokens."""
         indices = [i for i, row in enumerate(active.rows) if row.waits or row.chunk.samples]
         if not indices:
             return
@@ -238,7 +238,7 @@ class EarlyExit:
         tally.deferred.add(rows, decoder.depth, decoder.normed(active.last(indices)), decoder.head)
 
     def _draw(self, tally: Tally) -> None:
-        """The tokens of all rows of the step, wherever they left."""
+        """Draw the tokens of all rows of the step."""
         laps = self._segmented.laps
         lap = laps.start()
         if tally.deferred.multiply():
@@ -248,7 +248,7 @@ class EarlyExit:
         laps.settle()
 
     def _note_costs(self, rows: list[Row], tally: Tally) -> None:
-        """What passes took, for those who decide about waiting."""
+        """Report the times of passes to the deferral."""
         num_tokens = sum(row.chunk.num_tokens for row in rows)
         if num_tokens:
             self.deferral.note_shallow(num_tokens, tally.segment_ms[0] + tally.head_ms)

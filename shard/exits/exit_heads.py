@@ -1,11 +1,11 @@
-"""Exits: where a model may be left, by which head, and how sure one must be to leave there.
+"""Exits of a model: their layers, heads and thresholds.
 
 An exit folder holds exits.json and, where its heads have weights of their own, exits.safetensors with tensors
 named `exits.LAYER.…`. Without a folder, exits at given layers use the model's own norm and LM head, which is
 what LayerSkip checkpoints (Elhoushi et al. 2024) are trained for.
 
-The LM head costs as much as some layers. An exit may have one of low rank in its place, whose wider half,
-`vocabulary.weight` (V, rank), all exits share; and it may let its probe say first whom to run a head for.
+The LM head costs as much as some layers. An exit may use a head of low rank instead, whose larger factor,
+`vocabulary.weight` (V, rank), all exits share; and its probe may select the rows for which the head runs.
 """
 
 import enum
@@ -30,7 +30,7 @@ Vocabulary = Linear | RerankHead  # turns features (N, F) into logits (N, V)
 
 
 class ExitError(ValueError):
-    """An exit description that does not fit; one sentence names the field and the bound."""
+    """An invalid description of exits; one sentence names the field and the bound."""
 
 
 class HeadKind(enum.StrEnum):
@@ -44,12 +44,12 @@ class ExitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     layer: int
     head: HeadKind = HeadKind.NORM
-    rank: int | None = None  # of the vocabulary's head; None: the LM head
-    rerank: int | None = None  # so many tokens that `rank` finds likeliest get the LM head's own logits
-    probe_floor: float | None = None  # asked by logits, only rows of which the probe says so much are
-    threshold: float | None = None  # None: the one for all
+    rank: int | None = None  # rank of the head; None: the LM head
+    rerank: int | None = None  # number of likeliest tokens that get the LM head's exact logits
+    probe_floor: float | None = None  # with criteria of logits: least probe confidence to run the head
+    threshold: float | None = None  # None: the default
     thresholds: dict[Criterion, float] = {}  # by criterion; before `threshold`
-    # in the place of thresholds where nobody can stay: under it is a breach
+    # replace thresholds in `capped`: a confidence below is a breach
     breach_thresholds: dict[Criterion, float] = {}
 
 
@@ -59,11 +59,11 @@ class ExitFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exits: list[ExitSpec]
     num_layers: int | None = None  # of the model it was made for
     hidden_size: int | None = None
-    vocabulary: str | None = None  # file with `vocabulary.weight`, seen from here; None: exits.safetensors
+    vocabulary: str | None = None  # relative path of `vocabulary.weight`'s file; None: exits.safetensors
 
 
 def read_exits(folder: Path) -> ExitFile:
-    """exits.json of a folder. Raises `ExitError` for what it does not understand."""
+    """Read a folder's exits.json. Raises `ExitError` for an invalid one."""
     path = folder / DESCRIPTION
     try:
         return msgspec.json.decode(path.read_bytes(), type=ExitFile)
@@ -117,7 +117,7 @@ class MlpHead:
 
 
 class TrainedHeads:
-    """What an exit folder holds beside its description. Nothing is read before it is asked for."""
+    """Weights in an exit folder, read on first use."""
 
     def __init__(self, file: ExitFile, folder: Path | None, decoder: Decoder, reader: WeightReader):
         self.ops = reader.ops
@@ -130,7 +130,7 @@ class TrainedHeads:
         self.weights = self._open(weights) if weights is not None and weights.is_file() else None
 
     def of(self, spec: ExitSpec, kind: str) -> Weights:
-        """The weights, for a head that cannot be without. Raises `ExitError`."""
+        """The weights of an exit whose kind requires them. Raises `ExitError`."""
         if self.weights is None:
             raise ExitError(f"exit layer {spec.layer} has a {kind} head, but there is no exits.safetensors")
         return self.weights
@@ -169,7 +169,7 @@ class Exit:
         self.layer = spec.layer
         self.head = spec.head
         self.probe_floor = spec.probe_floor
-        self.vocabulary: Vocabulary = decoder.head  # turns features into logits
+        self.vocabulary: Vocabulary = decoder.head  # features to logits
         self.block: int | None = None  # index of the head's own layer in the decoder
         self._spec = spec
         self._decoder = decoder
@@ -201,14 +201,14 @@ class Exit:
         return self._probe is not None
 
     def threshold(self, criterion: Criterion, default: float) -> float:
-        """What a confidence by `criterion` must reach to leave here."""
+        """Threshold of confidences by `criterion` at this exit."""
         own = self._spec.thresholds.get(criterion, self._spec.threshold)
         return default if own is None else own
 
     def features(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What `vocabulary` reads, (N, H) or (N, rank).
+        """Input of `vocabulary`, (N, H) or (N, rank).
 
-        Of hidden states (N, H) behind the head's own block, if it has one.
+        `hidden` (N, H) are the states after the head's own block, if it has one.
         """
         normed = self._decoder.normed(hidden if self.mlp is None else self.mlp(hidden))
         return normed if self._narrow is None else self._narrow(normed)
@@ -222,7 +222,7 @@ class Exit:
 def load_exits(
     file: ExitFile, folder: Path | None, decoder: Decoder, reader: WeightReader, last_only: bool
 ) -> list[Exit]:
-    """The exits of a loaded model, in order; or the one behind its last layer loaded.
+    """The exits of a loaded model in order, or only the one behind its last layer.
 
     Raises `ExitError` or `CheckpointError`, one sentence each.
     """
@@ -242,14 +242,14 @@ def load_exits(
 
 
 def check_criterion(exits: list[Exit], criterion: Criterion) -> None:
-    """Raises `ExitError` when an exit lacks what the criterion asks it."""
+    """Raises `ExitError` when an exit lacks what the criterion needs."""
     for exit_head in exits:
         if criterion is Criterion.CLASSIFIER and not exit_head.has_probe:
             raise ExitError(f"exit layer {exit_head.layer} has no probe, which criterion 'classifier' asks")
 
 
 def _adapter(weights: Weights, at: str, hidden_size: int) -> Linear | None:
-    """What the LM head reads where it decides, if that is another thing than what its proposer reads."""
+    """The matrix that maps features to the LM head's input when reranking, if there is one."""
     if at + ".weight" not in weights:
         return None
     return weights.matrix(at + ".weight", (hidden_size, hidden_size))

@@ -1,4 +1,4 @@
-"""Rows are asked at an exit: the sure ones pass, by the criterion chosen or by a replayed distribution."""
+"""Decides which rows pass at an exit, by the chosen criterion or by a replayed distribution."""
 
 import functools
 import math
@@ -17,20 +17,20 @@ Heard = Callable[[float], None]
 
 
 class Vote(msgspec.Struct, frozen=True):
-    """What asking has left behind for the draw."""
+    """Logits computed for the vote, reused for the draw."""
 
-    at: dict[int, int] = {}  # row of the front -> row of the logits
-    logits: torch.Tensor | None = None  # (N, V) of the rows asked by them
+    at: dict[int, int] = {}  # index of an active row -> row of the logits
+    logits: torch.Tensor | None = None  # (N, V) of the rows asked by logits
 
     def logits_of(self, indices: list[int]) -> torch.Tensor:
-        """Logits of some of the rows asked by them."""
+        """Logits of some of the rows that were asked by logits."""
         assert self.logits is not None
         rows = [self.at[i] for i in indices]
         return self.logits if len(rows) == len(self.logits) else self.logits[rows]
 
 
 class ExitDecision:
-    """Decides which rows leave at an exit, asking them where that pays."""
+    """Decides which rows leave at an exit, asking where that pays."""
 
     def __init__(
         self,
@@ -48,15 +48,15 @@ class ExitDecision:
 
     @property
     def compares_hidden(self) -> bool:
-        """True when `ask` is to be given the hidden states at the boundary before."""
+        """True if `ask` needs the hidden states at the previous boundary."""
         return self._criterion.compares_hidden and self._replay is None
 
     def ask(
         self, segment: int, active: ActiveRows, asked: list[int], before: torch.Tensor | None, heard: Heard
     ) -> Vote:
-        """Let rows pass that are sure enough at the exit behind a segment; who cannot be is not asked.
+        """Mark rows that pass at the exit behind a segment. Rows with an unreachable threshold are not asked.
 
-        `heard` is told how many milliseconds the head took.
+        `heard` receives the head's milliseconds.
         """
         exit_head = self._segmented.exits[segment]
         if self._replay is None:
@@ -74,7 +74,7 @@ class ExitDecision:
         return Vote()
 
     def is_breach(self, segment: int, row: Row) -> bool:
-        """A row that leaves less sure than it should be, as company may make it do."""
+        """A row left below its threshold, as `synchronized` may make it."""
         limit = self._criterion.threshold(self._segmented.exits[segment], row)
         return row.confidence is not None and row.confidence < limit
 
@@ -94,7 +94,7 @@ class ExitDecision:
         return Vote({i: at for at, i in enumerate(promising)}, logits)
 
     def _promising(self, exit_head: Exit, active: ActiveRows, asked: list[int]) -> list[int]:
-        """Rows for which the exit's probe, where it has a say, finds its head worth running."""
+        """Rows for which the exit's probe, if it has a floor, finds the head worth running."""
         if exit_head.probe_floor is None:
             return asked
         chances = exit_head.probe(active.last(asked)).tolist()

@@ -1,22 +1,22 @@
-"""Whether leaving early pays, found out by trying: on for a while, off for a while, the faster one stays.
+"""Tests whether early exit pays: alternates trials with and without exits, then keeps the faster.
 
-Pure: told what steps made and took, it says how the next one is to run. One answer per size of batch, since
-what pays alone may cost in company.
+Pure: takes the tokens and times of steps, and decides how the next step runs. Decides per batch size, since
+exits may pay in small batches only.
 """
 
 import statistics
 
 import msgspec
 
-WINDOW_STEPS = 6  # of one trial of one way
-NUM_WINDOWS = 5  # of each way, in turns: a disturbance hits both, and medians forget it
-HOLD_STEPS = 1500  # before the next trials: few steps are spent on the slower way
-WARMUP_STEPS = 2  # after each change, not counted: pending tokens are caught up with
-TRIAL_GAIN = 1.05  # exits must be so much faster than full depth: less may be chance, and is little
+WINDOW_STEPS = 6  # length of a trial window
+NUM_WINDOWS = 5  # windows of each variant, alternating: noise hits both, medians drop outliers
+HOLD_STEPS = 1500  # steps until the next trials, so that few are spent on the slower variant
+WARMUP_STEPS = 2  # not counted after each change: pending tokens are caught up
+TRIAL_GAIN = 1.05  # required speed-up: less may be noise
 
 
 class Trial(msgspec.Struct):
-    """The state of one size of batch."""
+    """The state for one batch size."""
 
     exits_on: bool = True
     num_steps: int = 0  # since the last change
@@ -29,20 +29,20 @@ class Trial(msgspec.Struct):
 
 
 class ExitFallback:
-    """Decides from step to step; `enabled=False` always leaves early, whatever it costs."""
+    """Decides for each step whether to use exits; `enabled=False` always does."""
 
     def __init__(self, enabled: bool = True):
         self._enabled = enabled
         self._trials: dict[int, Trial] = {}
 
     def wants_exits(self, num_rows: int) -> bool:
-        """How the next step with so many decoding rows is to run."""
+        """True if the next step, with `num_rows` decoding rows, is to use exits."""
         return not self._enabled or self._trial(num_rows).exits_on
 
     def note(self, num_rows: int, num_tokens: int, ms: float, num_waiting: int = 0) -> None:
-        """A step that only decoded: rows in it, tokens it made, time it took, rows that wait after it.
+        """Note a pure decode step: its rows, tokens, milliseconds, and rows waiting after it.
 
-        A window begins and ends where nobody waits: what was spent on a row that does is not a token yet.
+        A window begins and ends when no row waits: time spent on a waiting row has made no token yet.
         """
         trial = self._trial(num_rows)
         trial.num_steps += 1
@@ -56,7 +56,7 @@ class ExitFallback:
             self._turn(trial)
 
     def _turn(self, trial: Trial) -> None:
-        """The end of a window, or of a hold: the other way next, or the better one for long."""
+        """End a window or a hold: next the other variant, or the better one for long."""
         if trial.holds:
             trial.holds, trial.exits_on, trial.rates_on, trial.rates_off = False, True, [], []
         else:

@@ -1,7 +1,7 @@
-"""Exit replay: exit layers drawn from a given distribution instead of confidence, on the real engine.
+"""Exit replay: on the real engine, exit layers are drawn from a given distribution instead of by confidence.
 
-Honest speed for models whose trained exits are not at hand. What it generates is no model's answer, and every
-place that shows its numbers says so.
+Gives true speeds for models without trained exits at hand. The text is no model's answer, and every place
+that shows its numbers says so.
 """
 
 from pathlib import Path
@@ -14,25 +14,25 @@ from shard.exits.exit_heads import ExitError
 
 
 class LongPrompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Shares of their own for prompts from a length on, the one thing a replay knows of what is asked."""
+    """Other shares for prompts from a length on."""
 
     min_prompt_tokens: int
     shares: dict[int, float]
 
 
 class ReplayFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A distribution of exit layers. What the shares leave to 1 goes to full depth."""
+    """A distribution of exit layers. The rest of the shares to 1 goes to full depth."""
 
     shares: dict[int, float]  # by exit layer
-    autocorrelation: float = 0.0  # chance that a token repeats the exit of the one before it
+    autocorrelation: float = 0.0  # probability that a token repeats the previous token's exit
     source: str = ""
-    long_prompts: list[LongPrompts] = []  # the last that a prompt is long enough for holds
+    long_prompts: list[LongPrompts] = []  # the last one that a prompt is long enough for applies
 
 
 class Replay:
-    """Draws an exit layer for each token: a pure function of sequence and position, whatever the batch.
+    """Draws an exit layer for each token: a pure function of sequence and position.
 
-    `exit_layers` are those that tokens may leave at; None where layers drawn need not be there.
+    `exit_layers` must contain all drawn layers; None allows any.
     """
 
     def __init__(self, file: ReplayFile, exit_layers: list[int] | None, num_layers: int):
@@ -49,7 +49,7 @@ class Replay:
         self._num_layers = num_layers
 
     def layer(self, sequence: Sequence, position: int) -> int:
-        """The exit layer of the token at a position; the number of layers stands for full depth."""
+        """The exit layer of the token at a position; the number of layers means full depth."""
         while (
             position > sequence.num_prompt_tokens
             and self._uniform(sequence, position, 1) < self._autocorrelation
@@ -76,7 +76,7 @@ def _check(shares: dict[int, float]) -> None:
 
 
 def read_replay(path: Path) -> ReplayFile:
-    """A replay file. Raises `ExitError` for what it does not understand."""
+    """Read a replay file. Raises `ExitError` for an invalid one."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=ReplayFile)
     except OSError as error:

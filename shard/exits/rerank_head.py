@@ -1,7 +1,6 @@
-"""Logits at an exit for the price of a few: a product of low rank proposes, the LM head decides.
+"""An exit head at low cost: a low-rank product proposes tokens, the LM head reranks them.
 
-The idea of HiRE (Samaga et al. 2024): a cheap approximation need not be right, it only has to have the likely
-tokens among its best.
+As in HiRE (Samaga et al. 2024), a cheap approximation only has to have the likely tokens among its best.
 """
 
 import torch
@@ -10,10 +9,10 @@ from shard.ops.plain import Linear, PlainOps
 
 
 class RerankHead:
-    """In place of the LM head: exact logits for `count` tokens that look likeliest, approximate others.
+    """Replaces the LM head: exact logits for the `count` likeliest tokens, approximate ones for others.
 
-    What proposes and what decides need not read the same of the features: `adapter` makes of them what the LM
-    head was trained to read. None: that is what they are.
+    The two may need different inputs: `adapter` maps the features to what the LM head was trained to read.
+    None: the features are that already.
     """
 
     def __init__(

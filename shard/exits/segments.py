@@ -1,10 +1,10 @@
 """A decoder cut into segments at its exits, and rows on their way through them.
 
-What a row leaves undone when it leaves early is kept: the hidden state of each token at the boundary where it
-stopped. When the row next enters a segment, those tokens are caught up with there. Under `recompute` they run
-through it before the newest one. Under `project` (Miao et al. 2024) their hidden states, unchanged, become
-its keys and values: what filling at every exit would write, but all at once and beside the newest token's, in
-a product that runs anyway; and never for a sequence that ends before.
+When a row leaves early, the hidden state of each token at the boundary where it stopped is kept as pending.
+When the row next enters a segment, these tokens are caught up there. Under `recompute` they run through it
+before the newest one. Under `project` (Miao et al. 2024) their hidden states, unchanged, become its keys and
+values, computed beside the newest token's in a product that runs anyway. A sequence that ends before saves
+the work.
 """
 
 import functools
@@ -22,33 +22,33 @@ from shard.stopwatch import Laps
 
 
 class PendingStates:
-    """What a sequence carries from step to step: hidden states (n, H), in the order of its tokens."""
+    """A sequence's hidden states (n, H) between steps, in the order of its tokens."""
 
     def __init__(self, num_segments: int):
-        self.pending: list[list[torch.Tensor]] = [[] for _ in range(num_segments)]  # that have not entered it
-        self.waiting: list[torch.Tensor] = []  # in hand, while it waits at the first exit
+        self.pending: list[list[torch.Tensor]] = [[] for _ in range(num_segments)]  # by segment
+        self.waiting: list[torch.Tensor] = []  # current tokens, while it waits at the first exit
         self.wait_steps = 0
 
     @property
     def has_pending(self) -> bool:
-        """True when some layers were not run for some of its tokens."""
+        """True if some layers were not run for some of its tokens."""
         return any(self.pending)
 
     def keep(self, segment: int, hidden: torch.Tensor) -> None:
-        """Tokens (n, H) that stop in front of a segment. Copied: a view would keep a whole step's alive."""
+        """Keep tokens (n, H) that stop before a segment. Copies: a view would keep a whole step's alive."""
         self.pending[segment].append(hidden.clone())
 
     def take(self, segment: int) -> list[torch.Tensor]:
-        """All that is pending in front of a segment."""
+        """Remove and return all that is pending before a segment."""
         taken, self.pending[segment] = self.pending[segment], []
         return taken
 
     def wait(self, hidden: torch.Tensor) -> None:
-        """Tokens (n, H) in hand, which stop at the first exit for now."""
+        """Keep current tokens (n, H) that wait at the first exit."""
         self.waiting.append(hidden.clone())
 
     def go_on(self) -> list[torch.Tensor]:
-        """What it waited with."""
+        """Remove and return the tokens it waited with."""
         self.wait_steps = 0
         waited, self.waiting = self.waiting, []
         return waited
@@ -63,7 +63,7 @@ class Row:
         if self.sequence.runner_state is None:
             self.sequence.runner_state = PendingStates(num_segments)
         self.pending_states: PendingStates = self.sequence.runner_state
-        self.waits = chunk.num_tokens == 0  # at the first exit, since an earlier step
+        self.waits = chunk.num_tokens == 0  # has waited at the first exit since an earlier step
         self.votes = False
         self.passed = False  # sticky in `synchronized`
         self.confidence: float | None = None
@@ -72,36 +72,36 @@ class Row:
 
 
 class CatchUp(msgspec.Struct):
-    """Tokens that are only projected: their KV is written beside that of those in hand."""
+    """Pending tokens that are only projected: their KV is written beside that of the current tokens."""
 
     hidden: torch.Tensor  # (P, H), as they left
-    both: Batch  # where they stand, and after them those in hand
+    both: Batch  # places of these tokens, then of the current ones
     num_fills: int = 0  # keys and values written, counted per token and layer
-    ms: float = 0.0  # their share, by tokens, of the time of such products
+    ms: float = 0.0  # their share, by tokens, of the products' time
 
     def note(self, num_behind: int, num_tokens: int, ms: float) -> None:
-        """One product over so many tokens, of which so many only fill."""
+        """Note a product over `num_tokens` tokens, `num_behind` of which only fill KV."""
         self.num_fills += num_behind
         self.ms += ms * num_behind / num_tokens
 
 
 class ActiveRows:
-    """How far some rows have come: hidden states of the tokens each has in hand, up to its chunk's end."""
+    """Rows within a step: hidden states of each row's current tokens, up to its chunk's end."""
 
     def __init__(self, rows: list[Row], counts: list[int], batch: Batch, hidden: torch.Tensor):
         self.rows = rows
         self.counts = counts
         self.batch = batch
         self.hidden = hidden  # (T, H)
-        self.catch_up: CatchUp | None = None  # in the segment that it is in
-        self.block_queries: torch.Tensor | None = None  # (T, Hq, D) of the exit head's own layer
+        self.catch_up: CatchUp | None = None  # in the current segment
+        self.block_queries: torch.Tensor | None = None  # (T, Hq, D) in the exit head's own layer
 
     def last(self, indices: list[int]) -> torch.Tensor:
         """The hidden states of some rows' last tokens, (N, H)."""
         return self.hidden[self.last_tokens(indices)]
 
     def last_tokens(self, indices: list[int]) -> torch.Tensor | slice:
-        """Where the last tokens of some rows stand."""
+        """Indices of some rows' last tokens."""
         if len(indices) == len(self.rows) == self.hidden.shape[0]:
             return slice(None)
         return self.batch.query_starts[1:][indices] - 1
@@ -130,17 +130,17 @@ class SegmentedDecoder:
         return len(self.bounds) - 1
 
     def start(self, rows: list[Row]) -> ActiveRows:
-        """Rows at the embedding, with the tokens of their chunks."""
+        """Rows after the embedding, with the tokens of their chunks."""
         batch = self._make_batch([row.chunk for row in rows])
         return ActiveRows(rows, [row.chunk.num_tokens for row in rows], batch, self.decoder.embed(batch))
 
     def activate(self, rows: list[Row], pieces: list[torch.Tensor]) -> ActiveRows:
-        """Rows with the hidden states of the tokens they have in hand."""
+        """Rows with the hidden states of their current tokens."""
         counts = [len(piece) for piece in pieces]
         return ActiveRows(rows, counts, self._make_batch(_spans(rows, counts)), torch.cat(pieces))
 
     def enter(self, segment: int, active: ActiveRows | None, joining: list[Row]) -> ActiveRows | None:
-        """Active rows as a segment begins: rows that waited join, and each takes up what it left there."""
+        """Enter a segment: waiting rows join, and each row takes up its pending tokens."""
         rows = [*(active.rows if active else []), *joining]
         pending = [row.pending_states.take(segment) for row in rows]
         if active is not None:
@@ -159,7 +159,7 @@ class SegmentedDecoder:
         return active
 
     def run(self, segment: int, active: ActiveRows) -> None:
-        """Take active rows through a segment; writes its KV, and that of the exit head behind it."""
+        """Run a segment on active rows; writes its KV, and that of the exit head behind it."""
         for layer in range(self.bounds[segment], self.bounds[segment + 1]):
             queries = self._project(layer, active)
             active.hidden = self.decoder.mix(layer, queries, active.hidden, active.batch, self._pools[layer])
@@ -167,7 +167,7 @@ class SegmentedDecoder:
             active.block_queries = self._project(block, active)
 
     def features(self, segment: int, active: ActiveRows, indices: list[int]) -> torch.Tensor:
-        """What the exit's vocabulary reads of some rows' last tokens behind a segment, (N, F)."""
+        """Features (N, F) of some rows' last tokens behind a segment, for the exit's vocabulary."""
         exit_head, at = self.exits[segment], active.last_tokens(indices)
         hidden = active.hidden[at]
         if exit_head.block is not None:
@@ -178,7 +178,7 @@ class SegmentedDecoder:
         return exit_head.features(hidden)
 
     def _project(self, layer: int, active: ActiveRows) -> torch.Tensor:
-        """Write the KV of active rows and of what they catch up with; queries (T, Hq, D) of those in hand."""
+        """Write the KV of current and pending tokens; returns queries (T, Hq, D) of the current ones."""
         catch_up, pool = active.catch_up, self._pools[layer]
         if catch_up is None:
             return self.decoder.project(layer, active.hidden, active.batch, pool)
@@ -191,7 +191,7 @@ class SegmentedDecoder:
     def _catch_up(
         self, segment: int, active: ActiveRows, pending: list[list[torch.Tensor]]
     ) -> CatchUp | None:
-        """What is pending goes along through a segment, and stays pending for the next."""
+        """Project pending tokens in a segment; they stay pending for the next."""
         spans: list[Chunk] = []
         for row, count, pieces in zip(active.rows, active.counts, pending, strict=True):
             if pieces and segment + 1 < self.num_segments:
@@ -207,5 +207,5 @@ class SegmentedDecoder:
 
 
 def _spans(rows: list[Row], counts: list[int]) -> list[Chunk]:
-    """The tokens that rows have in hand: so many, up to their chunks' ends."""
+    """Each row's `counts` last tokens, up to its chunk's end."""
     return [Chunk(row.sequence, row.chunk.end - n, n) for row, n in zip(rows, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""How exits are used on a shard: the mode, the criterion, and what fills the layers not run."""
+"""Settings of early exit on a shard: mode, criterion, and KV fill of layers not run."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from shard.messages import Criterion, Fill, Mode, ShardConfig
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """How exits are used."""
+    """Settings of early exit."""
 
     mode: Mode
     criterion: Criterion = Criterion.SOFTMAX
@@ -17,7 +17,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def settings_of(config: ShardConfig) -> Settings:
-    """The part of a shard's configuration that is about exits."""
+    """The early-exit settings of a shard's configuration."""
     mode, fill = Mode(config.exit_mode), Fill(config.kv_fill)
     return Settings(
         mode=mode,

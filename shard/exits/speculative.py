@@ -1,8 +1,8 @@
-"""`speculative`: drafts at an exit, verified by the remaining layers over all drafted positions in one pass.
+"""`speculative`: drafts at an exit, which the remaining layers verify at all positions in one pass.
 
-Drafts make what verification needs: the KV of the shallow layers and the hidden states at the exit
-(LayerSkip, Elhoushi et al. 2024). The full model's token is drawn with the noise of its own position, and a
-draft is accepted if it is equal: the output is `full`'s, greedy and sampled.
+Drafting already computes the KV of the shallow layers and the hidden states at the exit (LayerSkip, Elhoushi
+et al. 2024). The full model's token is drawn with the noise of its position, and a draft is accepted if
+equal: the output equals `full`'s, greedy and sampled.
 """
 
 import functools
@@ -23,20 +23,20 @@ from shard.exits.fallback import ExitFallback
 from shard.exits.segments import ActiveRows, Row, SegmentedDecoder
 from shard.messages import ExitReport, TokenOutput
 
-Reserve = Callable[[Sequence, int], bool]  # blocks up to a number of tokens, without taking any from others
+Reserve = Callable[[Sequence, int], bool]  # takes blocks up to a number of tokens, without preempting
 
 
 class Draft(msgspec.Struct):
-    """One row's round while it goes on."""
+    """One row's round in progress."""
 
     row: Row
     plan: Plan
-    start: int  # position of the first token that is passed through
-    tokens: list[int] = []  # drafted
+    start: int  # position of the first token run
+    tokens: list[int] = []  # drafted tokens
 
 
 class Speculative:
-    """Runs the chunks of a step: a whole round of drafting and verifying for those that decode."""
+    """Runs the chunks of a step: decoding ones draft and verify in one round."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Speculative:
         return Draft(row, plan, chunk.start)
 
     def _pass(self, drafts: list[Draft], number: int) -> None:
-        """Take each row's newest token to its exit, and draft the next one there unless it was the last."""
+        """Run each row's newest token to its exit, and draft the next one there, except in its last pass."""
         spans = [
             Row(Chunk(d.row.sequence, d.start + number, 1), self._segmented.num_segments) for d in drafts
         ]
@@ -125,7 +125,7 @@ class Speculative:
     def _stop(
         self, segment: int, active: ActiveRows, out: list[int], drafts: list[Draft], number: int
     ) -> ActiveRows | None:
-        """Rows at their exit: draft, and keep the hidden states for verification; the rows that go on."""
+        """Draft for rows at their exit, and keep hidden states for verification; returns those that go on."""
         pieces = active.pieces()
         for i, draft in zip(out, drafts, strict=True):
             draft.row.pending_states.keep(segment + 1, pieces[i])
@@ -190,7 +190,7 @@ class Speculative:
         return drawn
 
     def _accept(self, draft: Draft, drawn: list[TokenOutput]) -> int:
-        """How many drafts are what the full model drew, from the first on."""
+        """Number of leading drafts equal to the full model's tokens."""
         kept = 0
         for guess, token in zip(draft.tokens, drawn, strict=False):
             if guess != token.id:
@@ -202,5 +202,5 @@ class Speculative:
 
 
 def _drafts(chunk: Chunk) -> bool:
-    """A row that has its newest token alone in hand."""
+    """The chunk decodes: its only current token is the newest."""
     return chunk.samples and chunk.num_tokens == 1 and chunk.sequence.num_new_tokens > 0

@@ -1,9 +1,9 @@
-"""Full depth's word on answers where layers are missing: they are read from their files, one at a time.
+"""Scores answers at full depth on a shard with fewer layers loaded: the missing ones are streamed from the
+checkpoint, one at a time.
 
-A sequence to be scored runs through the layers that are loaded as its tokens come. Then it waits, and is
-taken through each missing layer as a whole, between steps and within a share of the time: a piece is some
-tokens of one layer. No more than one missing layer is in memory, and no KV cache but the sequence's own
-blocks of the first layer, which nothing reads any more.
+A sequence first runs through the loaded layers as its tokens come. Then it waits, and runs through each
+missing layer in pieces of some tokens, between steps and within a share of the time. At most one missing
+layer is in memory. Its KV uses the sequence's own blocks of the first layer, which are no longer read.
 """
 
 import logging
@@ -27,24 +27,24 @@ log = logging.getLogger("helios.shard")
 
 
 class Reading:
-    """One sequence on its way through the missing layers."""
+    """One sequence being scored through the missing layers."""
 
     def __init__(self, sequence: Sequence):
         self.sequence = sequence
         self.hidden: list[torch.Tensor] = []  # (Q, H) behind the layers loaded, by chunk
-        self.pieces: Iterator[list[Score]] | None = None  # once all its tokens are there
+        self.pieces: Iterator[list[Score]] | None = None  # set once all its tokens have come
         self.scores: list[Score] = []
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """A sequence and its scores; none when the missing layers could not be read."""
+    """A sequence and its scores; no scores if the missing layers could not be read."""
 
     sequence: Sequence
     scores: list[Score]
 
 
 class StreamedScoring:
-    """Scores sequences in the order in which they came, in a share of the steps' time: the budget."""
+    """Scores sequences in order of arrival, within a budget: a share of the steps' time."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class StreamedScoring:
         self._credit_ms = 0.0
 
     def take(self, chunk: Chunk) -> None:
-        """Run a chunk of a sequence through the layers that are loaded."""
+        """Run a chunk of a sequence through the loaded layers."""
         sequence = chunk.sequence
         if chunk.start == 0:
             self._readings[sequence.id] = Reading(sequence)
@@ -76,13 +76,13 @@ class StreamedScoring:
             reading.hidden = []
 
     def earn(self, ms: float) -> None:
-        """Note the time of a step: a share of it may be spent."""
+        """Add a share of a step's time to the budget."""
         self._credit_ms += self._budget * ms
 
     def go_on(self, table: SequenceTable, is_idle: bool) -> list[Finished]:
-        """Do what the budget allows, or one piece where the device is idle; what has come to its end.
+        """Score within the budget, or one piece on an idle device; returns finished sequences.
 
-        A piece is begun on credit and paid for by later steps: its time is not known before.
+        A piece may exceed the budget, since its time is not known before; later steps make up for it.
         """
         self._readings = {
             id: reading for id, reading in self._readings.items() if table.holds(reading.sequence)
@@ -104,7 +104,7 @@ class StreamedScoring:
         return finished
 
     def advance(self, reading: Reading) -> float:
-        """One piece; milliseconds. At the end the sequence waits no more."""
+        """Run one piece; returns milliseconds. After the last one the sequence no longer waits."""
         started = time.perf_counter()
         assert reading.pieces is not None
         try:
@@ -121,7 +121,7 @@ class StreamedScoring:
         return (time.perf_counter() - started) * 1000
 
     def _pieces(self, sequence: Sequence, hidden: torch.Tensor) -> Iterator[list[Score]]:
-        """The way of hidden states (T, H) through the missing layers and the head; scores as they come."""
+        """Run hidden states (T, H) through the missing layers and the head; yields scores as they come."""
         slices = [
             Chunk(sequence, at, min(SCORED_ROWS, len(hidden) - at))
             for at in range(0, len(hidden), SCORED_ROWS)
@@ -132,6 +132,6 @@ class StreamedScoring:
                 here, batch = slice(chunk.start, chunk.end), self._make_batch([chunk])
                 hidden[here] = layer.run_layer(0, hidden[here], batch, self._pools[0])
                 yield []
-            del layer  # before the next one is read
+            del layer  # free it before the next one is read
         for chunk in slices:
             yield self._full_depth.score_answer(chunk, hidden[chunk.start : chunk.end])
