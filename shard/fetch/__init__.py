@@ -1,1 +1,1 @@
-"""Before serving: from a model's name to a complete folder."""
+"""Fetches and converts models: from a name to a complete model folder."""

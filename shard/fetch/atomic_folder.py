@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: made beside their place, then renamed into it."""
+"""Atomic creation of folders: filled beside their place, then renamed into it."""
 
 import contextlib
 import fcntl
@@ -13,9 +13,9 @@ _REMOVALS = 10
 
 
 def make_once(folder: Path, is_complete: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
-    """`folder`, after `make` has filled a temporary one that takes its name; nothing if it is complete.
+    """Make `folder` if incomplete: `make` fills a temporary folder, which then takes the name.
 
-    Processes that want the same folder at the same time wait for the first and find it done.
+    Concurrent processes wait for the first one and find the folder complete.
     """
     if is_complete(folder):
         return folder
@@ -59,7 +59,7 @@ def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # as long as that process lives, whose end frees it
+        except BlockingIOError:  # the lock is freed when its process ends
             print(f"Waiting for another process that fills {path.parent}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

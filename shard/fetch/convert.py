@@ -1,7 +1,7 @@
-"""Making a model folder out of what is not one yet: GGUF files, old weight files, slow tokenizers.
+"""Converts other formats to a model folder: GGUF files, old weight files, slow tokenizers.
 
-Works through transformers, which is imported when needed only; used while a model is being resolved,
-never while one is served. Writes into the folder it is given, never into the source.
+Uses transformers, imported only when needed; runs while a model is resolved, never while one is served.
+Writes into the given folder, never into the source.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from typing import Any
 from shard.models.model_folder import ModelUnusable, check_family
 from shard.temporary import name_temporary_folder
 
-CONVERSION = "v2"  # of what is written here: folders made by another one are made again
-_GPT2_SPLITS = ("", "default", "gpt-2")  # what transformers does to text where it knows no other way
+CONVERSION = "v2"  # format version: folders of another version are converted again
+_GPT2_SPLITS = ("", "default", "gpt-2")  # transformers' default splitting of text
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a .gguf file says of itself that transformers does not ask."""
+    """Metadata of a .gguf file that transformers ignores."""
 
     family: str
     pre_tokenizer: str
@@ -28,7 +28,7 @@ class GgufHeader:
     rope_dims: int | None
     has_scaled_rope: bool
     tensors: tuple[str, ...]
-    matrix_dtype: str  # of a 16-bit or 32-bit file's matrices; float32, which holds their values, for others
+    matrix_dtype: str  # of 16-bit or 32-bit matrices; float32 for quantised ones, whose values it holds
 
 
 def convert_gguf(source: Path, folder: Path) -> None:
@@ -115,7 +115,7 @@ def _gguf_config(source: Path, header: GgufHeader) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
-    except Exception as error:  # its checks of a configuration have no class in common
+    except Exception as error:  # transformers' checks raise errors without a common class
         _pass_on_the_systems(error)
         raise ModelUnusable(
             f"{source} describes no model ({_first_sentence(error)}): fetch another."
@@ -132,7 +132,7 @@ def _gguf_config(source: Path, header: GgufHeader) -> Any:
 
 
 def _check_places(source: Path, header: GgufHeader, config: Any) -> None:
-    """Raises `ModelUnusable` for a tensor that the model has no place for: transformers drops it."""
+    """Raises `ModelUnusable` for a tensor without a place in the model, which transformers would drop."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     from shard.models.manifest import expected_shapes
@@ -153,7 +153,7 @@ def _check_places(source: Path, header: GgufHeader, config: Any) -> None:
 
 
 def _gguf_tokenizer(source: Path, pre_tokenizer: str) -> Any:
-    """Raises `ModelUnusable` where transformers does not know how the model splits text."""
+    """The file's tokenizer. Raises `ModelUnusable` if transformers cannot tell how the model splits text."""
     from tokenizers.pre_tokenizers import Sequence
     from transformers import AutoTokenizer
 
@@ -170,7 +170,7 @@ def _gguf_tokenizer(source: Path, pre_tokenizer: str) -> Any:
 
 
 def _digits_then_bytes() -> Any:
-    """SmolLM splits digits off before anything else, which transformers does not know of GGUF files."""
+    """SmolLM's pre-tokenizer, which splits digits first; transformers lacks it for GGUF files."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
     return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
@@ -189,7 +189,7 @@ def _load_model(source: Path, **options: Any) -> Any:
 
 
 def _check_complete(source: Path, found: dict[str, Any]) -> None:
-    """transformers fills in what it does not find with random numbers, and goes on."""
+    """Raises `ModelUnusable` for missing tensors, which transformers would fill with random numbers."""
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelUnusable(f"{source} lacks the tensor {missing[0]}{more}: fetch the whole model.")
@@ -200,7 +200,7 @@ def _check_complete(source: Path, found: dict[str, Any]) -> None:
 
 
 def _save(model: Any, folder: Path, matrix_dtype: str | None = None) -> None:
-    """As `save_pretrained`, which refuses what came from a GGUF file: plain weights, tied ones once."""
+    """Save a model like `save_pretrained`, which refuses GGUF models: plain weights, tied ones once."""
     import torch
     from safetensors.torch import save_file
 
@@ -217,7 +217,7 @@ def _save(model: Any, folder: Path, matrix_dtype: str | None = None) -> None:
 
 
 def _save_config(model: Any, folder: Path) -> None:
-    """Without what transformers remembers of the source: a packed file, a name on this machine."""
+    """Save the configuration without traces of the source: the packed file, a local path."""
     config = model.config
     for name in ("quantization_config", "_model_name_or_path"):
         config.__dict__.pop(name, None)
@@ -229,7 +229,7 @@ def _save_config(model: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet_transformers(folder: Path) -> Iterator[None]:
-    """Its warnings and several progress bars would hide ours, and some of them cannot be turned off."""
+    """Silence transformers' warnings and progress bars, which would hide ours."""
     name_temporary_folder(folder)
     from transformers.utils import logging
 

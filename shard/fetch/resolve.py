@@ -1,7 +1,7 @@
-"""From a model's name to a complete local folder: `python -m shard.fetch.resolve MODEL --cache DIR`.
+"""Resolves a model's name to a complete local folder: `python -m shard.fetch.resolve MODEL --cache DIR`.
 
-Run by the router as a process of its own, since some ways need torch and the router shall not have it. A
-complete folder is answered from its files alone, in milliseconds.
+The router runs it as a separate process, since some conversions need torch, which the router must not import.
+For a complete folder it only looks at files, in milliseconds.
 """
 
 import argparse
@@ -36,7 +36,7 @@ log = logging.getLogger("shard.fetch")
 def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
     """A complete folder for the embedded model's name, random:SHAPE, a folder, a .gguf file or a hub id.
 
-    What has to be made (tokenizer.json, safetensors) is made in the cache, never in the user's folder.
+    Missing files (tokenizer.json, safetensors) are made in the cache, never in the user's folder.
     Raises `ModelUnusable`.
     """
     if model_id in (EMBEDDED_MODEL, "embedded"):
@@ -54,7 +54,7 @@ def resolve(model_id: str, revision: str | None, cache: Path) -> Path:
 
 
 def _random(model_id: str, cache: Path) -> Path:
-    """A published shape with weights drawn when loaded, and the embedded model's tokenizer."""
+    """A folder of a published shape, with weights drawn when loaded, and the embedded model's tokenizer."""
 
     def make(folder: Path) -> None:
         from shard.models.random_weights import write_random_model
@@ -69,7 +69,7 @@ def _random(model_id: str, cache: Path) -> Path:
 
 
 def shrink_tokenizer(tokenizer: dict[str, Any], vocab_size: int) -> None:
-    """Leave out the tokens that a smaller vocabulary has no rows for: later merges, in BPE's order."""
+    """Remove the tokens beyond a smaller vocabulary: the latest merges in BPE's order."""
     model = tokenizer["model"]
     model["vocab"] = {token: id for token, id in model["vocab"].items() if id < vocab_size}
     model["merges"] = [pair for pair in model["merges"] if "".join(pair) in model["vocab"]]
@@ -118,7 +118,7 @@ def _only(packed: list[Path], source: Path) -> Path:
 
 
 def _complete(source: Path, folder: Path) -> None:
-    """Links to what the source has, and what it lacks beside them."""
+    """Fill a folder with links to the source's files, and with converted ones that it lacks."""
     from shard.fetch.convert import convert_weights, make_tokenizer
 
     if not has_weights(source):
@@ -139,7 +139,7 @@ def _complete(source: Path, folder: Path) -> None:
 
 
 def _place(source: Path, files: list[Path], cache: Path) -> Path:
-    """Where what is made of these files is kept. Other files, or changed ones, get another place."""
+    """The cache folder for conversions of these files. Other files, or changed ones, get another one."""
     facts = sorted((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return cache / f"prepared-{CONVERSION}" / f"{source.stem}-{key}"

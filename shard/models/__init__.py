@@ -1,1 +1,1 @@
-"""Decoder families as flat, fused torch code, and the loader that can stop at any layer."""
+"""Decoder families as flat, fused torch code, and a loader that can stop at any layer."""

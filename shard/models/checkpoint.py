@@ -1,4 +1,4 @@
-"""Reading single tensors out of a checkpoint folder, so that no more is read than is loaded."""
+"""Reads single tensors of a checkpoint folder, so that only what is loaded is read."""
 
 import hashlib
 from pathlib import Path
@@ -30,7 +30,7 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every tensor, by name, out of the files' headers."""
+        """Shapes of all tensors by name, from the files' headers."""
         return {
             name: tuple(self._files[file].get_slice(name).get_shape()) for name, file in self._file_of.items()
         }
@@ -47,7 +47,7 @@ class Checkpoint:
         return tensor
 
     def prefix(self, candidates: tuple[str, ...], probe: str) -> str:
-        """The first of `candidates` in front of which `probe` exists: checkpoints keep more or less of it."""
+        """The first prefix of `candidates` with which a tensor `probe` exists; checkpoints differ in it."""
         for candidate in candidates:
             if candidate + probe in self:
                 return candidate
@@ -55,7 +55,7 @@ class Checkpoint:
 
 
 def digest(folder: Path) -> str:
-    """Names what is in a folder without reading the weights: names, sizes and headers of its files."""
+    """Digest of a folder by its files' names, sizes and headers, without reading the weights."""
     state = hashlib.sha256()
     weights = [folder / RANDOM_MARK] if (folder / RANDOM_MARK).exists() else _files(folder)
     for path in sorted([*weights, folder / "config.json"]):

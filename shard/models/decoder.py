@@ -1,4 +1,4 @@
-"""What flat decoders of all families have in common: layers that are projected, mixed, shared and added."""
+"""The base of all families' flat decoders: runs layers whole or in halves, shares and adds layers."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -13,11 +13,11 @@ from shard.ops.batch import KV, Batch, Rope
 from shard.ops.plain import Linear, PlainOps
 
 Layer = TypeVar("Layer")
-ReadLayer = Callable[[Weights, str, Shape], Layer]  # its tensors, whose names begin with the string
+ReadLayer = Callable[[Weights, str, Shape], Layer]  # arguments: weights, prefix of the layer's names, shape
 
 
 class FlatDecoder(ABC, Generic[Layer]):
-    """The first `depth` layers of a model, and its head. A family says what a layer of its own does."""
+    """The first `depth` layers of a model, and its head. Subclasses implement a family's layer."""
 
     def __init__(self, shape: Shape, rope: Rope, ops: PlainOps, read_layer: ReadLayer[Layer]):
         self.shape = shape
@@ -28,18 +28,18 @@ class FlatDecoder(ABC, Generic[Layer]):
         self._read_layer = read_layer
 
     head: Linear  # H -> V
-    head_rows: Callable[[], torch.Tensor]  # the head's weights as they are, (V, H)
+    head_rows: Callable[[], torch.Tensor]  # the head's unpacked weights, (V, H)
     embedding: torch.Tensor  # (V, H)
     num_parameters: int
 
     def first_layers(self, depth: int) -> Self:
-        """The same weights, as a model of its first layers alone. What is added there is not added here."""
+        """A model of the first layers alone, with the same weights. Layers added there are not added here."""
         shallow = copy.copy(self)
         shallow.depth, shallow.layers = depth, self.layers[:depth]
         return shallow
 
     def only_layer(self, weights: Weights, at: str) -> Self:
-        """A model of a single layer, read now; all else is shared."""
+        """A model of a single newly read layer; all else is shared."""
         alone = copy.copy(self)
         alone.depth, alone.layers = 1, [self._read_layer(weights, at, self.shape)]
         return alone
@@ -77,7 +77,7 @@ class FlatDecoder(ABC, Generic[Layer]):
 
     @abstractmethod
     def embed(self, batch: Batch) -> torch.Tensor:
-        """What goes into the first layer, (T, H)."""
+        """Input of the first layer, (T, H)."""
 
     @abstractmethod
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:

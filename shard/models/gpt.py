@@ -15,7 +15,7 @@ from shard.ops.plain import Linear, PlainOps
 
 
 class Names(msgspec.Struct, frozen=True):
-    """What a family calls its tensors outside the layers, and how its position table begins."""
+    """A family's names of tensors outside the layers, and the offset of its position table."""
 
     prefixes: tuple[str, ...]
     embedding: str

@@ -1,6 +1,6 @@
-"""Llama and its kin (Mistral, Qwen2, Qwen3, SmolLM): one flat decoder.
+"""One flat decoder for Llama, Mistral, Qwen2, Qwen3 and SmolLM.
 
-Where they differ, a tensor is there or not: biases, norms of query and key heads, an own LM head.
+They differ only in optional tensors: biases, norms of query and key heads, an LM head.
 """
 
 from functools import partial

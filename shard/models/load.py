@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a decoder: the first L layers of it, or all."""
+"""Loads a decoder from a checkpoint folder: its first L layers, or all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ Decoder = LlamaDecoder | GptDecoder
 def load_decoder(folder: Path, reader: WeightReader, num_layers: int | None, max_tokens: int) -> Decoder:
     """The first `num_layers` layers, on the reader's device, for up to `max_tokens` positions.
 
-    Raises `UnsupportedModelError` and `CheckpointError`, each with one sentence for a person.
+    Raises `UnsupportedModelError` or `CheckpointError`, each with one sentence for the user.
     """
     config = read_config(folder)
     shape = shape_of(config)
@@ -40,7 +40,7 @@ def load_decoder(folder: Path, reader: WeightReader, num_layers: int | None, max
 
 
 class MissingLayers:
-    """The layers of a model that a decoder has not loaded, each read when asked for and kept by nobody."""
+    """The layers of a model beyond those loaded, each read on demand and not cached."""
 
     def __init__(self, folder: Path, decoder: Decoder, make_reader: Callable[[], WeightReader]):
         self.indices = range(decoder.depth, decoder.shape.num_layers)
@@ -52,7 +52,7 @@ class MissingLayers:
         self._scale_block: tuple[int, int] | None = None
 
     def read(self, index: int) -> Decoder:
-        """A model of one layer alone. Raises `CheckpointError`, also when the files are others by now."""
+        """A model of one layer alone. Raises `CheckpointError`, also when the files have changed."""
         if source(self._folder) != self._source:
             raise CheckpointError(f"{self._folder} has changed since its first layers were loaded")
         if self._opened is None:
@@ -66,7 +66,7 @@ class MissingLayers:
 
 
 def open_checkpoint(folder: Path, config: Any) -> tuple[Checkpoint | RandomCheckpoint, str]:
-    """A model's checkpoint, and what stands before all its names. Raises `CheckpointError`, also for what
+    """A model's checkpoint, and the prefix of all its names. Raises `CheckpointError`, also for what
     `manifest.check` finds."""
     names = {"opt": OPT, "gpt2": GPT2}.get(config.model_type)
     prefixes, embedding = (PREFIXES, EMBEDDING) if names is None else (names.prefixes, names.embedding)

@@ -1,6 +1,6 @@
-"""What a checkpoint must hold: every tensor that its config asks for, of the right shape, and nothing else.
+"""Checks that a checkpoint holds every tensor of its config, of the right shape, and nothing else.
 
-Names and shapes are those of transformers' own model, built without memory; of files only headers are read.
+Names and shapes are those of transformers' own model, built without memory; only files' headers are read.
 """
 
 import re
@@ -11,7 +11,7 @@ import torch
 from shard.models.checkpoint import CheckpointError
 
 HEAD = "lm_head.weight"
-# What older versions of transformers wrote and nobody reads, and what a quantised matrix has beside it.
+# Unused tensors of older transformers versions, and companions of quantised matrices.
 _HARMLESS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|embed_positions\.weights)$")
 _SCALES = re.compile(r"_scale(_inv)?$|\.(input|output|k|v)_scale$|\.weight_shape$|\.activation_scale(_ub)?$")
 
@@ -29,12 +29,12 @@ class Headers(Protocol):
 
 def expected_shapes(config: Any, name: str = "config.json") -> Shapes:
     """Every tensor of a config's model by its full name, a tied LM head too. Raises `CheckpointError`."""
-    from transformers import AutoModelForCausalLM  # seconds to import: only where a model is really loaded
+    from transformers import AutoModelForCausalLM  # takes seconds to import
 
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # whatever a value does in there
+    except Exception as error:  # invalid values raise errors of any class
         said = str(error).strip().splitlines() or [""]
         problem = f"{type(error).__name__}: {said[0]}"
         raise CheckpointError(f"{name} describes no model that can be built ({problem})") from None

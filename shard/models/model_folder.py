@@ -1,4 +1,4 @@
-"""What a model folder must hold to be served, told from its files alone: nothing heavy is imported.
+"""Checks by its files alone that a model folder can be served; imports nothing heavy.
 
 A complete folder has config.json of a supported family, tokenizer.json and safetensors weights.
 """
@@ -16,7 +16,7 @@ _LANGUAGE_MODELS = (
     *("ForCausalLM", "LMHeadModel"),
     *("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model", "OPTModel", "GPT2Model"),  # without a head
 )
-RANDOM_MARK = "random_weights.json"  # in the place of weights: they are drawn when loaded
+RANDOM_MARK = "random_weights.json"  # replaces weights: they are drawn when loaded
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gpt2")
 _MAX_LAYERS = 1000  # more would take minutes before anything is said
 _MAX_SIZE = 2**31 - 1
@@ -30,11 +30,11 @@ _MAY_BE_NULL = ("n_inner", "head_dim", "num_key_value_heads")
 
 
 class ModelUnusable(ValueError):
-    """No model can be served from what was named. The message is one sentence with what to do."""
+    """The named model cannot be served. The message is one sentence with what to do."""
 
 
 def is_complete(folder: Path) -> bool:
-    """True when a shard and a router can load the folder as it stands. Says nothing about the family."""
+    """True if a shard and a router can load the folder as it is. Does not check the family."""
     return (
         (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file() and has_weights(folder)
     )
@@ -49,9 +49,9 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would read: model.safetensors, else those its index names; others never.
+    """The files that transformers would read: model.safetensors, else those that the index names.
 
-    Empty when there is neither. Raises `ModelUnusable` for an index that is none.
+    Empty without either. Raises `ModelUnusable` for an invalid index.
     """
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
@@ -69,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def unread_weights(folder: Path) -> list[str]:
-    """Names of safetensors in a folder that are not part of what is served."""
+    """Names of safetensors in a folder that are not part of the served model."""
     read = {file.name for file in weight_files(folder)}
     return sorted(file.name for file in folder.glob("*.safetensors") if file.name not in read)
 
@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: dict[str, Any], name: str) -> None:
-    """Raises `ModelUnusable` unless a config.json is of a language model that can be served as it says."""
+    """Raises `ModelUnusable` unless a config.json describes a supported language model."""
     check_family(str(config.get("model_type", "")), name)
     _check_numbers(config, f"{name}/config.json")
     architectures = config.get("architectures") or []
@@ -157,9 +157,9 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def scale_block(quantization: dict[str, Any] | None) -> tuple[int, int] | None:
-    """Rows and columns of a matrix that share one scale, None where scales are of rows or whole matrices.
+    """Rows and columns of the blocks that share one scale; None if rows or whole matrices do.
 
-    Raises `ModelUnusable` for a quantization_config whose blocks are no sizes.
+    Raises `ModelUnusable` for invalid block sizes.
     """
     described = quantization or {}
     if described.get("quant_method") == "fp8":
@@ -184,7 +184,7 @@ def scale_block(quantization: dict[str, Any] | None) -> tuple[int, int] | None:
 
 
 def _is_float8(quantization: dict[str, Any]) -> bool:
-    """compressed-tensors is many formats, of which one holds 8-bit floats."""
+    """True for 8-bit floats, one of compressed-tensors' many formats."""
     has_formats = quantization["quant_method"] == "compressed-tensors"
     return not has_formats or quantization.get("format") == "float-quantized"
 

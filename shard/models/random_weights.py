@@ -1,7 +1,7 @@
 """Random weights of published shapes (`random:opt-1.3b`): real matrix sizes where no weights are at hand.
 
-`random:opt-1.3b:4` is a fourth as wide: as many layers, all matrices in their proportions. What such a model
-says means nothing, and is labelled so wherever it appears.
+`random:opt-1.3b:4` is a fourth as wide: as many layers, all matrices in their proportions. Answers of such a
+model are labelled wherever they appear.
 """
 
 import json
@@ -69,13 +69,13 @@ for _name, _heads in (("opt-1.3b", 32), ("opt-6.7b", 32)):
 
 
 def write_random_model(name: str, folder: Path) -> None:
-    """A folder without weights that loads as a model of a published shape. Raises `ModelUnusable`."""
+    """Write a folder without weights that loads as a model of a published shape. Raises `ModelUnusable`."""
     (folder / "config.json").write_text(json.dumps(_shape(name.removeprefix(PREFIX))))
     (folder / RANDOM_MARK).write_text(json.dumps({"shape": name, "std": STD}))
 
 
 def _shape(name: str) -> dict[str, Any]:
-    """What `opt-1.3b` or `opt-1.3b:4` stands for."""
+    """The configuration that `opt-1.3b` or `opt-1.3b:4` names."""
     known, _, divisor = name.partition(":")
     if known not in SHAPES:
         choices = ", ".join(PREFIX + shape for shape in SHAPES)
@@ -91,7 +91,7 @@ def _shape(name: str) -> dict[str, Any]:
 
 
 class RandomCheckpoint:
-    """Stands where a `Checkpoint` stands: tensors of the right names and shapes, one random pattern over."""
+    """Replaces a `Checkpoint`: tensors of the right names and shapes, one random pattern repeated."""
 
     def __init__(self, config: Any):
         self._shapes = expected_shapes(config)

@@ -39,14 +39,14 @@ def _checked_frequencies(config: Any, dim: int) -> tuple[torch.Tensor, float]:
 
 
 def no_rope(device: torch.device) -> Rope:
-    """For models with learned positions."""
+    """An empty table, for models with learned positions."""
     empty = torch.empty(0, dtype=torch.float32, device=device)
     return Rope(empty, empty, 0)
 
 
 def _frequencies(config: Any, kind: str, dim: int, parameters: dict[str, Any]) -> tuple[torch.Tensor, float]:
-    """Of each pair of dims, and what scales both tables. The plain ones turn whole heads, whatever
-    partial_rotary_factor says, as in the families' own code."""
+    """Frequencies of each pair of dims, and the factor of both tables. The default kind rotates whole heads
+    and ignores partial_rotary_factor, as in the families' own code."""
     if kind == "default":
         steps = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
         return 1.0 / (parameters["rope_theta"] ** steps), 1.0

@@ -1,4 +1,4 @@
-"""What a decoder needs to know of a model, read from its Hugging Face config."""
+"""A model's shape, read from its Hugging Face config."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ GPT_LIKE = ("opt", "gpt2")
 
 
 class UnsupportedModelError(ValueError):
-    """The checkpoint is of a kind that Helios has no decoder for; the message says which ones it has."""
+    """Helios has no decoder for this kind of checkpoint; the message lists the supported ones."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -65,9 +65,9 @@ def shape_of(config: Any) -> Shape:
 
 
 def eos_token_ids(folder: Path, config: Any) -> list[int]:
-    """Tokens that end a generation: generation_config.json's, else the config's own, and the tokenizer's.
+    """Ids of tokens that end an answer: generation_config.json's, else the config's, and the tokenizer's.
 
-    Raises `ModelUnusable` for ids that are none.
+    Raises `ModelUnusable` for invalid ids.
     """
     path = folder / "generation_config.json"
     named = model_folder.read_json(path).get("eos_token_id") if path.exists() else None
@@ -80,7 +80,7 @@ def eos_token_ids(folder: Path, config: Any) -> list[int]:
 
 
 def _tokenizer_eos(folder: Path) -> int | None:
-    """The id of the end token that the tokenizer's configuration names, for some models there alone."""
+    """The id of the tokenizer configuration's end token; some models name theirs only there."""
     path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     described = model_folder.read_json(path) if path.exists() else {}
     if "added_tokens_decoder" not in described and older.exists():
@@ -118,8 +118,8 @@ def _llama_shape(config: Any) -> Shape:
 
 
 def _window(config: Any) -> int:
-    """Keys a query sees; 0 for all. Only what the family's own code asks for: a Llama has no windows, a
-    Mistral's are on all layers, a Qwen's on those that it names: all or none, others are refused."""
+    """Size of the attention window in keys; 0: all keys. As in the families' own code: Llama has no windows,
+    Mistral's are on all layers, Qwen's on named layers. Windows on some of the layers are refused."""
     if config.model_type == "llama" or config.sliding_window is None:
         return 0
     kinds = {"sliding_attention"} if config.model_type == "mistral" else set(config.layer_types)

@@ -1,7 +1,7 @@
-"""Weights in use, so that a model prepared beside another one reads only what that one has not.
+"""Shares weights between the models of a shard, so that a new model reads only what others do not have.
 
-A decoder asks for tensors and linears by name. What another decoder on the same device got under that name,
-from the same files, is given again for as long as somebody has it. The cache keeps nothing alive.
+A decoder asks for tensors and linears by name. The cache returns the object that another decoder on the same
+device got under that name from the same files, while someone holds it. The cache keeps nothing alive.
 """
 
 import time
@@ -14,45 +14,45 @@ import torch
 
 from shard.ops.plain import Linear, PlainOps
 
-Note = Callable[[int], None]  # told of bytes that are new; may raise, which ends the loading
+Note = Callable[[int], None]  # receives the number of new bytes; may raise to stop loading
 _Thing = TypeVar("_Thing", torch.Tensor, Linear)
 
 
 def unnoted(num_bytes: int) -> None:
-    """Lets everything be read."""
+    """A `Note` that never stops loading."""
 
 
 class WeightCache:
-    """What all models of one shard have read, by where it came from and what was made of it."""
+    """Weak references to all weights of one shard's models, by source and kind."""
 
     def __init__(self) -> None:
         self._things: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-        self._sizes: dict[Hashable, dict[str, int]] = {}  # elements of the tensors in it, by name
+        self._sizes: dict[Hashable, dict[str, int]] = {}  # by key: number of elements of each tensor
 
     def find(self, key: Hashable) -> tuple[Any, dict[str, int]] | None:
-        """A thing in use and the sizes of the tensors in it."""
+        """An object in use, and the sizes of its tensors."""
         thing = self._things.get(key)
         return None if thing is None else (thing, self._sizes[key])
 
     def put(self, key: Hashable, thing: torch.Tensor | Linear, sizes: dict[str, int]) -> None:
         self._things[key] = thing
         self._sizes[key] = sizes
-        if len(self._sizes) > 2 * len(self._things) + 64:  # those of things that are gone
+        if len(self._sizes) > 2 * len(self._things) + 64:  # drop sizes of freed objects
             self._sizes = {kept: sizes for kept, sizes in self._sizes.items() if kept in self._things}
 
 
 class WeightReader:
-    """What one model and its exits are read with: device, dtype and operations, and what they have so far."""
+    """Reads one model and its exits: device, dtype, operations, and the weights read so far."""
 
     def __init__(
         self, ops: PlainOps, to: torch.Tensor, weight_cache: WeightCache | None = None, note: Note = unnoted
     ):
         self.ops = ops
         self.phases_ms = {"read": 0.0, "pack": 0.0}
-        self._to = to  # an empty tensor of the device and of the type that is stored
+        self._to = to  # an empty tensor of the device and storage type
         self._cache = weight_cache or WeightCache()
         self._note = note
-        self._parts: dict[int, torch.Tensor] = {}  # held, so that an id stays one tensor's
+        self._parts: dict[int, torch.Tensor] = {}  # kept alive so that ids stay unique
 
     @property
     def device(self) -> torch.device:
@@ -60,12 +60,12 @@ class WeightReader:
 
     @property
     def empty(self) -> torch.Tensor:
-        """An empty tensor of the device and type of what was read, once that is there."""
+        """An empty tensor of the device and type that weights have once they have arrived."""
         return self._to
 
     @property
     def num_bytes(self) -> dict[Hashable, int]:
-        """Of each tensor that the model has, by an id that is the same in all models that share it."""
+        """Bytes of each of the model's tensors, by an id common to all models that share it."""
         return {id: part.numel() * part.element_size() for id, part in self._parts.items()}
 
     def convert(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ class WeightReader:
         return linear
 
     def once(self, key: tuple[Hashable, ...], make: Callable[[], _Thing], sizes: dict[str, int]) -> _Thing:
-        """What `make` makes of tensors, whose sizes it enters by name, or what another model has of it."""
+        """Another model's object under `key`, or a new one by `make`, which enters its tensors' sizes."""
         key = (self.ops.name, self.ops.compute, self._to.dtype, self._to.device, *key)
         found = self._cache.find(key)
         if found is None:
@@ -103,18 +103,18 @@ class WeightReader:
 
     @property
     def num_staged_bytes(self) -> int:
-        """Bytes of what is not on its device yet."""
+        """Bytes of weights that are not on their device yet."""
         return 0
 
     def arrive(self) -> None:
-        """Bring to the device what is not there yet."""
+        """Copy staged weights to the device."""
 
     def _take_in(self, new: list[torch.Tensor]) -> None:
-        """Tensors that nobody had before."""
+        """Count new tensors."""
 
 
 class StagingWeightReader(WeightReader):
-    """Reads into pinned memory of the host, for a device that has no room until something else has gone."""
+    """Reads into pinned host memory, for a device that has no room until another model is freed."""
 
     def __init__(self, ops: PlainOps, to: torch.Tensor, weight_cache: WeightCache, note: Note = unnoted):
         super().__init__(ops, to, weight_cache, note)
@@ -133,12 +133,12 @@ class StagingWeightReader(WeightReader):
         return converted
 
     def arrive(self) -> None:
-        """Copy everything to the device. A tensor stays the same object: whoever holds it has it there."""
+        """Copy everything to the device. Tensors stay the same objects, so that holders see the copies."""
         try:
             while self.staged:
                 tensor = self.staged[-1]
                 tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
-                self.staged.pop()  # it has arrived, though memory may end before the next
+                self.staged.pop()  # it has arrived; the next may fail for lack of memory
         finally:
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
@@ -151,7 +151,7 @@ class StagingWeightReader(WeightReader):
 
 
 def source(at: Path) -> Hashable:
-    """A checkpoint as it is now, a folder or a file: when its files change, it is another one."""
+    """A key of a checkpoint, folder or file; it changes with the files."""
     files = sorted([at] if at.is_file() else [*at.glob("*.safetensors"), *at.glob("*.json")])
     return tuple((str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 

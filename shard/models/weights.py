@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as a decoder wants them: of one dtype, on the device, fused and packed.
+"""Prepares a checkpoint's tensors for a decoder: converted, on the device, fused and packed.
 
 A matrix NAME may be stored as int8, with a factor for each of its rows in NAME_scale, (rows, 1).
 """
@@ -22,8 +22,8 @@ _SAMPLED_ROWS = 64
 class Weights:
     """Reads a family's tensors by the names that follow the checkpoint's own prefix.
 
-    `source` names the checkpoint: what other models have from it already is not read again. `scale_block`
-    is the rows and columns of a matrix in 8-bit floats that have one scale.
+    `source` is the checkpoint's key, by which models share its tensors. `scale_block` is the number of rows
+    and columns that share one scale in a matrix of 8-bit floats.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Weights:
         self._source = source
         self._reader = reader
         self._scale_block = scale_block
-        self._sizes: dict[str, int] = {}  # of what was read so far
+        self._sizes: dict[str, int] = {}  # elements of the tensors read so far, by name
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._checkpoint
 
     @property
     def num_parameters(self) -> int:
-        """Read so far; what is read twice counts once."""
+        """Parameters read so far; each tensor counts once."""
         return sum(self._sizes.values())
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Weights:
         return self._reader.once(key, lambda: self._head(embedding, shape), self._sizes)
 
     def head_rows(self, embedding: torch.Tensor, shape: Shape) -> torch.Tensor:
-        """The LM head's weights (V, H), for whoever wants some of its rows."""
+        """The LM head's weights (V, H), for access to single rows."""
         if self._is_tied(embedding, shape):
             return embedding
         key = self._key("head rows")
@@ -98,13 +98,13 @@ class Weights:
         return self._linear(self._get(HEAD, tuple(embedding.shape)))
 
     def _is_tied(self, embedding: torch.Tensor, shape: Shape) -> bool:
-        """A head in the file is the head, as in transformers, unless it is the embedding once more."""
+        """True without a head in the file, or if a tied one equals the embedding."""
         if HEAD not in self._checkpoint:
             return True
         if not shape.tied:
             return False
         head = self._reader.convert(self._checkpoint.read(HEAD))
-        return torch.equal(head.cpu(), embedding.cpu())  # one may wait on the host for its device
+        return torch.equal(head.cpu(), embedding.cpu())  # one of them may be staged on the host
 
     def _linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         return self._reader.linear(weight, bias)
@@ -126,7 +126,7 @@ class Weights:
         return self._reader.convert(tensor)
 
     def _widened(self, name: str, tensor: torch.Tensor, scale_name: str | None) -> torch.Tensor:
-        """A matrix in float32 of one in 8-bit floats, with a scale for all of it, for rows, or for blocks."""
+        """A float32 matrix from one in 8-bit floats with a scale for all, for rows, or for blocks."""
         if scale_name is None:
             raise CheckpointError(f"tensor '{name}' is of 8-bit floats and has no scale beside it")
         scale = self._checkpoint.read(scale_name).float()
@@ -151,14 +151,14 @@ class Weights:
         return tensor.float() * wide
 
     def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A matrix in float32 of one in int8, symmetric by rows."""
+        """A float32 matrix from one in int8 with a scale by rows."""
         if tensor.ndim != 2:
             raise CheckpointError(f"tensor '{name}' is int8 and no matrix, which has no scale by rows")
         return tensor.float() * self._checkpoint.read(name + "_scale", (len(tensor), 1)).float()
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raises `CheckpointError` for numbers that are none, in whole vectors and some rows of matrices."""
+    """Raises `CheckpointError` for NaN or infinity, in whole vectors and some rows of matrices."""
     step = max(1, len(tensor) // _SAMPLED_ROWS) if tensor.ndim > 1 else 1
     if not torch.isfinite(tensor[::step]).all():
         raise CheckpointError(f"tensor '{name}' holds NaN or infinite numbers: fetch the model again")

@@ -1,1 +1,1 @@
-"""The operations of a decoder that torch has no single fast operator for, once per kind of device."""
+"""A decoder's operations without a single fast operator in torch, implemented for each kind of device."""

@@ -1,11 +1,11 @@
-"""A step's batch as tensors: which tokens, where they stand, where their KV goes. Every layer reads it."""
+"""A step's batch as tensors, read by every layer: token ids, positions, KV slots."""
 
 import msgspec
 import torch
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """T tokens of B sequences, each sequence's tokens side by side.
+    """T tokens of B sequences; each sequence's tokens are adjacent.
 
     A slot is block * block_size + offset: the place of one token in every layer's pool.
     """
@@ -27,7 +27,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class KV(msgspec.Struct, frozen=True):
-    """One layer's pool. The layout is the device's own."""
+    """One layer's pool. The layout depends on the device."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -40,7 +40,7 @@ class Heads(msgspec.Struct, frozen=True):
     kv: int
     dim: int
     scale: float
-    window: int = 0  # keys a query sees, itself included; 0: all before it
+    window: int = 0  # keys a query sees, its own included; 0: all before it
 
     @property
     def query_width(self) -> int:

@@ -1,7 +1,7 @@
-"""Compiles the kernels for the instructions this CPU has, and keeps their library in the cache folder.
+"""Compiles the kernels for this CPU's instructions, and caches the library.
 
-The folder may move between machines (a home on NFS, an image, a snapshot): a library's name tells what it was
-made for, so that none is loaded that has instructions this CPU has not.
+The cache may move between machines (a home on NFS, an image, a snapshot): a library's name includes the
+instructions, so that none is loaded that this CPU cannot execute.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 SOURCES: dict[str, list[str]] = {"kernels.cpp": [], "products.cpp": ["-fno-associative-math"]}
 HEADERS = ("vectors.h",)
 COMPILE_FLAGS = ["-O3", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17"]
-# When to use which instruction, not which there are: a compiler may look at the machine for that.
+# Tuning flags only select among the allowed instructions, so they may depend on the machine.
 TUNE_FLAGS = ["-mtune=native"]
 CHECKSUM = ".sha256"
 COMPILERS = ("g++", "c++")
@@ -35,11 +35,11 @@ _LEAST_FREE_BYTES = 1 << 20  # of a disk that has room for what is made here
 
 
 class BuildFailed(Exception):
-    """Why there is no library, in the words that follow 'plain torch operations run, since'."""
+    """There is no library. The message continues the sentence 'plain torch operations run, since'."""
 
 
 def build(cache: Path, cpu: Cpu) -> ctypes.CDLL | None:
-    """The compiled kernels, from the cache folder if built before; else None, with one warning."""
+    """The compiled kernels, cached if built before; None, with one warning, if they cannot be built."""
     try:
         return _find_or_make(cache, cpu)
     except BuildFailed as error:
@@ -57,7 +57,7 @@ def _find_or_make(cache: Path, cpu: Cpu) -> ctypes.CDLL:
         try:
             if _is_whole(library):
                 return ctypes.CDLL(str(library))
-        except OSError:  # made where the C library was another
+        except OSError:  # built for another C library
             pass
         log.info("%s cannot be loaded and is made again.", library)
     _compile(compiler, flags, library)
@@ -68,7 +68,7 @@ def _find_or_make(cache: Path, cpu: Cpu) -> ctypes.CDLL:
 
 
 def _is_whole(library: Path) -> bool:
-    """It is what was written once: to run, or only to load, another one would end the process."""
+    """The library's checksum is right: loading a damaged one could crash the process."""
     checksum = library.with_suffix(CHECKSUM)
     return checksum.is_file() and checksum.read_text() == _checksum(library)
 
@@ -98,7 +98,7 @@ def _compile(compiler: str, flags: list[str], library: Path) -> None:
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run a compiler and all that it starts, for as long as it may take. Raises `BuildFailed`."""
+    """Run a compiler, with its children, within a time limit. Raises `BuildFailed`."""
     said = folder / "said"
     with said.open("wb") as output:
         process = subprocess.Popen(
@@ -129,7 +129,7 @@ def _openmp() -> list[str]:
 
 
 def _digest(compiler: str, flags: list[str], cpu: Cpu) -> str:
-    """Names a build: source, flags, compiler, torch and the processor's instructions."""
+    """Digest of a build: source, flags, compiler, torch and the processor's instructions."""
     parts = [
         *((FOLDER / name).read_text() for name in (*SOURCES, *HEADERS)),
         *(flag for own in SOURCES.values() for flag in own),
@@ -143,7 +143,7 @@ def _digest(compiler: str, flags: list[str], cpu: Cpu) -> str:
 
 
 def _version(compiler: str) -> str:
-    """A compiler's name and version, as far as it says them."""
+    """A compiler's name and version, if it reports them."""
     try:
         asked = subprocess.run(
             [compiler, "--version"],

@@ -1,4 +1,4 @@
-"""Which operations a shard runs on: by device, and by what this machine can build."""
+"""Chooses a shard's operations by its device and by what this machine can build."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ log = logging.getLogger("helios.shard")
 def choose_ops(
     device: torch.device, precision: Precision, block_size: int, num_threads: int, cache: Path
 ) -> PlainOps:
-    """The fastest operations there are for a device; `cache` keeps what was compiled.
+    """The fastest operations available for a device; `cache` is the folder of compiled libraries.
 
     On a CPU, weights and KV are asked for in huge pages: attention over scattered blocks gains 7%.
     """

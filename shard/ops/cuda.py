@@ -9,10 +9,10 @@ from shard.ops.plain import PlainOps
 
 
 class CudaOps(PlainOps):
-    """Plain torch but for the pool's layout, (num_blocks, block_size, Hkv, D), and attention over it.
+    """Plain torch except the pool's layout, (num_blocks, block_size, Hkv, D), and attention over it.
 
-    What FlashAttention does not do (float32, odd head sizes, GPUs before Ampere) runs the reference attention
-    over the same pool.
+    Where FlashAttention does not work (float32, odd head sizes, GPUs before Ampere) the reference attention
+    runs over the same pool.
     """
 
     name = "cuda"

@@ -1,9 +1,9 @@
 """Attention over scattered KV blocks by torch's FlashAttention.
 
-Its kernel takes the start and the number of each sequence's keys; block tables only from torch 2.13 on, and
-then in blocks of 256 alone. So decoding gives it each block as a sequence of its own: KV is read where it
-lies, and the answers are weighed by their log-sum-exps (flash-decoding, Dao et al. 2023). Longer chunks are
-bound by arithmetic: their blocks are gathered first, some sequences at a time.
+Its kernel takes the start and the number of each sequence's keys; it takes block tables only from torch 2.13
+on, in blocks of 256. So decoding passes each block as a separate sequence: KV is read in place, and the
+results are combined by their log-sum-exps (flash-decoding, Dao et al. 2023). Longer chunks are bound by
+arithmetic: their blocks are gathered first, for some sequences at a time.
 """
 
 from itertools import accumulate, pairwise
@@ -17,45 +17,45 @@ from shard.ops.batch import KV, Batch, Heads
 
 DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
-MAX_PARTS = 8192  # blocks in one call: enough to fill any GPU, and their answers are memory
-FEW_QUERIES = 4  # of a sequence, for which reading its keys once for each costs no more than gathering them
-GATHERED_KEYS = 1 << 16  # at once, unless one sequence has more: gathered keys are memory beside the pools
+MAX_PARTS = 8192  # blocks in one call: enough to fill any GPU; bounds the memory of results
+FEW_QUERIES = 4  # queries of a sequence up to which reading its keys per query costs no more than gathering
+GATHERED_KEYS = 1 << 16  # gathered at once, unless one sequence has more; bounds memory beside the pools
 
 
 class Singles(msgspec.Struct, frozen=True):
     """S queries, each over the W blocks of its sequence."""
 
-    rows: torch.Tensor | None  # (S,) where they are among the batch's; None: all
+    rows: torch.Tensor | None  # (S,) indices in the batch; None: all
     part_starts: torch.Tensor  # (S * W + 1,) int32: 0, 1, 2, ...
-    slots: torch.Tensor  # (S, W) int32: the first slot seen of each block
-    num_keys: torch.Tensor  # (S, W) int32: keys seen from there on, 1 where there are none
-    unseen: torch.Tensor  # (S, W): blocks without a key that is seen
+    slots: torch.Tensor  # (S, W) int32: each block's first visible slot
+    num_keys: torch.Tensor  # (S, W) int32: visible keys from there on, 1 if there are none
+    unseen: torch.Tensor  # (S, W): blocks without a visible key
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Sequences with several queries, their blocks one after the other."""
+    """Sequences with several queries, with their blocks concatenated."""
 
-    rows: torch.Tensor  # (Q,) their queries among the batch's
+    rows: torch.Tensor  # (Q,) indices of their queries in the batch
     query_starts: torch.Tensor  # (C + 1,) int32, among `rows`
     blocks: torch.Tensor  # (P,) int64
-    slots: torch.Tensor  # (C + 1,) int32: where each sequence's keys begin among the blocks gathered
+    slots: torch.Tensor  # (C + 1,) int32: start of each sequence's keys in the gathered blocks
     num_keys: torch.Tensor  # (C,) int32
     max_queries: int
     max_keys: int
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How a batch goes through the kernel, the same in every layer."""
+    """A batch's inputs of the kernel, the same in every layer."""
 
     singles: Singles | None
     chunks: list[Chunk]
 
 
 def plan_of(batch: Batch, block_size: int, window: int) -> Plan:
-    """A plan for pools of such blocks; with a window, a query sees so many keys. Waits for no device while
-    every sequence has one query.
+    """A plan for pools with this block size; with a window, a query sees that many keys. Does not wait for
+    the device while every sequence has one query.
     """
-    tables = batch.block_tables[:, : -(-batch.max_keys // block_size)]  # blocks reserved have no keys yet
+    tables = batch.block_tables[:, : -(-batch.max_keys // block_size)]  # reserved blocks have no keys yet
     if batch.max_queries == 1:
         return Plan(_singles(None, tables, batch.num_keys, block_size, window), [])
     starts, ends = batch.query_starts.tolist(), batch.num_keys.tolist()
@@ -104,7 +104,7 @@ def _singles(
 
 
 def _groups(keys: list[tuple[int, int]]) -> list[list[int]]:
-    """Sequences, given with their numbers of keys, in groups that are gathered at once."""
+    """Groups of sequences to gather at once, by their numbers of keys."""
     groups: list[list[int]] = []
     num_keys = 0
     for i, count in keys:
@@ -136,14 +136,14 @@ def _chunk(
 
 
 def _attend_singles(q: torch.Tensor, heads: Heads, singles: Singles, kv: KV) -> torch.Tensor:
-    """(S, Hq, D) -> (S, Hq, D), some queries at a time where there are very many blocks."""
+    """(S, Hq, D) -> (S, Hq, D); some queries at a time if there are very many blocks."""
     count = max(1, MAX_PARTS // singles.slots.shape[1])
     pieces = [_attend_some(q, heads, singles, kv, slice(at, at + count)) for at in range(0, len(q), count)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _attend_some(q: torch.Tensor, heads: Heads, singles: Singles, kv: KV, some: slice) -> torch.Tensor:
-    """Each block's answer to a query, then those of all blocks as one."""
+    """Attention of queries to each block, then combined over blocks."""
     q, slots = q[some], singles.slots[some]
     num, width = slots.shape
     out, log_sums = flash(

@@ -1,4 +1,4 @@
-"""The operations as compiled C++ (kernels.cpp, products.cpp) for CPUs, and products with weights packed once.
+"""The operations for CPUs: compiled C++ (kernels.cpp, products.cpp), and products with packed weights.
 
 Built on first use (build.py); without a compiler the shard runs `PlainOps` and says so.
 """
@@ -71,7 +71,7 @@ class PanelLinear(Linear):
 
 
 class NativeOps(PlainOps):
-    """Compiled operations for one CPU process. Tensors given must be contiguous and of the compute type."""
+    """Compiled operations for one CPU process. Input tensors must be contiguous and of the compute type."""
 
     name = "native"
 
@@ -157,7 +157,7 @@ class NativeOps(PlainOps):
         return out
 
     def _attend_long(self, out: torch.Tensor, q: torch.Tensor, heads: Heads, batch: Batch, kv: KV) -> None:
-        """Long prompt chunks by torch's own attention over gathered blocks: matrix units win there."""
+        """Attention of long prompt chunks by torch over gathered blocks: matrix units are faster there."""
         starts = batch.query_starts.tolist()
         for i, num_keys in enumerate(batch.num_keys.tolist()):
             rows = slice(starts[i], starts[i + 1])

@@ -1,4 +1,4 @@
-"""The operations in plain torch, on any device: the reference for the fast ones, and what runs without them.
+"""The operations in plain torch, on any device: the reference for the fast ones, and their fallback.
 
 The KV layout is the one of kernels.cpp, so that both can work on the same pool.
 """
@@ -21,7 +21,7 @@ class Linear:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """What it is made of."""
+        """Its tensors."""
         return [self._weight] if self._bias is None else [self._weight, self._bias]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -37,14 +37,14 @@ class PlainOps:
     name = "plain"
 
     def __init__(self, block_size: int, compute: torch.dtype | None = None):
-        """Activations and products are of `compute`; None: of whatever type weights have."""
+        """`compute` is the type of activations and products; None: the weights' type."""
         if block_size % LANES:
             raise ValueError(f"block_size must be a multiple of {LANES}, not {block_size}")
         self.groups_per_block = block_size // LANES
         self.compute = compute
 
     def widened(self, x: torch.Tensor) -> torch.Tensor:
-        """What was stored, in the type that is computed in."""
+        """A stored tensor in the compute type."""
         return x if self.compute is None else x.to(self.compute)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -52,7 +52,7 @@ class PlainOps:
         return Linear(self.widened(weight), None if bias is None else self.widened(bias))
 
     def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of one layer's keys and values; blocks come first."""
+        """Shapes of one layer's keys and values; the first dimension counts blocks."""
         dim = -(-heads.dim // DIM_STEP) * DIM_STEP
         of_all = (num_blocks, heads.kv, self.groups_per_block)
         return (*of_all, dim // 2, LANES, 2), (*of_all, LANES, dim)
@@ -138,7 +138,7 @@ class PlainOps:
         return (wide + noise).argmax(dim=-1)
 
     def keep_top(self, scores: torch.Tensor, counts: torch.Tensor, masses: torch.Tensor) -> None:
-        """Top-k, then top-p, in place on float32 (B, V): what falls out becomes the lowest float.
+        """Top-k, then top-p, in place on float32 (B, V): excluded scores become the lowest float.
 
         counts (B,) int64, 0: no top-k. masses (B,) float32, 1: no top-p. Ties with the last one kept stay.
         """
@@ -169,7 +169,7 @@ def attend_one(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, heads:
     at = torch.arange(keys.shape[0], device=q.device)
     ahead = (
         at[None, :] - at[keys.shape[0] - q.shape[0] :, None]
-    )  # (Q, K): how far a key lies ahead of a query
+    )  # (Q, K): position of a key minus that of a query
     hidden = ahead > 0
     if heads.window:
         hidden |= ahead <= -heads.window
