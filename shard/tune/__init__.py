@@ -1,1 +1,1 @@
-"""Making early-exit models: text, hidden states, heads, training. Knows no router."""
+"""Tunes and calibrates early exits: text, hidden states, heads, training. Knows no router."""

@@ -1,7 +1,7 @@
 """`helios tune MODEL --out DIR`: exit heads for any model, by self-distillation; the model stays as it is.
 
-The text is the model's own, made from prompts, unless a file is given. Text and hidden states are kept in the
-cache folder; what is interrupted goes on with --resume, and ends in the same heads.
+The model generates the training text from prompts, unless a file is given. Text and hidden states are kept in
+the cache folder; an interrupted tuning continues with --resume, and ends in the same heads.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PROGRAM = "helios tune"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 with one sentence when it cannot."""
+    """Exit code 1 with one sentence on failure."""
     given = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:

@@ -1,4 +1,4 @@
-"""Which passages go through training together, and when: a pure function of seed and step."""
+"""Batches of passages for training: a pure function of seed and step."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,21 @@ from shard.tune.heads import Rows
 from shard.tune.loss import Targets
 from shard.tune.states import StateCache
 
-POOL = 256  # passages that are sorted by length together, so that a batch has little padding
+POOL = 256  # passages sorted by length at a time, so that a batch has little padding
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One text: its cache, and which of its passages are trained on, kept for the probes, and held out."""
+    """One text: its cache, and its passages for training, for the probes, and held out."""
 
     name: str
     cache: StateCache
     training: list[int]
     probing: list[int]
     held_out: list[int]
-    sampled: frozenset[int] = frozenset()  # of all these, those drawn at a temperature
+    sampled: frozenset[int] = frozenset()  # passages drawn at a temperature, of all these
 
     def kinds(self, passages: list[int]) -> dict[str, list[int]]:
-        """The passages by how their answers were made; kinds that there are none of are left out."""
+        """The passages by the way their answers were drawn; empty groups are left out."""
         greedy = [passage for passage in passages if passage not in self.sampled]
         sampled = [passage for passage in passages if passage in self.sampled]
         return {kind: some for kind, some in (("greedy", greedy), ("sampled", sampled)) if some}
@@ -34,7 +34,7 @@ Place = tuple[int, int]  # (source, passage)
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Some passages side by side."""
+    """Passages as padded tensors."""
 
     states: dict[int, torch.Tensor]  # by layer, (B, T, H), padded with zeros
     rows: Rows
@@ -62,7 +62,7 @@ def batches_of(sources: Sequence[Source], places: Sequence[Place], max_targets: 
 
 
 def epoch(sources: Sequence[Source], max_targets: int, seed: int, number: int) -> list[list[Place]]:
-    """One pass over all that is trained on, in an order of its own."""
+    """The batches of one pass over all training passages, in its own order."""
     draw = random.Random(f"{seed} {number}")
     places = places_of(sources, "training")
     draw.shuffle(places)

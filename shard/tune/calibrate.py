@@ -1,8 +1,8 @@
-"""`helios calibrate MODEL --exits DIR`: thresholds that keep a promise, written into the exit folder.
+"""`helios calibrate MODEL --exits DIR`: finds thresholds with a guarantee, and writes them into the folder.
 
-In `per_row` and `synchronized`: of the tokens generated, at most a share of `--risk` leaves early and is not
-what full depth would have said there, with the confidence asked for. In `capped`: how often, at least, the
-tokens of each depth are full depth's.
+In `per_row` and `synchronized`: with the requested confidence, at most a share `--risk` of generated tokens
+leaves early and differs from full depth's choice. In `capped`: a lower bound of each depth's agreement with
+full depth.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MODES = (Mode.PER_ROW, Mode.SYNCHRONIZED, Mode.CAPPED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints tables and sentences, then one JSON line. Exit code 1 with one sentence when it cannot."""
+    """Print tables and sentences, then one JSON line. Exit code 1 with one sentence on failure."""
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
     try:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, console: Console, watch: Watch) -> dict[str, Any]:
-    """Measure, write what was found into the exit folder, and say it."""
+    """Measure, write the findings into the exit folder, and report them."""
     folder = resolve(options.model_id, options.revision, options.cache_dir)
     shape = shape_of(read_config(folder))
     layers = _exit_layers(options.exits, shape)
@@ -125,7 +125,7 @@ def _exit_layers(folder: Path, shape: Shape) -> list[int]:
 
 
 def _longest(sample: Sample, options: argparse.Namespace, shape: Shape) -> int:
-    """Tokens of the longest sequence there can be. Raises `ValueError` where the model cannot hold it."""
+    """Length of the longest possible sequence. Raises `ValueError` if it exceeds the model's limit."""
     longest = sample.longest + int(options.max_new_tokens)
     if longest > shape.max_positions:
         raise ValueError(
@@ -170,12 +170,12 @@ def _precision(options: argparse.Namespace) -> Precision:
 
 
 def _key(asked: Asked, basis: Basis, precision: str) -> list[object]:
-    """All that a measurement depends on beside its thresholds or depth."""
+    """The cache key of a measurement: all that it depends on except thresholds and depth."""
     return [asked.settings, asked.wanted, msgspec.structs.replace(basis, date=""), precision]
 
 
 def _check_provable(options: argparse.Namespace) -> None:
-    """Raises `ValueError` when so few sequences cannot prove anything, whatever they are like."""
+    """Raises `ValueError` if the number of sequences is too small to prove anything."""
     bound = Bound(options.risk, options.confidence)
     if options.mode != Mode.CAPPED and largest_risk(options.num_sequences, bound) is None:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Thresholds that keep a promise, and what is known of each depth: the steps of a calibration.
+"""The steps of a calibration: thresholds with a guarantee, and the agreement of each depth.
 
-Thresholds: a survey of answers at full depth gives a path from safe to risky; each setting on it generates
-its own answers, full depth reads them, and the walk ends where the risk is not proven to be low enough.
-Depths: answers that `capped` generates at each of them, read by full depth.
+Thresholds: a survey of answers at full depth gives a path of settings from safe to risky. Each setting
+generates answers, full depth scores them, and the walk ends where the risk is not proven to be low enough.
+Depths: `capped` generates answers at each depth, and full depth scores them.
 """
 
 from collections.abc import Callable
@@ -21,33 +21,33 @@ from shard.tune.path import NEVER, Survey, Thresholds, declare_path
 from shard.tune.survey import survey
 from shard.tune.trials import Trials
 
-BREACH_SHARE = 0.25  # of tokens; reassessment goes by twice as many
+BREACH_SHARE = 0.25  # share of tokens; reassessment reacts to twice as many
 
 
 class Watch(msgspec.Struct, frozen=True):
-    """Who is told how far it is."""
+    """Receives the progress."""
 
-    begin: Callable[[str, int], Callable[[], object]]  # given a task and its size, what to tell of each step
+    begin: Callable[[str, int], Callable[[], object]]  # task, size -> a function to call at each step
     say: Callable[[str], None]
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What is to be proven, and of what."""
+    """What is to be proven, under which settings."""
 
-    settings: Settings  # mode, fill and criterion that will be served
+    settings: Settings  # mode, fill and criterion to be served
     bound: Bound
     wanted: Wanted
     layers: list[int]  # of the exits
 
 
 def speedup_bound(setting: Setting, survey: Survey, costs: Costs) -> float:
-    """Over full depth, for one row, by what layers and heads cost and by who left where."""
+    """Upper bound of one row's speed-up over full depth, by costs and by the share of each exit."""
     leaving = [setting.coverage.get(votes.layer, 0.0) for votes in survey.votes]
     return survey.speedup_bound(setting.thresholds, leaving, costs)
 
 
 class Calibration:
-    """One calibration of a model's exits."""
+    """A calibration of a model's exits."""
 
     def __init__(self, asked: Asked, trials: Trials, sample: Sample, kept: MeasurementCache):
         self.asked = asked
@@ -56,11 +56,11 @@ class Calibration:
         self._kept = kept
 
     def survey(self, watch: Watch) -> Survey:
-        """What the exits say of answers at full depth."""
+        """The exits' votes on answers at full depth."""
         return self._kept.survey("survey", lambda: self._survey(watch))
 
     def walk(self, survey: Survey, costs: Costs, watch: Watch) -> list[Setting]:
-        """The settings on the path as far as the first one that fails."""
+        """Test the settings on the path, up to the first that fails."""
         path = declare_path(survey, len(self.sample.for_test), self.asked.bound, costs)
         outcomes: list[Outcome] = []
 
@@ -78,9 +78,9 @@ class Calibration:
         ]
 
     def guarantee(self, curve: list[Setting], speed: Callable[[Setting], float], basis: Basis) -> Guarantee:
-        """What the walk has proven: the fastest setting that passed, or that nobody leaves.
+        """The guarantee of the fastest setting that passed, or of no early exit.
 
-        The promise holds for all that passed at once, so that any of them may be taken.
+        The guarantee holds for all settings that passed simultaneously, so that any may be taken.
         """
         settings, bound = self.asked.settings, self.asked.bound
         passed = [step for step in curve if step.p_value <= bound.error]
@@ -98,10 +98,10 @@ class Calibration:
         )
 
     def depths(self, basis: Basis, watch: Watch) -> tuple[list[DepthAgreement], Thresholds]:
-        """Agreement at each exit's depth, all bounds together holding with the confidence asked for.
+        """Agreement at each exit's depth; all bounds hold together with the requested confidence.
 
-        And the confidence under which a token counts as a breach there: at so many here, twice as many are a
-        sign of other prompts.
+        Also returns the confidence below which a token counts as a breach: `BREACH_SHARE` of tokens here, so
+        that twice as many indicate other prompts.
         """
         bound, layers = self.asked.bound, self.asked.layers
         found, breach = [], {}
@@ -115,7 +115,7 @@ class Calibration:
         return found, breach
 
     def costs(self) -> Costs:
-        """Of layers and exits here."""
+        """Costs of layers and exits on this machine."""
         nobody = dict.fromkeys(self.asked.layers, NEVER)
         return self._kept.costs(lambda: measure_costs(self._trials.with_thresholds(nobody)))
 

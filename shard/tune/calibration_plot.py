@@ -10,11 +10,11 @@ from shard.tune.path import Survey, Thresholds, Votes
 
 COLUMNS = 3
 AGREEMENT, COVERAGE, CHOSEN = "#1764ab", "#d1640a", "#555555"
-LEAST_TOKENS = 20  # an agreement of fewer says nothing
+LEAST_TOKENS = 20  # fewer give no meaningful agreement
 
 
 def plot(path: Path, survey: Survey, criterion: str, thresholds: Thresholds) -> None:
-    """Every exit's own curves on the survey, whoever left before, and the threshold found for it.
+    """Plot every exit's curves on all tokens of the survey, and the threshold found for it.
 
     Raises `ModuleNotFoundError` without matplotlib.
     """
@@ -46,7 +46,7 @@ def _draw(panel: Any, votes: Votes, threshold: float) -> None:
 def _points(
     votes: Votes, value: Callable[[np.ndarray], float], least: int
 ) -> tuple[list[float], list[float]]:
-    """Thresholds that at least so many tokens reach, and a value of those tokens."""
+    """Thresholds that at least `LEAST_TOKENS` tokens reach, and a value of those tokens."""
     reached = [(threshold, votes.reached(threshold)) for threshold in np.linspace(0, 0.999, 200).tolist()]
     kept = [(threshold, value(sure)) for threshold, sure in reached if sure.sum() >= least]
     return [threshold for threshold, _ in kept], [share for _, share in kept]

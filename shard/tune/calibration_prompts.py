@@ -1,6 +1,6 @@
-"""The prompts that calibration rests on: never those that anything was tuned on.
+"""Prompts for calibration, disjoint from those used in tuning.
 
-Beside each shipped list stands one of other topics, which the same templates are asked about.
+Each shipped list has a companion with other topics in the same templates.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from shard.tune.prompts import FOLDER, SHIPPED, PromptsUnusable, encode_prompts,
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """Prompts as token ids: some to draw a path with, and others, which took no part in it, to test it."""
+    """Prompts as token ids: some for the path, and disjoint ones to test it."""
 
     name: str
-    digest: str  # of all that follows
+    digest: str  # of all prompts
     for_survey: list[list[int]]
     for_test: list[list[int]]
 

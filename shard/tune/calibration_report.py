@@ -1,4 +1,4 @@
-"""What a calibration found, for a person: tables, and sentences that say what can be promised."""
+"""The report of a calibration: tables, and sentences on the guarantee."""
 
 import msgspec
 from rich.table import Table
@@ -11,7 +11,7 @@ from shard.tune.path import Survey, Votes
 
 
 class Findings(msgspec.Struct, frozen=True):
-    """Of thresholds: what was promised, and what it rests on."""
+    """The guarantee of thresholds, and its basis."""
 
     guarantee: Guarantee
     survey: Survey
@@ -23,18 +23,18 @@ class Findings(msgspec.Struct, frozen=True):
 
     @property
     def chosen(self) -> Setting | None:
-        """The setting that may be served; None when nobody may leave."""
+        """The setting that may be served; None if no early exit is allowed."""
         chosen = self.guarantee.thresholds
         return next((step for step in self.guarantee.curve if step.thresholds == chosen), None)
 
     @property
     def speedup_bound(self) -> float:
-        """Of the setting that may be served, over full depth, for one row, by what layers and heads cost."""
+        """Upper bound of the chosen setting's speed-up for one row, by costs of layers and heads."""
         return 1.0 if self.chosen is None else speedup_bound(self.chosen, self.survey, self.costs)
 
 
 def exit_table(found: Findings) -> Table:
-    """Each exit with the threshold found for it."""
+    """A table of exits with their thresholds."""
     table = Table("exit layer", "threshold", "leave here", "agree, alone", "pays from", title="Exits")
     coverage = found.chosen.coverage if found.chosen else {}
     for i, votes in enumerate(found.survey.votes):
@@ -59,7 +59,7 @@ def _agreement(votes: Votes, threshold: float) -> str:
 
 
 def curve_table(guarantee: Guarantee) -> Table:
-    """The settings tested, from safe to risky."""
+    """A table of the tested settings, from safe to risky."""
     table = Table("thresholds", "risk", "p-value", "safe at", "early", "layers a token", "", title="The walk")
     for step in guarantee.curve:
         error = 1 - guarantee.confidence
@@ -79,7 +79,7 @@ def curve_table(guarantee: Guarantee) -> Table:
 
 
 def depth_table(depths: list[DepthAgreement], speedups: list[float]) -> Table:
-    """`capped` at each depth."""
+    """A table of `capped` at each depth."""
     table = Table("layers", "agreement", "at least", "speed-up at most", title="Capped")
     for capped, speedup in zip(depths, speedups, strict=True):
         table.add_row(
@@ -89,7 +89,7 @@ def depth_table(depths: list[DepthAgreement], speedups: list[float]) -> Table:
 
 
 def sentences(found: Findings) -> list[str]:
-    """What can be promised, why not more, and how many more answers would change that."""
+    """Sentences: what is guaranteed, why not more, and how many more answers would change that."""
     guarantee, chosen = found.guarantee, found.chosen
     if not guarantee.curve:
         return [
@@ -130,7 +130,7 @@ def _speed(bound: float) -> str:
 
 
 def _more(failed: Setting, guarantee: Guarantee, bound: Bound) -> str:
-    """How many more sequences would let a setting pass."""
+    """A sentence on how many more sequences would let a setting pass."""
     needed = num_needed(failed.risk, bound)
     if needed is None:
         return "More sequences would not help: that risk is not below the bound."

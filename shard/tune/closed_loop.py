@@ -1,7 +1,7 @@
-"""Answers as a server would give them, with exits on, and how often they part from full depth.
+"""Generates answers with exits, as a server would, and measures how often they differ from full depth.
 
-The text before a token was generated with the same exits: what is measured is what will be served. Every exit
-is asked for every token; a server that asks less, since it does not pay, takes more tokens from full depth.
+The text before a token was generated with the same exits, as it will be served. Every exit is asked for every
+token; a server that skips exits that do not pay takes more tokens from full depth.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from shard.runner import ModelRunner
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """How prompts are to be answered."""
+    """How to answer prompts."""
 
     max_new_tokens: int = 64
     batch_size: int = 64
@@ -23,16 +23,16 @@ class Wanted(msgspec.Struct, frozen=True):
     seed: int = 0
 
     def sampling(self, number: int) -> Sampling:
-        """Each prompt has noise of its own."""
+        """Sampling of prompt `number`, which has its own seed."""
         return Sampling(temperature=self.temperature, seed=self.seed * 1_000_003 + number)
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What answers were like: the risk of each sequence, and where tokens were taken."""
+    """Statistics of answers: the risk of each sequence, and the exits of tokens."""
 
     risks: list[float]  # early tokens that full depth would not have said / tokens
     tokens_by_layer: dict[int, int]
-    confidences: list[float] = []  # of tokens whose exit was asked
+    confidences: list[float] = []  # of tokens that have a confidence
 
     @property
     def mean_risk(self) -> float:
@@ -44,7 +44,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def coverage(self) -> dict[int, float]:
-        """Share of tokens by the layer at which they were taken."""
+        """Share of tokens by exit layer."""
         return {layer: count / self.num_tokens for layer, count in sorted(self.tokens_by_layer.items())}
 
     @property
@@ -56,7 +56,7 @@ class Outcome(msgspec.Struct, frozen=True):
 def answer(
     runner: ModelRunner, prompts: Sequence[list[int]], wanted: Wanted
 ) -> Iterator[tuple[Answer, list[TokenOutput]]]:
-    """Each answer when it is complete, in whatever order, and its tokens as they were chosen."""
+    """Yields each answer when complete, in any order, and its tokens as they were chosen."""
     sequences = [
         NewSequence(number, 0, prompt, len(prompt), wanted.max_new_tokens, sampling=wanted.sampling(number))
         for number, prompt in enumerate(prompts)
@@ -74,9 +74,9 @@ def measure(
     wanted: Wanted,
     advance: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Answers by `served`, read by `full`, which runs all layers.
+    """Generate answers by `served`, and score them by `full`, which runs all layers.
 
-    `advance` is told of each answer, and of each reading of one.
+    `advance` is called for each answer, and for each scored one.
     """
     counts: Counter[int] = Counter()
     answers = dict[int, Answer]()
@@ -99,7 +99,7 @@ def measure(
 
 
 def _up_to_the_last_early(answer: Answer, num_layers: int) -> Answer | None:
-    """As much of an answer as has to be read; None when full depth has said all of it."""
+    """The part of an answer that must be scored; None if all tokens are full depth's."""
     early = [at for at, layer in enumerate(answer.exit_layers) if layer < num_layers]
     if not early:
         return None

@@ -1,4 +1,4 @@
-"""What layers and exits cost on this machine, and the most that leaving early can gain by these costs."""
+"""Costs of layers and exits on this machine, and the speed-up that they allow at most."""
 
 import statistics
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from shard.messages import NewSequence
 from shard.runner import ModelRunner
 from shard.stopwatch import measured_ms, synchronizer
 
-CONTEXT = 128  # tokens before the one that is timed
+CONTEXT = 128  # context tokens of the timed token
 REPEATS = 25
 
 
@@ -20,7 +20,7 @@ class Costs(msgspec.Struct, frozen=True):
     """Milliseconds for one row."""
 
     segment_ms: list[float]  # layers up to each exit, then those behind the last one
-    ask_ms: list[float]  # of each exit: its head and what it makes of the vocabulary
+    ask_ms: list[float]  # of each exit: head and vocabulary
     head_ms: float  # of the LM head
 
     @property
@@ -28,22 +28,22 @@ class Costs(msgspec.Struct, frozen=True):
         return sum(self.segment_ms) + self.head_ms
 
     def saved_ms(self, exit_index: int) -> float:
-        """What a row saves that leaves at an exit."""
+        """Milliseconds saved by a row that leaves at an exit."""
         return sum(self.segment_ms[exit_index + 1 :]) + self.head_ms
 
     def break_even(self, exit_index: int) -> float:
-        """Of the rows asked by an exit's head, the share that has to leave for that to pay."""
+        """Share of asked rows that must leave at an exit for asking to pay."""
         return self.ask_ms[exit_index] / self.saved_ms(exit_index)
 
     def capped_speedup_bound(self, exit_index: int) -> float:
-        """The same of `capped` at an exit's depth."""
+        """Upper bound of the speed-up of `capped` at an exit's depth."""
         return self.full_ms / (sum(self.segment_ms[: exit_index + 1]) + self.ask_ms[exit_index])
 
     def speedup_bound(self, leaving: list[float], asked: list[float]) -> float:
-        """How much faster than full depth one row could be if nothing but layers and heads cost time.
+        """Upper bound of one row's speed-up over full depth, if only layers and heads cost time.
 
-        By exit: the share of all tokens that leave there, and of those who come by, the share for whom its
-        head is run.
+        By exit: `leaving`, the share of all tokens that leave there; `asked`, the share of tokens reaching it
+        for which its head runs.
         """
         ms, staying = 0.0, 1.0
         for i, share in enumerate(leaving):
@@ -54,7 +54,7 @@ class Costs(msgspec.Struct, frozen=True):
 
 @torch.inference_mode()
 def measure_costs(runner: ModelRunner) -> Costs:
-    """Each part alone, the median of a few; the runner has to be idle."""
+    """Time each part alone, by the median of a few runs; the runner must be idle."""
     stack, block_size = runner.stack, runner.table.block_size
     length = min(CONTEXT, runner.kv_cache.num_blocks * block_size, runner.model.max_tokens)
     (whole,) = lay_out([NewSequence(0, 0, [1] * length, length, 1)], block_size)

@@ -1,7 +1,7 @@
-"""The exits that ship with the project: one vocabulary, two variants for two kinds of use.
+"""Tunes the exits that ship with the project: one vocabulary, variants for chat and for code.
 
-First vocabulary and heads learn on all texts together. Then each variant goes on from there on its own text
-alone, the vocabulary standing still, so that both can read the same one.
+First vocabulary and heads are trained on all texts together. Then each variant is trained further on its own
+text, with the vocabulary frozen, so that both share it.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ VARIANT_RATE = 0.5  # of the first stage's learning rate
 
 
 def tune_embedded(ask: Ask, progress: Progress) -> list[Made]:
-    """The shipped folder: OUT/vocabulary.safetensors, OUT/chat and OUT/code; those that were made now."""
+    """Make the shipped folder: OUT/vocabulary.safetensors, OUT/chat and OUT/code; returns new variants."""
     vocabulary = ask.out / "vocabulary.safetensors"
     base = ask.machine.work / "embedded"
     both = msgspec.structs.replace(ask.text, prompts=list(VARIANTS))

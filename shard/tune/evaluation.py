@@ -1,4 +1,4 @@
-"""What trained exits say on text that they were not trained on, against what full depth says there."""
+"""Evaluates trained exits on held-out text against full depth."""
 
 from collections.abc import Sequence
 
@@ -9,28 +9,28 @@ from shard.tune.batches import Place, Source, batches_of, load_batch
 from shard.tune.heads import Head
 from shard.tune.training import Student
 
-POSITIONS = 2048  # whose logits over the whole vocabulary are held at once
+POSITIONS = 2048  # positions whose whole logits are held at once
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One exit at N positions."""
+    """One exit's predictions at N positions."""
 
     agrees: torch.Tensor  # (N,) bool
-    confidence: torch.Tensor  # (N,) its top probability
-    hidden: torch.Tensor | None = None  # (N, H) what a probe reads
+    confidence: torch.Tensor  # (N,) top probability
+    hidden: torch.Tensor | None = None  # (N, H) input of a probe
 
 
 class Point(msgspec.Struct, frozen=True):
-    """An exit that is left at a threshold."""
+    """Statistics of an exit at a threshold."""
 
     threshold: float
     coverage: float  # share of tokens that leave
-    agreement: float | None  # of those that do; None: nobody does
+    agreement: float | None  # of those that leave; None: none leave
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """One exit on one text."""
+    """Statistics of one exit on one text, by threshold."""
 
     num_tokens: int
     agreement: float
@@ -45,7 +45,7 @@ def look(
     places: Sequence[Place],
     states: bool,
 ) -> dict[int, Seen]:
-    """Every exit at the places' positions, by layer; `vocabulary` (V, R) is what will be served."""
+    """Evaluate every exit at the places' positions, by layer; `vocabulary` (V, R) is the served one."""
     rows, own = vocabulary.to(student.to), student.back.head.to(student.to)
     parts: dict[int, list[Seen]] = {layer: [] for layer in student.layers}
     for some in batches_of(sources, places, POSITIONS):
@@ -65,9 +65,9 @@ def look(
 
 
 def logits_of(head: Head, features: torch.Tensor, rows: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Logits (N, V), float32, as they are served, of features (N, H).
+    """Logits (N, V), float32, of features (N, H), computed as in serving.
 
-    `rows` (V, R) is the vocabulary that the head reads, `own` (V, H) the model's LM head.
+    `rows` (V, R) is the head's vocabulary, `own` (V, H) the model's LM head.
     """
     logits = (head.reduced(features) @ rows.t()).float()
     if head.rerank is None:

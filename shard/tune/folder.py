@@ -1,4 +1,4 @@
-"""Trained heads as an exit folder, and back: matrices in int8 with a scale by rows, the rest in float32."""
+"""Writes and reads exit folders of trained heads: int8 matrices with a scale by rows, the rest in float32."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def quantised(name: str, weight: torch.Tensor) -> Tensors:
 
 
 def restored(tensors: Tensors) -> Tensors:
-    """All tensors in float32 again."""
+    """All tensors dequantised to float32."""
     return {
         name: tensor.float() * tensors[name + SCALE] if tensor.dtype == torch.int8 else tensor.float()
         for name, tensor in tensors.items()
@@ -33,12 +33,12 @@ def restored(tensors: Tensors) -> Tensors:
 
 
 def rounded(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """A tensor as it will be read back."""
+    """A tensor rounded as it will be read back."""
     return restored(_stored(name, weight))[name].to(weight.device)
 
 
 def save_exits(folder: Path, served: Student, probes: dict[int, Tensors], vocabulary: Path | None) -> None:
-    """Heads, probes and their description; `vocabulary` is the file that low-rank heads read."""
+    """Write heads, probes and exits.json; `vocabulary` is the file that low-rank heads read."""
     tensors: Tensors = {}
     for head in served.heads:
         for name, weight in (head.weights | probes[head.layer]).items():
@@ -52,7 +52,7 @@ def save_exits(folder: Path, served: Student, probes: dict[int, Tensors], vocabu
 
 
 def save_vocabulary(path: Path, vocabulary: torch.Tensor) -> None:
-    """The vocabulary (V, R) that low-rank heads share, in a file of its own."""
+    """Write the vocabulary (V, R) that low-rank heads share to its own file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(path, quantised(VOCABULARY, vocabulary))
 
@@ -88,7 +88,7 @@ def _save(path: Path, tensors: Tensors) -> None:
 
 
 def _readable(file: ExitFile) -> bytes:
-    """JSON for people: without what is at its default."""
+    """Indented JSON without default values."""
     plain = msgspec.to_builtins(file)
     plain["exits"] = [
         {key: value for key, value in spec.items() if value not in (None, {})} for spec in plain["exits"]

@@ -1,6 +1,6 @@
-"""Text from a file, in place of what a model says by itself.
+"""Reads training text from a file, as an alternative to the model's own text.
 
-A passage a line, or JSON Lines with a field `text` and, if only what follows it is to be learned, `prompt`.
+One passage per line, or JSON Lines with `text` and an optional `prompt`, which is not learned.
 """
 
 import zlib
@@ -16,7 +16,7 @@ MAX_TOKENS = 1024  # of a passage; longer texts are cut
 
 
 class TextUnusable(ValueError):
-    """A text file that cannot be learned from. The message is one sentence that names the line."""
+    """An unusable text file. The message is one sentence that names the line."""
 
 
 class Line(msgspec.Struct, frozen=True):

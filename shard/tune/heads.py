@@ -1,4 +1,4 @@
-"""Exit heads as they are trained: parameters by the names that exits.safetensors gives them.
+"""Exit heads in training: parameters by their names in exits.safetensors.
 
 Weights are kept in float32; products run in the dtype of the hidden states. The backbone's own norm and LM
 head are never among the parameters.
@@ -15,7 +15,7 @@ MLP_RATIO = 4  # width of an MLP head over the hidden size
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """Which positions of a padded batch (B, T) predict answer tokens, passage by passage."""
+    """Positions of a padded batch (B, T) that predict answer tokens, ordered by passage."""
 
     batch: torch.Tensor  # (N,)
     position: torch.Tensor  # (N,)
@@ -26,9 +26,9 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class Head:
-    """The head behind one layer; `weights` are its tensors, without the `exits.LAYER.` before their names.
+    """The head behind one layer; `weights` are its tensors by name, without the prefix `exits.LAYER.`.
 
-    `rerank`: of so many tokens that its low-rank product finds likeliest, the model's own LM head decides.
+    `rerank`: number of the low-rank product's likeliest tokens that the model's LM head reranks.
     """
 
     def __init__(self, layer: int, kind: HeadKind, weights: Tensors, rerank: int | None = None):
@@ -42,19 +42,19 @@ class Head:
 
     @property
     def rank(self) -> int | None:
-        """None: it reads the model's own LM head."""
+        """Rank of its vocabulary; None: it uses the model's LM head."""
         return len(self.weights["low_rank.weight"]) if "low_rank.weight" in self.weights else None
 
     def features(self, back: Backbone, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """What all else is made of, (N, H), of hidden states (B, T, H) at the exit."""
+        """Features (N, H) from hidden states (B, T, H) at the exit."""
         return back.normed(self._hidden(back, hidden, rows))
 
     def reduced(self, features: torch.Tensor) -> torch.Tensor:
-        """What the vocabulary's rows are multiplied with, (N, R)."""
+        """Input of the vocabulary, (N, R)."""
         return self._linear("low_rank.weight", features)
 
     def adapted(self, features: torch.Tensor) -> torch.Tensor:
-        """What the LM head's rows are multiplied with where they decide, (N, H)."""
+        """Input of the LM head when reranking, (N, H)."""
         return self._linear("rerank.weight", features)
 
     def _linear(self, name: str, features: torch.Tensor) -> torch.Tensor:
@@ -77,27 +77,27 @@ class Head:
 
 
 class HeadSpec(msgspec.Struct, frozen=True):
-    """What heads are to be made."""
+    """Specification of the heads to train."""
 
     layers: list[int]
     kind: HeadKind
     rank: int | None  # None: the model's own LM head
-    rerank: int | None = None  # so many tokens that a low-rank product proposes get the LM head's own logits
+    rerank: int | None = None  # number of proposed tokens that get the LM head's exact logits
 
 
 def first_weights(
     spec: HeadSpec, back: Backbone, reducer: torch.Tensor | None, seed: int
 ) -> dict[int, Tensors]:
-    """Weights to begin with, by exit layer: a block is the first layer left out, an MLP adds nothing yet.
+    """Initial weights by exit layer: a block copies the first skipped layer, an MLP adds nothing yet.
 
-    `reducer` (R, H) begins every exit's low-rank product.
+    `reducer` (R, H) initialises every exit's low-rank product.
     """
     generator = torch.Generator().manual_seed(seed)
     width, made = back.shape.hidden_size, {}
     for layer in spec.layers:
         weights: Tensors = {}
         if spec.kind is HeadKind.BLOCK:
-            # the model's last layer, which speaks to the LM head, learns more slowly
+            # copying the model's last layer, which feeds the LM head, would learn more slowly
             weights |= {f"block.{name}": value.clone() for name, value in back.layer(layer).items()}
         if spec.kind is HeadKind.MLP:
             inner = MLP_RATIO * width

@@ -1,7 +1,7 @@
-"""A decoder layer of every supported family in plain torch that gradients flow through.
+"""A decoder layer of every supported family in differentiable plain torch.
 
-The engine's layers write paged caches in place; these see whole passages, (B, T), padded behind their ends.
-Weights are a dictionary of tensors by the checkpoint's own names for one layer, as the engine reads them.
+The engine's layers write paged caches in place; these take whole passages (B, T), padded at their ends.
+Weights are a dictionary of one layer's tensors by the checkpoint's names.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ LAYER_NORMS = {
 
 
 class Backbone(msgspec.Struct, frozen=True):
-    """What tuning reads of a model beside hidden states: shape, rope tables, final norm, LM head, layers."""
+    """The parts of a model used in tuning: shape, rope tables, final norm, LM head, layers."""
 
     shape: Shape
     rope: Rope
@@ -52,7 +52,7 @@ class Backbone(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> str:
-        """Of layer: llama, opt or gpt2."""
+        """The kind of layer: llama, opt or gpt2."""
         return self.shape.family if self.shape.family in GPT_LIKE else "llama"
 
     def layer(self, index: int) -> Tensors:
@@ -76,7 +76,7 @@ class Backbone(msgspec.Struct, frozen=True):
 
 
 def read_backbone(folder: Path, max_tokens: int, device: torch.device) -> Backbone:
-    """Raises `UnsupportedModelError` and `CheckpointError`."""
+    """Read a model's backbone. Raises `UnsupportedModelError` and `CheckpointError`."""
     config = read_config(folder)
     shape = shape_of(config)
     if getattr(config, "quantization_config", None) is not None:
@@ -97,15 +97,15 @@ def read_backbone(folder: Path, max_tokens: int, device: torch.device) -> Backbo
 
 
 def _names(shape: Shape) -> tuple[str, str]:
-    """What embedding and final norm are called."""
+    """Names of embedding and final norm."""
     names = {"opt": OPT, "gpt2": GPT2}.get(shape.family)
     return (EMBEDDING, "norm") if names is None else (names.embedding, names.norm)
 
 
 def attend(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> torch.Tensor:
-    """What a layer's attention gives its output projection, (B, T, Hq D), of hidden states (B, T, H).
+    """A layer's attention, before its output projection: (B, T, H) -> (B, T, Hq D).
 
-    Padding stands behind a passage's end, where no earlier token looks.
+    Padding follows a passage's end, where causal attention does not look.
     """
     q, k, v = _projected(back, weights, hidden)
     heads = back.shape.heads
@@ -121,7 +121,7 @@ def attend(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> torch.Tens
 
 
 def finish(back: Backbone, weights: Tensors, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """The rest of the layer for some rows: hidden states (N, H) and what attention gave them, (N, Hq D)."""
+    """The rest of a layer for some rows: hidden states (N, H) and attention's results (N, Hq D)."""
     shape = back.shape
     if back.kind == "llama":
         hidden = hidden + _linear(weights, "self_attn.o_proj", attended)
@@ -175,7 +175,7 @@ def _window_mask(num_tokens: int, window: int, device: torch.device) -> torch.Te
 
 
 def _norm(shape: Shape, weights: Tensors, at: str, x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm, or LayerNorm where there is a bias, in float32, given back in the dtype of `x`."""
+    """RMSNorm, or LayerNorm if there is a bias, computed in float32, returned in the dtype of `x`."""
     weight, bias = weights[at + "weight"], weights.get(at + "bias")
     if bias is None:
         return functional.rms_norm(x.float(), weight.shape, weight, shape.norm_eps).to(x.dtype)

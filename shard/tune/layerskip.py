@@ -1,8 +1,8 @@
-"""LayerSkip (Elhoushi et al. 2024): the backbone itself learns to be left early, behind any layer.
+"""LayerSkip (Elhoushi et al. 2024): trains the backbone for exits behind any layer.
 
-Layers drop out while training, the deeper the likelier, and the shared norm and LM head learn to read every
-layer's states. It takes the whole model, its gradients and moments; what comes out is a checkpoint folder of
-its own, whose exits need no heads: serve it with --exit-layers.
+Layers drop out in training, with a probability that rises with depth, and the shared norm and LM head learn
+to read every layer's states. Needs memory for the whole model, its gradients and moments. The result is a new
+checkpoint folder, whose exits need no heads: serve it with --exit-layers.
 """
 
 import math
@@ -28,13 +28,13 @@ from shard.tune.text import Passage
 from shard.tune.training import BETAS, MAX_GRADIENT_NORM, Plan, rate_share
 from shard.tune.tune_config import Ask
 
-MAX_DROPOUT = 0.1  # of the last layer
-EXIT_SCALE = 0.2  # of all exits' losses together, beside the last layer's
-EXITS_EACH_STEP = 3  # layers whose states are read in a step, in turns
-BYTES_PER_PARAMETER = 20  # weight, gradient, two moments, and products in passing
+MAX_DROPOUT = 0.1  # probability at the last layer
+EXIT_SCALE = 0.2  # weight of all exits' losses together, relative to the last layer's
+EXITS_EACH_STEP = 3  # layers whose losses are computed in a step, in turns
+BYTES_PER_PARAMETER = 20  # weight, gradient, two moments, temporary products
 CHECKPOINT = "layerskip.training"
 SAVE_STEPS = 100
-RATE_SHARE = 0.02  # of a head's learning rate: the backbone knows a lot already
+RATE_SHARE = 0.02  # share of a head's learning rate: the backbone is already trained
 
 
 def tune_layerskip(ask: Ask, progress: Progress) -> None:
@@ -64,7 +64,7 @@ def tune_layerskip(ask: Ask, progress: Progress) -> None:
 
 
 class LayerSkip:
-    """A whole model in training. What happens at a step follows from the seed and the step's number."""
+    """Training of a whole model. Each step is a function of the seed and the step's number."""
 
     def __init__(self, folder: Path, plan: Plan, device: str, precision: Precision):
         from transformers import AutoModelForCausalLM  # seconds to import
@@ -86,7 +86,7 @@ class LayerSkip:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), rate, BETAS, weight_decay=0.0)
 
     def run(self, passages: Sequence[Passage]) -> Iterator[float]:
-        """Step by step to the end of the plan; the loss of each."""
+        """Train to the end of the plan; yields each step's loss."""
         self._model.train()
         for number, batch in enumerate(_batches(passages, self._plan)):
             if number >= self.step:
@@ -94,7 +94,7 @@ class LayerSkip:
                 yield self._learn(batch, number)
 
     def save(self, path: Path) -> None:
-        """All that is needed to go on."""
+        """Save all that is needed to resume."""
         state = {
             "step": self.step,
             "plan": msgspec.json.encode(self._plan),
@@ -106,7 +106,7 @@ class LayerSkip:
         os.replace(temporary, path)
 
     def resume(self, path: Path) -> None:
-        """Go on from what `save` wrote. Raises `ValueError` if that was another training."""
+        """Resume from what `save` wrote. Raises `ValueError` if that was another training."""
         state = torch.load(path, weights_only=True)
         if state["plan"] != msgspec.json.encode(self._plan):
             raise ValueError(
@@ -117,7 +117,7 @@ class LayerSkip:
         self.step = state["step"]
 
     def write(self, source: Path, folder: Path) -> None:
-        """The checkpoint, in the type that it is stored in, with the source's tokenizer."""
+        """Write the checkpoint in its storage type, with the source's tokenizer."""
         self._model.to(self._precision.storage).eval().save_pretrained(folder)
         for path in source.iterdir():
             if path.suffix in (".json", ".jinja", ".model", ".txt") and not (folder / path.name).exists():
@@ -146,7 +146,7 @@ class LayerSkip:
     def _loss(
         self, states: Sequence[torch.Tensor], goals: torch.Tensor, learned: torch.Tensor, number: int
     ) -> torch.Tensor:
-        """The last layer's loss, and that of a few others by their depth; goals (N,) are of `learned`."""
+        """The last layer's loss, plus those of a few others by depth; goals (N,) belong to `learned`."""
         depth = len(self._layers)
         last = functional.cross_entropy(self._model.lm_head(states[-1][learned]).float(), goals)
         turns = range(
@@ -159,7 +159,7 @@ class LayerSkip:
         return last
 
     def _dropping(self, rate: float) -> Any:
-        """A layer that gives back what it was given, for a whole batch, as often as `rate` says."""
+        """A hook that skips a layer for a whole batch with probability `rate`."""
 
         def hook(_: Any, given: Any, made: Any) -> Any:
             if not self._model.training or self._draw.random() >= rate:
@@ -170,7 +170,7 @@ class LayerSkip:
 
 
 def dropout(index: int, num_layers: int) -> float:
-    """Rises exponentially from 0 at the first layer to the greatest at the last (equation 1)."""
+    """Dropout probability, which rises exponentially from 0 to the last layer's maximum (equation 1)."""
     return MAX_DROPOUT * (math.exp(index * math.log(2) / max(1, num_layers - 1)) - 1)
 
 
@@ -181,7 +181,7 @@ def _final_norm(model: Any) -> Any:
 
 
 def _batches(passages: Sequence[Passage], plan: Plan) -> Iterator[list[Passage]]:
-    """`num_steps` batches of about `batch_targets` answer tokens, going through the text again and again."""
+    """`num_steps` batches of about `batch_targets` answer tokens, repeating the text."""
     draw, number = random.Random(plan.seed), 0
     order: list[Passage] = []
     while number < plan.num_steps:

@@ -1,5 +1,5 @@
-"""Learn-then-Test: how risky a setting may be and still be called safe, from answers seen (Angelopoulos et
-al. 2021). Pure numbers; knows no model.
+"""Learn-then-Test (Angelopoulos et al. 2021): decides from observed answers which settings are safe. Pure
+numbers; knows no model.
 
 The risk of a sequence is a number in [0, 1], sequences are independent, and a setting's risk is their mean.
 Settings are tested one after the other in an order declared beforehand, from safe to risky, each at the whole
@@ -15,20 +15,20 @@ from typing import TypeVar
 import msgspec
 from scipy import optimize, special
 
-MAX_SEQUENCES = 1 << 20  # more are not asked of anybody
+MAX_SEQUENCES = 1 << 20  # more would be unreasonable
 
 _Setting = TypeVar("_Setting")
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """The risk is to be at most `risk`, with probability `confidence`."""
+    """A requirement: the risk is at most `risk`, with probability `confidence`."""
 
     risk: float
     confidence: float
 
     @property
     def error(self) -> float:
-        """The probability that may be left to a wrong statement."""
+        """Allowed probability of a wrong statement."""
         return 1 - self.confidence
 
 
@@ -40,19 +40,19 @@ def p_value(risk: float, num_sequences: int, bound: float) -> float:
     seen = min(risk, bound)
     divergence = special.rel_entr(seen, bound) + special.rel_entr(1 - seen, 1 - bound)
     hoeffding = math.exp(-num_sequences * divergence)
-    most = math.ceil(num_sequences * risk - 1e-9)  # sums of fractions are not quite whole
+    most = math.ceil(num_sequences * risk - 1e-9)  # sums of fractions have rounding errors
     return min(1.0, hoeffding, math.e * float(special.bdtr(most, num_sequences, bound)))
 
 
 def upper_bound(risk: float, num_sequences: int, error: float) -> float:
-    """What the true mean does not exceed, except with probability `error`, when `risk` was seen."""
+    """Upper bound of the true mean, wrong with probability `error` at most, if `risk` was observed."""
     if p_value(risk, num_sequences, 1.0) > error:
         return 1.0
     return float(optimize.bisect(lambda bound: p_value(risk, num_sequences, bound) - error, risk, 1.0))
 
 
 def largest_risk(num_sequences: int, bound: Bound) -> float | None:
-    """The largest mean that passes; None when not even sequences without a fault would."""
+    """The largest mean that passes; None if not even sequences without errors would."""
     if not _passes(0.0, num_sequences, bound):
         return None
     return float(
@@ -61,7 +61,7 @@ def largest_risk(num_sequences: int, bound: Bound) -> float | None:
 
 
 def num_needed(risk: float, bound: Bound) -> int | None:
-    """About how many sequences with this mean would pass; None when no number would, or none in reason."""
+    """Approximate number of sequences with which this mean would pass; None if above `MAX_SEQUENCES`."""
     if risk >= bound.risk:
         return None
     most = 1
@@ -76,7 +76,7 @@ def num_needed(risk: float, bound: Bound) -> int | None:
 def walk(
     path: Iterable[_Setting], measure: Callable[[_Setting], list[float]], bound: Bound
 ) -> list[tuple[_Setting, float, float]]:
-    """Settings with their mean risk and p-value: all that passed, then the first that did not, if any."""
+    """Test settings in order. Returns each with its mean risk and p-value, up to the first that fails."""
     walked = []
     for setting in path:
         risks = measure(setting)

@@ -1,8 +1,8 @@
-"""How far an exit's distribution is from full depth's, at a price that does not grow with the vocabulary.
+"""The training loss: KL of an exit's distribution to full depth's, at a cost independent of the vocabulary.
 
 Over all of SmolLM2's 49,152 tokens this loss would cost more than the rest of a step. So the normaliser is
 estimated: on the tokens that full depth finds likely anywhere in the batch, and on a uniform sample of the
-others that stands for all of them (sampled softmax, Bengio and Senecal 2008).
+others (sampled softmax, Bengio and Senecal 2008).
 """
 
 from typing import Any
@@ -10,21 +10,21 @@ from typing import Any
 import msgspec
 import torch
 
-ROWS = 512  # whose logits are held at once
+ROWS = 512  # rows whose logits are held at once
 MAX_REST_RATIO = 20.0  # of the mass outside full depth's likeliest tokens; bounds a gradient
 TINY_MASS = 1e-6
 TINY_PROBABILITY = 1e-20
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """Full depth's word on N positions."""
+    """Full depth's likeliest tokens at N positions."""
 
     ids: torch.Tensor  # (N, K) int64, best first
     logprobs: torch.Tensor  # (N, K)
 
     @property
     def choice(self) -> torch.Tensor:
-        """(N,) what full depth says, greedily."""
+        """Full depth's greedy choice, (N,)."""
         return self.ids[:, 0]
 
 
@@ -32,20 +32,20 @@ class Candidates(msgspec.Struct, frozen=True):
     """The part of the vocabulary that a batch is compared on."""
 
     ids: torch.Tensor  # (M,) int64, rising within the likely and within the sampled
-    correction: torch.Tensor  # (M,) added to logits: a sampled token stands for others
+    correction: torch.Tensor  # (M,) added to logits: a sampled token represents others
     columns: torch.Tensor  # (N, K): where the targets' ids are among `ids`
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What one batch showed, for the progress bar."""
+    """Statistics of one batch, for the progress bar."""
 
     loss: torch.Tensor
     agreement: torch.Tensor  # share of all positions with full depth's choice
-    agreement_of_surest: torch.Tensor  # and of the half where the top probability is highest
+    agreement_of_surest: torch.Tensor  # share in the half of highest top probability
 
 
 def draw_candidates(ids: torch.Tensor, vocab_size: int, num_sampled: int, seed: int) -> Candidates:
-    """Every token among `ids` (N, K), and `num_sampled` of the others, or all of those if there are fewer."""
+    """Every token among `ids` (N, K), and `num_sampled` of the others, or all of those if fewer."""
     device = ids.device
     ids = ids.cpu()
     is_likely = torch.zeros(vocab_size, dtype=torch.bool)
@@ -63,7 +63,7 @@ def draw_candidates(ids: torch.Tensor, vocab_size: int, num_sampled: int, seed: 
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What some rows of logits say beside full depth's word."""
+    """Some rows' loss and statistics."""
 
     loss: torch.Tensor  # summed over rows
     hits: torch.Tensor  # (rows,) bool: the first choice is full depth's
@@ -90,7 +90,7 @@ def _compare(logits: torch.Tensor, columns: torch.Tensor, known: torch.Tensor) -
 
 
 class _Distance(torch.autograd.Function):
-    """The mean of `_compare` over rows, some at a time; gradients are made going forward."""
+    """The mean of `_compare` over rows, some at a time; gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -124,8 +124,8 @@ class _Distance(torch.autograd.Function):
 def distance(reduced: torch.Tensor, rows: torch.Tensor, targets: Targets, candidates: Candidates) -> Measured:
     """Mean KL to full depth and the share of equal choices.
 
-    `reduced` (N, R) are what the candidates' rows (M, R) of the vocabulary are multiplied with: R is the rank
-    of a low-rank head, or the hidden size.
+    `reduced` (N, R) is multiplied with the candidates' rows (M, R) of the vocabulary: R is the rank of a
+    low-rank head, or the hidden size.
     """
     loss, hits, confidence = _Distance.apply(reduced, rows, targets, candidates)  # type: ignore[no-untyped-call]
     surest = hits[confidence.topk((len(hits) + 1) // 2).indices]

@@ -25,15 +25,15 @@ class MeasurementCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def outcome(self, setting: object, measure: Callable[[], Outcome]) -> Outcome:
-        """The outcome of a setting, measured unless it is here."""
+        """The outcome of a setting, measured unless cached."""
         return self._struct(setting, Outcome, measure)
 
     def costs(self, measure: Callable[[], Costs]) -> Costs:
-        """The costs on which the path rests, measured unless they are here."""
+        """The costs for the path, measured unless cached."""
         return self._struct("costs", Costs, measure)
 
     def survey(self, setting: object, make: Callable[[], Survey]) -> Survey:
-        """A survey, made unless it is here."""
+        """A survey, made unless cached."""
         path = self._path(setting, ".npz")
         if not path.exists():
             made = make()

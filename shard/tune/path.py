@@ -1,8 +1,8 @@
-"""The path of thresholds that calibration walks, from safe to risky, declared before anything is tested.
+"""The path of thresholds that calibration tests, from safe to risky, fixed before any test.
 
-It is drawn from answers of its own, the survey, that take no part in the test: any path is honest then. A
-good one uses the exits that are worth what asking them costs, and lets each err in proportion to what it
-saves. Pure numbers.
+It is chosen on separate answers, the survey, which take no part in the test, so that any path is valid. A
+good path uses the exits that are worth the cost of asking, and allows each errors in proportion to its
+saving. Pure numbers.
 """
 
 import math
@@ -14,21 +14,21 @@ from scipy import optimize
 from shard.tune.costs import Costs
 from shard.tune.learn_then_test import Bound, largest_risk
 
-Thresholds = dict[int, float]  # by exit layer; 1: nobody leaves there
-STEPS = (0.35, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6, 2.0)  # of the largest risk that can pass
+Thresholds = dict[int, float]  # by exit layer; 1: no token leaves there
+STEPS = (0.35, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6, 2.0)  # shares of the largest risk that can pass
 NEVER = 1.0
-_STEPS_TO_ONE = 1_000_000  # thresholds are rounded to
+_STEPS_TO_ONE = 1_000_000  # resolution of thresholds
 
 
 class Votes(msgspec.Struct, frozen=True):
-    """What one exit says at every token of the survey, whoever left before."""
+    """One exit's confidences and correctness at every token of the survey."""
 
     layer: int
     confidences: np.ndarray  # (T,)
     agrees: np.ndarray  # (T,) bool: its token is full depth's
 
     def reached(self, threshold: float) -> np.ndarray:
-        """(T,) bool: who is sure enough."""
+        """(T,) bool: confidence reaches the threshold."""
         return self.confidences >= threshold if threshold < NEVER else np.zeros(len(self.agrees), dtype=bool)
 
 
@@ -37,10 +37,10 @@ class Survey(msgspec.Struct, frozen=True):
 
     votes: list[Votes]
     num_layers: int
-    by_logits: bool = True  # who is asked has the exit's head run, whether it leaves or not
+    by_logits: bool = True  # asking runs the exit's head, whether the row leaves or not
 
     def risk(self, thresholds: Thresholds) -> float:
-        """Share of tokens that would leave and be wrong."""
+        """Share of tokens that would leave early and be wrong."""
         leaving = self._leaving(thresholds)
         wrong = sum(
             np.count_nonzero(who & ~votes.agrees) for who, votes in zip(leaving, self.votes, strict=True)
@@ -48,11 +48,11 @@ class Survey(msgspec.Struct, frozen=True):
         return int(wrong) / len(self.votes[0].agrees)
 
     def shares(self, thresholds: Thresholds) -> list[float]:
-        """Of all tokens, those that would leave at each exit."""
+        """Share of all tokens that would leave at each exit."""
         return [float(who.mean()) for who in self._leaving(thresholds)]
 
     def speedup_bound(self, thresholds: Thresholds, leaving: list[float], costs: Costs) -> float:
-        """Over full depth, for one row, when these shares of tokens leave at each exit."""
+        """Upper bound of one row's speed-up over full depth, if these shares of tokens leave at exits."""
         asked, staying = [], 1.0
         for votes, share in zip(self.votes, leaving, strict=True):
             probed = float(np.mean(votes.confidences >= 0)) if self.by_logits else share / max(staying, 1e-9)
@@ -61,7 +61,7 @@ class Survey(msgspec.Struct, frozen=True):
         return costs.speedup_bound(leaving, asked)
 
     def _leaving(self, thresholds: Thresholds) -> list[np.ndarray]:
-        """Who would leave at each exit, (T,) bool: at the first that is sure enough."""
+        """For each exit, (T,) bool: the tokens for which it is the first exit to reach its threshold."""
         gone = np.zeros(len(self.votes[0].agrees), dtype=bool)
         leaving = []
         for votes in self.votes:
@@ -71,7 +71,7 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 class _Errors:
-    """How often an exit errs at each confidence: never more where it is surer (isotonic regression)."""
+    """An exit's error rate by confidence, non-increasing (isotonic regression)."""
 
     def __init__(self, votes: Votes):
         order = np.argsort(-votes.confidences, kind="stable")
@@ -79,7 +79,7 @@ class _Errors:
         self._errors = optimize.isotonic_regression(~votes.agrees[order]).x
 
     def threshold(self, allowed: float) -> float:
-        """The least confidence at which at most so many of those who leave are wrong."""
+        """The lowest threshold at which at most `allowed` tokens leave wrongly."""
         count = int(np.searchsorted(self._errors, allowed, side="right"))
         if count == 0:
             return NEVER
@@ -88,10 +88,10 @@ class _Errors:
 
 
 def declare_path(survey: Survey, num_sequences: int, bound: Bound, costs: Costs) -> list[Thresholds]:
-    """Settings whose risks on the survey rise through what so many sequences can prove.
+    """Settings with rising risk on the survey, around the largest risk that `num_sequences` can prove.
 
-    Each is the fastest of its risk, whichever exits it uses. None at all when nothing can be proven, or when
-    no exit is ever right often enough to leave there.
+    Each is the fastest of its risk, with any exits. Empty if nothing can be proven, or if no exit is ever
+    right often enough.
     """
     provable = largest_risk(num_sequences, bound)
     if provable is None:
@@ -106,7 +106,7 @@ def declare_path(survey: Survey, num_sequences: int, bound: Bound, costs: Costs)
 
 
 class _Search:
-    """Looks for settings on a survey."""
+    """Searches settings on a survey."""
 
     def __init__(self, survey: Survey, costs: Costs):
         self._survey = survey
@@ -115,10 +115,10 @@ class _Search:
         saved = [costs.saved_ms(i) for i in range(len(survey.votes))]
         self._worth = {
             votes.layer: ms / max(saved) for votes, ms in zip(survey.votes, saved, strict=True)
-        }  # of leaving at a layer, the most worthy being 1
+        }  # relative saving of leaving at a layer, at most 1
 
     def fastest(self, risk: float) -> Thresholds:
-        """A setting of at most this risk: the best exit, and others while another makes it faster."""
+        """A fast setting of at most this risk: the best exit, plus others while each makes it faster."""
         setting = max((self._riskiest({layer}, risk) for layer in self._errors), key=self._merit)
         while True:
             used = {layer for layer, threshold in setting.items() if threshold < NEVER}
@@ -129,17 +129,17 @@ class _Search:
             setting = best
 
     def _merit(self, setting: Thresholds) -> tuple[bool, float]:
-        """That some leave counts most, then the speed."""
+        """Sort key: first whether any token leaves, then the speed."""
         return any(threshold < NEVER for threshold in setting.values()), self._speed(setting)
 
     def _speed(self, setting: Thresholds) -> float:
         return self._survey.speedup_bound(setting, self._survey.shares(setting), self._costs)
 
     def _riskiest(self, chosen: set[int], risk: float) -> Thresholds:
-        """Thresholds of these exits that let most leave with at most this risk."""
+        """Thresholds of these exits that let the most tokens leave with at most this risk."""
 
         def setting(error: float) -> Thresholds:
-            """What the most worthy exit may err; the others less."""
+            """Thresholds with `error` for the exit of greatest saving, proportionally less for others."""
             return {
                 layer: errors.threshold(error * self._worth[layer]) if layer in chosen else NEVER
                 for layer, errors in self._errors.items()

@@ -1,4 +1,4 @@
-"""From a text with its hidden states to an exit folder: vocabulary, heads, probes, and what came of it."""
+"""The pipeline from text and hidden states to an exit folder: vocabulary, heads, probes, evaluation."""
 
 import random
 from collections.abc import Callable
@@ -19,46 +19,46 @@ from shard.tune.rerank import first_turns
 from shard.tune.training import Plan, Student, Trainer
 from shard.tune.vocabulary import Fixed, LowRank, Vocabulary, first_factors, low_rank
 
-FACTOR_PASSAGES = 400  # whose features the first factors are made for
+FACTOR_PASSAGES = 400  # passages whose features determine the first factors
 SAVE_STEPS = 100
 LOOK_STEPS = 200
-LOOK_PASSAGES = 24  # of each text, held out, looked at while training goes on
+LOOK_PASSAGES = 24  # held-out passages of each text, evaluated during training
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What is to be made."""
+    """The exits to make."""
 
     spec: HeadSpec
     plan: Plan
     vocabulary: Path  # file of the low-rank vocabulary
-    vocabulary_steps: int = 0  # at full depth, before any exit learns
-    init: Path | None = None  # an exit folder to go on from
+    vocabulary_steps: int = 0  # training steps at full depth, before any exit learns
+    init: Path | None = None  # an exit folder to start from
     freeze_vocabulary: bool = False  # the file is read, not written
     resume: bool = False
 
 
 class Looked(msgspec.Struct, frozen=True):
-    """Held-out agreement of each exit at one moment of training, by text."""
+    """Held-out agreement of each exit at one step of training, by text."""
 
     step: int
     agreement: dict[str, dict[int, float]]
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What came of it, on held-out passages: by exit layer, then by text."""
+    """Results on held-out passages: by exit layer, then by text."""
 
     num_training_tokens: dict[str, int]
     num_steps: int
     history: list[Looked]
     exits: dict[int, dict[str, Curve]]
-    probes: dict[int, dict[str, Curve]]  # with the probe's word in the place of the exit's confidence
+    probes: dict[int, dict[str, Curve]]  # by the probe's confidence instead of the exit's
 
 
-Tell = Callable[[str, int, int, dict[int, Measured]], None]  # (stage, step, of, what exits showed)
+Tell = Callable[[str, int, int, dict[int, Measured]], None]  # (stage, step, num_steps, by exit)
 
 
 class Tuning:
-    """One tuning, stage by stage. What is interrupted goes on from `folder` and ends in the same heads."""
+    """One tuning in stages. An interrupted one continues from `folder` and ends in the same heads."""
 
     def __init__(self, back: Backbone, sources: list[Source], wanted: Wanted, folder: Path, to: torch.Tensor):
         self._back = back
@@ -69,7 +69,7 @@ class Tuning:
         self._history: list[Looked] = []
 
     def run(self, tell: Tell) -> Result:
-        """Train all there is to train and write the exit folder, vocabulary and probes included."""
+        """Train everything and write the exit folder, including vocabulary and probes."""
         self._folder.mkdir(parents=True, exist_ok=True)
         vocabulary, heads = self._begin(tell)
         student = Student(self._back, heads, vocabulary, self._to)
@@ -82,7 +82,7 @@ class Tuning:
         return self._result(served, probes)
 
     def _begin(self, tell: Tell) -> tuple[Vocabulary, list[Head]]:
-        """Vocabulary and heads as training finds them."""
+        """Initial vocabulary and heads."""
         back, wanted = self._back, self._wanted
         if wanted.init is not None:
             return self._given(wanted.init), self._reranking(self._given_heads(wanted.init))
@@ -119,9 +119,9 @@ class Tuning:
         return [Head(layer, spec.kind, weights) for layer, weights in made.items()]
 
     def _reranking(self, heads: list[Head]) -> list[Head]:
-        """Heads that let the LM head decide, where that is asked for.
+        """The heads, with adapters for reranking if requested.
 
-        What it reads of their features is at first what comes nearest to full depth's, by least squares.
+        Each adapter starts as the least-squares map from the head's features to full depth's.
         """
         rerank = self._wanted.spec.rerank
         lacking = [head for head in heads if rerank is not None and "rerank.weight" not in head.weights]
@@ -131,13 +131,13 @@ class Tuning:
         ]
 
     def _some_places(self) -> list[Place]:
-        """Passages to learn from, in an order that follows from the seed."""
+        """Training passages in an order that depends on the seed."""
         places = places_of(self._sources, "training")
         random.Random(self._wanted.plan.seed).shuffle(places)
         return places
 
     def _first_vocabulary(self, rank: int, tell: Tell) -> tuple[LowRank, torch.Tensor]:
-        """A vocabulary that serves full depth's own hidden states, and the reducer (R, H) with it."""
+        """A vocabulary trained at full depth, and its reducer (R, H)."""
         factors = first_factors(self._back, *self._features(), rank)
         vocabulary = low_rank(self._back, factors)
         depth = self._back.shape.num_layers
@@ -147,7 +147,7 @@ class Tuning:
         return vocabulary, reader.weights["low_rank.weight"].detach()
 
     def _features(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the LM head reads at full depth, (N, H), in some passages; how often each token is due."""
+        """Inputs (N, H) of the LM head at full depth in some passages; expected count of each token."""
         counts, features = torch.zeros(self._back.shape.vocab_size), []
         for number, (source, passage) in enumerate(self._some_places()):
             cache = self._sources[source].cache
@@ -174,7 +174,7 @@ class Tuning:
             parameter.requires_grad_(False)
 
     def _look(self, student: Student, step: int) -> Looked:
-        """Agreement on a few held-out passages of each text."""
+        """Agreement on some held-out passages of each text."""
         whole, agreement = student.vocabulary.whole(), {}
         for number, source in enumerate(self._sources):
             places = [(number, passage) for passage in source.held_out[:LOOK_PASSAGES]]
@@ -185,7 +185,7 @@ class Tuning:
         return Looked(step, agreement)
 
     def _served(self, student: Student) -> Student:
-        """The student as a server will read it: rounded to what the files hold."""
+        """The student with weights rounded as in the files."""
         rounded = exit_folder.rounded
         heads = [
             Head(

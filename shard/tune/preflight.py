@@ -1,4 +1,4 @@
-"""What cannot be done is refused before any work, in one sentence."""
+"""Checks before any work that a tuning is possible; refuses in one sentence."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from shard.tune.heads import HeadSpec
 from shard.tune.tune_config import Ask
 
 TRAINING_BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in float32
-ACTIVATION_BYTES = 2 << 30  # of a step
+ACTIVATION_BYTES = 2 << 30  # activations of a step
 
 
 def check(ask: Ask, shape: Shape) -> None:
@@ -43,7 +43,7 @@ def check(ask: Ask, shape: Shape) -> None:
 
 
 def training_bytes(spec: HeadSpec, shape: Shape) -> int:
-    """Memory that training takes, about."""
+    """Approximate memory of training."""
     hidden = shape.hidden_size
     head = {"norm": 0, "mlp": 8 * hidden * hidden, "block": 13 * hidden * hidden}[spec.kind]
     adapter = 0 if spec.rerank is None else hidden * hidden
@@ -55,7 +55,7 @@ def training_bytes(spec: HeadSpec, shape: Shape) -> int:
 
 
 def check_disk(work: Path, needed: int, folder: Path) -> None:
-    """Raises `OSError` where hidden states that are not there yet would not fit."""
+    """Raises `OSError` if missing hidden states would not fit on the disk."""
     work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(work).free
     if not (folder / "index.json").exists() and needed > free:

@@ -1,7 +1,7 @@
-"""The probe of an exit: a cut through its hidden states that tells, before a head is run, if asking pays.
+"""The probe of an exit: a linear classifier of hidden states that predicts whether running the head pays.
 
-What it learns is whether the exit's choice is full depth's, on passages that no head was trained on: where
-heads were trained they are right more often than they will ever be again.
+It learns whether the exit's choice equals full depth's, on passages that no head was trained on: on training
+passages heads are right too often.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What tuning shows while it runs: a bar with loss, agreement and time left, or lines in a file."""
+"""Progress of tuning: a bar with loss, agreement and time left, or lines in a file."""
 
 import time
 from types import TracebackType
@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-LINE_SECONDS = 30.0  # between lines, where no terminal shows bars
+LINE_SECONDS = 30.0  # between lines without a terminal
 
 
 class Progress:
-    """One bar for each stage; without a terminal, a line now and then."""
+    """One bar for each stage; without a terminal, periodic lines."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -38,7 +38,7 @@ class Progress:
         self._bars.stop()
 
     def tell(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """A stage has come so far."""
+        """Show the progress of a stage."""
         if not self.console.is_terminal:
             self._line(stage, done, total, note)
             return

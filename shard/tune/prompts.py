@@ -1,7 +1,7 @@
-"""Prompts to make a model talk: lists that ship with the project, or a file of one's own.
+"""Prompts for text generation: lists that ship with the project, or the user's file.
 
-Whether a prompt is held out follows from its text alone, so that what is never trained on stays the same
-whatever the list, its order and the seed: tuning measures, and calibration draws its conclusions, there.
+A prompt is held out by its text alone, independent of list, order and seed. Tuning and calibration measure on
+held-out prompts.
 """
 
 import random
@@ -14,11 +14,11 @@ import msgspec
 
 SHIPPED = ("chat", "code")
 FOLDER = Path(__file__).parent / "prompts"
-HELD_OUT_OF = 10  # one prompt in so many is held out
+HELD_OUT_OF = 10  # one in this many prompts is held out
 
 
 class PromptsUnusable(ValueError):
-    """A prompt file that cannot be used. The message is one sentence that names the line."""
+    """An unusable prompt file. The message is one sentence that names the line."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -39,7 +39,7 @@ def read_prompts(name: str) -> list[str]:
 
 
 def shuffled(prompts: list[str], seed: int) -> list[str]:
-    """The same prompts in an order that depends on the seed alone."""
+    """The prompts in an order that depends on the seed alone."""
     return random.Random(seed).sample(prompts, len(prompts))
 
 
@@ -49,7 +49,7 @@ def is_held_out(prompt: str) -> bool:
 
 
 def encode_prompts(model: Path, prompts: list[str]) -> list[list[int]]:
-    """Token ids of prompts as the model's own chat template puts them; bare ones where it has none."""
+    """Token ids of prompts in the model's chat template, or of bare prompts without one."""
     from transformers import AutoTokenizer  # seconds to import
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model, local_files_only=True)

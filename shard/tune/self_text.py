@@ -1,7 +1,7 @@
-"""Text that a model makes itself, from prompts: half of it greedy, half drawn at a temperature.
+"""Text that the model generates from prompts: half of it greedy, half at a temperature.
 
-Prompts go in waves. A wave is one file and is always generated in the same way, so that what is interrupted
-goes on with the next wave and ends with the same text.
+Prompts go in waves, one file each. A wave is deterministic, so that an interrupted generation resumes with
+the next wave and ends with the same text.
 """
 
 import zlib
@@ -21,10 +21,10 @@ TEMPERATURES = (0.7, 1.0)
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """What is to be generated."""
+    """The text to generate."""
 
     prompts: list[str]
-    num_answers: int  # prompts are gone through again and again until there are so many
+    num_answers: int  # prompts are repeated until there are this many
     max_new_tokens: int = 256
     max_total_tokens: int = 4096  # prompt and answer
     batch_size: int = 128
@@ -43,7 +43,7 @@ class _Task(msgspec.Struct, frozen=True):
 def generate(
     runner: Callable[[], ModelRunner], model: Path, wanted: Generation, folder: Path
 ) -> Iterator[list[Passage]]:
-    """The text wave by wave; what is in the folder already is read from there."""
+    """Yields the text by waves; existing waves are read from the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = _tasks(model, wanted)
     for wave, first in enumerate(range(0, len(tasks), WAVE_PROMPTS)):
@@ -87,7 +87,7 @@ def _tasks(model: Path, wanted: Generation) -> list[_Task]:
 
 
 def _sampling(prompt: str, turn: int, wanted: Generation) -> Sampling:
-    """Greedy at every other turn, else at one of the temperatures, with noise of the prompt's own."""
+    """Sampling: greedy at every other turn, else at one of the temperatures, with the prompt's own seed."""
     if turn % 2 == 0:
         return Sampling()
     seed = zlib.crc32(f"{wanted.seed} {turn} {prompt}".encode())

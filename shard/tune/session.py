@@ -1,4 +1,4 @@
-"""From what a person asks for to an exit folder."""
+"""Runs a whole tuning: from a configuration to an exit folder."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from shard.tune.tune_config import Ask
 
 
 class Made(msgspec.Struct, frozen=True):
-    """A tuning that is done: the exit folder is where it was asked for."""
+    """A finished tuning, with its exit folder in place."""
 
     ask: Ask
     result: Result
@@ -42,7 +42,7 @@ def tune_exits(ask: Ask, progress: Progress) -> Made:
 
 
 def measure(ask: Ask) -> Costs:
-    """What layers and heads cost here, by the engine's own parts."""
+    """Costs of layers and heads on this machine, measured in the engine."""
     config = ShardConfig(
         model=str(ask.model),
         device=ask.machine.device,

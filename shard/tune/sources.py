@@ -1,4 +1,4 @@
-"""Texts and their hidden states, found in the work folder or made there."""
+"""Texts and their hidden states, cached in the work folder."""
 
 import hashlib
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from shard.tune.states import cache_bytes, open_or_make
 from shard.tune.text import Passage, digest
 from shard.tune.tune_config import Ask
 
-PROBING_OF = 16  # one passage in so many teaches the probes, and no head
-KV_BYTES = 2 << 30  # for making text
+PROBING_OF = 16  # one in this many passages trains probes, not heads
+KV_BYTES = 2 << 30  # for generating text
 MAX_TOKENS = 4096  # of a passage, prompt and answer
 
 
 def make_sources(ask: Ask, shape: Shape, progress: Progress) -> list[Source]:
-    """Texts and their hidden states, made where the work folder does not have them."""
+    """Texts and their hidden states, made unless the work folder has them."""
     runner = _Once(lambda: ModelRunner(_config(ask, shape)))
     texts = _texts(ask, shape, runner, progress)
     return [_source(ask, name, passages, runner, progress) for name, passages in texts.items()]
 
 
 def make_texts(ask: Ask, shape: Shape, progress: Progress) -> dict[str, list[Passage]]:
-    """The texts alone, by name."""
+    """Only the texts, by name."""
     return _texts(ask, shape, _Once(lambda: ModelRunner(_config(ask, shape))), progress)
 
 
@@ -64,7 +64,7 @@ def _own_text(ask: Ask, name: str, runner: Callable[[], ModelRunner], progress: 
 def _source(
     ask: Ask, name: str, passages: list[Passage], runner: Callable[[], ModelRunner], progress: Progress
 ) -> Source:
-    """A text with its hidden states; of the passages not held out, one in sixteen is kept for the probes."""
+    """A text with its hidden states; one in `PROBING_OF` training passages is kept for the probes."""
     shape = shape_of(read_config(ask.model))
     layers = [*ask.wanted.spec.layers, shape.num_layers]
     key = f"{model_digest(ask.model)} {ask.machine.dtype} {layers} {digest(passages)}"
@@ -89,7 +89,7 @@ def _source(
 
 
 def _config(ask: Ask, shape: Shape) -> ShardConfig:
-    """The model at full depth, as it answers prompts and reads text."""
+    """Configuration of the model at full depth, for generating and reading text."""
     return ShardConfig(
         model=str(ask.model),
         device=ask.machine.device,
@@ -103,7 +103,7 @@ def _config(ask: Ask, shape: Shape) -> ShardConfig:
 
 
 class _Once:
-    """A runner that is made when it is first asked for."""
+    """A runner made on first use."""
 
     def __init__(self, make: Callable[[], ModelRunner]):
         self._make = make
@@ -116,10 +116,10 @@ class _Once:
 
 
 def _named(key: bytes) -> str:
-    """A short name for what is told apart by `key`."""
+    """A short file name for `key`."""
     return hashlib.sha256(key).hexdigest()[:12]
 
 
 def _stem(name: str) -> str:
-    """What a list of prompts is called, wherever its file lies."""
+    """The name of a list of prompts without its folder."""
     return Path(name).stem

@@ -1,7 +1,7 @@
-"""What exits learn from, cached on disk: hidden states at exits, full depth's likeliest next tokens.
+"""Training data cached on disk: hidden states at exits, and full depth's likeliest next tokens.
 
-The arrays are memory-mapped, so that memory stays bounded however much text there is. The engine's own
-decoder makes them: an exit is trained on exactly what it will read.
+The arrays are memory-mapped, so that memory stays bounded for any amount of text. The engine's own decoder
+computes them: an exit is trained on exactly what it will read.
 """
 
 import os
@@ -19,25 +19,25 @@ from shard.models.load import Decoder
 from shard.runner import ModelRunner
 from shard.tune.text import Passage
 
-TOP_TOKENS = 16  # of full depth's distribution kept at each position; the rest is one mass
-PASS_TOKENS = 2048  # in one pass through the layers
+TOP_TOKENS = 16  # likeliest tokens kept at each position; the rest is one mass
+PASS_TOKENS = 2048  # tokens in one pass through the layers
 LOGIT_ROWS = 256
 
 
 class Index(msgspec.Struct, frozen=True):
-    """What a cache holds; written last, so that a cache that has it is complete."""
+    """Index of a cache; written last, so that it marks a complete cache."""
 
     key: str  # of model, dtype, layers and text
-    layers: list[int]  # boundaries, the full depth included
+    layers: list[int]  # boundaries, including full depth
     hidden_size: int
     num_tokens: list[int]  # by passage, in the order of the text
     num_prompt_tokens: list[int]
 
 
 class StateCache:
-    """Passages as tensors. Of n tokens, states stand at positions 0 .. n - 2: the last predicts nothing.
+    """Passages as tensors. One of n tokens has states at positions 0 .. n - 2: the last predicts nothing.
 
-    Targets stand at the positions that predict answer tokens: from num_prompt_tokens - 1 to n - 2.
+    Targets are at the positions that predict answer tokens: num_prompt_tokens - 1 .. n - 2.
     """
 
     def __init__(self, folder: Path, index: Index, mode: str = "r"):
@@ -69,7 +69,7 @@ class StateCache:
         return int(self._rows[passage + 1] - self._rows[passage])
 
     def states(self, layer: int, passage: int) -> torch.Tensor:
-        """Hidden states in front of `layer`, (n - 1, H) bfloat16."""
+        """Hidden states before `layer`, (n - 1, H) bfloat16."""
         part = self._states[layer][self._rows[passage] : self._rows[passage + 1]]
         return torch.from_numpy(part.copy()).view(torch.bfloat16)
 
@@ -101,7 +101,7 @@ def open_or_make(
     runner: Callable[[], ModelRunner],
     tell: Callable[[int], None],
 ) -> StateCache:
-    """The cache of some passages at some boundaries, made if it is not there whole."""
+    """The cache of passages at some boundaries, made unless complete."""
     path = folder / "index.json"
     if path.exists():
         index = msgspec.json.decode(path.read_bytes(), type=Index)
@@ -126,7 +126,7 @@ def open_or_make(
 
 
 def cache_bytes(passages: Sequence[Passage], num_layers: int, hidden_size: int) -> int:
-    """Disk that a cache of these passages takes."""
+    """Disk space of a cache of these passages."""
     rows = sum(len(passage.token_ids) - 1 for passage in passages)
     targets = sum(passage.num_answer_tokens for passage in passages)
     return rows * num_layers * hidden_size * 2 + targets * TOP_TOKENS * 8
@@ -146,7 +146,7 @@ def _fill(
 
 
 def _run(cache: StateCache, group: list[int], passages: Sequence[Passage], teacher: ModelRunner) -> None:
-    """Several passages in one pass through the layers."""
+    """Run several passages in one pass through the layers."""
     chunks = lay_out((_but_the_last(i, passages[i]) for i in group), teacher.table.block_size)
     decoder, pools = teacher.decoder, teacher.kv_cache.layers
     batch = BatchMaker(teacher.table.block_size, decoder.embedding.device)(chunks)
@@ -166,7 +166,7 @@ def _run(cache: StateCache, group: list[int], passages: Sequence[Passage], teach
 
 
 def _but_the_last(number: int, passage: Passage) -> NewSequence:
-    """All tokens but the last, which predicts nothing."""
+    """A sequence of all tokens but the last, which predicts nothing."""
     ids = passage.token_ids[:-1]
     return NewSequence(number, 0, ids, len(ids), 0)
 

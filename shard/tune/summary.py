@@ -1,4 +1,4 @@
-"""What tuning says at its end: of every exit how often it is right, how sure of it, and what it must earn."""
+"""The final report of tuning: accuracy and confidence of each exit, and what it must save to pay."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from shard.tune.session import Made
 
 
 def print_summary(console: Console, made: Made, costs: Costs) -> None:
-    """Tables of exits and probes, then one sentence for each exit on what its costs imply."""
+    """Print tables of exits and probes, then one sentence for each exit on what its costs imply."""
     result = made.result
     console.print(f"[bold]{made.ask.out}[/bold]")
     tokens = sum(result.num_training_tokens.values())

@@ -1,7 +1,6 @@
-"""What every exit says at every token of some answers: how sure it is, and whether it is right.
+"""The survey: every exit's confidence and correctness at every token of some answers.
 
-One pass through all layers over whole answers, which full depth has given; nobody leaves. The engine's own
-heads are asked.
+One pass through all layers over whole answers of full depth, without early exits, by the engine's own heads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ LOGIT_ROWS = 128
 def survey(
     runner: ModelRunner, criterion: Criterion, answers: Sequence[Answer], advance: Callable[[], object]
 ) -> Survey:
-    """The votes of a runner's exits; it has to be idle. `advance` is told of each answer."""
+    """The votes of a runner's exits; the runner must be idle. `advance` is called for each answer."""
     reader = WeightReader(runner, criterion)
     parts = []
     for group in reader.groups(answers):
@@ -41,7 +40,7 @@ def survey(
 
 
 class WeightReader:
-    """Takes answers through all layers of a runner, its exits looking on."""
+    """Runs answers through all layers of a runner, and asks its exits."""
 
     def __init__(self, runner: ModelRunner, criterion: Criterion):
         self._segmented = runner.stack
@@ -52,7 +51,7 @@ class WeightReader:
         self._criterion = ConfidenceCriterion(criterion, 1.0, runner.ops, self._sampler.rules)
 
     def groups(self, answers: Sequence[Answer]) -> Iterator[list[Answer]]:
-        """Answers that go through together."""
+        """Groups of answers to run together."""
         group: list[Answer] = []
         most = min(PASS_TOKENS // self._block_size, self._num_blocks)
         for answer in answers:
@@ -65,9 +64,9 @@ class WeightReader:
 
     @torch.inference_mode()
     def read(self, answers: Sequence[Answer]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each exit its confidences and whether it agrees, both (T,): every token but each answer's first.
+        """For each exit, confidences and agreement, both (T,), at every token except each answer's first.
 
-        The first comes out of the prompt's pass, which nobody leaves.
+        The first token comes from the prompt's pass, which has no early exits.
         """
         segmented = self._segmented
         chunks = lay_out(map(_but_the_last, answers), self._block_size)
@@ -86,7 +85,7 @@ class WeightReader:
         return [(sure.cpu().numpy(), tokens == right) for sure, tokens in said]
 
     def _behind_block(self, exit_head: Exit, active: ActiveRows) -> torch.Tensor:
-        """What an exit's own layer makes of all tokens, if it has one; (tokens, H)."""
+        """Hidden states (T, H) behind an exit's own layer, if it has one."""
         if exit_head.block is None:
             return active.hidden
         return self._segmented.decoder.run_layer(
@@ -96,7 +95,7 @@ class WeightReader:
     def _confidences(
         self, exit_head: Exit, by_logits: torch.Tensor, hidden: torch.Tensor, before: torch.Tensor
     ) -> torch.Tensor:
-        """(T,); below anything that could be a threshold where the probe keeps the head from being asked."""
+        """Confidences (T,); below any threshold where the probe skips the head."""
         if not self._criterion.needs_logits:
             return self._criterion.of_hidden(exit_head, hidden, before)
         if exit_head.probe_floor is None:
@@ -106,7 +105,7 @@ class WeightReader:
     def _choose(
         self, vocabulary: Vocabulary, features: torch.Tensor, draws: list[Draw]
     ) -> tuple[np.ndarray, torch.Tensor]:
-        """Token ids (T,) and confidences by logits (T,) of what a vocabulary makes of features (T, F)."""
+        """Token ids (T,) and confidences (T,) by a vocabulary's logits of features (T, F)."""
         ids: list[int] = []
         sure = []
         for rows in features.split(LOGIT_ROWS):
@@ -122,13 +121,13 @@ class WeightReader:
 
 
 def _but_the_last(answer: Answer) -> NewSequence:
-    """Prompt and answer but the last token, which predicts nothing."""
+    """A sequence of prompt and answer without the last token, which predicts nothing."""
     ids = (answer.prompt_token_ids + answer.token_ids)[:-1]
     return NewSequence(answer.number, 0, ids, len(answer.prompt_token_ids), 0, sampling=answer.sampling)
 
 
 def _draws(active: ActiveRows, depth: int) -> tuple[list[Draw], torch.Tensor]:
-    """Every answer token but the first as a draw, and the rows of hidden states (T,) it is drawn from."""
+    """Draws of every answer token except the first, and their indices (T,) in the hidden states."""
     draws, asked = [], []
     for row, start in zip(active.rows, active.batch.query_starts.tolist(), strict=False):
         positions = range(row.sequence.num_prompt_tokens + 1, row.chunk.end + 1)

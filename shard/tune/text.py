@@ -1,4 +1,4 @@
-"""The text that exits are tuned on, as token ids: prompts with answers, in files whole or not there."""
+"""The training text as token ids: prompts with answers, in atomically written files."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """One text. What follows the first `num_prompt_tokens` is what exits learn to say."""
+    """One text. Exits learn what follows the first `num_prompt_tokens`."""
 
     token_ids: list[int]
     num_prompt_tokens: int
@@ -23,7 +23,7 @@ class Passage(msgspec.Struct, frozen=True):
 
 
 def save_passages(path: Path, passages: Sequence[Passage]) -> None:
-    """One file, under its name only when it is complete."""
+    """Write one file atomically."""
     temporary = path.with_suffix(".partial")
     with temporary.open("wb") as file:
         np.savez(
@@ -38,7 +38,7 @@ def save_passages(path: Path, passages: Sequence[Passage]) -> None:
 
 
 def load_passages(path: Path) -> list[Passage]:
-    """What `save_passages` wrote."""
+    """Read what `save_passages` wrote."""
     with np.load(path) as arrays:
         ends = np.cumsum(arrays["num_tokens"])
         pieces = np.split(arrays["token_ids"], ends[:-1])
@@ -51,7 +51,7 @@ def load_passages(path: Path) -> list[Passage]:
 
 
 def digest(passages: Sequence[Passage]) -> str:
-    """Names a text by its tokens."""
+    """Digest of a text by its tokens."""
     state = hashlib.sha256()
     for passage in passages:
         state.update(np.asarray([passage.num_prompt_tokens, *passage.token_ids], dtype=np.int32).tobytes())

@@ -1,7 +1,7 @@
-"""Exit heads learn full depth's distribution at every position of an answer; the backbone is never touched.
+"""Trains exit heads on full depth's distribution at every position of an answer; the backbone stays frozen.
 
-All exits learn in one pass over the cached states. What happens at a step follows from the seed and the
-step's number alone, so that training that was interrupted goes on to the same end.
+All exits learn in one pass over the cached states. Each step is a function of the seed and the step's number,
+so that interrupted training resumes to the same result.
 """
 
 import math
@@ -21,25 +21,25 @@ from shard.tune.vocabulary import Fixed, Vocabulary
 
 BETAS = (0.9, 0.95)
 WARMUP_SHARE = 0.03
-LAST_RATE_SHARE = 0.02  # of the learning rate, at the end of the cosine
+LAST_RATE_SHARE = 0.02  # share of the learning rate at the end of the cosine
 MAX_GRADIENT_NORM = 1.0
 
 Notes = TypeVar("Notes")
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How to train."""
+    """Hyperparameters of training."""
 
     num_steps: int
-    batch_targets: int = 3072  # positions learned from in one step, about
+    batch_targets: int = 3072  # approximate positions per step
     rate: float = 1e-3
     weight_decay: float = 0.01
-    num_sampled: int = 2048  # tokens of the vocabulary beside the likely ones
+    num_sampled: int = 2048  # sampled tokens beside the likely ones
     seed: int = 0
 
 
 class Student(msgspec.Struct, frozen=True):
-    """All that learns, and what it learns on."""
+    """All that is trained, and its training data."""
 
     back: Backbone
     heads: list[Head]
@@ -62,14 +62,14 @@ class Student(msgspec.Struct, frozen=True):
 
 
 class Trainer:
-    """Takes a student through a plan, step by step."""
+    """Trains a student by a plan."""
 
     def __init__(self, student: Student, sources: Sequence[Source], plan: Plan):
         self._student = student
         self._sources = sources
         self._plan = plan
         self.step = 0
-        self._head = Fixed(student.back.head)  # where heads rerank
+        self._head = Fixed(student.back.head)  # for heads that rerank
         self._parameters = student.parameters
         for parameter in self._parameters.values():
             parameter.requires_grad_()
@@ -86,7 +86,7 @@ class Trainer:
         )
 
     def run(self) -> Iterator[dict[int, Measured]]:
-        """Step by step to the end of the plan, what each exit showed."""
+        """Train to the end of the plan; yields each step's statistics by exit."""
         for number, batch in enumerate(self._batches()):
             if number >= self.step:
                 made = self._learn(load_batch(self._sources, batch, self._student.layers, self._student.to))
@@ -94,7 +94,7 @@ class Trainer:
                 yield made
 
     def save(self, path: Path, notes: object) -> None:
-        """All that is needed to go on; `notes` come back with it."""
+        """Save all that is needed to resume, with `notes`."""
         state = {
             "step": self.step,
             "notes": msgspec.json.encode(notes),
@@ -107,7 +107,7 @@ class Trainer:
         os.replace(temporary, path)
 
     def resume(self, path: Path, notes: type[Notes]) -> Notes:
-        """Go on from what `save` wrote. Raises `ValueError` if that was another training."""
+        """Resume from what `save` wrote; returns its notes. Raises `ValueError` for another training."""
         state = torch.load(path, map_location=self._student.to.device, weights_only=True)
         same = state["plan"] == msgspec.json.encode(self._plan)
         names = {name: parameter.shape for name, parameter in state["parameters"].items()}
@@ -145,7 +145,7 @@ class Trainer:
                 made[head.layer] = distance(head.reduced(features), rows, batch.targets, candidates)
             else:
                 made[head.layer] = distance(head.adapted(features), own, batch.targets, candidates)
-                # what only proposes has to follow the features, not to shape them
+                # the proposing product follows the features, without gradients to them
                 proposed = distance(head.reduced(features.detach()), rows, batch.targets, candidates)
                 losses.append(proposed.loss)
         loss = torch.stack([*losses, *(measured.loss for measured in made.values())]).sum()
@@ -165,7 +165,7 @@ class Trainer:
         return self._plan.seed * 1_000_003 + self.step
 
     def _clip(self) -> None:
-        """Each exit by itself: one that learns in great steps does not slow the others."""
+        """Clip each exit's gradients separately: large ones of one exit do not slow the others."""
         groups: dict[str, list[torch.Tensor]] = {}
         for name, parameter in self._parameters.items():
             exit_head = ".".join(name.split(".")[:2])
@@ -175,7 +175,7 @@ class Trainer:
 
 
 def rate_share(step: int, num_steps: int) -> float:
-    """Of the learning rate: up in a straight line, down in a cosine."""
+    """Share of the learning rate: linear warm-up, then cosine decay."""
     warmup = max(1, round(WARMUP_SHARE * num_steps))
     if step < warmup:
         return (step + 1) / warmup

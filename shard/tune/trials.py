@@ -1,7 +1,7 @@
-"""Runners of one model to calibrate with: at full depth, with thresholds to be tried, and at lower depths.
+"""Runners for calibration: at full depth, with trial thresholds, and at lower depths.
 
-What is tried is what would be served: an exit folder whose thresholds are those of the trial. Every exit is
-asked for every token, whether that pays or not.
+A trial runs what would be served: an exit folder with the trial's thresholds. Every exit is asked for every
+token, whether that pays or not.
 """
 
 import json
@@ -20,12 +20,12 @@ from shard.runner import ModelRunner
 from shard.tune.path import Thresholds
 
 Field = Literal["thresholds", "breach_thresholds"]
-LEAVE: Field = "thresholds"  # who leaves
-BREACH: Field = "breach_thresholds"  # who should have stayed, where nobody can
+LEAVE: Field = "thresholds"  # thresholds of leaving
+BREACH: Field = "breach_thresholds"  # thresholds of breaches in `capped`
 
 
 class Trials:
-    """Makes runners that share one model's weights. `config` says how it would be served."""
+    """Makes runners that share one model's weights. `config` is the serving configuration."""
 
     def __init__(self, config: ShardConfig):
         assert config.exits is not None
@@ -34,8 +34,8 @@ class Trials:
         self.full = ModelRunner(msgspec.structs.replace(config, exit_mode=Mode.FULL, exits=None))
 
     def with_thresholds(self, thresholds: Thresholds) -> ModelRunner:
-        """As it would be served with these. A batch of one leaves as its row does: `synchronized` is tried
-        as `per_row`, where no company holds anybody back."""
+        """A runner with these thresholds. `synchronized` is tried as `per_row`, which equals a batch of one:
+        no other rows delay an exit."""
         criterion = Criterion(self._config.exit_criterion)
         with _folder(self._exits, criterion, thresholds) as folder:
             return self._runner(exit_mode=Mode.PER_ROW, exits=str(folder))
@@ -51,7 +51,7 @@ class Trials:
 def write_thresholds(
     folder: Path, criterion: Criterion, thresholds: Thresholds, field: Field = LEAVE
 ) -> None:
-    """Into the exits.json of a folder, whole or not at all; what else it says stays."""
+    """Write thresholds into a folder's exits.json, atomically; other fields stay."""
     partial = folder / (DESCRIPTION + ".partial")
     partial.write_text(json.dumps(_described(folder, criterion, thresholds, field), indent=1) + "\n")
     partial.replace(folder / DESCRIPTION)
@@ -69,7 +69,7 @@ def _described(
 
 @contextmanager
 def _folder(exits: Path, criterion: Criterion, thresholds: Thresholds) -> Iterator[Path]:
-    """The same exits with other thresholds."""
+    """A temporary folder of the same exits with other thresholds."""
     described = _described(exits, criterion, thresholds)
     with tempfile.TemporaryDirectory(prefix="helios-trial-") as name:
         folder = Path(name)

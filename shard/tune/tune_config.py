@@ -1,4 +1,4 @@
-"""What a person asks a tuning for."""
+"""The configuration of a tuning."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from shard.tune.pipeline import Wanted
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What it runs on, and where it keeps things."""
+    """Device, dtype and folders."""
 
     device: str
     dtype: str  # of weights and KV, settled
@@ -17,18 +17,18 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Text(msgspec.Struct, frozen=True):
-    """What it learns on."""
+    """Training text."""
 
     file: Path | None  # None: the model's own
-    prompts: list[str]  # lists or files, for its own text
-    compared: list[str]  # others, on which it is only measured
-    num_answers: int  # of each list; text of the model's own
+    prompts: list[str]  # lists or files of prompts for the model's own text
+    compared: list[str]  # other lists, used for evaluation only
+    num_answers: int  # answers per list of prompts
     max_new_tokens: int
     seed: int
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A whole tuning, as a person asks for it."""
+    """The configuration of a whole tuning."""
 
     model: Path
     out: Path

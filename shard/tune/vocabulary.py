@@ -1,8 +1,8 @@
-"""The vocabulary as low-rank heads see it: V rows of R numbers in place of the LM head's V rows of H.
+"""The vocabulary of low-rank heads: a matrix (V, R) in place of the LM head's (V, H).
 
-It begins as the best product of two factors for hidden states as they occur. The rows are kept as the LM
-head times a matrix (H, R), plus a difference of their own: what training teaches about common tokens serves
-the rare ones, whose rows it hardly ever sees.
+It starts as the best low-rank factorisation for actual hidden states. Rows are parametrised as the LM head
+times a matrix (H, R), plus a difference: the shared matrix carries training on common tokens to rare ones,
+whose rows hardly occur.
 """
 
 from typing import Protocol
@@ -13,15 +13,15 @@ from torch.nn import functional
 
 from shard.tune.layers import Backbone, Tensors
 
-RARE = 0.01  # how much a token counts that full depth never found likely
+RARE = 0.01  # weight of a token that full depth never found likely
 
 
 class Vocabulary(Protocol):
-    """Where rows for the logits come from."""
+    """The source of the rows for logits."""
 
     @property
     def weights(self) -> Tensors:
-        """What may be trained."""
+        """The trainable tensors."""
         ...
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -34,11 +34,11 @@ class Vocabulary(Protocol):
 
 
 class Fixed:
-    """Rows that are given: the model's own LM head, or a vocabulary tuned before."""
+    """Fixed rows: the model's own LM head, or a vocabulary tuned before."""
 
     def __init__(self, matrix: torch.Tensor):
         self._matrix = matrix
-        self._slim: torch.Tensor | None = None  # in the dtype asked for last
+        self._slim: torch.Tensor | None = None  # rows in the last requested dtype
         self.weights: Tensors = {}
 
     def rows(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -70,17 +70,17 @@ class LowRank:
 
 
 class Factors(msgspec.Struct, frozen=True):
-    """A beginning: logits are about head @ mix @ reducer @ features."""
+    """Initial factors: logits are approximately head @ mix @ reducer @ features."""
 
     mix: torch.Tensor  # (H, R)
     reducer: torch.Tensor  # (R, H)
 
 
 def first_factors(back: Backbone, features: torch.Tensor, counts: torch.Tensor, rank: int) -> Factors:
-    """The factors with the least squared error of logits, over features (N, H) as they occur.
+    """The factors with the least squared error of logits over actual features (N, H).
 
-    Tokens weigh as much as full depth expects them, by `counts` (V,): at rank 96 that makes 54% of SmolLM2's
-    choices right before any training, equal weights 31%.
+    Tokens are weighted by full depth's expected `counts` (V,): at rank 96 this makes 54% of SmolLM2's choices
+    right before any training, equal weights 31%.
     """
     wide = features.double()
     covariance = wide.t() @ wide / len(wide)
@@ -88,17 +88,17 @@ def first_factors(back: Backbone, features: torch.Tensor, counts: torch.Tensor, 
     root = torch.linalg.cholesky(covariance + ridge)
     weight = (counts.double() + RARE)[:, None].to(wide.device)
     head = back.head.double()
-    centred = head - (weight * head).sum(0, keepdim=True) / weight.sum()  # a softmax sees no common part
+    centred = head - (weight * head).sum(0, keepdim=True) / weight.sum()  # softmax ignores a common shift
     gram = root.t() @ (centred.t() @ (weight * centred)) @ root
     vectors = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)  # (H, R)
     mix = root @ vectors
     reducer = torch.linalg.solve_triangular(root.t(), vectors, upper=True).t()
-    # of the same size on both sides, so that one learning rate serves both
+    # equal scale of both factors, so that one learning rate suits both
     sizes = (centred @ mix).square().mean(0).sqrt() / reducer.square().mean(1).sqrt()
     return Factors((mix / sizes.sqrt()).float(), (reducer * sizes.sqrt()[:, None]).float())
 
 
 def low_rank(back: Backbone, factors: Factors) -> LowRank:
-    """A vocabulary to be trained from these factors."""
+    """A trainable vocabulary from these factors."""
     own = factors.mix.new_zeros(back.head.shape[0], factors.mix.shape[1])
     return LowRank(back.head, {"mix": factors.mix.clone(), "own": own})
