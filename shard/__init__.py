@@ -1,4 +1,4 @@
-"""One process per device: weights, paged KV cache and early-exit decoding; and the same from Python."""
+"""The shard: one process per device, with weights, paged KV cache and early exits. Also a Python API."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["OfflineEngine"]
 
 
 def __getattr__(name: str) -> Any:
-    """`OfflineEngine` when it is asked for: it brings torch, which the router never loads."""
+    """Import `OfflineEngine` on first use, since it imports torch, which the router never loads."""
     if name == "OfflineEngine":
         from shard.offline import OfflineEngine
 

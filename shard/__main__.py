@@ -1,4 +1,4 @@
-"""`python -m shard`: one shard process. A router on its host hands it a socket, any other connects."""
+"""`python -m shard`: one shard process. It inherits a socket from its router, or listens for a router."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ from shard.server import Connection, Refused, Server
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Serve one router, then end. Over tcp, begin again for the next one, in a process without a past."""
+    """Serve one router, then end. Over TCP, restart in a fresh process for the next router."""
     parser = _parser()
     options = parser.parse_args(argv)
     set_up_logging(options.log_level)
@@ -63,7 +63,7 @@ def _serve(sock: socket.socket, secret: str) -> int:
 
 
 def _await_router(address: tuple[str, int], secret: str) -> tuple[Connection, Hello]:
-    """The first to connect with the secret; nobody else is let in after. Raises `OSError`."""
+    """Accept the first connection with the secret, and no further one. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     with socket.create_server(address, family=family) as listener:
         while True:
@@ -77,9 +77,9 @@ def _await_router(address: tuple[str, int], secret: str) -> tuple[Connection, He
 
 
 def _end(status: int) -> NoReturn:
-    """Leave at once: the interpreter's own way out could wait for a step that runs."""
+    """Exit at once: the interpreter's normal exit could wait for a running step."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # it was closed by whoever started this
+        if stream is not None:  # the parent may have closed it
             stream.flush()
     os._exit(status)
 

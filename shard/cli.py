@@ -1,4 +1,4 @@
-"""Flags that the shard's commands share: which model, on what, kept where, how much is logged."""
+"""Flags that the shard's commands share: model, device, cache, logging."""
 
 import argparse
 import faulthandler
@@ -12,7 +12,7 @@ LOG_LEVELS = ["debug", "info", "warning", "error"]
 
 def add_device_flags(parser: argparse.ArgumentParser, dtypes: list[str] = DTYPES) -> None:
     """--device, --dtype and --num-threads."""
-    import torch  # seconds to import: not for a command that only fetches
+    import torch  # takes seconds to import; fetching does not need it
 
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
@@ -44,7 +44,7 @@ def add_log_level_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def set_up_logging(level: str) -> None:
-    """To standard error, for the whole process. What libraries have to debug is left out."""
+    """Log to standard error, for the whole process, without libraries' debug records."""
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.basicConfig(level=max(number, logging.INFO), format="%(levelname)s %(name)s: %(message)s")
     for name in ("shard", "helios"):
@@ -54,7 +54,7 @@ def set_up_logging(level: str) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more, as an argument's type."""
+    """An argument type: an integer of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
@@ -62,7 +62,7 @@ def positive(text: str) -> int:
 
 
 def positives(text: str) -> list[int]:
-    """Such numbers by commas."""
+    """An argument type: integers of at least 1, separated by commas."""
     return [positive(part) for part in text.split(",")]
 
 

@@ -1,4 +1,4 @@
-"""The time that a shard's reports are in. Knows no task to wake: what passes is slept through."""
+"""The clock of a shard's reports. Passing time blocks the thread."""
 
 import time
 
@@ -10,12 +10,12 @@ class Clock:
         return time.perf_counter() * 1000
 
     def pass_ms(self, ms: float) -> None:
-        """Let so much time go by."""
+        """Sleep for `ms`."""
         time.sleep(ms / 1000)
 
 
 class VirtualClock(Clock):
-    """Time that passes only where somebody lets it: a simulated shard without waiting."""
+    """A clock that advances only by `pass_ms`, for simulated shards that do not wait."""
 
     def __init__(self) -> None:
         self._now_ms = 0.0

@@ -1,6 +1,6 @@
-"""What this machine's CPU can execute, or less: `HELIOS_CPU` imitates a smaller one, for tests.
+"""Instructions of this machine's CPU. `HELIOS_CPU` imitates a smaller one, for tests.
 
-Knows no torch: what it sets must be set before torch is loaded. `shard/precision.py` asks both.
+Imports no torch, since its settings must precede torch's import. `shard/precision.py` asks both.
 """
 
 import os
@@ -14,7 +14,7 @@ SWITCH = "HELIOS_CPU"
 
 
 class Level(msgspec.Struct, frozen=True):
-    """A step of x86-64: each has the instructions of those before it."""
+    """A level of x86-64, which includes the instructions of the levels before it."""
 
     name: str
     features: tuple[str, ...]  # as Linux names them
@@ -54,14 +54,14 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    """A processor: its architecture and its instructions, as far as they may be used."""
+    """A processor: its architecture, and the instructions that may be used."""
 
     machine: str  # x86_64 | aarch64 | another
     features: frozenset[str]
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Those that it has wholly, the smallest first; none on another architecture than x86-64."""
+        """The levels that it fully supports, the smallest first; none on other architectures than x86-64."""
         count = next(
             (i for i, level in enumerate(LEVELS) if not self.features.issuperset(level.features)), len(LEVELS)
         )
@@ -73,11 +73,11 @@ class Cpu(msgspec.Struct, frozen=True):
 
     @property
     def compiler_options(self) -> list[str]:
-        """Instructions that code compiled for it may use: named one by one, never what a compiler finds."""
+        """Compiler flags for its instructions, named one by one instead of found by the compiler."""
         return [option for level in self.levels for option in level.options]
 
     def limited(self, name: str) -> "Cpu":
-        """The same with no more than the level `name` has. Raises `ValueError` if it has not even that."""
+        """The CPU reduced to the level `name`. Raises `ValueError` if it lacks that level."""
         names = [level.name for level in self.levels]
         if name not in names:
             raise ValueError(
@@ -87,7 +87,7 @@ class Cpu(msgspec.Struct, frozen=True):
         return Cpu(self.machine, self.features.difference(*(level.features for level in above), _NOT_BELOW))
 
 
-# Instructions beside the levels that torch or oneDNN would use, and a machine that is imitated has not.
+# Instructions outside the levels that torch or oneDNN would use, and that an imitated CPU lacks.
 _NOT_BELOW = frozenset({"amx_tile", "amx_bf16", "amx_fp16", "avx512_fp16", "avx_ne_convert"})
 
 
@@ -99,7 +99,7 @@ def this_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
 
 
 def real_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
-    """As Linux describes it; elsewhere nothing is known of its instructions."""
+    """The CPU as Linux describes it; without known instructions on other systems."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
     machine = platform.machine().lower()
@@ -110,7 +110,7 @@ def real_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:
 
 
 def imitate(environment: MutableMapping[str, str]) -> None:
-    """Limit torch and oneDNN as `HELIOS_CPU` limits us. To be called before torch is loaded."""
+    """Limit torch and oneDNN to `HELIOS_CPU`. Call before torch is imported."""
     name = environment.get(SWITCH)
     if name:
         level = real_cpu().limited(name).levels[-1]

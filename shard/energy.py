@@ -1,7 +1,7 @@
-"""Joules that a shard spends while it has work: measured where the machine tells, else by a power stated.
+"""Joules that a shard spends while it has work: by hardware counters, else time times a stated power.
 
-A GPU's own counter through NVML, a processor's through RAPL. Both count all that the device did, whoever
-asked for it. Knows no steps' meaning, no sockets, and torch only to tell GPUs apart.
+GPUs are read through NVML, processors through RAPL. Both counters include the work of other processes on the
+device. Knows no sockets, and torch only to tell GPUs apart.
 """
 
 import ctypes
@@ -17,18 +17,18 @@ import msgspec
 from shard.messages import ShardConfig, StepOutput
 
 POWERCAP = Path("/sys/class/powercap")
-_RAPL_DOMAIN = re.compile(r"intel-rapl:\d+(:\d+)?")  # AMD's too; others show the same energy again
-_READ_EVERY_S = 0.05  # counters are no finer, and reading a GPU's takes its time
+_RAPL_DOMAIN = re.compile(r"intel-rapl:\d+(:\d+)?")  # AMD's too; other entries repeat the same energy
+_READ_EVERY_S = 0.05  # counters are no finer, and reading a GPU's takes time
 
 
 class NoEnergy(ValueError):
-    """Joules are needed, and nothing tells them. The message is one sentence."""
+    """Joules are required but cannot be measured. The message is one sentence."""
 
 
 class Counter(Protocol):
-    """A total that only rises."""
+    """A source of rising totals of joules."""
 
-    source: str  # for a person
+    source: str  # name shown to users
 
     def joules(self) -> float: ...
 
@@ -46,9 +46,9 @@ class PowerModel:
 
 
 class Rapl:
-    """Processor packages and their memory, in the share of the cores that this shard computes on.
+    """Energy of processor packages and memory, in proportion to the cores that this shard uses.
 
-    Raises `OSError` where the counters are missing, or are root's alone to read.
+    Raises `OSError` if counters are missing or readable by root only.
     """
 
     source = "RAPL"
@@ -65,7 +65,7 @@ class Rapl:
 
 
 class _Domain:
-    """One RAPL counter, which begins again at zero now and then."""
+    """One RAPL counter, which wraps around."""
 
     def __init__(self, folder: Path):
         name = (folder / "name").read_text().strip()
@@ -86,7 +86,7 @@ class _Domain:
 
 
 class Nvml:
-    """One GPU's counter. Raises `OSError` where there is none, as before Volta."""
+    """One GPU's counter. Raises `OSError` without one, as before Volta."""
 
     source = "NVML"
 
@@ -108,22 +108,22 @@ class Nvml:
 
 
 class Meter:
-    """Adds joules to what steps answer. `counter` None: they stay unknown."""
+    """Adds joules to steps' outputs. Without a `counter` they stay unknown."""
 
     def __init__(self, counter: Counter | None, clock: Callable[[], float] = time.monotonic):
         self.source = counter.source if counter is not None else None
         self._counter = counter
         self._clock = clock
-        self._last: float | None = None  # total in joules; None: nothing has run since it was idle
+        self._last: float | None = None  # total in joules; None: idle
         self._read_at = 0.0
 
     def begin(self) -> None:
-        """A step begins. What was spent while there was no work is no step's."""
+        """Note that a step begins. Energy spent while idle is left out."""
         if self._counter is not None and self._last is None:
             self._last, self._read_at = self._counter.joules(), self._clock()
 
     def end(self, output: StepOutput) -> StepOutput:
-        """The same with what was spent since the last reading: 0 most often, and right over many steps."""
+        """The output with joules since the last reading: often 0, but right over many steps."""
         if self._counter is None or self._last is None:
             return output
         is_over = output.num_sequences == 0
@@ -135,9 +135,9 @@ class Meter:
 
 
 def counter_of(config: ShardConfig, powercap: Path = POWERCAP) -> Counter | None:
-    """Measured if that is possible, else the power stated, else None.
+    """A hardware counter if possible, else one by the stated power, else None.
 
-    Raises `NoEnergy` instead of the last when the shard was asked to know.
+    Raises `NoEnergy` instead of returning None if the configuration needs joules.
     """
     try:
         if config.device.startswith("cuda"):
@@ -146,7 +146,7 @@ def counter_of(config: ShardConfig, powercap: Path = POWERCAP) -> Counter | None
             num_cores = os.cpu_count() or 1
             return Rapl(powercap, min(1.0, (config.num_threads or num_cores) / num_cores))
     except OSError:
-        pass  # not there, or not ours to read
+        pass  # missing, or not readable
     if config.watts is not None:
         return PowerModel(config.watts)
     if config.needs_energy:

@@ -1,7 +1,7 @@
-"""What a person is told when a model cannot be had or loaded: in one sentence, what failed and what to try.
+"""Error messages for models that cannot be fetched or loaded: one sentence on what failed and what to try.
 
-Sentences with which this package raises `ValueError`, `OSError` and `MemoryError` are passed on. What
-libraries raise is told apart here; tracebacks are for `--log-level debug`.
+Messages that this package raises in `ValueError`, `OSError` and `MemoryError` are passed on. Errors of
+libraries are translated here; tracebacks show with `--log-level debug`.
 """
 
 import errno
@@ -23,7 +23,7 @@ _ADVICE = {
 
 
 def sentence(error: BaseException, doing: str) -> str:
-    """Why something failed. `doing` is its beginning: what was being done, with what, on what."""
+    """One sentence on a failure. It begins with `doing`: the action, its object, its device."""
     if _is_our_sentence(error):
         return f"{_line(error)}."
     if is_out_of_memory(error):
@@ -38,7 +38,7 @@ def sentence(error: BaseException, doing: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own way of saying so, or torch's, which on a CPU is any `RuntimeError`."""
+    """True for Python's `MemoryError` and for torch's, which on a CPU is a plain `RuntimeError`."""
     words = str(error).lower()
     return isinstance(error, MemoryError) or any(phrase in words for phrase in _NO_MEMORY)
 
@@ -50,7 +50,7 @@ def _of_the_system(error: OSError, doing: str) -> str:
 
 
 def _is_our_sentence(error: BaseException) -> bool:
-    """It was raised here, and not by the system or a library that was called from here."""
+    """The error was raised by this package, not by the system or a library."""
     if not isinstance(error, ValueError | OSError | MemoryError) or not str(error):
         return False
     if isinstance(error, OSError) and error.errno is not None:
@@ -66,6 +66,6 @@ def _in_brackets(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """Its message in one line that is not too long."""
+    """The error's message, shortened to one line."""
     text = " ".join(str(error).split()).removesuffix(".")
     return text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS] + "..."

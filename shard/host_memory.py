@@ -1,4 +1,4 @@
-"""How much memory the host has to give, as Linux and the container say."""
+"""Available memory of the host, by Linux and the container."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
-    """What can be taken without swapping anybody out; None where nobody says."""
+    """Bytes that can be allocated without swapping; None if unknown."""
     known = [size for size in (_of_host(meminfo), _of_container(cgroup)) if size is not None]
     return min(known, default=None)
 
@@ -20,7 +20,7 @@ def _of_host(meminfo: Path) -> int | None:
 
 
 def _of_container(cgroup: Path) -> int | None:
-    """What a control group (version 2) may still take. Pages of files can be given up: they count as free."""
+    """Bytes left to a control group (version 2). Page cache counts as free."""
     limit, used, details = (cgroup / f"memory.{name}" for name in ("max", "current", "stat"))
     if not limit.exists() or limit.read_text().strip() == "max":
         return None

@@ -1,4 +1,4 @@
-"""Makes the real models of one shard: they share weights, and a memory of which no byte is promised twice."""
+"""Loads the real models of one shard, which share weights and one memory budget."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
 from shard.served_models import Unwanted
 
-_PAUSE_SHARE = 4  # of the time that taking a page took
-_SPARED_SHARE = 0.1  # of the host's free memory, left to others
+_PAUSE_SHARE = 4  # pause after a page, in multiples of the page's time
+_SPARED_SHARE = 0.1  # share of the host's free memory left to others
 
 
 class ModelLoader:
@@ -29,7 +29,7 @@ class ModelLoader:
 
     @memory_errors()
     def first(self, config: ShardConfig) -> tuple[ModelRunner, int]:
-        """The model that a shard starts with, and the bytes that it may take: weights and KV cache."""
+        """The model that a shard starts with, and its budget in bytes for weights and KV cache."""
         started = time.perf_counter()
         runner = ModelRunner(
             config, model=Model(config, WeightReader(self._ops_of(config), empty_of(config), self._cache))
@@ -41,7 +41,7 @@ class ModelLoader:
 
     @memory_errors()
     def beside(self, config: ShardConfig, total_bytes: int, is_wanted: Callable[[], bool]) -> ModelRunner:
-        """Another one, within the same bytes once it is alone; on one thread, so as to leave steps theirs."""
+        """Load another model, within the same budget once it is alone; on one thread, beside steps."""
         started = time.perf_counter()
         with _one_thread():
             model = Model(config, self._reader(config, Allowance(_spare_bytes(config), is_wanted)))
@@ -58,7 +58,7 @@ class ModelLoader:
         return runner
 
     def _reader(self, config: ShardConfig, note: Note) -> WeightReader:
-        """Straight into memory, where that is the host's."""
+        """A reader that loads directly into memory, or stages weights for a GPU."""
         to = empty_of(config)
         kind = WeightReader if is_elastic(to.device) else StagingWeightReader
         return kind(self._ops_of(config), to, self._cache, note)
@@ -71,7 +71,7 @@ class ModelLoader:
 
 
 class Allowance:
-    """Lets a model be read as long as it is wanted and there is memory for what is new of it."""
+    """Lets a model be read while it is wanted and its new weights fit into memory."""
 
     def __init__(self, max_bytes: int | None, is_wanted: Callable[[], bool]):
         self._max_bytes = max_bytes
@@ -79,7 +79,7 @@ class Allowance:
         self._is_wanted = is_wanted
 
     def __call__(self, num_bytes: int) -> None:
-        """Note bytes that were read. Raises `Unwanted` or `MemoryError`."""
+        """Count bytes read. Raises `Unwanted` or `MemoryError`."""
         if not self._is_wanted():
             raise Unwanted
         self._num_bytes += num_bytes
@@ -90,7 +90,7 @@ class Allowance:
 
 
 def _spare_bytes(config: ShardConfig) -> int | None:
-    """For weights beside those that run; None where nobody knows."""
+    """Bytes for weights beside those in use; None if unknown."""
     if config.swap_reserve_bytes is not None:
         return config.swap_reserve_bytes
     available = available_bytes()
@@ -98,17 +98,17 @@ def _spare_bytes(config: ShardConfig) -> int | None:
 
 
 def _bring(reader: WeightReader) -> None:
-    """Copy what was read to a device that has room for it now, beside the steps that run there."""
+    """Copy staged weights to the device beside running steps, if it has room now."""
     if reader.device.type != "cuda":
         return
     stream = torch.cuda.Stream(reader.device)
-    with suppress(MemoryError), memory_errors(), torch.cuda.stream(stream):  # else when committed
+    with suppress(MemoryError), memory_errors(), torch.cuda.stream(stream):  # else copied at the commit
         check_spare(reader.device, reader.num_staged_bytes + CUDA_ACTIVATION_BYTES)
         reader.arrive()
 
 
 def _take_gently(runner: ModelRunner) -> None:
-    """Take the memory of the first blocks: steps may have to wait while the kernel clears a page."""
+    """Take the memory of the first blocks with pauses: steps may wait while the kernel clears a page."""
     started = time.perf_counter()
     for _ in runner.touch_ahead():
         time.sleep(_PAUSE_SHARE * (time.perf_counter() - started))

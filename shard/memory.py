@@ -1,27 +1,27 @@
-"""How the memory of a shard is shared out among the models that live on it. Pure; knows no device.
+"""Divides a shard's memory among its loaded models. Pure; knows no device.
 
-The total is what the first model took at its start: its weights and its KV cache. A shallower model leaves
-more of it to blocks, and so does a model that ends. No byte is promised twice.
+The total is the first model's weights and KV cache at its start. A shallower model, and a model that ends,
+leave more of it to blocks. No byte is allotted twice.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
 
 import msgspec
 
-Weights = Mapping[Hashable, int]  # bytes by part; the same part in two models is there once
+Weights = Mapping[Hashable, int]  # bytes by part; a part shared by two models is stored once
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What one model asks for."""
+    """Memory requirements of one model."""
 
     weights: Weights
     block_bytes: int
-    num_least: int  # blocks; with fewer it could not go on
-    num_wanted: int  # blocks; more are of no use to it
+    num_least: int  # blocks: the minimum to continue
+    num_wanted: int  # blocks: the largest useful number
 
 
 def weight_bytes(held: Iterable[Weights]) -> int:
-    """Bytes of all weights together, what is shared counted once."""
+    """Bytes of all weights together, shared parts counted once."""
     parts: dict[Hashable, int] = {}
     for weights in held:
         parts |= weights
@@ -29,9 +29,9 @@ def weight_bytes(held: Iterable[Weights]) -> int:
 
 
 def share_out(claims: list[Claim], total_bytes: int) -> list[int] | None:
-    """Blocks for each claim, those of older ones served before those of newer ones; None if all cannot live.
+    """Blocks for each claim, older ones first; None if not all fit.
 
-    Every one gets its least before any gets more.
+    Every claim gets its minimum before any gets more.
     """
     left = total_bytes - weight_bytes(claim.weights for claim in claims)
     left -= sum(claim.num_least * claim.block_bytes for claim in claims)

@@ -1,4 +1,4 @@
-"""A model on a device: the layers loaded, and the exits that its mode uses. Knows no sequence and no KV."""
+"""A model on a device: its loaded layers, and the exits of its mode. Knows no sequence and no KV."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ from shard.quality.certificate_check import Served, objections
 
 
 class Model:
-    """What a configuration names, loaded; or the first layers of a `decoder` that is loaded already.
+    """Loads a configuration's model, or takes the first layers of a loaded `decoder`.
 
     Raises `ValueError`, `OSError` or `MemoryError` with one sentence when it cannot be served.
     """
@@ -59,22 +59,22 @@ class Model:
 
     @property
     def like(self) -> torch.Tensor:
-        """An empty tensor of its device, of the type that weights and KV are stored in."""
+        """An empty tensor of its device and of the storage type."""
         return self.reader.empty
 
     @property
     def block_bytes(self) -> int:
-        """What one KV block takes in all layers together, those of exit heads among them."""
+        """Bytes of one KV block in all layers together, including exit heads' own."""
         heads, num_layers = self.decoder.shape.heads, len(self.decoder.layers)
         return block_bytes(self.reader.ops, heads, num_layers, self.like)
 
     @property
     def weight_bytes(self) -> int:
-        """What is held, with whatever was padded, widened or kept twice."""
+        """Bytes held, including padding, widened weights and copies."""
         return sum(self.reader.num_bytes.values())
 
     def _version(self, heads: str) -> str:
-        """What answers depend on; exits only where they are not verified."""
+        """Digest of all that answers depend on; of exits only in modes that do not verify."""
         config, mode = self.config, self.settings.mode
         parts = [digest(Path(config.model)), self.precision.label, str(self.decoder.depth)]
         if mode not in (Mode.FULL, Mode.SPECULATIVE):
@@ -82,7 +82,7 @@ class Model:
         return "-".join(parts)
 
     def _fingerprint(self, heads: str) -> str:
-        """The version, and all else that a server of it could do differently."""
+        """The version, and all other settings that change how it is served."""
         config = msgspec.structs.replace(self.config, num_layers=self.decoder.depth, kv_cache_bytes=None)
         parts = [self.version, msgspec.json.encode(config).decode()]
         if config.exits:
@@ -90,7 +90,7 @@ class Model:
         return " ".join(parts)
 
     def _warnings(self) -> list[str]:
-        """What a person should know who serves this; replayed exits promise nothing."""
+        """Sentences on files that are not read, and on what the certificate of exits does not cover."""
         config, settings = self.config, self.settings
         unread = unread_weights(Path(config.model))
         ignored = [f"Of the files in {config.model}, {', '.join(unread)} are not read."] if unread else []
@@ -125,7 +125,7 @@ class Model:
 
 
 def ops_of(config: ShardConfig) -> PlainOps:
-    """The operations for a configuration's device; sets how many threads compute."""
+    """The operations for a configuration's device. Sets the number of compute threads."""
     num_threads = config.num_threads or os.cpu_count() or 1
     torch.set_num_threads(num_threads)
     cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
@@ -134,10 +134,10 @@ def ops_of(config: ShardConfig) -> PlainOps:
 
 
 def empty_of(config: ShardConfig) -> torch.Tensor:
-    """An empty tensor of a configuration's device, of the type that weights and KV are stored in."""
+    """An empty tensor of a configuration's device and storage type."""
     return torch.empty(0, dtype=precision_in(config).storage, device=config.device)
 
 
 def precision_in(config: ShardConfig) -> Precision:
-    """What a configuration's device stores and computes in."""
+    """Storage and compute types of a configuration's device."""
     return precision_of(config.device, config.dtype)

@@ -1,6 +1,6 @@
 """The engine without a router: prompts in, answers out, in one process and on the caller's thread.
 
-`helios tune`, `calibrate`, `score` and the engine's benchmarks run on it, and so may anybody's Python.
+`helios tune`, `calibrate`, `score` and the engine's benchmarks run on it; it is also the Python API.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ from shard.messages import (
 from shard.models.text import read_tokenizer
 from shard.runner import ModelRunner
 
-STEP_TOKENS = 512  # prompt tokens computed in one step, besides one token of every sequence that decodes
+STEP_TOKENS = 512  # prompt tokens per step, besides one token of every decoding sequence
 BATCH_SIZE = 64
 GREEDY = Sampling()
 
@@ -41,7 +41,7 @@ class Answer(msgspec.Struct, frozen=True):
     prompt_token_ids: list[int]
     token_ids: list[int]
     num_bytes: int
-    exit_layers: list[int]  # none: not known
+    exit_layers: list[int]  # []: unknown
     sampling: Sampling
 
 
@@ -54,7 +54,7 @@ class Completion(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """A sequence that is over, as it was added, with the tokens or the scores that it was added for."""
+    """A finished sequence as it was added, with its tokens or scores."""
 
     sequence: NewSequence
     tokens: list[TokenOutput]
@@ -63,7 +63,7 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class _Progress(msgspec.Struct):
-    """How far a sequence has come."""
+    """A sequence's progress."""
 
     sequence: NewSequence
     attempt: int = 0
@@ -76,7 +76,7 @@ class _Progress(msgspec.Struct):
         return len(self.sequence.token_ids) + len(self.tokens) - self.num_computed_tokens
 
     def begin(self) -> NewSequence:
-        """What the runner is told: after a preemption with the tokens that were generated before."""
+        """The message that starts the sequence; after a preemption with the tokens generated before."""
         self.num_computed_tokens = 0
         ids = self.sequence.token_ids + [token.id for token in self.tokens]
         return msgspec.structs.replace(self.sequence, attempt=self.attempt, token_ids=ids)
@@ -92,10 +92,10 @@ class _Progress(msgspec.Struct):
 
 
 class OfflineEngine:
-    """Iteration-level batching over one model, of `batch_size` sequences at most.
+    """Iteration-level batching over one model, with at most `batch_size` sequences.
 
-    `generate` answers prompts and `score` reads answers; both are loops over `add` and `step`, which are
-    there for who forms batches of their own.
+    `generate` answers prompts and `score` scores answers; both loop over `add` and `step`, which callers
+    may use to form their own batches.
     """
 
     def __init__(self, runner: ModelRunner, batch_size: int = BATCH_SIZE, tokenizer: Tokenizer | None = None):
@@ -117,7 +117,7 @@ class OfflineEngine:
         cache_dir: Path | None = None,
         **settings: Any,
     ) -> Self:
-        """A model by folder, .gguf file or hub id; `settings` are fields of `shard.messages.ShardConfig`.
+        """Load a folder, .gguf file or hub id; `settings` are fields of `shard.messages.ShardConfig`.
 
         Raises `ModelUnusable`, `ValueError`, `OSError` or `MemoryError` with one sentence.
         """
@@ -137,7 +137,7 @@ class OfflineEngine:
         exit_threshold: float | None = None,
         grammar: str | None = None,
     ) -> list[Completion]:
-        """An answer to each prompt, in their order.
+        """Answer each prompt; completions are in the order of prompts.
 
         Prompts are texts or token ids; `sampling` is one for all or one for each. `grammar` says what answers
         must be, in llguidance's words. Raises `ValueError` for a prompt that leaves no room for an answer,
@@ -167,13 +167,13 @@ class OfflineEngine:
         ]
 
     def score(self, answers: Iterable[Answer]) -> Iterator[tuple[Answer, list[Score]]]:
-        """Full depth's word on every token of given answers; each when it is complete."""
+        """Full depth's scores of every token of given answers; yields each answer when complete."""
         by_number = {answer.number: answer for answer in answers}
         for finished in self.run(_to_be_scored(answer) for answer in by_number.values()):
             yield by_number[finished.sequence.id], finished.scores
 
     def run(self, sequences: Iterable[NewSequence]) -> Iterator[Finished]:
-        """Add sequences and step until all are over; each when it is, in whatever order."""
+        """Add sequences and step until all are finished; yields each when finished, in any order."""
         for sequence in sequences:
             self.add(sequence)
         while self.has_unfinished:
@@ -185,10 +185,10 @@ class OfflineEngine:
         return bool(self._waiting or self._running)
 
     def add(self, sequence: NewSequence) -> None:
-        """Queue a sequence. Its id must not be in use; of two, the higher one is preempted first.
+        """Queue a sequence. Its id must not be in use; higher ids are preempted first.
 
-        Raises `ValueError` when it is longer than the model and its KV cache can take, or has an id that the
-        model has no embedding for.
+        Raises `ValueError` when it is longer than the model or its KV cache allows, or has an id without an
+        embedding in the model.
         """
         longest = self.runner.table.max_total_tokens
         if not sequence.token_ids or len(sequence.token_ids) + (sequence.max_new_tokens > 0) > longest:
@@ -204,7 +204,7 @@ class OfflineEngine:
         self._waiting.append(_Progress(sequence))
 
     def step(self, only: Collection[int] | None = None) -> StepOutput:
-        """One iteration: those that wait are let in, and every sequence, or those of `only`, goes on."""
+        """One iteration: admit waiting sequences, and run every sequence, or only those of `only`."""
         new = []
         while self._waiting and len(self._running) < self._batch_size:
             progress = self._waiting.popleft()
@@ -222,12 +222,12 @@ class OfflineEngine:
         return output
 
     def take_finished(self) -> list[Finished]:
-        """Those that have ended since this was last asked."""
+        """Sequences finished since the last call."""
         finished, self._finished = self._finished, []
         return finished
 
     def abort_all(self) -> None:
-        """Forget every sequence, and free its blocks."""
+        """Drop every sequence, and free its blocks."""
         self._num_steps += 1
         drop = [(id, progress.attempt) for id, progress in self._running.items()]
         self.runner.run(Step(self._num_steps, [], drop=drop))
@@ -235,7 +235,7 @@ class OfflineEngine:
         self._waiting.clear()
 
     def _work(self, only: Collection[int] | None) -> list[Work]:
-        """One token for those that decode; what is left of prompts, first come first served."""
+        """A step's work: one token for decoding sequences, the rest for prompts, first come first served."""
         work, num_left = [], STEP_TOKENS
         for id, progress in self._running.items():
             if only is not None and id not in only:

@@ -1,6 +1,6 @@
-"""In which types a device stores and computes, and why: the one place that asks what the device can do.
+"""Chooses the storage and compute types of a device; the only place that asks for its capabilities.
 
-*Storage* is the type of weights and KV, and what `--dtype` names; *compute* that of activations and products.
+*Storage* is the type of weights and KV, which `--dtype` names; *compute* is that of activations and products.
 Storing in 16 bits halves the bytes that every token reads, on every CPU. Where a CPU has no products of that
 type, they are computed in float32 from weights that are widened on their way into the registers.
 """
@@ -16,7 +16,7 @@ _AMPERE = (8, 0)  # the first compute capability with products in bfloat16
 
 
 class Precision(msgspec.Struct, frozen=True):
-    """What a device stores and computes in, with the reason in one sentence."""
+    """Storage and compute types of a device, with the reason in one sentence."""
 
     storage: torch.dtype
     compute: torch.dtype
@@ -33,19 +33,19 @@ class Precision(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """Names both: models of one label answer alike."""
+        """Names both types: models with equal labels answer alike."""
         return self.dtype if self.storage is self.compute else f"{self.dtype}_{self.compute_dtype}"
 
 
 def precision_of(device: str, dtype: str) -> Precision:
-    """What a device does with a dtype asked for, `auto` for what suits it best. Every dtype works."""
+    """The precision for a dtype on a device; `auto` is the best one for it. Every dtype works."""
     if torch.device(device).type == "cuda":
         return _of_cuda(torch.cuda.get_device_capability(torch.device(device)), dtype)
     return _of_cpu(usable_cpu(), dtype)
 
 
 def usable_cpu() -> Cpu:
-    """This CPU, with no more than torch was told to use of it."""
+    """This CPU, limited to the instructions that torch may use."""
     cpu, capability = this_cpu(), torch.backends.cpu.get_cpu_capability().lower()
     at_most = [level.name for level in cpu.levels if level.torch == capability]
     return cpu.limited(at_most[-1]) if at_most and at_most[-1] != cpu.name else cpu
@@ -68,7 +68,7 @@ def _of_cpu(cpu: Cpu, dtype: str) -> Precision:
 
 
 def _has_products(cpu: Cpu, dtype: torch.dtype) -> bool:
-    """True where oneDNN multiplies in it by instructions made for it, rather than by emulating them."""
+    """True if oneDNN multiplies in this dtype by native instructions, not by emulation."""
     if dtype is torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())  # noqa: SLF001
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""A step becomes tensors, a forward pass, and a step output. Knows no socket and no queue."""
+"""Runs steps: builds tensors, runs the forward pass, returns outputs. Knows no socket and no queue."""
 
 import time
 from collections.abc import Iterator
@@ -38,12 +38,11 @@ _COMPILING_S = 0.002  # a step waits so long for a grammar where there is nothin
 
 
 class ModelRunner:
-    """A model with its KV cache and the sequences on it. Everything runs on the thread that calls `run`.
+    """A model with its KV cache and its sequences. Everything runs on the thread that calls `run`.
 
-    A `decoder` or a whole `model` given is used instead of loading one: runners may share weights. `kv_bytes`
-    is what the cache may take from its first `resize` on; otherwise the configuration says it, and all of it
-    is there at once. Raises `ValueError`, `OSError` or `MemoryError` with one sentence when the model cannot
-    be served.
+    With a `decoder` or a `model` none is loaded: runners may share weights. `kv_bytes` is the limit of a
+    cache made by the first `resize`; without it the cache has the configuration's size and is made at once.
+    Raises `ValueError`, `OSError` or `MemoryError` with one sentence when the model cannot be served.
     """
 
     @memory_errors()
@@ -86,7 +85,7 @@ class ModelRunner:
         self.streamed = self._make_streamed()
         self.phases_ms = dict(self.model.reader.phases_ms)
         self.load_ms = (time.perf_counter() - started) * 1000
-        self._last_end: float | None = None  # of the last step, while sequences wait for the next
+        self._last_end: float | None = None  # end of the last step, while sequences wait for the next
 
     @property
     def depth(self) -> int:
@@ -109,7 +108,7 @@ class ModelRunner:
         return self.model.reader.num_bytes
 
     def ready(self) -> Ready:
-        """What was learned while loading."""
+        """The properties of the loaded model."""
         shape, config = self.decoder.shape, self._config
         return Ready(
             model=config.model,
@@ -136,7 +135,7 @@ class ModelRunner:
 
     @memory_errors()
     def resize(self, num_blocks: int) -> None:
-        """Let it take so many blocks, no fewer than it holds; brings its weights, if they are not there yet.
+        """Set the number of blocks, at least those in use. Brings staged weights to the device.
 
         Raises `MemoryError`, with nothing changed.
         """
@@ -152,20 +151,20 @@ class ModelRunner:
             self.kv_cache.rebuild(self.table.repack(num_blocks), num_blocks)
 
     def touch_ahead(self) -> Iterator[None]:
-        """Take, page by page, the memory that blocks taken next will need."""
+        """Take, page by page, the memory of the next blocks."""
         pool = self.table.pool
         return self.kv_cache.touch_ahead(pool.num_reached, pool.num_blocks)
 
     @torch.inference_mode()
     def run(self, step: Step) -> StepOutput:
-        """Carry out one step; synchronous."""
+        """Run one step; synchronous."""
         chunks, preempted = self.table.plan(step)
         if step.work and not chunks:  # else the router would ask again and again
             self.grammars.wait(_COMPILING_S)
         scored = self._score_on(chunks)
         started = time.perf_counter()
         outputs, exits = self._run_chunks(chunks)
-        self._synchronize()  # a step that draws nothing waits for nothing else
+        self._synchronize()  # a step that draws nothing does not wait otherwise
         for _ in self.touch_ahead():
             pass
         ended = time.perf_counter()
@@ -187,7 +186,7 @@ class ModelRunner:
         )
 
     def _run_chunks(self, chunks: list[Chunk]) -> tuple[list[SequenceOutput], ExitReport | None]:
-        """Prompts that are scored run to full depth in any mode; the rest runs in the mode chosen."""
+        """Run scored prompts at full depth, and other chunks in the chosen mode."""
         outputs: list[SequenceOutput] = []
         report = None
         if self.streamed is not None:
@@ -208,7 +207,7 @@ class ModelRunner:
         return outputs, report
 
     def _score_on(self, chunks: list[Chunk]) -> list[SequenceOutput]:
-        """Go on with sequences that are scored through missing layers: those that came to their end."""
+        """Continue scoring through missing layers; returns the finished sequences."""
         if self.streamed is None:
             return []
         is_idle = bool(chunks) and all(chunk.sequence.scores and chunk.sequence.waits for chunk in chunks)
@@ -220,7 +219,7 @@ class ModelRunner:
         ]
 
     def _make_streamed(self) -> StreamedScoring | None:
-        """How to score where layers are missing, if that may cost anything."""
+        """The scoring through missing layers; None if none are missing or the budget is 0."""
         config, reader = self._config, self.model.reader
         if self.depth == self.decoder.shape.num_layers or not config.score_budget:
             return None
@@ -246,13 +245,13 @@ class ModelRunner:
         return EarlyExit(segmented, settings, criterion, self._full_depth, self._sampler, replay)
 
     def _replay(self, exit_layers: list[int] | None) -> Replay | None:
-        """Exits drawn instead of asked, if they are to be."""
+        """The replay of exit layers, if one is configured."""
         path = self._config.replay_exits
         num_layers = self.decoder.shape.num_layers
         return Replay(read_replay(Path(path)), exit_layers, num_layers) if path else None
 
     def _num_useful_blocks(self) -> int:
-        """As many as its memory holds, and as the longest batch fills. Raises `MemoryError` if not one."""
+        """Blocks that memory holds, at most those of the largest batch. Raises `MemoryError` if 0."""
         num_blocks = self.kv_bytes // self.block_bytes
         if num_blocks < 1:
             raise MemoryError(
@@ -262,12 +261,12 @@ class ModelRunner:
         return min(num_blocks, self._config.max_batch_size * longest)
 
     def _allocate(self, num_blocks: int) -> KVCache:
-        heads, num_layers = self.decoder.shape.heads, len(self.decoder.layers)  # with those of exit heads
+        heads, num_layers = self.decoder.shape.heads, len(self.decoder.layers)  # with exit heads' own layers
         return KVCache(self.ops, heads, num_layers, num_blocks, self.model.like)
 
 
 def kv_budget(config: ShardConfig) -> int:
-    """Bytes of KV that a configuration asks for; what a device has free if it does not say."""
+    """Bytes of KV cache in a configuration; by default the device's free memory."""
     if config.kv_cache_bytes is not None:
         return config.kv_cache_bytes
     return max(0, free_bytes(torch.device(config.device)) - (config.swap_reserve_bytes or 0))

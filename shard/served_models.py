@@ -1,9 +1,9 @@
-"""Models beside each other on one shard: the newest takes what is new, older ones end what they have.
+"""Several models on one shard: new sequences begin on the newest, older models finish theirs.
 
-A served model is a model at a depth, under the epoch of its `Prepare`. A step is split by model and its
-outputs are put together again. Blocks move from a model that needs them less to the newest one; one
-without sequences is freed, and one that is asked for again while it lives becomes the newest again. Knows no
-tensors: simulated and real models live here alike.
+A served model is a model at a depth, under the epoch of its `Prepare`. A step is split by model, and the
+outputs are merged. Blocks that older models do not need go to the newest. A model without sequences is freed;
+one that is requested again while loaded becomes the newest again. Knows no tensors: models are simulated or
+real.
 """
 
 import threading
@@ -30,7 +30,7 @@ from shard.messages import (
     SwapFailed,
 )
 
-MAX_DISCARDED = 64  # epochs remembered, since the order to prepare one may come after that to discard it
+MAX_DISCARDED = 64  # epochs remembered, since a `Prepare` may be handled after its `Discard`
 
 
 class Engine(Protocol):
@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal ones cannot be told apart, but for their sequences and blocks."""
+        """Equal fingerprints mean equal engines, except their sequences and blocks."""
         ...
 
     @property
@@ -51,49 +51,49 @@ class Engine(Protocol):
 
     @property
     def max_blocks(self) -> int:
-        """More would be of no use, or do not fit if it lives alone."""
+        """Largest useful number of blocks that fits if the model is alone."""
         ...
 
     @property
     def resizes_freely(self) -> bool:
-        """True when giving it other numbers of blocks copies nothing."""
+        """True if `resize` copies nothing."""
         ...
 
     @property
     def phases_ms(self) -> dict[str, float]:
-        """Where the time of loading went."""
+        """Milliseconds of the phases of loading."""
         ...
 
     def ready(self) -> Ready: ...
     def run(self, step: Step) -> StepOutput: ...
 
     def resize(self, num_blocks: int) -> None:
-        """Let it take so many blocks, no fewer than it holds. Raises `MemoryError`, with nothing changed."""
+        """Set the number of blocks, at least those in use. Raises `MemoryError`, with nothing changed."""
         ...
 
 
 class Loader(Protocol):
-    """Where engines come from."""
+    """Makes engines."""
 
     def first(self, config: ShardConfig) -> tuple[Engine, int]:
-        """The model that a shard starts with, and the bytes that it takes: weights and KV cache."""
+        """The model that a shard starts with, and its bytes of weights and KV cache."""
         ...
 
     def beside(self, config: ShardConfig, total_bytes: int, is_wanted: Callable[[], bool]) -> Engine:
-        """Another one, within the same bytes once it is alone; on another thread, while steps run.
+        """Another model, within the same bytes once it is alone. Called on another thread while steps run.
 
         Raises `ValueError`, `OSError`, `MemoryError` or `ImportError` with one sentence; `Unwanted` when
-        `is_wanted` has become false.
+        `is_wanted` turns false.
         """
         ...
 
 
 class Unwanted(Exception):
-    """Nobody waits any more for what is being loaded."""
+    """The model being loaded is no longer wanted."""
 
 
 class ServedModels:
-    """The engines alive on a shard, and the one prepared."""
+    """The loaded engines of a shard, and the prepared one."""
 
     def __init__(self, config: ShardConfig, loader: Loader, clock: Clock | None = None):
         self.loader = loader
@@ -101,7 +101,7 @@ class ServedModels:
         engine, self._total_bytes = loader.first(config)
         self._reserve_bytes = config.swap_reserve_bytes or 0
         self.living: dict[int, Engine] = {0: engine}  # by epoch, oldest first
-        self._renamed: dict[int, int] = {}  # epochs of those that live under a newer one
+        self._renamed: dict[int, int] = {}  # old epoch -> the newer epoch of the same engine
         self._preparing = threading.Lock()
         self._wanted: int | None = None  # the epoch being prepared, or prepared
         self._discarded: set[int] = set()
@@ -113,11 +113,11 @@ class ServedModels:
         return next(reversed(self.living))
 
     def ready(self) -> Ready:
-        """Of the model that new sequences run on."""
+        """`Ready` of the model that new sequences run on."""
         return self.living[self.newest].ready()
 
     def run(self, step: Step) -> StepOutput:
-        """Carry out one step, model after model."""
+        """Run one step, model by model."""
         started_ms = self._clock.now_ms()
         idle_ms = 0.0 if self._last_end_ms is None else started_ms - self._last_end_ms
         parts, gone = self._split(step)
@@ -129,7 +129,7 @@ class ServedModels:
         return self._merge(outputs, idle_ms, gone)
 
     def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
-        """Load a model beside those that live. On a thread of its own; touches nothing that steps use."""
+        """Load a model beside the others. Runs on its own thread; touches nothing that steps use."""
         epoch = prepare.epoch
         with self._preparing:
             if epoch in self._discarded:
@@ -149,13 +149,13 @@ class ServedModels:
         return Prepared(epoch, engine.ready(), engine.phases_ms)
 
     def discard(self, epoch: int) -> None:
-        """Forget what is prepared, or being prepared, under an epoch. Any thread may call it."""
+        """Drop the model prepared, or being prepared, under an epoch. Any thread may call it."""
         with self._preparing:
             self._discarded = {old for old in self._discarded if old > epoch - MAX_DISCARDED} | {epoch}
         self._forget(epoch)
 
     def commit(self, commit: Commit) -> Committed | SwapFailed:
-        """Let new sequences run on what was prepared. Between two steps."""
+        """Run new sequences on the prepared model. Call between two steps."""
         started_ms = self._clock.now_ms()
         epoch = commit.epoch
         with self._preparing:
@@ -181,11 +181,11 @@ class ServedModels:
         return Committed(epoch, engine.ready(), gap_ms, {"allocate": gap_ms}, joined)
 
     def _find(self, fingerprint: str) -> int | None:
-        """The epoch of the engine alive that is the same."""
+        """The epoch of a loaded engine with this fingerprint."""
         return next((t for t, engine in self.living.items() if engine.fingerprint == fingerprint), None)
 
     def _rename(self, old: int | None, new: int) -> None:
-        """Steps on their way may still name an old epoch."""
+        """Move an engine to a new epoch. Steps in flight may still name the old one."""
         renamed = {t: new if to == old else to for t, to in self._renamed.items()}
         if old is not None:
             renamed[old] = new
@@ -197,7 +197,7 @@ class ServedModels:
                 self._wanted = self.prepared = None
 
     def _split(self, step: Step) -> tuple[dict[int, Step], list[tuple[int, int]]]:
-        """The part of a step that is each model's, and the sequences that come too late for theirs."""
+        """Each model's part of a step, and the sequences whose model is gone."""
         parts = {epoch: Step(step.number, [], [], step.drop) for epoch in self.living}
         gone: list[tuple[int, int]] = []
         placed: dict[int, int] = {}
@@ -224,18 +224,18 @@ class ServedModels:
         return engine is not None and engine.table.could_hold(new)
 
     def _tidy(self) -> None:
-        """Free the models that have ended, and give the newest what the others no longer need."""
+        """Free models without sequences, and give blocks that others no longer need to the newest."""
         before, newest = self.living, self.newest
         self.living = {t: engine for t, engine in before.items() if len(engine.table) or t == newest}
         freed = len(self.living) < len(before)
         del before
         shares = self._shares(self.living)
         if shares is not None and (freed or all(e.resizes_freely for e in self.living.values())):
-            with suppress(MemoryError):  # what cannot be had now is asked for again after the next change
+            with suppress(MemoryError):  # tried again after the next change
                 self._resize(self.living, shares)
 
     def _shares(self, living: dict[int, Engine]) -> dict[int, int] | None:
-        """Blocks for each model, the last one taken for the newest; None if they cannot all live."""
+        """Blocks for each model, the last one being the newest; None if they do not fit together."""
         *older, newest = living.values()
         claims = [*map(_claim_of_older, older), _claim_of_newest(newest)]
         total_bytes = self._total_bytes + (self._reserve_bytes if older else 0)
@@ -243,7 +243,7 @@ class ServedModels:
         return None if shares is None else dict(zip(living, shares, strict=True))
 
     def _resize(self, living: dict[int, Engine], shares: dict[int, int]) -> None:
-        """Give each its blocks, first taking from those that have more; one that is new comes last."""
+        """Resize all models: first those that shrink, a new one last."""
         known = list(self.living.values())
 
         def order(epoch: int) -> tuple[bool, bool]:
@@ -256,7 +256,7 @@ class ServedModels:
     def _merge(
         self, outputs: dict[int, StepOutput], idle_ms: float, gone: list[tuple[int, int]]
     ) -> StepOutput:
-        """One output: the newest model's, with the sequences of all and a report of each older one."""
+        """The newest model's output, with all models' sequences and a report of each older model."""
         newest = next(reversed(outputs))
         pool = self.living[newest].table.pool
         return msgspec.structs.replace(
@@ -279,13 +279,13 @@ class ServedModels:
 
 
 def _claim_of_older(engine: Engine) -> Claim:
-    """What its sequences need to finish; at least what they hold, and what the longest of them needs."""
+    """An older model's claim: what its sequences need to finish, at least the blocks in use."""
     ends, taken = engine.table.num_blocks_to_finish, engine.table.pool.num_taken
     return Claim(engine.weights, engine.block_bytes, max(taken, *ends, 0), max(taken, sum(ends)))
 
 
 def _claim_of_newest(engine: Engine) -> Claim:
-    """As much as there is; at least one sequence of the greatest length."""
+    """The newest model's claim: all there is, at least one sequence of the greatest length."""
     table = engine.table
     longest = -(-table.max_total_tokens // table.block_size)
     return Claim(engine.weights, engine.block_bytes, max(table.pool.num_taken, longest), engine.max_blocks)

@@ -47,37 +47,37 @@ from shard.served_models import ServedModels, Unwanted
 
 log = logging.getLogger(__name__)
 
-_MAX_HELLO_BYTES = 64 * 1024  # from someone who has not shown the secret yet
+_MAX_HELLO_BYTES = 64 * 1024  # from a peer that has not shown the secret yet
 _HELLO_TIMEOUT_S = 10.0
 _PARTING_S = 2.0
 _READ_BYTES = 256 * 1024
-_UNUSABLE = (ValueError, OSError, MemoryError, ImportError)  # what a model raises that cannot be served
-_PREPARING_NICENESS = 5  # steps come first; with more, it would keep them waiting for the interpreter's lock
+_UNUSABLE = (ValueError, OSError, MemoryError, ImportError)  # raised for a model that cannot be served
+_PREPARING_NICENESS = 5  # below steps; a lower priority would hold the interpreter's lock for longer
 
 
 class Runner(Protocol):
-    """What runs steps. Knows no socket."""
+    """Runs steps and swaps. Knows no socket."""
 
     def ready(self) -> Ready: ...
     def run(self, step: Step) -> StepOutput: ...
 
     def prepare(self, prepare: Prepare) -> Prepared | SwapFailed:
-        """On another thread than all else. Raises what a model that cannot be loaded raises."""
+        """Load a model, on its own thread. Raises the errors of loading."""
         ...
 
     def commit(self, commit: Commit) -> Committed | SwapFailed: ...
 
     def discard(self, epoch: int) -> None:
-        """On any thread."""
+        """Drop a prepared model; on any thread."""
         ...
 
 
 class Refused(Exception):
-    """Whoever connected is not the router, or not one that this shard can work for."""
+    """The peer is not a router, or not one that this shard can serve."""
 
 
 def make_runner(config: ShardConfig) -> Runner:
-    """The runner for a device. Only a real one imports torch."""
+    """The runner for a device. Only that of a real device imports torch."""
     if config.device == "sim":
         from shard.sim.sim_runner import SimLoader
 
@@ -97,7 +97,7 @@ class Connection:
         self.messages = self._receive()
 
     def receive_hello(self, secret: str) -> Hello:
-        """The router's first frame. Raises `Refused`, after telling the other side why."""
+        """The router's first frame. Raises `Refused`, after sending the reason."""
         self._sock.settimeout(_HELLO_TIMEOUT_S)
         hello = next(self.messages, None)
         reason = _objection(hello, secret)
@@ -120,13 +120,13 @@ class Connection:
                 self.close()
 
     def say_last(self, message: ToRouter) -> None:
-        """Write a frame that nothing follows. Closing at once could discard it, as the other side writes."""
+        """Write the last frame. Closing at once could discard it while the other side writes."""
         self.send(message)
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """End both directions; whoever waits in `messages` sees the end."""
+        """Close both directions; a reader of `messages` sees the end."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -140,7 +140,7 @@ class Connection:
                 pass
 
     def _receive(self) -> Iterator[ToShard]:
-        """Messages until the other side is gone or talks nonsense."""
+        """Messages until the other side is gone or sends invalid frames."""
         try:
             while data := self._sock.recv(_READ_BYTES):
                 yield from self._frames.feed(data)
@@ -149,7 +149,7 @@ class Connection:
 
 
 class Server:
-    """One router served over one connection."""
+    """Serves one router over one connection."""
 
     def __init__(
         self, connection: Connection, config: ShardConfig, make: Callable[[ShardConfig], Runner] = make_runner
@@ -159,11 +159,11 @@ class Server:
         self._make = make
         self._steps: SimpleQueue[Step | Commit] = SimpleQueue()
         self._preparations: SimpleQueue[Prepare] = SimpleQueue()
-        self._runner: Runner | None = None  # None: it is still being loaded
+        self._runner: Runner | None = None  # None while loading
         self._has_failed = False
 
     def run(self) -> int:
-        """Serve until the connection is gone. Returns the exit status: 0 when it was the router who went."""
+        """Serve until the connection ends. Returns the exit status: 0 when the router closed it."""
         threading.Thread(target=self._work, name="steps", daemon=True).start()
         for message in self._connection.messages:
             match message:
@@ -178,7 +178,7 @@ class Server:
         return 1 if self._has_failed else 0
 
     def _work(self) -> None:
-        """Load the model, then run steps for as long as the process lives."""
+        """Load the model, then run steps until the process ends."""
         try:
             meter = Meter(counter_of(self._config))
             runner = self._runner = self._make(self._config)
@@ -204,9 +204,9 @@ class Server:
                     self._connection.send(runner.commit(commit))
 
     def _prepare(self, runner: Runner) -> None:
-        """Prepare models as they are asked for, for as long as the process lives."""
-        if sys.platform == "linux":  # where a priority can be a thread's own
-            with contextlib.suppress(OSError):  # where that is not allowed, it has the same as the others
+        """Prepare models on request until the process ends."""
+        if sys.platform == "linux":  # where threads have their own priority
+            with contextlib.suppress(OSError):  # without permission the priority stays
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _PREPARING_NICENESS)
         while True:
             prepare = self._preparations.get()
@@ -222,12 +222,12 @@ class Server:
     def _fail(self, reason: str, is_permanent: bool) -> None:
         self._has_failed = True
         self._connection.say_last(Failed(reason, is_permanent))
-        time.sleep(_PARTING_S)  # the router hangs up long before, at which the process ends
+        time.sleep(_PARTING_S)  # the process ends earlier, when the router hangs up
         self._connection.close()
 
 
 def _objection(hello: ToShard | None, secret: str) -> str | None:
-    """Why this is not a router to work for, in a sentence; None if it is."""
+    """Why this router cannot be served, in a sentence; None if it can."""
     if not isinstance(hello, Hello) or not hmac.compare_digest(hello.secret.encode(), secret.encode()):
         return "The shard was not given the secret that it asks for."
     if hello.protocol != PROTOCOL_VERSION:

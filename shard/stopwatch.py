@@ -1,4 +1,4 @@
-"""Where a step's time goes, by wrapping the operations that it calls; it slows what it watches."""
+"""Profiles a step by wrapping its operations, which slows it."""
 
 import functools
 import time
@@ -11,7 +11,7 @@ import torch
 
 
 class Stopwatch:
-    """Milliseconds by kind of operation, while watching."""
+    """Milliseconds by kind of operation, collected in `watching`."""
 
     def __init__(self, device: torch.device):
         self.ms: dict[str, float] = defaultdict(float)
@@ -50,10 +50,10 @@ class Stopwatch:
 
 
 class Laps:
-    """Times of parts of a step, told as soon as they are known: on a CPU at once, on a GPU by `settle`.
+    """Times of parts of a step, reported as soon as known: on a CPU at once, on a GPU by `settle`.
 
-    A GPU is asked and works later: a clock beside the calls would time the asking. Marks that lie among the
-    work tell when it came by.
+    A GPU works asynchronously: a clock around the calls would time their submission. Events in its queue tell
+    when it reached them.
     """
 
     def __init__(self, device: torch.device):
@@ -62,7 +62,7 @@ class Laps:
         self._open: list[tuple[Any, Any, Callable[[float], None]]] = []
 
     def start(self) -> Any:
-        """A mark where a part begins; several may end there, and overlap."""
+        """Begin a part; returns a mark. Parts may overlap."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -70,14 +70,14 @@ class Laps:
         return event
 
     def stop(self, start: Any, tell: Callable[[float], None]) -> None:
-        """The part that began at a mark ends here; `tell` is to hear of its milliseconds."""
+        """End the part begun at a mark; `tell` receives its milliseconds."""
         if self._on_gpu:
             self._open.append((start, self.start(), tell))
         else:
             tell((time.perf_counter() - start) * 1000)
 
     def settle(self) -> None:
-        """Tell what has not been told, in the order of the ends; waits for the last of them."""
+        """Report pending times in order of the ends; waits for the last one."""
         laps, self._open = self._open, []
         if laps:
             laps[-1][1].synchronize()
@@ -86,12 +86,12 @@ class Laps:
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
-    """Waits until a device has done what it was given; where that is done at once, it does nothing."""
+    """A function that waits for a device's queued work; does nothing on a CPU."""
     return functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def measured_ms(run: Callable[[], object], synchronize: Callable[[], None]) -> float:
-    """How long a call takes, with what it leaves a device to do."""
+    """Milliseconds of a call, including the work that it queues on a device."""
     synchronize()
     started = time.perf_counter()
     run()

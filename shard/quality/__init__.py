@@ -1,1 +1,1 @@
-"""Agreement and certificates; msgspec only, so that the router may read them."""
+"""Agreement and certificates. Imports msgspec only, so that the router may use them."""

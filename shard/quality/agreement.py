@@ -1,8 +1,8 @@
-"""How often an answer's tokens are what the full model would have said there, and how likely it finds them.
+"""Statistics of answers: agreement of their tokens with full depth's, and perplexity under full depth.
 
-Pure sums, so that any number of answers can be added. Tokens of one answer hang together, so intervals take
-the answer as the unit: tokens count for as many as their spread between answers leaves them worth. Imports
-msgspec alone, since the router keeps the same books of live answers.
+Kept as sums, so that any number of answers can be added. Tokens of one answer are correlated, so intervals
+use the effective number of tokens, by the variance between answers. Imports msgspec alone, since the router
+computes the same statistics of live answers.
 """
 
 import math
@@ -24,16 +24,16 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All answers added so far. Without any, nothing is known: None."""
+    """Statistics of all answers added so far; None without any."""
 
     sequences: int = 0
     overall: Share | None = None
-    by_exit: dict[int, Share] = {}  # by the layer at which a token was taken
-    perplexity: float | None = None  # of the answers, under the full model
+    by_exit: dict[int, Share] = {}  # by exit layer
+    perplexity: float | None = None  # of the answers under the full model
 
 
 class Sums:
-    """Sums over answers of tokens n and agreeing tokens a, as a ratio's variance needs them."""
+    """Sums over answers of tokens n and agreeing tokens a, for the variance of their ratio."""
 
     def __init__(
         self, num_answers: int = 0, n: int = 0, a: int = 0, nn: int = 0, aa: int = 0, an: int = 0
@@ -50,7 +50,7 @@ class Sums:
 
     @property
     def num_effective(self) -> float:
-        """As many independent tokens would tell as much (Kish's design effect of a ratio of sums)."""
+        """Effective number of independent tokens (Kish's design effect of a ratio of sums)."""
         share = self.a / self.n
         if self.num_answers < 2:
             return 1.0
@@ -76,7 +76,7 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 
 
 class Agreement:
-    """The books."""
+    """Accumulates statistics of answers."""
 
     def __init__(self) -> None:
         self._overall = Sums()
@@ -85,9 +85,9 @@ class Agreement:
         self._num_logprobs = 0
 
     def add(self, tokens: Iterable[tuple[int | None, bool]], logprobs: Sequence[float]) -> None:
-        """Enter one answer: (exit layer, agrees) of its tokens, and the full model's log-probabilities.
+        """Add one answer: (exit layer, agrees) of its tokens, and the full model's log-probabilities.
 
-        A layer that is not known, None, counts in the whole only.
+        Tokens of an unknown layer, None, count in the total only.
         """
         layers: dict[int | None, list[bool]] = {}
         for layer, agrees in tokens:

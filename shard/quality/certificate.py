@@ -1,7 +1,7 @@
-"""certificate.json of an exit folder: what calibration proved of its exits, and of what it proved it.
+"""certificate.json of an exit folder: the guarantees of a calibration, and their conditions.
 
 A guarantee holds for one model, one set of heads, one mode, fill, criterion and dtype, and for prompts like
-those it was made with. Imports msgspec alone, since the router's policy reads it too.
+the calibration's. Imports msgspec alone, since the router's policy reads it too.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ class CertificateError(ValueError):
 
 
 class Basis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a statement rests on."""
+    """The conditions of a statement."""
 
     model: str  # digest of the weights
     heads: str  # digest of the exit folder, without its thresholds
@@ -34,12 +34,12 @@ class Basis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One setting of all thresholds, and what answers generated with it were like."""
+    """One setting of all thresholds, and statistics of answers generated with it."""
 
-    thresholds: dict[int, float]  # by exit layer; 1: nobody leaves there
+    thresholds: dict[int, float]  # by exit layer; 1: no token leaves there
     risk: float  # mean over sequences of (early tokens that full depth would not have said / tokens)
     p_value: float  # of the hypothesis that the true risk is above the bound
-    coverage: dict[int, float]  # share of tokens by the layer at which they were taken
+    coverage: dict[int, float]  # share of tokens by exit layer
     expected_depth: float  # layers per token
 
 
@@ -51,13 +51,13 @@ class Guarantee(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     criterion: str
     risk: float
     confidence: float
-    thresholds: dict[int, float]  # by exit layer; 1: no leaving there could be allowed
-    curve: list[Setting]  # in the order walked; the first that is not allowed is the last
+    thresholds: dict[int, float]  # by exit layer; 1: no exit allowed there
+    curve: list[Setting]  # in the order tested; only the last may have failed
     basis: Basis
 
 
 class DepthAgreement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`capped` at one depth: how often its tokens are what full depth would have said there."""
+    """Agreement of `capped` at one depth with full depth."""
 
     depth: int
     agreement: float  # mean over sequences
@@ -73,18 +73,18 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     depths: list[DepthAgreement] = []  # one at most for a depth and dtype
 
     def depth_agreement(self, depth: int, dtype: str) -> DepthAgreement | None:
-        """What is known of `capped` at a depth; None if nothing is."""
+        """The agreement of `capped` at a depth; None if unknown."""
         return next(
             (known for known in self.depths if (known.depth, known.basis.dtype) == (depth, dtype)), None
         )
 
     def with_guarantee(self, new: Guarantee) -> "Certificate":
-        """With a guarantee in place of an earlier one of its kind."""
+        """A copy with a guarantee added, in place of an earlier one of its kind."""
         others = [known for known in self.guarantees if _kind(known) != _kind(new)]
         return msgspec.structs.replace(self, guarantees=[*others, new])
 
     def with_depths(self, new: list[DepthAgreement]) -> "Certificate":
-        """With what was found at some depths in place of what was known of them."""
+        """A copy with agreements of depths added, in place of earlier ones."""
         found = {(known.depth, known.basis.dtype): known for known in (*self.depths, *new)}
         return msgspec.structs.replace(self, depths=[found[key] for key in sorted(found)])
 
@@ -109,14 +109,14 @@ def read_certificate(folder: Path) -> Certificate | None:
 
 
 def write_certificate(folder: Path, certificate: Certificate) -> None:
-    """Into an exit folder, whole or not at all."""
+    """Write the certificate into an exit folder, atomically."""
     partial = folder / (CERTIFICATE + ".partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(certificate), indent=1) + b"\n")
     partial.replace(folder / CERTIFICATE)
 
 
 def heads_digest(folder: Path) -> str:
-    """Names the exits of a folder whatever their thresholds: other heads need another certificate."""
+    """Digest of a folder's exits without their thresholds: other heads need another certificate."""
     described = json.loads((folder / "exits.json").read_bytes())
     for spec in described["exits"]:
         for name in _THRESHOLDS:

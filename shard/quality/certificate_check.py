@@ -1,6 +1,6 @@
-"""Whether what a shard is asked to serve is what was certified. Each objection is a sentence for a person.
+"""Checks that a shard serves what was certified. Each objection is a sentence for the operator.
 
-A request that names its own exit_threshold leaves the certificate too, by its own wish; nothing is said then.
+A request with its own exit_threshold is not covered either, by its client's choice; that raises no objection.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from shard.quality.certificate import (
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What a shard is asked to serve."""
+    """What a shard is to serve."""
 
     mode: Mode
     fill: Fill
@@ -31,7 +31,7 @@ class Served(msgspec.Struct, frozen=True):
 
 
 def objections(served: Served, exits: Path | None) -> list[str]:
-    """Where it goes beyond the certificate of its exit folder; none where nothing can be lost."""
+    """Objections: where it goes beyond the certificate of its exit folder; none in lossless modes."""
     if served.mode.is_lossless:
         return []
     try:

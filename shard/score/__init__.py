@@ -1,1 +1,1 @@
-"""`helios score`: answers in a file, read again at full depth."""
+"""`helios score`: scores answers in a file at full depth."""

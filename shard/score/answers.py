@@ -1,8 +1,8 @@
-"""Answers in a file, one JSON object a line, made into what a runner can score. Knows no model.
+"""Reads answers to score from a file, one JSON object per line. Knows no model.
 
 A line has a prompt (`prompt`, or `prompt_token_ids`) and an answer (`answer`: text or token ids), and may
-have the answer's `exit_layers` and its `sampling`. The load generator's own names, `text` and `token_ids`,
-mean an answer too; of its lines those that are not `ok` are left out.
+have the answer's `exit_layers` and its `sampling`. The load generator's names for an answer, `text` and
+`token_ids`, work too; its lines that are not `ok` are skipped.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class AnswersUnusable(Exception):
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One line as it stands. Fields of other names are not looked at."""
+    """One line. Unknown fields are ignored."""
 
     prompt: str | None = None
     prompt_token_ids: list[int] | None = None
@@ -33,7 +33,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What a model can take."""
+    """Limits of a model."""
 
     vocab_size: int
     max_total_tokens: int
@@ -63,7 +63,7 @@ def _lines(file: Path, lines: list[bytes]) -> Iterator[tuple[int, Line]]:
 
 
 def _answer(number: int, line: Line, tokenizer: Tokenizer) -> Answer | None:
-    """None for a line that has no answer to score."""
+    """The answer of a line; None if there is none to score."""
     if line.outcome != "ok":
         return None
     prompt = line.prompt_token_ids

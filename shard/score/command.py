@@ -1,7 +1,7 @@
-"""`helios score FILE`: what the full model says of answers that were generated before, by whatever made them.
+"""`helios score FILE`: scores earlier answers, of any origin, by the full model.
 
 One pass at full depth over each prompt and answer gives the model's own choice at every position, drawn with
-the answer's own noise, and the log-probability of the token that stands there.
+the answer's own noise, and the log-probability of the answer's token there.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PROGRAM = "helios score"
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What was found, as the last line of the output has it."""
+    """The result: the last line of the output."""
 
     score: str  # the file
     model: str
@@ -40,7 +40,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def score(engine: OfflineEngine, answers: Sequence[Answer]) -> tuple[Report, float]:
-    """Agreement and perplexity of answers, and the bits that the full model needs for a byte of them."""
+    """Agreement and perplexity of answers, and the full model's bits per byte."""
     books = Agreement()
     num_bits, num_bytes = 0.0, 0
     for answer, scores in engine.score(answers):
@@ -54,7 +54,7 @@ def score(engine: OfflineEngine, answers: Sequence[Answer]) -> tuple[Report, flo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table, then one JSON line. Exit code 1 with one sentence when it cannot."""
+    """Print a table, then one JSON line. Exit code 1 with one sentence on failure."""
     options = _parser().parse_args(arguments)
     try:
         result = _run(options)

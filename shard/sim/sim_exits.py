@@ -1,8 +1,8 @@
-"""Where simulated tokens leave: pure functions of a prompt and a position, so that replays can be checked.
+"""Exits of simulated tokens: pure functions of prompt and position, so that replays can be checked.
 
-A prompt's class is that of most of its tokens, where each class owns an equal part of the vocabulary: chat
-may be the lower half and code the upper. A token is *settled* at the first layer from which on the model says
-what full depth says; before that layer it is unsure, and often right all the same (HELIOS, section 3).
+Each class of prompts owns an equal part of the vocabulary (chat the lower half, code the upper, say); a
+prompt's class is that of most of its tokens. A token is *settled* at the first layer from which on all layers
+agree with full depth; before that layer its confidence is low, though it is often right (HELIOS, section 3).
 """
 
 from collections import Counter
@@ -15,12 +15,12 @@ from shard.messages import ExitReport, Mode, ShardConfig
 
 
 class PromptClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a model takes one class of prompts."""
+    """Exit statistics of one class of prompts."""
 
     settled: dict[int, float] = {}  # share of tokens by the layer that settles them; the rest need all
-    agreement: float = 0.85  # share of tokens not settled yet that are what full depth says all the same
-    sure: float = 0.97  # confidence once settled
-    unsure: float = 0.4  # and before
+    agreement: float = 0.85  # share of unsettled tokens that agree with full depth all the same
+    sure: float = 0.97  # confidence of settled tokens
+    unsure: float = 0.4  # confidence of others
 
     def settled_at(self, draw: float, num_layers: int) -> int:
         """The layer that settles a token, for a draw in [0, 1)."""
@@ -35,13 +35,13 @@ class PromptClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def class_of(prompt: list[int], vocab_size: int, num_classes: int) -> int:
-    """The class that most tokens of a prompt belong to, the lower one when two have as many."""
+    """The class of most tokens of a prompt; of equal ones the lower."""
     counts = Counter(min(token * num_classes // vocab_size, num_classes - 1) for token in prompt)
     return min(counts, key=lambda index: (-counts[index], index), default=0)
 
 
 def mix(*numbers: int) -> int:
-    """A well-mixed 64-bit number of a few small ones."""
+    """A well-mixed 64-bit hash of a few small numbers."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:
         mixed = (mixed ^ number) * 0xBF58476D1CE4E5B9 % 2**64
@@ -50,21 +50,21 @@ def mix(*numbers: int) -> int:
 
 
 def uniform(*numbers: int) -> float:
-    """A draw in [0, 1) of a few small numbers."""
+    """A hash in [0, 1) of a few small numbers."""
     return mix(*numbers) / 2**64
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """Where and how one token is taken."""
+    """How one token exits."""
 
     layer: int
     confidence: float | None = None
-    is_right: bool = True  # it is what full depth says
-    is_breach: bool = False  # it left under its threshold
+    is_right: bool = True  # agrees with full depth
+    is_breach: bool = False  # left below its threshold
 
 
 class SimExits:
-    """Which token leaves where on a simulated shard of a given depth and mode."""
+    """Exits of tokens on a simulated shard of a given depth and mode."""
 
     def __init__(
         self, config: ShardConfig, classes: tuple[PromptClass, ...], num_layers: int, vocab_size: int
@@ -83,7 +83,7 @@ class SimExits:
         return self._mode != Mode.FULL
 
     def leaves(self, sequences: list[Sequence]) -> dict[int, Leave]:
-        """For each sequence, by its id, how its next token is taken."""
+        """By sequence id: how the next token exits."""
         leaves = {sequence.id: self._leave(sequence) for sequence in sequences}
         if self._mode != Mode.SYNCHRONIZED or not leaves:
             return leaves
@@ -118,7 +118,7 @@ class SimExits:
 
 
 def report_of(leaves: Iterable[Leave], step_ms: float) -> ExitReport:
-    """What a step's exits come to, in the words of the wire."""
+    """A step's exits as a message."""
     leaves = list(leaves)
     known = [leave.confidence for leave in leaves if leave.confidence is not None]
     return ExitReport(

@@ -1,6 +1,6 @@
-"""A shard without a model: same bookkeeping, step times from a cost model, tokens that anybody can compute.
+"""A shard without a model: the same bookkeeping, step times from a cost model, reproducible tokens.
 
-Lets the router be tested at scales that no test machine has, and a deployment be sized. No torch.
+For tests of the router at large scale, and for sizing a deployment. No torch.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from shard.sim.sim_exits import Leave, PromptClass, SimExits, mix, report_of
 
 _FIRST_TOKEN = 256  # smaller ids are special tokens or single bytes in many vocabularies
 _DEFAULT_KV_CACHE_BYTES = 1 << 30
-_LOADING_SLICE_MS = 20.0  # so often a loading model looks whether it is still wanted
+_LOADING_SLICE_MS = 20.0  # interval of checks whether a loading model is still wanted
 
 
 class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a step costs and what the model is like. The defaults resemble SmolLM2-135M on two CPU cores.
+    """Costs and properties of the simulated model. The defaults resemble SmolLM2-135M on two CPU cores.
 
-    Times and KV are those of all layers; with fewer loaded or run, `fixed_share` of a time is still spent.
+    Times and KV are those of all layers. Fewer layers save at most 1 - `fixed_share` of a time.
     """
 
     step_ms: float = 15.0
     token_ms: float = 0.3  # for each token computed
     sequence_ms: float = 0.5  # for each sequence in the step
-    context_token_ms: float = 0.0007  # for each token that a sequence in the step looks back on
-    fixed_share: float = 0.2  # of step and token times: embedding, LM head and what else knows no depth
-    load_ms: float = 0.0  # of all layers; those that another model of the shard has cost nothing
+    context_token_ms: float = 0.0007  # for each context token of a sequence in the step
+    fixed_share: float = 0.2  # of step and token times, independent of depth: embedding, LM head
+    load_ms: float = 0.0  # of all layers; layers shared with another model cost nothing
     commit_ms: float = 0.0
     num_layers: int = 30
     vocab_size: int = 32_000
@@ -46,13 +46,13 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logprob: float = -0.5  # of every token
     mean_answer_tokens: float | None = None  # None: no end token is ever drawn
     eos_token_id: int = 2
-    classes: tuple[PromptClass, ...] = (PromptClass({10: 0.4, 20: 0.35}),)  # of prompts, see sim_exits.py
-    fails_on_load: str | None = None  # the sentence with which loading it ends
+    classes: tuple[PromptClass, ...] = (PromptClass({10: 0.4, 20: 0.35}),)  # see sim_exits.py
+    fails_on_load: str | None = None  # the error message of loading
     fails_on_token: int | None = None  # computing this token ends the shard
     hangs_on_token: int | None = None  # computing this token takes forever
 
     def duration_ms(self, chunks: list[Chunk], layers: list[int] | None = None) -> float:
-        """Time that a step with these chunks takes, each through so many layers; through all if not said."""
+        """Milliseconds of a step with these chunks, each through `layers` layers; by default through all."""
         shares = [self._share(layer) for layer in layers or [self.num_layers] * len(chunks)]
         token_ms = sum(c.num_tokens * share for c, share in zip(chunks, shares, strict=True)) * self.token_ms
         context = sum(c.end * share for c, share in zip(chunks, shares, strict=True)) * self.context_token_ms
@@ -67,18 +67,18 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _FIRST_TOKEN + (draw >> 20) % (self.vocab_size - _FIRST_TOKEN)
 
     def wrong_token(self, right: int) -> int:
-        """What an exit says that is wrong."""
+        """The token of an exit that disagrees."""
         return _FIRST_TOKEN + (right + 1) % (self.vocab_size - _FIRST_TOKEN)
 
     def _share(self, layer: int) -> float:
-        """Of a time through all layers, that through so many."""
+        """Share of a full-depth time that is spent on `layer` layers."""
         return self.fixed_share + (1 - self.fixed_share) * layer / self.num_layers
 
 
 class SimRunner:
-    """Runs steps in simulated time. Raises `ValueError` or `OSError` for a cost model that cannot be read.
+    """Runs steps in simulated time. Raises `ValueError` or `OSError` for an unreadable cost model.
 
-    `total_bytes` is what weights and KV cache may take; without it the configuration's KV cache comes on top.
+    `total_bytes` bounds weights and KV cache; without it the KV cache has the configuration's size.
     """
 
     def __init__(self, config: ShardConfig, clock: Clock | None = None, total_bytes: int | None = None):
@@ -106,7 +106,7 @@ class SimRunner:
         self.resizes_freely = True
         self.phases_ms: dict[str, float] = {}
         self._exits = SimExits(config, costs.classes, costs.num_layers, costs.vocab_size)
-        self._leaves: dict[int, Leave] = {}  # of the step that runs, by sequence
+        self._leaves: dict[int, Leave] = {}  # of the running step, by sequence
         self._is_new = True
         self._last_end_ms: float | None = None  # of the last step, while sequences wait for the next
         self._version = f"{hashlib.sha256(content + config.model.encode()).hexdigest()[:12]}-{self.depth}"
@@ -117,7 +117,7 @@ class SimRunner:
         return f"{self._version} {msgspec.json.encode(config).decode()}"
 
     def load(self, known: set[Hashable], is_wanted: Callable[[], bool]) -> None:
-        """Spend the time that reading takes, but for the layers known already. Raises `Unwanted`."""
+        """Spend the time of reading the layers that are not known. Raises `Unwanted`."""
         started_ms = self.clock.now_ms()
         num_missing = sum(part not in known for part in self.weights if isinstance(part, tuple))
         left_ms = self._costs.load_ms * num_missing / self._costs.num_layers
@@ -155,7 +155,7 @@ class SimRunner:
         )
 
     def run(self, step: Step) -> StepOutput:
-        """Spend a step's time, then make its tokens."""
+        """Spend a step's time, then generate its tokens."""
         started_ms = self.clock.now_ms()
         idle_ms = started_ms - self._last_end_ms if self._last_end_ms is not None else 0.0
         chunks, preempted = self.table.plan(step)
@@ -184,7 +184,7 @@ class SimRunner:
         )
 
     def _layer(self, chunk: Chunk) -> int:
-        """How deep a chunk goes: prompts as deep as there are layers."""
+        """The layers that a chunk runs; prompts run all."""
         leave = self._leaves.get(chunk.sequence.id)
         return self.depth if leave is None else leave.layer
 
@@ -216,7 +216,7 @@ class SimRunner:
         return [TokenOutput(token, self._costs.logprob, self.depth, None, top) for token in scored]
 
     def _score_answer(self, chunk: Chunk) -> list[Score]:
-        """What the simulated model says in place of the answer tokens that follow those of the chunk."""
+        """The simulated full depth's scores of the answer tokens that follow those of the chunk."""
         sequence = chunk.sequence
         if not sequence.scores:
             return []
@@ -228,7 +228,7 @@ class SimRunner:
         return [(_FIRST_TOKEN + rank, -1.0 - rank) for rank in range(num_top_tokens)]
 
     def _meet_trouble(self, chunks: list[Chunk]) -> None:
-        """Fail or hang where the cost model says so, as a poisonous request would make a real shard do."""
+        """Fail or hang on the cost model's tokens, as a poisonous request could make a real shard do."""
         trouble = (self._costs.fails_on_token, self._costs.hangs_on_token)
         if trouble == (None, None):
             return
@@ -262,7 +262,7 @@ class SimLoader:
 
 
 def _vocab_size(model: str) -> int:
-    """Of the model that is simulated, whose tokenizer makes the prompts; 0 if there is none."""
+    """Vocabulary size of the simulated model's folder, whose tokenizer encodes prompts; 0 without one."""
     try:
         return int(read_config(Path(model)).get("vocab_size", 0))
     except (ModelUnusable, OSError):
