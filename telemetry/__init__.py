@@ -1,1 +1,1 @@
-"""What is measured, where it is kept, and how it is looked at."""
+"""Telemetry: windows, history and audit log, their store in Redis, and Prometheus metrics."""

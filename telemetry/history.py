@@ -1,7 +1,7 @@
-"""The Performance History Table (HELIOS, section 4): what each candidate at each depth was measured to do.
+"""The Performance History Table (HELIOS, section 4): measurements of each candidate at each depth.
 
-A few numbers a row, so that a whole table stays around one kilobyte. Kept in memory and in Redis, where the
-routers of a deployment share it: of two rows on the same thing, the one measured last counts.
+A row has few numbers, so that a whole table stays around one kilobyte. Kept in memory and in Redis, where the
+routers of a deployment share it: of two rows with one key, the one measured last counts.
 """
 
 import math
@@ -12,13 +12,13 @@ import msgspec
 
 from telemetry.cost import CostFit
 
-_NUM_DIGITS = 5  # kept of a measurement
+_NUM_DIGITS = 5  # significant digits of a measurement
 
-Key = tuple[str, int, str]  # candidate, depth, what most prompts were about
+Key = tuple[str, int, str]  # candidate, depth, class of most prompts
 
 
 class Interval(msgspec.Struct, frozen=True, array_like=True):
-    """A share with the bounds of its 95% interval, and how many answers it was found in."""
+    """A share with its 95% interval, and the number of answers behind it."""
 
     value: float
     low: float
@@ -27,13 +27,13 @@ class Interval(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One (candidate, depth) under one kind of traffic. None: not measured."""
+    """Measurements of one (candidate, depth) under one class of traffic. None: not measured."""
 
     candidate: str
     depth: int
     measured_at: int  # Unix time in seconds
     num_requests: int = 0
-    num_tokens: int = 0  # generated
+    num_tokens: int = 0  # tokens generated
     throughput: float | None = None  # tokens per second of one shard
     cost: CostFit | None = None
     exits: dict[int, int] = {}  # tokens by the layer they left at
@@ -44,8 +44,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     joules_per_token: float | None = None
     swap_ms: float | None = None  # to change to it from another candidate
     deepen_ms: float | None = None  # to change to it from another depth of the same
-    version: str = ""  # of what was measured: another one's figures say nothing of it
-    prompts: str = ""  # what most of them were about; "": of all kinds
+    version: str = ""  # of the measured model: figures of another version do not apply
+    prompts: str = ""  # class of most prompts; "": mixed
     ttft_p95_ms: float | None = None
     itl_p95_ms: float | None = None
 
@@ -59,18 +59,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 def field_of(key: Key) -> str:
-    """The row's name in Redis."""
+    """The row's field in Redis."""
     candidate, depth, prompts = key
     return f"{candidate}@{depth}:{prompts}"
 
 
 def encode(row: Row) -> bytes:
-    """JSON, in as many digits as a measurement deserves."""
+    """JSON, with numbers rounded to `_NUM_DIGITS` digits."""
     return msgspec.json.encode(_rounded(msgspec.to_builtins(row)))
 
 
 def decode(data: bytes) -> Row | None:
-    """None for what another version of this program wrote."""
+    """A row of Redis; None for another version's format."""
     try:
         return msgspec.json.decode(data, type=Row)
     except msgspec.MsgspecError:
@@ -78,7 +78,7 @@ def decode(data: bytes) -> Row | None:
 
 
 def newest(rows: Iterable[Row]) -> dict[Key, Row]:
-    """Of each key, the row that was measured last; all routers choose the same one."""
+    """The row measured last for each key; all routers choose the same one."""
     found: dict[Key, Row] = {}
     for row in rows:
         known = found.get(row.key)
@@ -92,14 +92,14 @@ def _rank(row: Row) -> tuple[int, bytes]:
 
 
 class History:
-    """The table as this router knows it. What it puts down, and what others have, meets in Redis."""
+    """This router's copy of the table, merged with other routers' through Redis."""
 
     def __init__(self) -> None:
         self._rows: dict[Key, Row] = {}
         self._in_redis: dict[Key, Row] = {}
 
     def put(self, row: Row) -> None:
-        """Enter a measurement, unless a later one is known. What is put last in a second counts."""
+        """Add a measurement, unless a later one is known. Within a second, the last one put counts."""
         known = self._rows.get(row.key)
         if known is None or row.measured_at > known.measured_at:
             self._rows[row.key] = _as_kept(row)
@@ -111,23 +111,23 @@ class History:
         return self._rows.get((candidate, depth, prompts))
 
     def rows(self) -> list[Row]:
-        """By candidate, depth and prompts."""
+        """Rows by candidate, depth and prompts."""
         return [self._rows[key] for key in sorted(self._rows)]
 
     def unwritten(self) -> dict[str, bytes]:
-        """Fields that Redis has not, or has an older measurement in."""
+        """Fields that Redis lacks, or has an older measurement in."""
         rows = ((key, row) for key, row in self._rows.items() if self._in_redis.get(key) != row)
         return {field_of(key): encode(row) for key, row in rows}
 
     def learn(self, fields: Mapping[bytes, bytes]) -> None:
-        """Take what Redis has now: rows of other routers, or none if it has lost everything."""
+        """Take over Redis' fields: rows of other routers, or none if it has lost its data."""
         found = newest(row for data in fields.values() if (row := decode(data)) is not None)
         self._rows = newest([*self._rows.values(), *found.values()])
         self._in_redis = found
 
 
 def _as_kept(row: Row) -> Row:
-    """In the digits that Redis will have, so that the two can be compared."""
+    """The row rounded as in Redis, so that the two can be compared."""
     return msgspec.json.decode(encode(row), type=Row)
 
 

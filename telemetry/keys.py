@@ -1,4 +1,4 @@
-"""Every key in Redis, by name, with how long it lives and how much it may hold.
+"""All Redis keys, with their lifetimes and bounds.
 
 A deployment's keys share a hash tag, so that one pipeline may touch them all in a cluster too.
 """
@@ -12,7 +12,7 @@ HISTORY_TTL_S = 30 * DAY_S
 DECISIONS_TTL_S = 30 * DAY_S
 
 MAX_WINDOW_ENTRIES = 3600
-MAX_WINDOW_BYTES = 32 * 1024 * 1024  # of one router's, about
+MAX_WINDOW_BYTES = 32 * 1024 * 1024  # approximate size of one router's stream
 MAX_DECISIONS = 10_000
 
 
@@ -22,17 +22,17 @@ def routers(deployment: str) -> str:
 
 
 def windows(deployment: str, router: str) -> str:
-    """Stream: what a router's shards did, an entry per flush; `d` is a list of records in MessagePack."""
+    """Stream: windows of a router's shards, one entry per flush; `d` is a list of records in MessagePack."""
     return _key(deployment, f"windows:{router}")
 
 
 def history(deployment: str) -> str:
-    """Hash: the Performance History Table, a field per candidate, depth and kind of prompts; rows as JSON."""
+    """Hash: the Performance History Table, one field per candidate, depth and class; rows as JSON."""
     return _key(deployment, "history")
 
 
 def decisions(deployment: str) -> str:
-    """Stream: the audit; `d` is a decision in JSON. A later entry with the same `id` in it replaces it."""
+    """Stream: the audit log; `d` is a decision in JSON. A later entry with the same `id` replaces it."""
     return _key(deployment, "decisions")
 
 

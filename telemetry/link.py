@@ -1,6 +1,6 @@
-"""A connection to one Redis, or to whichever node of a cluster has our keys: they all lie in one slot.
+"""A connection to one Redis, or to the node of a cluster that has our keys, which share one slot.
 
-Every question is one pipeline. Whatever goes wrong is an answer too, None, and said once in the log.
+Every request is one pipeline. A failure returns None, and is logged once.
 """
 
 import logging
@@ -16,15 +16,15 @@ from redis.exceptions import MovedError, RedisError
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 1.0  # with a Redis that does not answer
-_MAX_MOVES = 3  # followed for one question
-_IS_WRITTEN = "equal or smaller"  # so Redis refuses an entry of a stream that it has
+PATIENCE_S = 1.0  # timeout of one request
+_MAX_MOVES = 3  # redirections followed per request
+_IS_WRITTEN = "equal or smaller"  # in Redis' error for an entry that the stream already has
 
 Pipeline = redis.asyncio.client.Pipeline
 
 
 def check_url(url: str) -> None:
-    """Raises `ValueError` for an address that no Redis can have, without it: a password may be in it."""
+    """Raises `ValueError` for a malformed URL; the message omits it, since it may hold a password."""
     try:
         parts = urlsplit(url)
         number = parts.path.strip("/")
@@ -41,17 +41,17 @@ def check_url(url: str) -> None:
 
 
 class Link:
-    """None as `url`: there is no Redis, and never an answer."""
+    """A connection to `url`; with None there is no Redis, and every request returns None."""
 
     def __init__(self, url: str | None):
-        """Raises `ValueError` for an address that cannot be one of a Redis."""
-        self.trouble = None if url is not None else "there is none"  # why the last question came to nothing
+        """Raises `ValueError` for a malformed URL."""
+        self.trouble = None if url is not None else "there is none"  # why the last request failed
         self.url = url
-        self.node = url  # of a cluster, where our keys are
+        self.node = url  # the node of a cluster that has our keys
         self.client = _connect(url) if url is not None else None
 
     async def ask(self, fill: Callable[[Pipeline], object]) -> list[Any] | None:
-        """The answers to what `fill` puts into a pipeline; None if Redis is away, or cannot do it."""
+        """Run the pipeline that `fill` fills; returns its answers, None if Redis is away or refuses."""
         if self.client is None:
             return None
         for _ in range(_MAX_MOVES):
@@ -62,19 +62,19 @@ class Link:
                 await self._turn_to(_at(self.url, moved))
             except (RedisError, OSError) as other:
                 error = other
-                await self._turn_to(self.url)  # another node may have taken that one's place
+                await self._turn_to(self.url)  # another node may have replaced that one
                 break
         self._note_trouble(error)
         return None
 
     def note_success(self) -> None:
-        """It is of use, maybe again."""
+        """Note that Redis answered."""
         if self.trouble is not None:
             log.warning("Redis is back.")
             self.trouble = None
 
     async def close(self) -> None:
-        """Idempotent."""
+        """Close the connection. Idempotent."""
         if self.client is not None:
             await self.client.aclose()
 
@@ -90,7 +90,7 @@ class Link:
 
 
 def _connect(url: str) -> redis.asyncio.Redis:
-    """One try again, at once: a connection may have been cut since it was last used."""
+    """A client with one immediate retry, since an idle connection may have been cut."""
     again = Retry(NoBackoff(), 1, supported_errors=(NotConnected,))
     return redis.asyncio.from_url(
         url, protocol=2, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=again
@@ -98,7 +98,7 @@ def _connect(url: str) -> redis.asyncio.Redis:
 
 
 async def _answers(client: redis.asyncio.Redis, fill: Callable[[Pipeline], object]) -> list[Any]:
-    """Raises the first refusal among them."""
+    """The answers of a pipeline. Raises the first error among them."""
     async with client.pipeline(transaction=False) as pipe:
         fill(pipe)
         answers = await pipe.execute(raise_on_error=False)
@@ -109,7 +109,7 @@ async def _answers(client: redis.asyncio.Redis, fill: Callable[[Pipeline], objec
 
 
 def _at(url: str | None, moved: MovedError) -> str:
-    """The same address at another node: who may use the one may use the others."""
+    """The URL at another node, with the same credentials."""
     parts = urlsplit(url or "")
     user, _, _ = parts.netloc.rpartition("@")
     host = f"[{moved.host}]" if ":" in moved.host else moved.host

@@ -1,4 +1,4 @@
-"""A store for as long as a server lives: in the Redis that it was given, else in an embedded one."""
+"""Opens the telemetry store of a server: in the given Redis, else in an embedded one."""
 
 import contextlib
 import logging
@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def open_store(url: str | None, deployment: str, router: str) -> AsyncIterator[Store]:
-    """Raises `ValueError` for an address that cannot be one of a Redis; `router` is this one's own name.
+    """A store until the context ends; `router` is this router's name. `ValueError`: a malformed URL.
 
-    That there is no Redis, or that it does not start, is a warning: nothing but telemetry needs it.
+    Without a working Redis it only warns: nothing but telemetry needs Redis.
     """
     async with contextlib.AsyncExitStack() as stack:
         store = Store(url or await _embedded_url(stack), deployment, router)

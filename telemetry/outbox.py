@@ -1,4 +1,4 @@
-"""What waits to be written to Redis: so many bytes at most, the oldest dropped and counted. Pure."""
+"""A queue of entries for Redis, bounded in bytes: the oldest are dropped and counted. Pure."""
 
 from collections import deque
 
@@ -6,18 +6,18 @@ import msgspec
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One entry of a stream. With an id of its own, writing it twice is writing it once."""
+    """One entry of a stream. Its own id makes writing idempotent."""
 
     data: bytes
     id: str = "*"
-    num_items: int = 1  # that are lost with it
+    num_items: int = 1  # items in it
 
 
 class Outbox:
     """Entries in order."""
 
     def __init__(self, max_bytes: int):
-        self.num_dropped = 0  # items, ever
+        self.num_dropped = 0  # items since the start
         self._max_bytes = max_bytes
         self._num_bytes = 0
         self._entries: deque[Entry] = deque()
@@ -32,11 +32,11 @@ class Outbox:
             self.num_dropped += self._pop().num_items
 
     def peek(self) -> list[Entry]:
-        """All, in order; they stay until `written` says otherwise."""
+        """All entries in order; they stay until `written`."""
         return list(self._entries)
 
     def written(self, entries: list[Entry]) -> None:
-        """Forget entries of the last `peek`; what was dropped meanwhile is gone already."""
+        """Remove entries of the last `peek` that were written."""
         done = {id(entry) for entry in entries}
         while self._entries and id(self._entries[0]) in done:
             self._pop()

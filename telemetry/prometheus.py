@@ -1,6 +1,6 @@
-"""Every metric that /metrics shows, by name: TGI's, so that its dashboards go on working, and our own.
+"""All metrics of /metrics: TGI's names, so that its dashboards work, and our own.
 
-Knows nothing of where the numbers come from. Durations are in seconds, as Prometheus wants them.
+Does not know where the numbers come from. Durations are in seconds, by Prometheus' convention.
 """
 
 import re
@@ -21,7 +21,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = tuple(round(0.0005 * 2**n, 4) for n in range(19))  # 0.5 ms .. 131 s
 _TOKENS = tuple(2**n for n in range(18))  # 1 .. 131072
 _SEQUENCES = tuple(2**n for n in range(11))  # 1 .. 1024
-# What a generation call may fail with, an error_type each; `dropped` by a client that went away.
+# Error types of failed generation calls; `dropped`: the client disconnected.
 FAILURES = (
     "cancelled",
     "content_encoding",
@@ -38,17 +38,17 @@ FAILURES = (
 )
 _METHODS = ("prefill", "decode")
 _SWAP_OUTCOMES = ("committed", "failed")
-# The client library gives every counter a suffix, TGI's have none.
+# The client library adds a suffix to counters; TGI's have none.
 _TGI_COUNTER = re.compile(rb"\b(tgi_\w+)_total\b")
 
 
 class Metrics:
-    """All metrics of a process, in a registry of their own."""
+    """All metrics of a process, in their own registry."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)  # the router's memory, processor time and open files
+        ProcessCollector(registry=self._registry)  # memory, CPU time and open files of the router
         self.tgi = TgiMetrics(self._registry)
         self.helios = HeliosMetrics(self._registry)
 
@@ -58,9 +58,9 @@ class Metrics:
 
 
 class TgiMetrics:
-    """TGI's names and meanings. `err` is an error_type; a step with any prefill has `method` prefill.
+    """TGI's metrics. `err` is an error_type; a step with any prefill has `method` prefill.
 
-    Left out is what has no counterpart here: filtering, concatenating and decoding of batches.
+    TGI's metrics of filtering, concatenating and decoding batches have no counterpart.
     """
 
     def __init__(self, registry: CollectorRegistry):
@@ -104,7 +104,7 @@ class TgiMetrics:
         self._begin()
 
     def _begin(self) -> None:
-        """Have every count start at 0, for whoever takes differences."""
+        """Start all counts at 0, so that differences are right from the start."""
         for failure in FAILURES:
             self.request_failure.labels(failure)
         for method in _METHODS:
@@ -115,7 +115,7 @@ class TgiMetrics:
 
 
 class HeliosMetrics:
-    """Our own, all labelled with the model."""
+    """Our own metrics, all labelled with the model."""
 
     def __init__(self, registry: CollectorRegistry):
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -161,7 +161,7 @@ class HeliosMetrics:
         self._add_grammars(counter)
 
     def begin(self, model: str, outcomes: Iterable[str]) -> None:
-        """Have every count start at 0; `outcomes` are what a request may end with."""
+        """Start all counts at 0; `outcomes` are the possible outcomes of a request."""
         for metric in vars(self).values():
             if isinstance(metric, Counter | Histogram) and metric._labelnames == ("model",):  # noqa: SLF001
                 metric.labels(model)
@@ -171,7 +171,7 @@ class HeliosMetrics:
             self.swaps.labels(model, outcome)
 
     def begin_shard(self, model: str, shard: str, exit_layers: Iterable[int]) -> None:
-        """The same for what is counted by shard, and by the layers that its tokens may leave at."""
+        """Start a shard's counts at 0, also those by exit layer."""
         for metric in (self.step, self.busy, self.idle, self.shard_deaths):
             metric.labels(model, shard)
         for layer in exit_layers:

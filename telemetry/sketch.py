@@ -1,7 +1,7 @@
-"""Quantiles of times, from counts in logarithmic buckets that can be added: DDSketch (Masson et al., 2019).
+"""A mergeable quantile sketch of times with logarithmic buckets: DDSketch (Masson et al., 2019).
 
-Thirty lines of our own: the published package brings protobuf along and cannot be bounded by range, and sums
-of a fixed set of buckets are exact, whoever counted them.
+Implemented here because the published package needs protobuf and has no bounded range; with fixed buckets,
+merging is exact.
 """
 
 import math
@@ -9,8 +9,8 @@ import math
 import msgspec
 
 RELATIVE_ERROR = 0.02
-LEAST_MS = 0.01  # what is shorter counts as this
-MOST_MS = 1e7  # what is longer, as this
+LEAST_MS = 0.01  # shorter times count as this
+MOST_MS = 1e7  # longer times count as this
 _GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _PER_LOG = 1 / math.log(_GAMMA)
 
@@ -25,7 +25,7 @@ class Sketch(msgspec.Struct, array_like=True):
         self.counts[bucket] = self.counts.get(bucket, 0) + count
 
     def merge(self, other: "Sketch") -> None:
-        """Add what another has counted."""
+        """Add the other's counts."""
         for bucket, count in other.counts.items():
             self.counts[bucket] = self.counts.get(bucket, 0) + count
 
@@ -34,7 +34,7 @@ class Sketch(msgspec.Struct, array_like=True):
         return sum(self.counts.values())
 
     def quantile(self, share: float) -> float | None:
-        """Milliseconds within 2% of those at rank share x (n - 1) from below; None of nothing."""
+        """Milliseconds at rank share x (n - 1), within 2%; None without counts."""
         rank = math.floor(share * (self.num - 1))
         for bucket in sorted(self.counts):
             rank -= self.counts[bucket]

@@ -1,8 +1,8 @@
-"""One deployment's telemetry in Redis, as one router writes it and any router reads it.
+"""A deployment's telemetry in Redis: written by each router, read by all.
 
-Writing costs the caller nothing: everything goes into bounded memory, and one pipeline every second takes it
-to Redis and brings back what the other routers know. While Redis is away that memory fills; what is more is
-dropped and counted. A Redis that comes back, even an empty one, is given history and decisions again.
+Writes go into bounded memory; one pipeline per second moves them to Redis and reads other routers' history.
+While Redis is away the memory fills; what exceeds it is dropped and counted. History and decisions are
+written again to a Redis that comes back, even an empty one.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 FLUSH_INTERVAL_S = 1.0
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 _LONGEST_READ_S = 900.0
-_CLOCK_SKEW_S = 60.0  # between routers and Redis
+_CLOCK_SKEW_S = 60.0  # allowed between routers and Redis
 _MAX_SEARCHED = 4000  # entries
 _MAX_SETTLED = 50  # decisions
 _SETTLE_EVERY = 30  # flushes
-_SILENCE_S = 30.0  # of a router that has ended
+_SILENCE_S = 30.0  # after which a router counts as ended
 _ENDED = "The router ended before it was done."
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -37,9 +37,9 @@ _decode_records = msgspec.msgpack.Decoder(list[Record]).decode
 
 
 class Store:
-    """`start`, then `put`, `audit` and `history` until `stop`. Without an address nothing is ever kept.
+    """`start`, then `put`, `audit` and `history` until `stop`. Without a URL nothing is stored.
 
-    `on_flush` is called before each flush: whoever gathers something puts it then.
+    `on_flush` is called before each flush, for collectors to `put` their records.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Store:
         flush_interval_s: float = FLUSH_INTERVAL_S,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ):
-        """Raises `ValueError` for an address that cannot be one of a Redis."""
+        """Raises `ValueError` for a malformed URL."""
         self.deployment = deployment
         self.router = router
         self.audit = AuditLog(router)
@@ -61,16 +61,16 @@ class Store:
         self._last_id = 0
         self.link = Link(url)
         self._num_flushes = 0
-        self._is_known = False  # to Redis, which forgets it when it restarts
+        self._is_known = False  # Redis has our presence; lost when it restarts
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return after the first answer of Redis, or the lack of one; the history there is known by then."""
+        """Start flushing; returns after the first attempt, which loads the history."""
         await self.flush()
         self._task = tasks.begin(self._keep_flushing(), "Telemetry")
 
     async def stop(self) -> None:
-        """Write what waits, if Redis answers. Idempotent."""
+        """Write pending data, if Redis answers. Idempotent."""
         if self._task is not None:
             await tasks.cancel(self._task)
             self._task = None
@@ -79,35 +79,35 @@ class Store:
 
     @property
     def is_ok(self) -> bool:
-        """The last flush was answered."""
+        """The last flush succeeded."""
         return self._is_known and self.trouble is None
 
     @property
     def trouble(self) -> str | None:
-        """Why Redis is of no use now."""
+        """Why Redis is unavailable; None if it is available."""
         return self.link.trouble
 
     @property
     def num_dropped(self) -> int:
-        """Windows and decisions that were given up, since Redis was away for too long."""
+        """Windows and decisions dropped while Redis was away."""
         return self.windows.num_dropped + self.audit.num_dropped
 
     def put(self, records: list[Record]) -> None:
-        """Keep what this router's shards did since the last time."""
+        """Store records of this router's shards since the last `put`."""
         if records:
             self._last_id = max(self._last_id + 1, int(time.time() * 1000))
             self.windows.put(Entry(_encode(records), f"{self._last_id}-0", len(records)))
 
     async def flush(self) -> bool:
-        """Write all that waits in one pipeline, and learn what others wrote. False if Redis is away."""
+        """Write pending data in one pipeline, and read other routers' history. False if Redis is away."""
         for gather in self.on_flush:
             gather()
         return await self._flush()
 
     async def records(self, last_s: float) -> list[Record] | None:
-        """What all routers' shards did in the last so many seconds; None while Redis is away.
+        """Records of all routers' shards in the last `last_s` seconds; None while Redis is away.
 
-        Of this router, as of the last flush. At most a quarter of an hour is looked back.
+        This router's records are as of the last flush. Looks back a quarter of an hour at most.
         """
         since = time.time() - min(last_s, _LONGEST_READ_S)
         routers = await self.link.ask(
@@ -122,12 +122,12 @@ class Store:
         if answers is None:
             return None
         entries = [_data(fields) for stream in answers for _, fields in stream]
-        return await asyncio.to_thread(_decode_all, entries)  # much of it, and tokens must not wait
+        return await asyncio.to_thread(_decode_all, entries)  # may be large, and must not delay tokens
 
     async def decisions(self, limit: int = 50, since: float = 0.0) -> list[Decision]:
-        """The latest decisions of all routers, the latest first; those of this one alone while Redis is away.
+        """The latest decisions of all routers, the latest first; only this router's while Redis is away.
 
-        `since`: only those that were taken later, in Unix time in seconds.
+        `since`: only decisions taken later than this Unix time in seconds.
         """
         key, count = keys.decisions(self.deployment), audit.ENTRIES_PER_DECISION * limit
         answers = await self.link.ask(lambda pipe: pipe.xrevrange(key, count=count))
@@ -136,7 +136,7 @@ class Store:
         return found[:limit]
 
     async def decision(self, id: str) -> Decision | None:
-        """One of them; None if it was never taken, or so long ago that it is forgotten."""
+        """One decision; None if unknown or forgotten."""
         own = self.audit.find(id)
         if own is not None and own.router == self.router:
             return own
@@ -149,14 +149,14 @@ class Store:
         return next((decision for decision in found if decision.id == id), None)
 
     def _all_known(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Decision]:
-        """Decisions of the stream and of this router, which knows its own best; the latest first."""
+        """Decisions of the stream and of this router, whose own copy wins; the latest first."""
         decoded = (audit.decode(_data(fields)) for _, fields in entries)
         written = [decision for decision in decoded if decision is not None]
         own = [decision for decision in reversed(self.audit.latest()) if decision.router == self.router]
         return audit.settled([*written, *own])
 
     async def _settle_abandoned(self) -> None:
-        """Say of decisions that routers had begun to carry out, and ended, that nothing came of them."""
+        """Settle pending decisions of routers that have ended."""
         answers = await self.link.ask(
             lambda pipe: pipe.zrangebyscore(keys.routers(self.deployment), time.time() - _SILENCE_S, "+inf")
         )
@@ -201,14 +201,14 @@ class Store:
         self.link.note_success()
         self.windows.written(entries)
         self.audit.written(decisions)
-        if answers[0] and self._is_known:  # it has forgotten us, and so everything
+        if answers[0] and self._is_known:  # it has lost our presence, so all data
             self.audit.write_again()
         self._is_known = True
         self.history.learn(answers[-1])
         return True
 
     def _write_presence(self, pipe: Pipeline) -> None:
-        """Answered by 1 if Redis did not know this router."""
+        """Write this router's presence; Redis answers 1 if it was unknown."""
         key, now = keys.routers(self.deployment), time.time()
         pipe.zadd(key, {self.router: now})
         pipe.zremrangebyscore(key, "-inf", now - keys.ROUTERS_TTL_S)
@@ -236,12 +236,12 @@ class Store:
 
 
 def _data(fields: dict[bytes, bytes]) -> bytes:
-    """What an entry of a stream holds; nothing if somebody else has written it."""
+    """The data of a stream's entry; empty if another program wrote it."""
     return fields.get(b"d", b"")
 
 
 def _decode_all(entries: list[bytes]) -> list[Record]:
-    """What another version of this program wrote is left out."""
+    """Decode records, without those in another version's format."""
     records: list[Record] = []
     for entry in entries:
         with contextlib.suppress(msgspec.MsgspecError):

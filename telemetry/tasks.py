@@ -1,4 +1,4 @@
-"""How asyncio tasks are begun and ended by their owners: no failure is unseen, no wait unbounded."""
+"""Starts and ends asyncio tasks: failures are logged, waits are bounded."""
 
 import asyncio
 import logging
@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
-END_TIMEOUT_S = 10.0  # a task that was cancelled and still runs then is left behind
+END_TIMEOUT_S = 10.0  # after which a cancelled task that still runs is abandoned
 
 _T = TypeVar("_T")
 
 
 def begin(work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
-    """A task whose failure is logged when it happens, since nobody may be waiting for it."""
+    """Start a task whose failure is logged at once, since it may not be awaited."""
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(_log_failure)
     return task
@@ -22,7 +22,7 @@ def begin(work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait for their ends.
 
-    To await a cancelled task in `suppress(CancelledError)` would swallow the caller's own cancellation too.
+    Awaiting a cancelled task in `suppress(CancelledError)` would swallow the caller's own cancellation too.
     """
     for task in tasks:
         task.cancel()
@@ -30,14 +30,14 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
 
 
 async def ended(tasks: Iterable[asyncio.Task[Any]], timeout_s: float) -> bool:
-    """Wait for the ends of tasks, whatever they are; False if some have not come in time."""
+    """Wait for tasks to end in any way; False on timeout."""
     tasks = list(tasks)
     if not tasks:
         return True
     done, late = await asyncio.wait(tasks, timeout=timeout_s)
     for task in done:
         if not task.cancelled():
-            task.exception()  # has been seen
+            task.exception()  # marks the exception as retrieved
     for task in late:
         log.error("%s has not ended in %.0f s: %s", task.get_name(), timeout_s, task.get_stack(limit=1))
     return not late

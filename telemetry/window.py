@@ -1,7 +1,7 @@
-"""What is measured of a shard that runs a candidate, in windows of seconds that can be added. Pure.
+"""Mergeable windows of measurements of a shard that serves a candidate. Pure.
 
-A window holds sums, counts and sketches alone: whatever is divided is divided when asked for, so that windows
-of any seconds, shards and routers added up say what one window over all of them would have said.
+A window holds only sums, counts and sketches; ratios are computed on demand. So merged windows of any
+seconds, shards and routers equal one window over all of them.
 """
 
 import math
@@ -14,9 +14,9 @@ from telemetry.sketch import Sketch
 
 
 class Answers(msgspec.Struct, omit_defaults=True):
-    """Answers read again at full depth: as an interval of agreement and a perplexity need them.
+    """Sums over answers scored at full depth, for the interval of agreement and for perplexity.
 
-    The unit of an interval is the answer, as its tokens hang together; so squares are kept too.
+    The interval's unit is the answer, as its tokens are correlated; so sums of squares are kept too.
     """
 
     num_answers: int = 0
@@ -26,10 +26,10 @@ class Answers(msgspec.Struct, omit_defaults=True):
     agreeing_squared: int = 0
     agreeing_by_tokens: int = 0
     logprob: float = 0.0  # of all tokens, under the full model
-    num_bytes: int = 0  # of the answers' text; 0: not known
+    num_bytes: int = 0  # of the answers' text; 0: unknown
 
     def add(self, tokens: int, agreeing: int, logprob: float, num_bytes: int = 0) -> None:
-        """Enter one answer."""
+        """Add one answer."""
         self.merge(
             Answers(
                 1, tokens, agreeing, tokens**2, agreeing**2, agreeing * tokens, logprob, num_bytes
@@ -45,16 +45,16 @@ class Answers(msgspec.Struct, omit_defaults=True):
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Comparable between models whose tokens differ, which perplexity is not."""
+        """Bits per byte: comparable between vocabularies, unlike perplexity."""
         return -self.logprob / math.log(2) / self.num_bytes if self.num_bytes else None
 
 
 class ClassUse(msgspec.Struct, array_like=True):
-    """Requests of one class of prompts."""
+    """Sums over requests of one class of prompts."""
 
     requests: int = 0
-    tokens: int = 0  # drawn: those that a grammar forced are left aside
-    layers: int = 0  # that these left at, summed
+    tokens: int = 0  # drawn, without those that a grammar forced
+    layers: int = 0  # sum of the tokens' exit layers
 
     def merge(self, other: "ClassUse") -> None:
         _add_numbers(self, other)
@@ -65,18 +65,18 @@ class ClassUse(msgspec.Struct, array_like=True):
 
 
 class Window(msgspec.Struct, omit_defaults=True):
-    """Sums over some time, from `start` to `end` (Unix time in seconds). An empty one changes nothing."""
+    """Sums from `start` to `end` (Unix time in seconds). Merging an empty window changes nothing."""
 
     start: float = math.inf
     end: float = -math.inf
     num_steps: int = 0
     step_ms: float = 0.0
     idle_ms: float = 0.0  # between steps, while there was work
-    batched: int = 0  # sequences in steps, summed over steps
+    batched: int = 0  # sum of sequences over steps
     computed_tokens: int = 0
-    tokens_by_exit: dict[int, int] = {}  # generated, by the layer they were taken at
+    tokens_by_exit: dict[int, int] = {}  # tokens generated, by exit layer
     confidence_sum: float = 0.0
-    num_confident: int = 0  # tokens in that sum
+    num_confident: int = 0  # number of tokens in that sum
     breaches: int = 0  # tokens that left under their threshold
     drafted: int = 0
     accepted: int = 0
@@ -90,11 +90,11 @@ class Window(msgspec.Struct, omit_defaults=True):
     joules: float = 0.0
     metered_tokens: int = 0  # generated while joules were counted
     classes: dict[str, ClassUse] = {}
-    answers_of: dict[str, Answers] = {}  # those of `answers` by class of prompt
+    answers_of: dict[str, Answers] = {}  # `answers` by class of prompt
     cost: CostSums = msgspec.field(default_factory=CostSums)
 
     def merge(self, other: "Window") -> None:
-        """Add another's sums, whatever time and shard they are of."""
+        """Add the other's sums, of any time and shard."""
         self.start = min(self.start, other.start)
         self.end = max(self.end, other.end)
         _add_numbers(self, other, _SUMS)
@@ -114,18 +114,18 @@ class Window(msgspec.Struct, omit_defaults=True):
     def add_answer(
         self, prompts: str, tokens: int, agreeing: int, logprob: float, num_bytes: int = 0
     ) -> None:
-        """Enter one that was read again at full depth, to a prompt of some class."""
+        """Add an answer scored at full depth, to a prompt of a class."""
         for answers in (self.answers, self.answers_of.setdefault(prompts, Answers())):
             answers.add(tokens, agreeing, logprob, num_bytes)
 
     @property
     def tokens(self) -> int:
-        """Generated."""
+        """Tokens generated."""
         return sum(self.tokens_by_exit.values())
 
     @property
     def throughput(self) -> float | None:
-        """Generated tokens per second in which a shard had work."""
+        """Generated tokens per second of a shard's busy time."""
         worked_s = (self.step_ms + self.idle_ms) / 1000
         return self.tokens / worked_s if worked_s else None
 
@@ -144,13 +144,13 @@ class Window(msgspec.Struct, omit_defaults=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A window and what it is of."""
+    """A window with its shard, candidate and depth."""
 
     shard: int
     candidate: str
     depth: int
     window: Window
-    router: str = ""  # whose shard it is
+    router: str = ""  # that runs the shard
 
     @property
     def key(self) -> tuple[str, int]:
