@@ -86,11 +86,6 @@ def words(question: Question, model: Model) -> Iterator[Said]:
         yield Said(id, " " + WORDS[id], min(layer, model.depth), round(source.uniform(0.5, 1.0), 3))
 
 
-def answer_text(question: Question, model: Model) -> str:
-    source = words(question, model)
-    return "".join(next(source).text for _ in range(question.max_tokens))
-
-
 def tgi_event(index: int, said: Said, last: dict[str, Any] | None = None) -> bytes:
     """One event; `last` carries `generated_text` and `details` of the final one."""
     end = b'"generated_text":null,"details":null' if last is None else msgspec.json.encode(last)[1:-1]

@@ -51,10 +51,6 @@ class Dialect(msgspec.Struct, frozen=True):
         """The body type with most fields."""
         return self.bodies[0]
 
-    @property
-    def honoured(self) -> frozenset[str]:
-        return frozenset((self.parameters or self.body).__struct_fields__)
-
 
 TGI = Dialect("/generate", (CompatRequest, GenerateRequest), Parameters)
 CHAT = Dialect("/v1/chat/completions", (ChatRequest,))
