@@ -9,7 +9,6 @@ from router.api.service import Answer, Service
 from router.api.tgi_structs import (
     BestOfSequence,
     Details,
-    GeneratedToken,
     GenerateResponse,
     Parameters,
     PrefillToken,
@@ -18,7 +17,7 @@ from router.api.tgi_structs import (
     TopToken,
 )
 from router.scheduling.request import Finished, GenerationFailed, Request
-from router.text.tokenizer import Token
+from router.text.tokenizer import GeneratedToken, Token
 
 TopTokens = list[list[TopToken]] | msgspec.UnsetType
 

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from router.api.sampling_parameters import NotNegative, Positive, SamplingParameters
 from router.catalog.served_model import Segment
-from router.text.tokenizer import Span
+from router.text.tokenizer import GeneratedToken, Span
 from shard.messages import FinishReason
 
 
@@ -56,15 +56,6 @@ class PrefillToken(msgspec.Struct, frozen=True):
     id: int
     text: str
     logprob: float | None  # null for the first token of the prompt
-
-
-class GeneratedToken(msgspec.Struct, frozen=True):
-    id: int
-    text: str
-    logprob: float
-    special: bool
-    exit_layer: int
-    confidence: float | None
 
 
 class TopToken(msgspec.Struct, frozen=True):

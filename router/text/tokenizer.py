@@ -36,11 +36,8 @@ class Piece(msgspec.Struct, frozen=True):
 _NO_PIECE = Piece(b"", "", False)
 
 
-class Token(msgspec.Struct, frozen=True):
-    """One generated token as a client sees it. `text` is empty while a character is incomplete.
-
-    Holds the pieces of the token and its alternatives, since one answer's tokens may be of two tokenizers.
-    """
+class GeneratedToken(msgspec.Struct, frozen=True):
+    """One generated token as a client sees it. `text` is empty while a character is incomplete."""
 
     id: int
     text: str
@@ -48,6 +45,11 @@ class Token(msgspec.Struct, frozen=True):
     special: bool
     exit_layer: int
     confidence: float | None
+
+
+class Token(GeneratedToken, frozen=True):
+    """With its piece and its alternatives', since one answer's tokens may be of two tokenizers."""
+
     top: list[tuple[int, Piece, float]] = []  # (id, alone, logprob), best first
     alone: Piece = _NO_PIECE
 
