@@ -1,6 +1,6 @@
-"""`helios bench serve | compare | scenario | helios | selftest`: from a command line to an exit code.
+"""`helios bench serve | compare | scenario | helios | selftest`: the command line.
 
-Exit codes: 0 done (and every promise kept), 1 a promise broken, 2 could not be tried.
+Exit codes: 0 done (and every promise kept), 1 a promise broken, 2 could not run.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ given only where the 99% confidence interval allows one.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else ""
     if command in ("", "-h", "--help"):
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(command: str, problem: str) -> None:
-    """One sentence of what went wrong."""
+    """Print one sentence on an error."""
     end = "" if problem.endswith(("?", ".")) else "."
     print(f"helios bench {command}: {problem}{end}", file=sys.stderr)
 
@@ -115,7 +115,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
 
 
 def _keys() -> dict[str, Any]:
-    """Keys from the environment, so that they need not stand on a command line."""
+    """API keys from the environment, so that they need not be on a command line."""
     names = {"api_key": "HELIOS_API_KEY", "admin_key": "HELIOS_ADMIN_KEY"}
     return {field: os.environ[name] for field, name in names.items() if name in os.environ}
 

@@ -1,4 +1,4 @@
-"""A command line derived from a struct: each field is a flag, its default and its help stand at the field."""
+"""Command lines derived from structs: each field, with its default and help, is a flag."""
 
 import argparse
 import types
@@ -12,7 +12,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Flag(msgspec.Struct, frozen=True):
-    """How a field shows on the command line. `is_positional`: it is given without its name."""
+    """A field's properties on the command line. `is_positional`: given without its name."""
 
     group: str
     help: str
@@ -23,7 +23,7 @@ class Flag(msgspec.Struct, frozen=True):
 def read(
     options: type[S], argv: Sequence[str], prog: str, about: str, defaults: dict[str, Any] | None = None
 ) -> S:
-    """Options from a command line. Exits with a sentence on what is not a flag, as argparse does."""
+    """Read options from a command line. Exits with a sentence on an invalid one, as argparse does."""
     parser = parser_for(options, prog, about, defaults or {})
     values = vars(parser.parse_args(list(argv)))
     return msgspec.convert({name: _frozen(value) for name, value in values.items()}, options)
@@ -91,7 +91,7 @@ def _is_tuple(kind: Any) -> bool:
 
 
 def _base(kind: Any) -> Any:
-    """The type without its None."""
+    """The type without None."""
     if get_origin(kind) in (types.UnionType, typing.Union):
         return next(part for part in get_args(kind) if part is not type(None))
     return kind

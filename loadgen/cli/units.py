@@ -1,4 +1,4 @@
-"""Reading quantities as people write them: `500ms`, `2GiB`, `10%`, `chat=3,code=1`. Errors are a sentence."""
+"""Parses quantities such as `500ms`, `2GiB`, `10%`, `chat=3,code=1`. Error messages are one sentence."""
 
 import re
 
@@ -8,7 +8,7 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 class BadQuantity(ValueError):
-    """Something a person wrote that cannot be read; the message says what was expected."""
+    """An unreadable quantity; the message says what was expected."""
 
 
 def seconds(text: str) -> float:

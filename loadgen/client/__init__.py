@@ -1,1 +1,1 @@
-"""Speaks to a server over HTTP, and knows when every byte came."""
+"""The HTTP client, which timestamps every read."""

@@ -1,4 +1,4 @@
-"""What answers mean: one wanted whole, and a stream of tokens that becomes a record."""
+"""The two kinds of exchanges: whole answers, and streams of tokens that fill a record."""
 
 from time import monotonic
 
@@ -11,7 +11,7 @@ from loadgen.client.wire import EventSplitter, Head
 
 
 class FetchExchange(Exchange):
-    """An answer that is wanted whole: JSON or metrics."""
+    """An exchange with a whole answer: JSON or metrics."""
 
     def __init__(self, backlog: Backlog):
         super().__init__(backlog)
@@ -25,7 +25,7 @@ class FetchExchange(Exchange):
 
 
 class Cancel(msgspec.Struct, frozen=True):
-    """When we hang up on purpose: whichever comes first."""
+    """When to cancel a request on purpose: at the first of these."""
 
     after_tokens: int | None = None
     after_s: float | None = None
@@ -35,7 +35,7 @@ NEVER = Cancel()
 
 
 class StreamExchange(Exchange):
-    """A stream of tokens into a record. Far more events than tokens asked for end it as endless."""
+    """An exchange that reads a stream of tokens into a record. Too many events end it as endless."""
 
     def __init__(self, backlog: Backlog, record: Record, reader: Reader, cancel: Cancel):
         super().__init__(backlog)
@@ -124,7 +124,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _message_of(body: bytes) -> str:
-    """The sentence inside an error body of either dialect, else its beginning."""
+    """The message in an error body of either dialect, else the body's beginning."""
     try:
         error = msgspec.json.decode(body)["error"]
         return str(error["message"] if isinstance(error, dict) else error)[:300]

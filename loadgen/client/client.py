@@ -1,4 +1,4 @@
-"""The client: a pool of kept-alive connections to one server, and a watch over what takes too long."""
+"""The client: a pool of kept-alive connections to one server, with timeouts."""
 
 import asyncio
 import os
@@ -17,18 +17,18 @@ from loadgen.client.exchange import Backlog, Exchange
 from loadgen.client.records import Outcome, Record
 
 WATCH_S = 0.2
-END_TIMEOUT_S = 10.0  # for tasks of ours that were cancelled
-CATCH_UP_EVERY = 5  # watches: so old may the text be of which a live view counts the tokens
+END_TIMEOUT_S = 10.0  # for cancelled tasks to end
+CATCH_UP_EVERY = 5  # watch intervals: greatest age of the text in a live view
 
 E = TypeVar("E", bound=Exchange)
 
 
 class BadUrl(ValueError):
-    """Not a URL of a server; the message says why."""
+    """Not a server's URL; the message says why."""
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a server is."""
+    """A server's address."""
 
     host: str
     port: int
@@ -56,7 +56,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class Patience(msgspec.Struct, frozen=True):
-    """How long to wait, in seconds, before an answer is given up under its own name."""
+    """Timeouts in seconds, each with its own outcome."""
 
     connect_s: float = 10.0
     first_token_s: float = 300.0
@@ -65,7 +65,7 @@ class Patience(msgspec.Struct, frozen=True):
 
 
 class Fetched(msgspec.Struct, frozen=True):
-    """An answer wanted whole. `status` 0: there was none, and `problem` says why."""
+    """A whole answer. `status` 0: none came, and `problem` says why."""
 
     status: int
     headers: dict[str, str] = {}
@@ -85,14 +85,14 @@ class Fetched(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """Asks one server, any number of things at once. Use as an async context manager."""
+    """Sends any number of concurrent requests to one server. An async context manager."""
 
     def __init__(
         self, address: Address, headers: dict[str, str] | None = None, patience: Patience | None = None
     ):
         self.address = address
         self.patience = patience or Patience()
-        self.name = f"loadgen-{os.getpid()}"  # begins the x-request-id of every stream
+        self.name = f"loadgen-{os.getpid()}"  # prefix of every stream's x-request-id
         self.num_open = 0  # streams under way
         self._num_watches = 0
         self._headers = headers or {}
@@ -116,7 +116,7 @@ class Client:
     async def stream(
         self, dialect: Dialect, model: str, ask: Ask, record: Record, cancel: Cancel = NEVER
     ) -> None:
-        """Ask and write the answer into `record`. Never raises: whatever happens is the record's outcome.
+        """Send a request and write the answer into `record`. Never raises: errors are the record's outcome.
 
         A cancelled task closes the connection and ends the record as `cancelled`.
         """
@@ -142,7 +142,7 @@ class Client:
     async def fetch(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Fetched:
-        """Ask for something whole. Never raises."""
+        """Send a request and return the whole answer. Never raises."""
         payload = b"" if body is None else msgspec.json.encode(body)
         try:
             exchange = await self._carry_out(
@@ -168,7 +168,7 @@ class Client:
         return f"{method} {address.base}{path} HTTP/1.1\r\n{lines}\r\n".encode() + body
 
     async def _carry_out(self, make: Callable[[], E], request: bytes) -> E:
-        """One exchange; once more if a kept-alive connection had died in silence. Raises OSError."""
+        """Run one exchange, again if a kept-alive connection had died unnoticed. Raises OSError."""
         is_retry = False
         while True:
             connection = await self._connection()
@@ -186,7 +186,7 @@ class Client:
             exchange.on_begin(is_retry)
             await asyncio.shield(
                 exchange.done
-            )  # so that a cancelled task leaves the exchange to be ended in order
+            )  # so that a cancelled task does not cancel the exchange itself
         finally:
             exchange.digest()
             exchange.end(Outcome.CANCELLED, "", monotonic())
@@ -213,7 +213,7 @@ class Client:
         return connection
 
     async def _watch(self) -> None:
-        """Give up what takes too long. One pass over all streams, so that no stream needs a timer."""
+        """End streams that exceed a timeout. One pass over all streams, so that none needs a timer."""
         while True:
             await asyncio.sleep(WATCH_S)
             now = monotonic()

@@ -1,4 +1,4 @@
-"""A kept-alive connection: stamps what is read and hands it to the exchange that waits for it."""
+"""A kept-alive connection: timestamps reads and passes them to the waiting exchange."""
 
 import asyncio
 from time import monotonic
@@ -17,7 +17,7 @@ class Connection(asyncio.Protocol):
         self.num_exchanges = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one by behaviour only
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
 
     def begin(self, exchange: Exchange, request: bytes) -> None:
         assert self.transport is not None
@@ -29,7 +29,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         at = monotonic()
         if self.exchange is None:
-            self.abort()  # a server that speaks unasked
+            self.abort()  # the server sent data without a request
         else:
             self.exchange.feed(at, data)
 

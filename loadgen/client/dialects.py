@@ -1,4 +1,4 @@
-"""The three ways to ask for a stream of tokens: a path, a JSON body, and a reader for the answer's events."""
+"""The three dialects for a stream of tokens: a path, a JSON body, and a reader of the answer's events."""
 
 import enum
 from typing import Any
@@ -15,7 +15,7 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to ask. `text` is the prompt for routes that take plain text."""
+    """One request. `text` is the prompt for routes that take plain text."""
 
     messages: tuple[Message, ...]
     text: str
@@ -71,7 +71,7 @@ def _openai_body(dialect: Dialect, ask: Ask, model: str) -> dict[str, Any]:
 
 
 def _extras(ask: Ask) -> dict[str, Any]:
-    """What is sent only when asked for, since not every server knows it."""
+    """Optional fields, sent only if set, since not every server knows them."""
     extras: dict[str, Any] = {}
     if ask.ignore_eos:
         extras["ignore_eos"] = True

@@ -1,8 +1,8 @@
-"""One request and its answer on a connection, apart from what the answer means.
+"""One request and its answer on a connection, independent of the answer's meaning.
 
-Every read is stamped the moment the event loop hands it over and kept as raw bytes; what it means is worked
-out in the pauses (`Backlog`), so that a thousand streams that speak at once are all stamped before any is
-parsed. Only what must be known at once is looked at at once: heads, ends, and streams that are counted.
+Every read is timestamped when the event loop delivers it, and kept as raw bytes. Parsing happens in pauses
+(`Backlog`), so that a thousand simultaneous reads are all stamped before any is parsed. Only heads, ends, and
+streams that count tokens are parsed at once.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ from loadgen.client.records import Outcome
 from loadgen.client.wire import AnswerParser, BadAnswer, Head
 
 LAST_CHUNK = b"0\r\n\r\n"
-BATCH_READS = 16  # digesting so many at once costs a third of digesting each alone
-SLICE_S = 0.0001  # parsing gives way to reading after this long
+BATCH_READS = 16  # parsing this many at once costs a third of parsing each alone
+SLICE_S = 0.0001  # parsing yields to reading after this long
 
 Done = asyncio.Future[tuple[Outcome, str]]
 
 
 class Backlog:
-    """Exchanges with reads not yet digested; works them off between reads, a slice at a time."""
+    """Exchanges with unparsed reads; parses them between reads, in time slices."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.loop = loop
@@ -43,9 +43,9 @@ class Backlog:
 
 
 class Exchange:
-    """One request and its answer. Subclasses say what the head and the body mean.
+    """One request and its answer. Subclasses interpret head and body.
 
-    `done` is resolved exactly once, with how it ended; the connection is reusable only if `is_clean`.
+    `done` resolves exactly once, with the outcome; the connection is reusable only if `is_clean`.
     """
 
     def __init__(self, backlog: Backlog):
@@ -69,16 +69,16 @@ class Exchange:
 
     @property
     def is_unheard(self) -> bool:
-        """Whether the connection went before a single byte came."""
+        """True if the connection closed before any byte came."""
         return self.num_reads == 0 and self.done.result()[0] in (Outcome.RESET, Outcome.CLOSED)
 
     @property
     def has_begun(self) -> bool:
-        """Whether what was asked for has begun to come."""
+        """True once the answer's content has begun."""
         return self.num_reads > 0
 
     def feed(self, at: float, data: bytes) -> None:
-        """Take a read. Called by the connection, and the only code that runs before the next read."""
+        """Take a read. Called by the connection; no other code runs before the next read."""
         self._reads.append((at, data))
         self.last_read = at
         self.num_reads += 1
@@ -88,13 +88,13 @@ class Exchange:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Have what was read digested soon."""
+        """Schedule the parsing of reads."""
         if self._reads and not self._is_queued:
             self._is_queued = True
             self._backlog.add(self)
 
     def digest(self) -> None:
-        """Work out what the reads so far mean."""
+        """Parse the reads so far."""
         self._is_queued = False
         reads, self._reads = self._reads, []
         if self.done.done():
@@ -116,7 +116,7 @@ class Exchange:
             self.on_piece(piece, at)
 
     def lost(self, at: float, error: Exception | None) -> None:
-        """The connection has gone."""
+        """Note that the connection closed."""
         self.digest()
         if self.done.done():
             return

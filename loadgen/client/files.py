@@ -1,4 +1,4 @@
-"""Room for many open connections, made before anything is timed."""
+"""Raises the limits for many open connections before anything is timed."""
 
 import contextlib
 import fcntl
@@ -9,13 +9,13 @@ PLACES = 16384
 
 
 def make_room() -> None:
-    """Allow as many open files as the system lets us, and let the kernel grow its table for them now.
+    """Raise the limit of open files to the maximum, and make the kernel grow its table of them now.
 
-    A process with threads waits for all cores (`synchronize_rcu`, some ten milliseconds) each time that table
+    A process with threads waits for all cores (`synchronize_rcu`, some ten milliseconds) whenever the table
     doubles: at the 256th, 512th and 1,024th stream, just when there is most to read.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # not allowed here: what there is must do
+    with contextlib.suppress(ValueError, OSError):  # not permitted: keep the current limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError):

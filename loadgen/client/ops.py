@@ -1,4 +1,4 @@
-"""The `/ops` routes of Helios, as a load generator uses them: look, swap, read decisions."""
+"""A client of Helios' `/ops` routes: state, swaps, decisions."""
 
 import asyncio
 from datetime import datetime
@@ -11,7 +11,7 @@ from loadgen.client.client import Client, Fetched
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """One entry of the server's diary. `at_s` is in seconds since the epoch."""
+    """One decision in the server's audit log. `at_s` is in seconds since the epoch."""
 
     id: str
     at_s: float
@@ -19,13 +19,13 @@ class Decision(msgspec.Struct, frozen=True):
     kind: str
     chosen: str
     why: str
-    outcome: str  # empty while it is under way
+    outcome: str  # empty while under way
     phases_ms: dict[str, float] = {}
     error: str = ""
 
 
 class Operator:
-    """Speaks to `/ops` with the admin key. Where there is no such route, answers are None or empty."""
+    """Calls `/ops` with the admin key. Without such routes, results are None or empty."""
 
     def __init__(self, client: Client, admin_key: str | None):
         self._client = client
@@ -36,7 +36,7 @@ class Operator:
         return value if isinstance(value, dict) and "shards" in value else None
 
     async def decisions(self, since_s: float) -> list[Decision]:
-        """Decisions made since a time of the epoch, the oldest first."""
+        """Decisions since a time of the epoch, the oldest first."""
         value = (await self._get("/ops/decisions?limit=1000")).json()
         found = value.get("decisions", []) if isinstance(value, dict) else value
         if not isinstance(found, list):
@@ -45,13 +45,13 @@ class Operator:
         return sorted((d for d in decisions if d.at_s >= since_s), key=lambda decision: decision.at_s)
 
     async def swap(self, candidate: str, depth: int | None, inflight: str | None = None) -> Fetched:
-        """Ask for a swap; status 202 and `decision_id` when it has begun."""
+        """Request a swap; status 202 and `decision_id` if it has begun."""
         wish = {"candidate": candidate, "depth": depth, "inflight": inflight}
         body = {name: value for name, value in wish.items() if value is not None}
         return await self._client.fetch("POST", "/ops/swap", body, self._headers)
 
     async def outcome(self, decision_id: str, patience_s: float) -> Decision | None:
-        """A decision once it is over; None if it is not over in time."""
+        """Wait for a decision's outcome; None on timeout."""
         give_up = monotonic() + patience_s
         while monotonic() < give_up:
             value = (await self._get(f"/ops/decisions/{decision_id}")).json()
@@ -82,10 +82,10 @@ def _decision(item: dict[str, Any]) -> Decision:
 
 
 def _choice(chosen: Any) -> str:
-    """`candidate@depth`, whatever shape it comes in."""
+    """`candidate@depth`, from any shape of the field."""
     if not isinstance(chosen, dict):
         return str(chosen or "")
-    if isinstance(chosen.get("prompts"), dict):  # several, each for one kind of prompts
+    if isinstance(chosen.get("prompts"), dict):  # a split: one for each class of prompts
         return ", ".join(f"{choice} for {prompts}" for prompts, choice in chosen["prompts"].items())
     name, depth = chosen.get("candidate") or chosen.get("model") or "", chosen.get("depth")
     return f"{name}@{depth}" if depth else str(name)

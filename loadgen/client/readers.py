@@ -1,4 +1,4 @@
-"""What the events of a stream say: readers that write it into a record, one for each kind of event."""
+"""Readers that parse a stream's events into a record, one for each dialect."""
 
 from typing import Any, Protocol
 
@@ -8,11 +8,11 @@ from loadgen.client.records import Flaw, Outcome, Record, Segment
 
 
 class GarbageEvent(Exception):
-    """An event that cannot be read."""
+    """An unparsable event."""
 
 
 class Reader(Protocol):
-    """Takes the events of one stream. `is_over` once an event has said that the answer is complete."""
+    """Reads the events of one stream. `is_over` once an event has completed the answer."""
 
     is_over: bool
 
@@ -22,7 +22,7 @@ class Reader(Protocol):
 class _TgiToken(msgspec.Struct, gc=False):
     id: int = -1
     text: str = ""
-    special: bool = False  # no part of the whole text, wherever it stands
+    special: bool = False  # not part of the whole text
     exit_layer: int | None = None
     confidence: float | None = None
 
@@ -82,7 +82,7 @@ class TgiReader:
             record.confidences.append(float("nan") if token.confidence is None else token.confidence)
 
     def _check_index(self, index: int) -> None:
-        """Indices rise by one; where they begin is the server's taste."""
+        """Check that indices rise by one, from any start."""
         expected = index if self._next_index is None else self._next_index
         if index < expected:
             self._record.add_flaw(Flaw.DUPLICATED)
@@ -108,13 +108,13 @@ class TgiReader:
 
 
 def _same_text(whole: str, pieces: str) -> bool:
-    """The whole may leave out a special token's text at its end and blanks at its start."""
+    """True if equal, apart from a special token's text at the end and blanks at the start."""
     whole, pieces = whole.strip(), pieces.strip()
     return pieces.startswith(whole) if whole else True
 
 
 def _told(error: Any) -> str:
-    """The sentence in an error, which comes in either dialect's shape."""
+    """The message of an error in either dialect."""
     return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
 
 
@@ -173,7 +173,7 @@ class OpenAIReader:
             self._record.output_tokens = chunk.usage.completion_tokens
 
     def _check_id(self, id: str | None) -> None:
-        """Every chunk of a stream carries the stream's own id."""
+        """Check that every chunk carries the stream's own id."""
         if self._id is not None and id != self._id:
             self._record.add_flaw(Flaw.MIXED)
         self._id = self._id or id

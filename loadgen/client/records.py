@@ -1,6 +1,6 @@
-"""What is known of one request once it has ended, and the names of the ways to end.
+"""The record of one finished request, its possible outcomes and flaws.
 
-Times are seconds of `time.monotonic()`, which on Linux is one clock for all processes of a machine.
+Times are seconds of `time.monotonic()`, on Linux one clock for all processes.
 """
 
 import enum
@@ -11,43 +11,43 @@ import msgspec
 
 
 class Outcome(enum.StrEnum):
-    """How a request ended. Exactly one of them for every request that was begun."""
+    """How a request ended; exactly one for every started request."""
 
     PENDING = "pending"
     OK = "ok"
     CANCELLED = "cancelled"  # by us, on purpose
     REFUSED = "refused"  # 429, before any work
     HTTP_ERROR = "http_error"  # another status that is not 200
-    ERROR_EVENT = "error_event"  # an error told in mid-stream
+    ERROR_EVENT = "error_event"  # an error event within the stream
     CONNECT = "connect"  # no connection
     RESET = "reset"  # connection reset
     CLOSED = "closed"  # connection closed before the end, between two events
     HALF_EVENT = "half_event"  # connection closed in the middle of an event
-    UNFINISHED = "unfinished"  # the stream ended in order, but no event said that the answer is over
-    GARBAGE = "garbage"  # an event or a head that cannot be read
+    UNFINISHED = "unfinished"  # the stream ended cleanly without a final event
+    GARBAGE = "garbage"  # an unparsable event or head
     NO_ANSWER = "no_answer"  # not a byte within the time allowed
     STALL = "stall"  # silence between two events for longer than allowed
     ENDLESS = "endless"  # still sending after the time allowed, or far more tokens than asked for
 
     @property
     def is_failure(self) -> bool:
-        """Whether the server owes us an answer: neither ours to end nor refused in order."""
+        """True if the server failed: not cancelled by us, not refused with 429."""
         return self not in (Outcome.OK, Outcome.CANCELLED, Outcome.REFUSED, Outcome.PENDING)
 
 
 class Flaw(enum.StrEnum):
-    """What is wrong with an answer that came."""
+    """A defect of an answer."""
 
-    DUPLICATED = "duplicated"  # a token or the end came twice
-    GAP = "gap"  # a token index was left out
-    MIXED = "mixed"  # parts of another answer
-    AFTER_END = "after_end"  # tokens behind the last event
+    DUPLICATED = "duplicated"  # a token or the end was repeated
+    GAP = "gap"  # a token index is missing
+    MIXED = "mixed"  # contains parts of another answer
+    AFTER_END = "after_end"  # tokens after the last event
     TEXT_DIFFERS = "text_differs"  # the whole text is not the sum of its pieces
-    COUNT_DIFFERS = "count_differs"  # the count told is not the count sent
+    COUNT_DIFFERS = "count_differs"  # the reported count is not the number of tokens sent
 
 
 class Segment(msgspec.Struct, frozen=True):
-    """A stretch of an answer made by one model at one depth."""
+    """A part of an answer written by one model at one depth."""
 
     model: str = ""
     version: str = ""
@@ -62,10 +62,10 @@ class Record(msgspec.Struct):
     group: str = ""  # prompt class
     session: int = 0
     turn: int = 0
-    prompt: str = ""  # what was asked, as one text
+    prompt: str = ""  # the prompt as one text
     max_tokens: int = 0
     intended: float = 0.0  # when it should have started
-    begun: float = 0.0  # when we began with it
+    begun: float = 0.0  # when the client began it
     sent: float | None = None  # when its bytes were handed to a connected socket
     ended: float | None = None
     token_times: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
@@ -81,7 +81,7 @@ class Record(msgspec.Struct):
     finish_reason: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    queue_ms: float | None = None  # where the server tells
+    queue_ms: float | None = None  # if the server reports it
     model: str = ""
     version: str = ""
     segments: list[Segment] = []
@@ -98,12 +98,12 @@ class Record(msgspec.Struct):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens generated: told by the server, else events counted."""
+        """Number of tokens: reported by the server, else events counted."""
         return self.output_tokens if self.output_tokens is not None else len(self.token_times)
 
     @property
     def ttft_ms(self) -> float | None:
-        """First token, counted from the intended start."""
+        """Time to the first token, from the intended start."""
         return (self.token_times[0] - self.intended) * 1e3 if self.token_times else None
 
     @property
@@ -126,7 +126,7 @@ class Record(msgspec.Struct):
 
     @property
     def start_delay_ms(self) -> float:
-        """How late we were ourselves."""
+        """The client's own delay behind the intended start."""
         return (self.begun - self.intended) * 1e3
 
     def add_token(self, at: float, text: str) -> None:

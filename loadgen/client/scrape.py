@@ -1,7 +1,7 @@
-"""What the server says of itself while it is loaded: `/metrics`, read every so often beside the load.
+"""Reads the server's `/metrics` periodically during the load.
 
-Reading is kept cheap, since it happens on the loop that measures: lines of the known families are summed over
-their labels, histogram buckets are left out.
+Parsing is cheap, since it runs on the measuring event loop: samples of the known families are summed over
+labels, histogram buckets are skipped.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from loadgen.client.client import Client
 
 FAMILIES = ("tgi_", "vllm:", "helios_", "process_resident_memory_bytes")
 
-# What is meant, and how each server calls it. The first that is there is taken.
+# Meaning -> names in the servers' metrics; the first existing one is used.
 ALIASES = {
     "running": ("helios_requests_running", "tgi_batch_current_size", "vllm:num_requests_running"),
     "waiting": ("helios_requests_waiting", "tgi_queue_size", "vllm:num_requests_waiting"),
@@ -34,7 +34,7 @@ class Scrape(msgspec.Struct, frozen=True):
     values: dict[str, float]
 
     def get(self, meaning: str) -> float | None:
-        """A value by what it means (`running`, `waiting`, ...)."""
+        """A value by its meaning (`running`, `waiting`, ...)."""
         return next((self.values[name] for name in ALIASES[meaning] if name in self.values), None)
 
 
@@ -66,7 +66,7 @@ def mean_queue_ms(first: Scrape, last: Scrape) -> float | None:
 
 
 class Scraper:
-    """Reads `/metrics` at a fixed rate until stopped; stays silent if there is no such route."""
+    """Reads `/metrics` at a fixed rate until stopped; does nothing without that route."""
 
     def __init__(self, client: Client, period_s: float = 1.0):
         self.scrapes: list[Scrape] = []

@@ -1,4 +1,4 @@
-"""Getting to know a server before loading it: what it is, which model it serves, what it can count."""
+"""Finds out about a server before the load: its kind, its model, its tokenize route."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ from loadgen.client.records import Outcome, Record
 
 
 class Unusable(Exception):
-    """The server cannot be measured; the message is one sentence that says why."""
+    """The server cannot be measured; the message, one sentence, says why."""
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a server."""
+    """Properties of a server."""
 
     kind: str  # helios | tgi | vllm | openai
     dialect: Dialect
     model: str
     version: str = ""
     num_layers: int | None = None
-    tokenizes: str = ""  # tgi | vllm: the shape of its /tokenize; empty: it has none
-    templates: bool = False  # whether it has /chat_tokenize
+    tokenizes: str = ""  # tgi | vllm: format of its /tokenize; empty: no such route
+    templates: bool = False  # has /chat_tokenize
     takes_ignore_eos: bool = False
 
 
 async def meet(client: Client, dialect: Dialect | None, model: str | None) -> ServerInfo:
-    """Ask a server what it is and try one token. Raises `Unusable`."""
+    """Find out a server's properties, and generate one token. Raises `Unusable`."""
     health = await client.fetch("GET", "/health")
     if health.status == 0:
         raise Unusable(f"{health.problem}; is the server running?")
@@ -80,7 +80,7 @@ async def _count(client: Client, shape: str, model: str, text: str) -> int | Non
 
 
 async def count_tokens(client: Client, server_info: ServerInfo, text: str) -> int | None:
-    """How many tokens the server sees in a plain text, special ones included. None: it cannot tell."""
+    """Number of tokens of a plain text by the server, special ones included; None if it cannot tell."""
     return (
         await _count(client, server_info.tokenizes, server_info.model, text)
         if server_info.tokenizes
@@ -89,7 +89,7 @@ async def count_tokens(client: Client, server_info: ServerInfo, text: str) -> in
 
 
 async def _try_one_token(client: Client, server_info: ServerInfo) -> bool:
-    """Generate a little with and, if refused, without `ignore_eos`; True if taken. Raises `Unusable`."""
+    """Generate a little with and, if refused, without `ignore_eos`; True if accepted. Raises `Unusable`."""
     for ignore_eos in (True, False):
         record = Record(number=0, max_tokens=2)
         hello = (Message("user", "Hello"),)

@@ -1,7 +1,7 @@
-"""How a conversation becomes plain text, for routes that take no messages.
+"""Turns conversations into plain text, for routes that take no messages.
 
-A server's chat template is learned once, by rendering markers and looking at what stands between them, so
-that no request waits for a rendering of its own.
+A server's chat template is learned once, by rendering markers and reading the text between them, so that no
+request needs a rendering by the server.
 """
 
 import msgspec
@@ -13,13 +13,13 @@ _MARKS = ("marker-one", "marker-two", "marker-three")
 
 
 class ChatTemplate(msgspec.Struct, frozen=True):
-    """What a template puts around what is said. `system` is used where a conversation brings its own."""
+    """The texts that a template puts around messages. `system` is for conversations with a system message."""
 
-    opening: str  # before the first thing a user says
-    to_assistant: str  # between a user and the answer
-    to_user: str  # between an answer and the user
-    closing: str  # after the last thing a user says: the model's turn
-    system: tuple[str, str] | None = None  # before and after a system message, up to the user
+    opening: str  # before the first user message
+    to_assistant: str  # between a user message and the answer
+    to_user: str  # between an answer and the next user message
+    closing: str  # after the last user message
+    system: tuple[str, str] | None = None  # before and after a system message, up to the user message
 
     def render(self, messages: tuple[Message, ...]) -> str:
         opening, said = self.opening, list(messages)
@@ -33,7 +33,7 @@ class ChatTemplate(msgspec.Struct, frozen=True):
 
 
 def plain_text(messages: tuple[Message, ...]) -> str:
-    """A single message as it is, a dialogue as people write one down."""
+    """A single message unchanged; a dialogue with speakers' names."""
     if len(messages) == 1:
         return messages[0].content
     lines = (f"{message.role.capitalize()}: {message.content}" for message in messages)
@@ -41,7 +41,7 @@ def plain_text(messages: tuple[Message, ...]) -> str:
 
 
 async def learn_template(client: Client) -> ChatTemplate | None:
-    """The chat template of a server with `/chat_tokenize`; None where that drops something."""
+    """The chat template of a server with `/chat_tokenize`; None if rendering drops markers."""
     one, two, three = _MARKS
     single = await _rendered(client, Message("user", one))
     dialogue = await _rendered(

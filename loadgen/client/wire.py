@@ -1,6 +1,6 @@
 """The bytes of an HTTP/1.1 answer, incrementally: head, body framing, server-sent events.
 
-Pure: bytes in, pieces out. Knows no socket, no clock, and nothing of what the events mean.
+Pure. Knows no socket, no clock, and no meaning of events.
 """
 
 import httptools
@@ -10,7 +10,7 @@ MAX_HEAD_BYTES = 65536
 
 
 class BadAnswer(Exception):
-    """What came is not HTTP/1.1 as promised by its own head."""
+    """The answer is not valid HTTP/1.1."""
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -25,12 +25,12 @@ class Head(msgspec.Struct, frozen=True):
 
 
 class AnswerParser:
-    """One HTTP/1.1 answer, out of its bytes as they come, by httptools. Interim heads (1xx) are skipped."""
+    """Incremental parser of one HTTP/1.1 answer, by httptools. Interim heads (1xx) are skipped."""
 
     def __init__(self) -> None:
-        self.head: Head | None = None  # once it is whole
+        self.head: Head | None = None  # once complete
         self.is_chunked = False
-        self.is_sized = False  # or it ends with its connection
+        self.is_sized = False  # else it ends with its connection
         self.is_complete = False
         self.is_in_chunk = False
         self._parser = httptools.HttpResponseParser(self)
@@ -39,7 +39,7 @@ class AnswerParser:
         self._num_head_bytes = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """What of the body came with `data`. Raises `BadAnswer`."""
+        """The parts of the body in `data`. Raises `BadAnswer`."""
         if self.head is None:
             self._num_head_bytes += len(data)
         try:
@@ -83,7 +83,7 @@ class AnswerParser:
 
 
 class EventSplitter:
-    """Cuts a byte stream into server-sent events and gives the `data` of each."""
+    """Splits a byte stream into server-sent events, and yields the `data` of each."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -94,7 +94,7 @@ class EventSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of every event that `data` completes."""
-        # The common case by far, one whole event of one line, must cost next to nothing.
+        # Fast path for the common case: one whole event of one line.
         if not self._buffer and data[:5] == b"data:" and data[-2:] == b"\n\n" and data.count(b"\n") == 2:
             return [data[5:-2]]
         self._buffer = (self._buffer + data).replace(b"\r\n", b"\n")

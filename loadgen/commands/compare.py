@@ -1,4 +1,4 @@
-"""`helios bench compare`: the same load on two servers in turns, and what may be said of them."""
+"""`helios bench compare`: the same load on two servers in turns, with a statistical verdict."""
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -27,7 +27,7 @@ ROUND_DURATION = "15s"
 
 
 async def compare(options: CompareOptions, console: Console) -> int:
-    """Compare and report; 1 if demanded equal answers were not. Raises as `serve` does."""
+    """Compare and report; returns 1 if answers differ that must be equal. Raises as `serve` does."""
     plan_a, plan_b = _plans(options)
     names = _names(options)
     screen = Screen(choose_view(options.quiet), "compare")
@@ -72,7 +72,7 @@ def _names(options: CompareOptions) -> tuple[str, str]:
 
 
 class Side(msgspec.Struct, frozen=True):
-    """One of two that are compared: a server, or one way of asking it."""
+    """One of two compared sides: a server, or one way of asking it."""
 
     name: str
     target: Target
@@ -83,7 +83,7 @@ Rounds = tuple[list[Measured], list[Measured]]
 
 
 async def paired_rounds(a: Side, b: Side, num_rounds: int, screen: Screen) -> Rounds:
-    """Rounds in turns, as measured. Both get the same requests in a round, and other ones in the next."""
+    """Yields rounds of both sides in turns. Both get equal requests in a round, and new ones in the next."""
     found: Rounds = ([], [])
     for index in range(num_rounds):
         for side, measured in zip((a, b), found, strict=True):
@@ -97,7 +97,7 @@ async def paired_rounds(a: Side, b: Side, num_rounds: int, screen: Screen) -> Ro
 
 
 async def _same_answers(a: Target, b: Target, options: CompareOptions, plan: Plan) -> Answers:
-    """The same prompts to both, one at a time and greedily."""
+    """Send the same prompts to both, one at a time and greedily."""
     workload = plan.workload(a.filler, seed_offset=-1)
     jobs = [workload.draw(number, 0.0) for number in range(options.same_prompts)]
     prompts = [job.turns[0] for job in jobs]

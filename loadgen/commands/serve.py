@@ -1,4 +1,4 @@
-"""`helios bench serve`: one load on one server, and what came of it."""
+"""`helios bench serve`: measures one load on one server."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from loadgen.results.summary import Summary, summarise
 
 
 async def serve(options: ServeOptions, console: Console) -> int:
-    """Measure and report; the exit code. Raises `Unusable`, `BadUrl`, `BadQuantity`, OSError."""
+    """Measure and report; returns the exit code. Raises `Unusable`, `BadUrl`, `BadQuantity`, OSError."""
     plan = plan_of(options)
     async with reach(options.url, plan) as target:
         if options.sweep is not None:
@@ -37,7 +37,7 @@ async def serve(options: ServeOptions, console: Console) -> int:
 
 
 async def measured(target: Target, plan: Plan, screen: Screen, label: str = "") -> tuple[Run, Summary]:
-    """Carry out a plan and work out its figures."""
+    """Run a plan and compute its figures."""
     options = plan.options
     try:
         run = await measure(target, plan, screen)

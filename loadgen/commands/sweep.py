@@ -1,8 +1,8 @@
-"""Raising a load step by step until the server is saturated: how much it takes, and where it gives no more.
+"""Raises a load step by step until the server is saturated.
 
-Concurrency doubles until throughput gains less than a tenth from a doubling; a rate doubles until the server
-no longer keeps up with it, and is then halved in between. A stated objective that fewer than nine tenths of
-the requests meet ends either.
+Concurrency doubles until a doubling gains less than a tenth of throughput; a rate doubles until the server no
+longer keeps up, then is found by bisection. Either ends when fewer than nine tenths of the requests meet a
+stated objective.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from loadgen.results.health import Verdict
 from loadgen.results.summary import Summary, summarise
 
 LEAST_GAIN = 1.1  # of throughput, from doubling the concurrency
-KEEPS_UP = 0.95  # answered of offered, while a rate is sustained
+KEEPS_UP = 0.95  # share of requests answered in time at a sustained rate
 GOOD_ENOUGH = 0.9  # share of requests that meet the objectives
 REFINEMENTS = 3
 MAX_STEPS = 16
@@ -35,7 +35,7 @@ LONGEST_STEP_S = 30.0
 
 
 class Point(msgspec.Struct, frozen=True):
-    """One step of a sweep. `is_sustained`: the server did all that this load asked of it."""
+    """One step of a sweep. `is_sustained`: the server kept up with this load."""
 
     level: float
     is_sustained: bool
@@ -50,14 +50,14 @@ class Point(msgspec.Struct, frozen=True):
 
 
 def next_concurrency(points: Sequence[Point], first: float) -> float | None:
-    """The next level to try; None when there is nothing more to learn."""
+    """The next level to try; None at the end."""
     if not points:
         return first
     return None if not points[-1].is_sustained or len(points) >= MAX_STEPS else points[-1].level * 2
 
 
 def next_rate(points: Sequence[Point], first: float) -> float | None:
-    """Doubling up to the first rate that is not sustained, then halving the gap a few times."""
+    """The next rate: doubled up to the first that is not sustained, then bisected a few times."""
     if not points:
         return first
     kept = [point.level for point in points if point.is_sustained]
@@ -88,7 +88,7 @@ async def sweep(target: Target, plan: Plan, options: ServeOptions, console: Cons
             points.append(_point(level, summary, summaries[-1] if summaries else None, is_rate))
             summaries.append(summary)
             if summary.client.verdict is Verdict.SATURATED:
-                break  # what is found beyond says nothing of the server
+                break  # figures beyond this say nothing about the server
     finally:
         screen.view.close()
     best = _best(points)
@@ -115,7 +115,7 @@ def _first_level(options: ServeOptions) -> float:
 
 
 async def _step(target: Target, options: ServeOptions, level: float, screen: Screen) -> Summary:
-    """One level for as long as asked, or as long as it takes to see each stream a few times."""
+    """Run one level for the given time, or long enough for several requests per stream."""
     changes: dict[str, Any] = (
         {"rate": f"{level:g}"} if options.sweep == "rate" else {"concurrency": int(level), "rate": None}
     )
@@ -145,7 +145,7 @@ def _point(level: float, summary: Summary, before: Summary | None, is_rate: bool
 
 
 def _why_not_sustained(summary: Summary, before: Summary | None, is_rate: bool) -> str:
-    """Empty where the load was borne."""
+    """Why the server did not keep up; empty if it did."""
     rates = summary.throughput
     if summary.client.verdict is Verdict.SATURATED:
         return "the load generator is saturated"

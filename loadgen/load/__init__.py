@@ -1,1 +1,1 @@
-"""Load on one server: plans, pacing, runs, and what was measured."""
+"""Load on one server: plans, pacing, runs."""

@@ -1,7 +1,7 @@
-"""The live view of a run, drawn by a process of its own.
+"""The live view of a run, drawn by a separate process.
 
-Drawing a screen takes milliseconds, during which a loop that draws cannot stamp what it reads. So the load
-generator only writes a line of JSON now and then, and this process (`python -m loadgen.load.live`) draws.
+Drawing takes milliseconds, during which the event loop could not timestamp reads. So the load generator only
+writes a line of JSON periodically, and this process (`python -m loadgen.load.live`) draws.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ KEPT = 60  # speeds in the sparkline
 
 
 class LiveView:
-    """The load generator's end: starts the drawing process and feeds it. Never waits for it."""
+    """The load generator's side: starts the drawing process and sends it snapshots without waiting."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -36,7 +36,7 @@ class LiveView:
         os.set_blocking(self._pipe, False)
 
     def show(self, snapshot: Snapshot) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a slow screen misses a picture
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a slow terminal skips a frame
             os.write(self._pipe, msgspec.json.encode(snapshot) + b"\n")
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ def choose_view(is_quiet: bool) -> View:
 
 
 def draw(snapshot: Snapshot, speeds: deque[float]) -> Panel:
-    """One picture."""
+    """One frame of the live view."""
     table = Table.grid(padding=(0, 3))
     for cells in _rows(snapshot):
         table.add_row(*(Text.from_markup(cell) for cell in cells))
@@ -149,7 +149,7 @@ def _sparkline(speeds: deque[float]) -> str:
 
 
 def main() -> None:
-    """Draw what comes in until it ends."""
+    """Draw snapshots from standard input until it ends."""
     speeds: deque[float] = deque(maxlen=KEPT)
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
         for line in sys.stdin.buffer:

@@ -1,4 +1,4 @@
-"""One measured run: the load, and beside it the live view, the scrapes and the server's own diary."""
+"""One measured run: the load, with the live view, scrapes and the server's decisions beside it."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ PICTURE_S = 0.5
 
 
 class Screen:
-    """What a person sees meanwhile: a view, the title of what runs, and a note that others may set."""
+    """The display during a run: a view, its title, and a note."""
 
     def __init__(self, view: View, title: str):
         self.view = view
@@ -29,12 +29,12 @@ class Screen:
 
 
 async def measure(target: Target, plan: Plan, screen: Screen, seed_offset: int = 0) -> Run:
-    """Carry out a plan once."""
+    """Run a plan once."""
     return await measure_load(target, plan.workload(target.filler, seed_offset), plan.pace(), screen)
 
 
 async def measure_load(target: Target, workload: Workload, pace: Pace, screen: Screen) -> Run:
-    """Carry out a load and gather everything around it. Ctrl-C ends it early, with what there is."""
+    """Run a load and gather everything around it. Ctrl-C ends it early, keeping its results."""
     runner = Runner(target.client, target.server_info, workload, target.request_options, pace)
     scraper = Scraper(target.client)
     async with _beside(scraper.run(), _draw(runner, pace, screen)):
@@ -49,7 +49,7 @@ async def measure_load(target: Target, workload: Workload, pace: Pace, screen: S
 
 
 def _remarks(run: Run, runner: Runner) -> list[str]:
-    """What a reader of the figures must know besides them."""
+    """Caveats about the figures."""
     found = []
     if runner.is_interrupted:
         found.append("Interrupted: what was open was cut.")
@@ -61,7 +61,7 @@ def _remarks(run: Run, runner: Runner) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def _beside(*companions: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run companions for as long as the body runs."""
+    """Run background tasks while the context is open."""
     tasks = [asyncio.create_task(companion) for companion in companions]
     try:
         yield
@@ -81,7 +81,7 @@ async def _draw(runner: Runner, pace: Pace, screen: Screen) -> None:
 
 @contextlib.contextmanager
 def _stopping_on_interrupt(runner: Runner) -> Iterator[None]:
-    """The first Ctrl-C ends the run in order; a second one is the usual one."""
+    """The first Ctrl-C ends the run cleanly; a second one interrupts as usual."""
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:

@@ -1,4 +1,4 @@
-"""What a person can ask of the load generator; command lines are derived from these structs (flags.py)."""
+"""The load generator's options; command lines are derived from these structs (flags.py)."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ RESULTS = "results"
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """A load and what to make of it, whatever it is put on."""
+    """A load and its evaluation, independent of the server."""
 
     concurrency: Annotated[
         int | None,
@@ -152,7 +152,7 @@ class CompareOptions(LoadOptions, frozen=True, kw_only=True):
 
 
 class ScenarioOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """A named run with a promise."""
+    """A named scenario with promises."""
 
     name: Annotated[
         str, Flag("scenario", "one of the names below, or 'list'", "NAME", is_positional=True)

@@ -1,8 +1,8 @@
-"""Time kept outside the event loop: starting things on time, and noticing when the loop is late.
+"""Timing outside the event loop: starts things on time, and measures the loop's lag.
 
-An event loop's own timers are good to a millisecond at best, and a loop that is late is the last to know. A
-thread that only sleeps wakes within some ten microseconds and tells the loop; how long the loop then takes to
-listen is its lag, which is what every time stamp of this client may be wrong by.
+An event loop's own timers are accurate to a millisecond at best, and a late loop cannot notice it. A thread
+that only sleeps wakes within some ten microseconds and notifies the loop. The time until the loop reacts is
+its lag, the error bound of every timestamp of this client.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 
 LAG_PERIOD_S = 0.01
-_JOIN_S = 10.0  # to draw what it is at; then it is left behind, and ends with the process
+_JOIN_S = 10.0  # to finish drawing; then the thread is abandoned, and ends with the process
 
 
 class Pacer:
-    """Calls `tick(due)` on the loop at each of the given rising times. Late times are called at once.
+    """Calls `tick(due)` on the loop at each of the given rising times, at once if already late.
 
-    `at_end` is called on the loop after the last one, or when the times fail: `error` is what they raised.
-    Stop it before the loop closes.
+    Calls `at_end` on the loop after the last one, or when the iterator of times fails with `error`. Must be
+    stopped before the loop closes.
     """
 
     def __init__(

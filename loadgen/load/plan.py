@@ -1,4 +1,4 @@
-"""From what a person asked for to what a run needs: a workload and a pace. Raises `BadQuantity`, OSError."""
+"""Turns options into a plan: a workload and a pace. Raises `BadQuantity`, OSError."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -26,7 +26,7 @@ DEFAULT_INPUT = "128"
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A load, read and checked, that can be carried out any number of times."""
+    """A checked load, which can run any number of times."""
 
     options: LoadOptions
     schedule: Schedule
@@ -41,7 +41,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def ignores_eos(self) -> bool:
-        """Whether answers have to have all their tokens."""
+        """True if answers must have all requested tokens."""
         eos = self.options.eos
         return eos == "ignore" or (eos == "auto" and not self.prompts)
 
@@ -55,7 +55,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def duration_s(self) -> float:
-        """How long requests are started; infinite where their number is what ends the run."""
+        """Seconds during which requests start; infinite if their number ends the run."""
         options = self.options
         if options.duration is not None:
             return seconds(options.duration)
@@ -94,7 +94,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan_of(options: LoadOptions) -> Plan:
-    """Read the files a load names and check all of it, before any server is asked."""
+    """Read a load's files and check all options, before any server is contacted."""
     _check(options)
     rows = read_trace(Path(options.trace)) if options.trace else []
     prompts, mixture = _prompts(options, bool(rows))
@@ -129,7 +129,7 @@ def _check(options: LoadOptions) -> None:
 
 
 def _prompts(options: LoadOptions, has_rows: bool) -> tuple[list[Conversation], dict[str, float]]:
-    """Prompts and how often each class is drawn; none for random prompts and for a trace's own lengths."""
+    """Prompts, and the weight of each class; none for random prompts and for a trace's lengths."""
     if options.dataset is not None:
         found = read_dataset(Path(options.dataset))
         if options.classes is not None:
@@ -170,7 +170,7 @@ def _manner(options: LoadOptions, seed: int) -> Manner:
 
 
 def settings_of(options: LoadOptions) -> dict[str, Any]:
-    """What was asked for beyond the defaults, for a report; never a key."""
+    """Options that differ from the defaults, for a report, without keys."""
     hidden = {"out", "quiet", "label", "url", "a", "b", "api_key", "admin_key"}
     found = {}
     for field in msgspec.structs.fields(options):

@@ -1,7 +1,4 @@
-"""How a run stands while it runs, for a person who looks on.
-
-Cheap, since it is worked out on the loop that measures.
-"""
+"""Progress of a run, for the live view. Cheap, since it is computed on the measuring event loop."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,11 +9,11 @@ import msgspec
 from loadgen.client.records import Outcome, Record
 from loadgen.load.pacer import LagMeter
 
-RECENT = 200  # ended requests that recent latencies are taken from
+RECENT = 200  # latest ended requests, used for recent latencies
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """One look. Times in seconds, latencies in ms; None: not known."""
+    """State of a run at one time. Times in seconds, latencies in ms; None: unknown."""
 
     title: str
     elapsed_s: float
@@ -36,14 +33,14 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """Follows the records of a run. Looks again only at what had not ended at the last look."""
+    """Follows the records of a run; skips those that had ended by the last look."""
 
     def __init__(self, title: str, records: Sequence[Record], meter: LagMeter):
         self._title = title
         self._records = records
         self._meter = meter
         self._began = monotonic()
-        self._settled = 0  # records before this have ended and are counted
+        self._settled = 0  # records before this index have ended and are counted
         self._ended: Counter[str] = Counter()
         self._settled_tokens = 0
         self._last = (self._began, 0)

@@ -1,4 +1,4 @@
-"""What a run is told to do, and what it leaves behind. Every figure is made from a `Run` alone."""
+"""The input of a run, and its result: every figure is computed from a `Run` alone."""
 
 from array import array
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from loadgen.client.template import ChatTemplate
 
 
 class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How each request is asked, whatever it is about."""
+    """Parameters common to all requests."""
 
     dialect: Dialect
     model: str
@@ -23,18 +23,18 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     exit_threshold: float | None = None
     exact: bool = False
-    template: ChatTemplate | None = None  # how a conversation becomes plain text; None: as people write it
+    template: ChatTemplate | None = None  # None: speakers' names before messages
     extra: dict[str, Any] = {}
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast: `concurrency` at a time, or at `times` (seconds since the start), or times under a cap."""
+    """The pace: `concurrency` at a time, or at `times` (seconds since the start), or both as a cap."""
 
     concurrency: int | None = None
     times: Iterator[float] | None = None
     num_requests: int | None = None
     duration_s: float = float("inf")
-    drain_s: float = float("inf")  # how long to wait for open streams once nothing more is started
+    drain_s: float = float("inf")  # time for open streams to end after the last start
 
     @property
     def is_open_loop(self) -> bool:
@@ -42,7 +42,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, kw_only=True):
-    """One finished run. Times are `time.monotonic()` seconds except `began_at_s`, which is of the epoch."""
+    """One finished run. Times are `time.monotonic()` seconds except `began_at_s`, a time of the epoch."""
 
     label: str
     url: str

@@ -1,7 +1,7 @@
-"""Carries out a run: starts jobs at their intended times, holds the conversations, gathers the records.
+"""Runs a load: starts jobs at their intended times, holds conversations, gathers records.
 
-Jobs are drawn ahead of their time, and open-loop starts are told by a thread that only sleeps, so that
-neither a slow server nor our own work moves the schedule. How late a start still was is in its record.
+Jobs are drawn ahead of time, and a separate thread triggers open-loop starts, so that neither a slow server
+nor the client's own work shifts the schedule. A start's remaining delay is in its record.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from loadgen.traffic.workloads import Job, Workload
 
 AHEAD_S, MOST_AHEAD = 1.0, 256  # how far ahead jobs are drawn
 AFTER_FAILURE_S, MOST_PAUSE_S = 0.1, 1.0
-LEAD_S = 0.2  # time to draw the first of them before the clock of an open loop starts
+LEAD_S = 0.2  # time to draw the first jobs before an open loop starts
 
 
 class Runner:
@@ -61,19 +61,19 @@ class Runner:
         )
 
     def interrupt(self) -> None:
-        """Somebody wants it to end now."""
+        """End the run early."""
         self.is_interrupted = True
         self.stop()
 
     def stop(self) -> None:
-        """Start nothing more and cut what is open; the run ends with what it has."""
+        """Start nothing more and cancel open streams; the run ends with its results so far."""
         self._is_stopped = True
         self._all_started.set()
         for task in self._held:
             task.cancel()
 
     async def carry_out(self) -> Run:
-        """Run to the end and give everything that was recorded."""
+        """Run to the end; returns everything recorded."""
         run = self.run
         meter = self.meter
         with _quiet_collector():
@@ -107,7 +107,7 @@ class Runner:
         return job
 
     async def _closed_loop(self) -> None:
-        """So many workers, each holding one conversation after another."""
+        """Run `concurrency` workers, each with one conversation after another."""
         pace = self._pace
         workers = [asyncio.create_task(self._work()) for _ in range(pace.concurrency or 1)]
         _, late = await asyncio.wait(workers, timeout=_finite(pace.duration_s + pace.drain_s))
@@ -123,7 +123,7 @@ class Runner:
                 await asyncio.sleep(_pause_s(held.result()))
 
     async def _open_loop(self) -> None:
-        """Start at the times of the pace, whatever the server does."""
+        """Start jobs at the times of the pace, independent of the server."""
         drawn: deque[Job] = deque()
         pacer = Pacer(
             self._absolute(drawn), lambda due: self._start(drawn.popleft(), due), self._all_started.set
@@ -140,9 +140,9 @@ class Runner:
                 await asyncio.wait(late, timeout=END_TIMEOUT_S)
 
     def _absolute(self, drawn: deque[Job]) -> Iterator[float]:
-        """Times on the clock, each given out once the jobs of the second after it are drawn.
+        """Absolute start times, each yielded once the jobs of the following second are drawn.
 
-        Runs on the pacer's thread, which draws while it would sleep.
+        Runs on the pacer's thread, which has time between starts.
         """
         ahead: deque[float] = deque()
         for at_s in self._pace.times or ():
@@ -170,7 +170,7 @@ class Runner:
             return await self._converse(job, intended)
 
     async def _converse(self, job: Job, intended: float) -> Record:
-        """Hold one conversation, each turn after the answer to the one before; gives the last record."""
+        """Hold one conversation, turn by turn; returns the last record."""
         history = (Message("system", job.system),) if job.system else ()
         for turn, said in enumerate(job.turns):
             if turn:
@@ -217,10 +217,10 @@ class Runner:
 
 
 def _pause_s(record: Record) -> float:
-    """How long a stream of a closed loop holds back before it asks again.
+    """Pause of a closed-loop worker before its next request.
 
-    Whoever is refused waits as told, and whoever fails a moment, so that a loop does not spin on a server
-    that says no in a millisecond.
+    After a refusal it waits as the server says, after a failure for a moment, so that a worker does not spin
+    on a server that refuses within a millisecond.
     """
     if record.outcome is Outcome.REFUSED:
         pause_s = AFTER_FAILURE_S if record.retry_after_s is None else record.retry_after_s
@@ -234,7 +234,7 @@ def _finite(patience_s: float) -> float | None:
 
 @contextlib.contextmanager
 def _quiet_collector() -> Iterator[None]:
-    """No full garbage collection while measuring: it would stop every clock for tens of milliseconds."""
+    """Prevent full garbage collections while measuring: each would block for tens of milliseconds."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -246,7 +246,7 @@ def _quiet_collector() -> Iterator[None]:
 
 
 async def _collect_young() -> None:
-    """Collect what was allocated just now, so that cycles do not gather; often, so that it is little."""
+    """Collect the young generation often, so that cycles do not accumulate and each collection is short."""
     while True:
         await asyncio.sleep(0.1)
         gc.collect(0)

@@ -1,4 +1,4 @@
-"""One question with nothing else going on: for comparing answers, and for seeing whether a server is well."""
+"""One request without other load, to compare answers and to check a server's health."""
 
 from time import monotonic
 
@@ -8,7 +8,7 @@ from loadgen.load.target import Target
 
 
 async def ask_alone(target: Target, prompt: str, max_tokens: int) -> Record:
-    """One greedy answer; where there is none, the reason is its text."""
+    """The record of one greedy answer; without an answer its text is the reason."""
     request_options = target.request_options
     message = (Message("user", prompt),)
     text = prompt if request_options.template is None else request_options.template.render(message)

@@ -9,7 +9,7 @@ MEASURES = ("ttft", "tpot", "gap", "e2e")
 
 
 class SLO(msgspec.Struct, frozen=True):
-    """Bounds in ms that a good request keeps, all of them. No bounds: every complete answer is good."""
+    """Bounds in ms that a good request must all keep. Without bounds every complete answer is good."""
 
     ttft: float | None = None
     tpot: float | None = None

@@ -1,4 +1,4 @@
-"""A server that has been met: how to reach it, what it is, how it will be asked."""
+"""A server ready for a load: its client, its properties, the request parameters."""
 
 import random
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from loadgen.traffic.filler import Filler, learn_filler
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Everything that a run against one server needs besides its load."""
+    """All that a run on one server needs besides the load."""
 
     client: Client
     server_info: ServerInfo
@@ -32,7 +32,7 @@ class Target(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def reach(url: str, plan: Plan) -> AsyncIterator[Target]:
-    """Meet a server. Raises `Unusable`, `BadUrl`, `BadQuantity`."""
+    """Connect to a server and find out its properties. Raises `Unusable`, `BadUrl`, `BadQuantity`."""
     options = plan.options
     headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     async with Client(Address.parse(url), headers, _patience(options)) as client:
@@ -57,7 +57,7 @@ async def _filler(client: Client, server_info: ServerInfo, notes: list[str]) -> 
         return await count_tokens(client, server_info, text)
 
     filler = await learn_filler(count)
-    filler.text(100, random.Random(0))  # makes its pool of text now, not under load
+    filler.text(100, random.Random(0))  # builds its pool of text before the load
     if not filler.is_exact:
         notes.append(
             "Prompt lengths are estimates of one token a word: the server cannot count tokens for us."

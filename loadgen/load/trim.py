@@ -1,10 +1,10 @@
-"""How much of a run is cut off at its ends before anything is measured."""
+"""Trimming of warm-up and cool-down before figures are computed."""
 
 import msgspec
 
 
 class Trim(msgspec.Struct, frozen=True):
-    """How much to cut at each end: a share of the time in which requests were started, or seconds."""
+    """Trim at each end: a share of the time in which requests were started, or seconds."""
 
     warmup: str = "10%"
     cooldown: str = "0%"

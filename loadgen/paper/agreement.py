@@ -1,4 +1,4 @@
-"""How often full depth would have said the same: a sample of answers, read again by `helios score`."""
+"""Agreement of systems with full depth: a sample of answers, scored by `helios score`."""
 
 import asyncio
 import sys
@@ -16,7 +16,7 @@ SCORING_S = 7200.0
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """Of a system's answers, with a 95% interval. Perplexity is under full depth."""
+    """Quality of a system's answers, with a 95% interval. Perplexity is under full depth."""
 
     agreement: float
     low: float
@@ -42,7 +42,7 @@ class _Result(msgspec.Struct):
 
 
 async def quality_of(records: Sequence[Record], model: str, file: Path) -> Quality:
-    """Score answers that were not cut off, evenly taken from all. Raises `Unusable`."""
+    """Score an even sample of complete answers. Raises `Unusable`."""
     _write(file, records)
     command = [sys.executable, "-m", "helios", "score", str(file), "--model-id", model]
     process = await asyncio.create_subprocess_exec(
@@ -70,7 +70,7 @@ def _write(file: Path, records: Sequence[Record]) -> None:
 
 
 def _line(record: Record) -> dict[str, Any]:
-    """As `helios score` reads it. Tokens, since their text may be split otherwise."""
+    """A line for `helios score`, with token ids, since text might be tokenized differently."""
     return {
         "prompt": record.prompt,
         "token_ids": record.token_ids.tolist(),

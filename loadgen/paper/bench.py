@@ -1,4 +1,4 @@
-"""`helios bench helios`: both parts of the experiment, and what came of them."""
+"""`helios bench helios`: runs both parts of the experiment and reports."""
 
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PLOT, FIGURES = "helios.png", "helios.json"
 
 
 async def bench(options: HeliosOptions, console: Console) -> int:
-    """Measure and report; 1 if an answer was lost. Raises `Unusable`, `BadQuantity`, OSError."""
+    """Measure and report; returns 1 if an answer was lost. Raises `Unusable`, `BadQuantity`, OSError."""
     screen = Screen(choose_view(options.quiet), "helios")
     with tempfile.TemporaryDirectory(prefix="helios-bench-") as folder:
         subjects = _subjects(options, Path(folder))
@@ -40,7 +40,7 @@ async def bench(options: HeliosOptions, console: Console) -> int:
 
 
 def _write(out: Path, reports: Sequence[Report]) -> str:
-    """Says what was written."""
+    """Write the report files; returns a sentence that names them."""
     out.mkdir(parents=True, exist_ok=True)
     figures = msgspec.json.encode(rounded(line_of(reports)))
     (out / FIGURES).write_bytes(msgspec.json.format(figures, indent=2))
@@ -67,7 +67,7 @@ async def _measured(options: HeliosOptions, subject: Subject, screen: Screen, fo
 
 
 async def _quality(part: Part, screen: Screen, folder: Path) -> dict[str, Quality]:
-    """Of each system's answers under the first load, in all rounds."""
+    """Quality of each system's answers under the first load, over all rounds."""
     found = {}
     for system in part.systems:
         screen.title = f"{part.subject.name}: reading answers of {system.name} again"

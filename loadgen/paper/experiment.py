@@ -1,7 +1,7 @@
 """The runs of one part: every system once in each round, one server at a time, two loads on each.
 
-Memory is equal for all. In the first load requests in flight are equal too: as many as the static systems
-have memory for. In the second there are as many as HELIOS has memory for: what does not fit waits.
+All systems have equal memory. The first load has equally many requests in flight, as many as fit in the
+static systems' memory. The second has as many as fit in HELIOS's memory: in other systems the rest waits.
 """
 
 import secrets
@@ -22,12 +22,12 @@ from loadgen.paper.subject import Subject
 from loadgen.paper.systems import EARLY, HELIOS, Budget, System, systems_of
 from loadgen.results.summary import Measured, summarise
 
-BLOCK_TOKENS = 16  # of KV cache, as servers have it
-SPARE_TOKENS = 64  # beyond the longest request, that a server would still take
+BLOCK_TOKENS = 16  # tokens in a server's KV block
+SPARE_TOKENS = 64  # beyond the longest request
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How many requests are kept in flight, and why."""
+    """A number of requests in flight, and its reason."""
 
     name: str
     in_flight: int
@@ -42,7 +42,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One part, measured."""
+    """Measurements of one part."""
 
     subject: Subject
     budget: Budget
@@ -51,12 +51,12 @@ class Part(msgspec.Struct, frozen=True):
     runs: list[Done]
 
     def runs_of(self, system: str, load: Load) -> list[Measured]:
-        """Round by round."""
+        """A system's runs under a load, by round."""
         return [done.measured for done in self.runs if (done.system, done.load) == (system, load)]
 
 
 class Experiment:
-    """What all parts have in common: what was asked for, and where it is shown."""
+    """The experiment: common options and display."""
 
     def __init__(self, options: HeliosOptions, size: Size, screen: Screen):
         self._options = options
@@ -95,7 +95,7 @@ class Experiment:
         return done
 
     async def _budget(self, subject: Subject) -> Budget:
-        """The memory said, else what the static systems need for their batch."""
+        """The memory budget: as given, else what the static systems need for their batch."""
         size, plan = self._size, self._plan(subject, Load("probe", 1))
         footprint, prompt_tokens = await probe.footprint(subject, plan, self._device_flags)
         request_tokens = _whole_blocks(prompt_tokens + size.output_tokens[1])
@@ -114,7 +114,7 @@ class Experiment:
         return ("--device", self._options.device, "--log-level", "warning")
 
     def _plan(self, subject: Subject, load: Load) -> Plan:
-        """A closed loop over prompts whose classes come one after another."""
+        """The plan: a closed loop over prompts whose classes follow one another."""
         few, many = self._size.output_tokens
         return plan_of(
             LoadOptions(
@@ -132,12 +132,12 @@ class Experiment:
 
 
 def _whole_blocks(num_tokens: int) -> int:
-    """What is given out for so many."""
+    """Tokens rounded up to whole blocks."""
     return -(-num_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def _loads(systems: Sequence[System]) -> list[Load]:
-    """As many requests as the static systems have memory for, and as many as HELIOS has."""
+    """Two loads: as many requests as fit in the static systems, and as many as fit in HELIOS."""
     batch = {system.name: system.largest_batch for system in systems}
     equal = Load("equal requests in flight", batch[EARLY])
     return [equal, Load("each at its own largest batch", max(batch[EARLY], batch[HELIOS]))]
@@ -150,7 +150,7 @@ def _turns(systems: Sequence[System], index: int) -> list[System]:
 
 
 def _room(in_flight: int, system: System) -> tuple[str, ...]:
-    """Flags that have all requests taken in, also those that must wait."""
+    """Flags for a queue that admits all requests in flight."""
     return (
         "--max-concurrent-requests",
         str(in_flight + system.largest_batch),
@@ -160,6 +160,6 @@ def _room(in_flight: int, system: System) -> tuple[str, ...]:
 
 
 def _phases(classes: Sequence[str], num_requests: int) -> str:
-    """A schedule of classes one after another."""
+    """A schedule of classes that follow one another."""
     each, rest = divmod(max(num_requests, len(classes)), len(classes))
     return ", ".join(f"{name}@{each + (index < rest)}" for index, name in enumerate(classes))

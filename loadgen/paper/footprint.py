@@ -1,4 +1,4 @@
-"""How far a stated memory goes: weights, then KV cache for requests of the greatest length. Pure."""
+"""Memory arithmetic: weights, then KV cache for requests of the greatest length. Pure."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,11 @@ import msgspec
 
 
 class TooSmall(ValueError):
-    """The memory does not hold the model and one request; one sentence."""
+    """The memory does not hold the model and one request; the message is one sentence."""
 
 
 class Load(msgspec.Struct, frozen=True):
-    """A model with so many layers loaded. `token_bytes` is the KV cache of one token."""
+    """A model at a depth. `token_bytes` is the KV cache of one token."""
 
     depth: int
     weight_bytes: int
@@ -18,7 +18,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Footprint(msgspec.Struct, frozen=True):
-    """What a model takes, by the number of its layers that are loaded."""
+    """A model's memory by the number of loaded layers."""
 
     weight_bytes: Mapping[int, int]
     token_bytes: Mapping[int, float]  # of KV cache
@@ -28,11 +28,11 @@ class Footprint(msgspec.Struct, frozen=True):
         return max(self.weight_bytes)
 
     def total_bytes(self, depth: int, num_requests: int, request_tokens: int) -> int:
-        """Weights, and KV cache for so many requests."""
+        """Bytes of weights, and of KV cache for `num_requests` requests."""
         return self.weight_bytes[depth] + round(num_requests * request_tokens * self.token_bytes[depth])
 
     def kv_bytes(self, depth: int, memory_bytes: int) -> int:
-        """What the weights leave. Raises `TooSmall` if that is nothing."""
+        """Bytes left beside the weights. Raises `TooSmall` if none are."""
         left = memory_bytes - self.weight_bytes[depth]
         if left <= 0:
             needed, given = self.weight_bytes[depth] / 2**20, memory_bytes / 2**20
@@ -40,7 +40,7 @@ class Footprint(msgspec.Struct, frozen=True):
         return left
 
     def largest_batch(self, depth: int, memory_bytes: int, request_tokens: int) -> int:
-        """Requests of that length that memory has room for beside the weights. Raises `TooSmall`."""
+        """Number of requests of this length that fit beside the weights. Raises `TooSmall`."""
         fitting = self.kv_bytes(depth, memory_bytes) / (request_tokens * self.token_bytes[depth])
         if fitting < 1:
             raise TooSmall(
@@ -50,7 +50,7 @@ class Footprint(msgspec.Struct, frozen=True):
 
 
 def footprint_of(whole: Load, capped: Load) -> Footprint:
-    """From a model with all of its layers and with some: all between is linear."""
+    """A footprint from measurements at full depth and at a lower depth, interpolated linearly."""
     layer_bytes = (whole.weight_bytes - capped.weight_bytes) / (whole.depth - capped.depth)
     depths = range(1, whole.depth + 1)
     return Footprint(

@@ -1,4 +1,4 @@
-"""What a person can ask of `helios bench helios`, and the two sizes that it comes in."""
+"""Options of `helios bench helios`, and its two sizes."""
 
 from typing import Annotated, Literal
 
@@ -23,7 +23,7 @@ a published distribution on random weights of published shapes: honest speed, no
 
 
 class HeliosOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """One experiment. None: as the size has it."""
+    """Options of one experiment. None: by the size."""
 
     parts: Annotated[Literal["all", "weights", "replay"], Flag(WHAT, "which part of the experiment")] = "all"
     memory: Annotated[
@@ -71,13 +71,13 @@ class HeliosOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Size(msgspec.Struct, frozen=True):
-    """How much is measured."""
+    """The size of the experiment."""
 
-    narrowing: int  # replayed shapes are so many times narrower
+    narrowing: int  # factor by which replayed shapes are narrower
     batch: int
     requests: int
     rounds: int
-    output_tokens: tuple[int, int]  # between
+    output_tokens: tuple[int, int]  # range
     reassess_every: int  # requests
     breach_window: int  # tokens
 
@@ -87,7 +87,7 @@ QUICK = Size(8, 8, 100, 2, (16, 48), 25, 100)
 
 
 def size_of(options: HeliosOptions) -> Size:
-    """What the flags make of the size chosen."""
+    """The chosen size, as changed by flags."""
     size = QUICK if options.quick else FULL
     said = {name: getattr(options, name) for name in ("batch", "requests", "rounds")}
     changes = {name: value for name, value in said.items() if value is not None}

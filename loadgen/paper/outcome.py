@@ -1,4 +1,4 @@
-"""What came of one part: medians of each system under each load, and HELIOS against the other two. Pure."""
+"""Results of one part: medians of each system under each load, and HELIOS's gains over the others. Pure."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from loadgen.results.summary import Measured, Summary
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """One system under one load: medians over rounds, sums of counts. None: not known."""
+    """One system under one load: medians over rounds, sums of counts. None: unknown."""
 
     tokens_per_s: float | None
     response_ms: float | None
     response_p95_ms: float | None
     joules_per_token: float | None
-    most_running: float | None  # requests on the shard at once, as seen
-    largest_batch: int  # requests of the greatest length that fit, by arithmetic
-    memory_bytes: float  # that as many requests need as the static systems have memory for
+    most_running: float | None  # most requests observed on the shard at once
+    largest_batch: int  # requests of the greatest length that fit, computed
+    memory_bytes: float  # needed for as many requests as fit in the static systems
     share_by_layer: dict[int, float]
     swaps: int  # in all rounds
-    trials: int  # of a candidate on live requests, likewise
+    trials: int  # evaluations of a candidate on live requests, in all rounds
     lost: int
 
     @property
@@ -32,7 +32,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gain(msgspec.Struct, frozen=True):
-    """HELIOS over another system: how many times more, or how many times less time or energy."""
+    """HELIOS's gain over another system, as a factor: more throughput, or less time or energy."""
 
     throughput: Interval | None
     response: Interval | None
@@ -43,14 +43,14 @@ class Gain(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One load."""
+    """Results of one load."""
 
     load: Load
     systems: dict[str, Figures]
-    gains: dict[str, Gain]  # of HELIOS, by the system it is compared with
+    gains: dict[str, Gain]  # by the system that HELIOS is compared with
 
 
-TRIALS = ("evaluate", "stay")  # kinds of changes: to what is tried, and back
+TRIALS = ("evaluate", "stay")  # kinds of decisions: begin and end an evaluation
 Measure = Callable[[Summary], float | None]
 
 
@@ -67,13 +67,13 @@ def _response_p95_ms(summary: Summary) -> float | None:
 
 
 def joules_per_token(summary: Summary) -> float | None:
-    """Over the whole run, since that is what the joules are of."""
+    """Joules per token over the whole run, for which joules are counted."""
     joules, tokens = summary.server.joules, summary.exits.total.num_tokens if summary.exits else 0
     return joules / tokens if joules and tokens else None
 
 
 def outcomes_of(part: Part) -> list[Outcome]:
-    """One for each load."""
+    """The outcome of each load."""
     return [_outcome(part, load) for load in part.loads]
 
 
@@ -114,7 +114,7 @@ def _figures(part: Part, depth: int, rounds: Sequence[Measured]) -> Figures:
 
 
 def share_by_layer(summaries: Sequence[Summary]) -> dict[int, float]:
-    """Of all tokens of some runs, by the layer they were taken at."""
+    """Share of all tokens of some runs by exit layer."""
     counts: dict[int, float] = {}
     for exits in (summary.exits for summary in summaries if summary.exits):
         for layer, share in exits.total.share_by_layer.items():
@@ -124,7 +124,7 @@ def share_by_layer(summaries: Sequence[Summary]) -> dict[int, float]:
 
 
 def usual_depth(summaries: Sequence[Summary]) -> int | None:
-    """The layers that were loaded for most answers; None where answers do not tell."""
+    """The depth of most answers; None if answers do not tell."""
     counts: dict[int, int] = {}
     for version in (version for summary in summaries for version in summary.versions):
         if version.depth:
@@ -150,7 +150,7 @@ def _gain(rounds: Sequence[Sequence[Measured]], other: Figures, helios: Figures)
 
 
 def _ratio(measure: Measure, below: Sequence[Summary], above: Sequence[Summary]) -> Interval | None:
-    """`above` over `below`, round by round."""
+    """The ratio `above` / `below`, paired by rounds."""
     pairs = [(measure(x), measure(y)) for x, y in zip(below, above, strict=True)]
     known = [(x, y) for x, y in pairs if x is not None and y is not None]
     return paired_ratio([x for x, _ in known], [y for _, y in known])

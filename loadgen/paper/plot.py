@@ -1,4 +1,4 @@
-"""The experiment as a PNG: a row for each load, in it a panel of three bars for each measure.
+"""Plots the experiment as a PNG: a row for each load, with a panel of three bars for each measure.
 
 Needs the extra `plots`.
 """
@@ -19,7 +19,7 @@ COLOURS = {FULL: "#8a8f98", EARLY: "#d1640a", HELIOS: "#1764ab"}
 
 
 class Panel(msgspec.Struct, frozen=True):
-    """One measure. `paper_gain` is over the static early-exit model; `better` tells which way it goes."""
+    """One measure. `paper_gain` is over the static early-exit model; `better` is the better direction."""
 
     title: str
     value: Callable[[Figures], float | None]
@@ -27,7 +27,7 @@ class Panel(msgspec.Struct, frozen=True):
     is_better_low: bool = False
 
     def paper_value(self, early: float | None) -> float | None:
-        """Where the paper's gain would have HELIOS."""
+        """HELIOS's value by the paper's gain."""
         if early is None or self.paper_gain is None:
             return None
         return early / self.paper_gain if self.is_better_low else early * self.paper_gain
@@ -48,7 +48,7 @@ PANELS = (
 
 
 def plot(path: Path, reports: Sequence[Report]) -> None:
-    """Write it. Raises `ModuleNotFoundError` without matplotlib."""
+    """Write the plot. Raises `ModuleNotFoundError` without matplotlib."""
     from matplotlib.figure import Figure
 
     loads = [(report, outcome) for report in reports for outcome in report.outcomes]
@@ -86,7 +86,7 @@ def _shown(value: float | None) -> str:
 
 
 def _keys() -> tuple[list[Any], list[str]]:
-    """What the legend explains, and its words."""
+    """Handles and labels of the legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

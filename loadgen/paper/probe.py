@@ -1,4 +1,4 @@
-"""What layers weigh and how long requests become, asked of servers before anything is measured."""
+"""Measures, by servers started for it, the size of layers and the length of requests."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from loadgen.paper.server import serving
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import PROBE_KV_BYTES, probes
 
-TEMPLATE_TOKENS = 48  # what a chat template adds to a prompt, at most
-LONGEST = 32  # prompts of most characters, whose tokens are counted
+TEMPLATE_TOKENS = 48  # most tokens that a chat template adds to a prompt
+LONGEST = 32  # longest prompts by characters, whose tokens are counted
 
 
 async def footprint(subject: Subject, plan: Plan, flags: Sequence[str]) -> tuple[Footprint, int]:
-    """Of the subject's model, and the tokens of the longest prompt of a plan. Raises `Unusable`."""
+    """The model's footprint, and the tokens of the plan's longest prompt. Raises `Unusable`."""
     whole, capped = ((*probed, *flags) for probed in probes(subject))
     async with serving(whole) as url, reach(url, plan) as target:
         heavy, prompt_tokens = await _load(target), await _longest_prompt(target, plan)

@@ -1,7 +1,6 @@
-"""What the HELIOS paper (arXiv 2504.10724) found. The one place for its figures.
+"""Figures of the HELIOS paper (arXiv 2504.10724, v1), against a static early-exit model unless noted.
 
-v1 against a static early-exit model, where nothing else is said. Batch gain and token gain were never shown
-together, tail latency not at all.
+The paper does not show batch gain and token gain together, nor tail latency.
 """
 
 THROUGHPUT_GAIN = 1.48

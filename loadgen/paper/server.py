@@ -1,4 +1,4 @@
-"""`helios serve` in a process of its own, for as long as it is needed. Known by flags and over HTTP alone."""
+"""Runs `helios serve` as a child process, known by flags and over HTTP alone."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,12 @@ from loadgen.client.server_info import Unusable
 READY_S, STOP_S = 600.0, 30.0
 ASK_EVERY_S = 0.1
 _LISTENING = re.compile(r"Serving .* on (http://\S+)")
-_LAST_WORDS = 5  # lines of its log that are told when it ends
+_LAST_WORDS = 5  # last lines of its log shown when it fails
 
 
 @contextlib.asynccontextmanager
 async def serving(flags: Sequence[str]) -> AsyncIterator[str]:
-    """Start one on a free port; gives its URL once it is ready. Raises `Unusable` with its last words."""
+    """Start a server on a free port; yields its URL when ready. Raises `Unusable` with the end of its log."""
     command = [sys.executable, "-m", "helios", "serve", "--hostname", "127.0.0.1", "--port", "0", *flags]
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -40,7 +40,7 @@ async def serving(flags: Sequence[str]) -> AsyncIterator[str]:
 
 
 async def _read(process: asyncio.subprocess.Process, words: deque[str], url: "asyncio.Future[str]") -> None:
-    """Its output to the end, since a full pipe would stop it."""
+    """Read its output to the end, since a full pipe would block it."""
     assert process.stdout is not None
     async for raw in process.stdout:
         line = raw.decode("utf-8", "replace").rstrip()

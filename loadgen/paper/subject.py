@@ -1,4 +1,4 @@
-"""What the three systems run: a model, where it may be left, and among which candidates HELIOS chooses."""
+"""The subjects of the experiment: a model, its exits, and HELIOS's candidates."""
 
 import tomllib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ PACKAGE_ROOT = Path(__file__).parents[2]
 EMBEDDED_REPOSITORY = PACKAGE_ROOT / "router" / "catalog" / "embedded.toml"
 SHAPES = {"opt-1.3b": 24, "opt-6.7b": 32}  # layers; the paper's small and large model
 QUARTERS = (0.25, 0.5, 0.75)
-REPLAYED_CLASSES = ("chat", "extract", "chat")  # short and long prompts, which the replay tells apart
+REPLAYED_CLASSES = ("chat", "extract", "chat")  # short and long prompts, distinguished by the replay
 LONG_PROMPT = 56  # tokens: longer than any chat prompt, shorter than any to extract from
 REAL_CLASSES = ("chat", "code", "extract", "story", "chat")
 
@@ -27,17 +27,17 @@ class Subject(msgspec.Struct, frozen=True):
 
     name: str
     model: str
-    num_layers: int | None  # None: not known before it is loaded
-    early_exit: tuple[str, ...]  # flags of exits, for every mode that leaves early
+    num_layers: int | None  # None: unknown before loading
+    early_exit: tuple[str, ...]  # flags of exits, for all modes with early exits
     depths: tuple[int, ...]
     repository: Path
-    classes: tuple[str, ...]  # of prompts, in the order in which they come
-    dataset: str | None = None  # file of the prompts; None: those shipped
+    classes: tuple[str, ...]  # classes of prompts in order
+    dataset: str | None = None  # file of prompts; None: the shipped ones
     is_replay: bool = False
 
 
 def real_weights(options: HeliosOptions, size: Size, folder: Path) -> Subject:
-    """The embedded model and its variants, or the model and the exits that flags name. Raises as it reads."""
+    """The embedded model and its variants, or the flags' model and exits. Raises as its files' readers."""
     candidates = _named_by_flags(options) if options.exits else _embedded(EMBEDDED_REPOSITORY)
     variants = [candidate for candidate in candidates if candidate.get("exits")]
     if not variants:
@@ -57,7 +57,7 @@ def real_weights(options: HeliosOptions, size: Size, folder: Path) -> Subject:
 
 
 def replayed_exits(size: Size, folder: Path) -> Subject:
-    """Random weights of the paper's two models, so many times narrower, with exits after each quarter."""
+    """Random weights of the paper's two models, narrower by a factor, with exits after each quarter."""
     candidates = [_replayed_candidate(shape, size, folder) for shape in SHAPES]
     small = candidates[0]
     settings = {"floor": {"agreement": 0.0}, "loop": _loop(size)}
@@ -92,7 +92,7 @@ def _replayed_candidate(shape: str, size: Size, folder: Path) -> dict[str, Any]:
 
 
 def _classes(dataset: str | None) -> tuple[str, ...]:
-    """A file's, in its own order. Raises `BadQuantity`, OSError."""
+    """The classes of a file, in its own order. Raises `BadQuantity`, OSError."""
     if dataset is None:
         return REAL_CLASSES
     return tuple(dict.fromkeys(prompt.group for prompt in read_dataset(Path(dataset))))
@@ -103,7 +103,7 @@ def _loop(size: Size) -> dict[str, Any]:
 
 
 def _embedded(path: Path) -> list[dict[str, Any]]:
-    """The candidates of the repository that is served by default, their paths absolute."""
+    """The candidates of the default repository, with absolute paths."""
     found: list[dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))["candidate"]
     return [
         candidate
@@ -119,7 +119,7 @@ def _named_by_flags(options: HeliosOptions) -> list[dict[str, Any]]:
 
 
 def _variant(model: str, folder: Path) -> dict[str, Any]:
-    """Raises `BadQuantity` where there are no exits."""
+    """A candidate by an exit folder. Raises `BadQuantity` without exits."""
     try:
         described: Mapping[str, Any] = msgspec.json.decode((folder / "exits.json").read_bytes())
         depths = sorted(spec["layer"] for spec in described["exits"])

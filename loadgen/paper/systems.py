@@ -1,4 +1,4 @@
-"""The three systems as flags of `helios serve`, each with its share of the same memory. Pure."""
+"""The three systems as flags of `helios serve`, with equal memory. Pure."""
 
 from collections.abc import Sequence
 
@@ -12,30 +12,30 @@ PROBE_KV_BYTES = 256 * 2**20
 
 
 class System(msgspec.Struct, frozen=True):
-    """One of the three."""
+    """One of the three systems."""
 
     name: str
     flags: tuple[str, ...]
-    depth: int  # layers loaded, of HELIOS the fewest that it may load
-    largest_batch: int  # requests of the greatest length that fit beside that many layers
+    depth: int  # layers loaded; for HELIOS the fewest possible
+    largest_batch: int  # requests of the greatest length that fit at this depth
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """What every system gets, and what requests take of it."""
+    """The memory of each system, and the length of requests."""
 
     memory_bytes: int
-    request_tokens: int  # of the longest, prompt and answer
+    request_tokens: int  # prompt and answer of the longest request
     footprint: Footprint
 
 
 def probes(subject: Subject) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Flags of two servers that are asked what layers weigh: the whole model, and the fewest layers."""
+    """Flags of two servers that show the size of layers: at full depth, and with the fewest layers."""
     roomy = ("--kv-cache-bytes", str(PROBE_KV_BYTES), "--max-batch-size", "256")
     return (*_whole(subject), *roomy), (*_capped(subject, subject.depths[0]), *roomy)
 
 
 def systems_of(subject: Subject, budget: Budget, depth: int | None, common: Sequence[str]) -> list[System]:
-    """Static full depth, static early exit, HELIOS; with a `depth` it keeps to that. Raises `TooSmall`."""
+    """Static full depth, static early exit, HELIOS (fixed at `depth` if given). Raises `TooSmall`."""
     early = (*_model(subject), "--exit-mode", "synchronized", *subject.early_exit)
     whole = budget.footprint.num_layers
     return [
@@ -52,7 +52,7 @@ def systems_of(subject: Subject, budget: Budget, depth: int | None, common: Sequ
 def _system(
     name: str, flags: tuple[str, ...], depths: tuple[int, int], budget: Budget, common: Sequence[str]
 ) -> System:
-    """`depths`: what it starts with, which decides its KV cache, and the fewest it may come to."""
+    """A system. `depths`: the initial one, which decides the KV cache, and the lowest possible one."""
     first, fewest = depths
     footprint, memory = budget.footprint, budget.memory_bytes
     batch = footprint.largest_batch(fewest, memory, budget.request_tokens)
@@ -65,7 +65,7 @@ def _model(subject: Subject) -> tuple[str, ...]:
 
 
 def _whole(subject: Subject) -> tuple[str, ...]:
-    """Full depth and nothing else: the mode is said, since the model's name alone may mean a repository."""
+    """Flags of full depth. They include the mode, since a model's name alone may mean a repository."""
     return (*_model(subject), "--exit-mode", "full")
 
 

@@ -1,4 +1,4 @@
-"""The experiment as tables beside the paper's own figures, and as one line of JSON."""
+"""Reports the experiment as tables beside the paper's figures, and as one line of JSON."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,30 +16,30 @@ from loadgen.results.stats import Interval
 
 REPLAYED = "Exits are replayed on random weights: honest speed, no model's answers."
 MIB = 2**20
-WIDTH = 124  # characters that a table needs
+WIDTH = 124  # width of a table in characters
 
 
 class Report(msgspec.Struct, frozen=True):
-    """One part, worked out."""
+    """The report of one part."""
 
     name: str
     is_replay: bool
     memory_bytes: int
-    static_batch: int  # requests that the static systems have memory for
+    static_batch: int  # requests that fit in the static systems' memory
     outcomes: list[Outcome]
-    quality: dict[str, Quality]  # by system; none under replay, where nothing is said
-    diary: list[str]  # what HELIOS changed, and why
+    quality: dict[str, Quality]  # by system; empty under replay, whose text means nothing
+    diary: list[str]  # HELIOS's changes with reasons
 
 
 def report_of(part: Part, outcomes: list[Outcome], quality: dict[str, Quality]) -> Report:
-    """What came of a part, with all that is shown of it."""
+    """The report of a part."""
     subject, memory = part.subject, part.budget.memory_bytes
     batch = part.loads[0].in_flight
     return Report(subject.name, subject.is_replay, memory, batch, outcomes, quality, _diary(part))
 
 
 def _diary(part: Part) -> list[str]:
-    """What was decided in the last round under each load, and why."""
+    """Decisions of the last round under each load, with reasons."""
     return [
         f"{load.name}, {run.from_epoch(decision.at_s):.1f} s: "
         f"{decision.kind} {decision.chosen}, {decision.outcome}. {decision.why}"
@@ -50,7 +50,7 @@ def _diary(part: Part) -> list[str]:
 
 
 def show(reports: Sequence[Report], console: Console) -> None:
-    """For a person."""
+    """Print the tables."""
     wide = Console(file=console.file, width=max(console.width, WIDTH))
     for report in reports:
         for outcome in report.outcomes:
@@ -79,7 +79,7 @@ def _table(report: Report, outcome: Outcome) -> Table:
 
 
 def rows(report: Report, outcome: Outcome) -> list[tuple[str, ...]]:
-    """Name, the three systems, gains over the other two, the paper's over its static early-exit model."""
+    """Rows: name, the three systems, gains over the other two, the paper's gain over static early exit."""
     paper = published
     figures = [outcome.systems[name] for name in (FULL, EARLY, HELIOS)]
     gains = [outcome.gains[name] for name in (FULL, EARLY)]
@@ -162,7 +162,7 @@ def _share(value: float | None) -> str:
 
 
 def _both(gains: Sequence[Gain], part: Callable[[Gain], Interval | None]) -> tuple[str, str]:
-    """Over full depth, and over early exit with its interval."""
+    """Gains over full depth, and over early exit with its interval."""
     full, early = (part(gain) for gain in gains)
     if early is None or early.low is None or early.high is None:
         return _times(full), _times(early)
@@ -182,7 +182,7 @@ def _layers(figures: Figures) -> str:
 
 
 def line_of(reports: Sequence[Report]) -> dict[str, Any]:
-    """All of it, for another program."""
+    """The reports as JSON values."""
     paper = {
         name.lower(): value
         for name, value in vars(published).items()

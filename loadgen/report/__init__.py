@@ -1,1 +1,1 @@
-"""Showing a run: live view, tables, files, one HTML page."""
+"""Reports of a run: tables, files, one HTML page."""

@@ -28,7 +28,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """A moment worth a vertical line."""
+    """A moment marked by a vertical line."""
 
     x: float
     label: str
@@ -36,13 +36,13 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """What is around the lines."""
+    """Axes and annotations of a chart."""
 
     x_label: str
     y_label: str
     is_log_x: bool = False
     marks: Sequence[Mark] = ()
-    band: tuple[float, float] | None = None  # the measured stretch, shaded
+    band: tuple[float, float] | None = None  # the measured window, shaded
     is_wide: bool = False
 
     @property
@@ -55,7 +55,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def line_chart(series: Sequence[Series], frame: Frame) -> str:
-    """Lines over a common x axis; a sentence where there is nothing to draw."""
+    """A chart of lines over a common x axis; a sentence if there are no data."""
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points]
     if not xs:
@@ -83,7 +83,7 @@ class Heat(msgspec.Struct, frozen=True):
 
 
 def heat_map(heat: Heat, frame: Frame) -> str:
-    """A cell is as dark as its share of its column."""
+    """A heat map; a cell is as dark as its share of its column."""
     starts = heat.starts
     width = starts[1] - starts[0] if len(starts) > 1 else 1.0
     x = Scale(starts[0], starts[-1] + width, LEFT, frame.right)
@@ -108,7 +108,7 @@ def _cell(left: float, right: float, extent: tuple[float, float], share: float) 
 
 
 def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str]) -> str:
-    """One bar per row, cut by shares that sum to one; colours go from the first name to the last."""
+    """One bar per row, divided by shares that sum to one; colours go from the first name to the last."""
     colours = [f"s{1 + round(index * 5 / max(1, len(names) - 1))}" for index in range(len(names))]
     body = []
     for index, (label, shares) in enumerate(rows):
@@ -200,7 +200,7 @@ def _key(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _data(series: Sequence[Series], x: Scale, frame: Frame) -> str:
-    """What the script needs to show the values under the pointer."""
+    """The chart's data as JSON, for the values under the pointer."""
     lines = [
         {"name": s.name, "colour": s.colour, "points": [(round(a, 4), round(b, 4)) for a, b in s.points]}
         for s in series

@@ -26,7 +26,7 @@ FILES = (
 
 
 def export(out: Path, summary: Summary, run: Run, page: str = "") -> list[Path]:
-    """Write everything, with `page` if somebody has made a better one; the paths written. Raises OSError."""
+    """Write all files, with `page` in place of the default page; returns their paths. Raises OSError."""
     out.mkdir(parents=True, exist_ok=True)
     figures = rounded(msgspec.to_builtins(summary, str_keys=True))
     (out / "summary.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2))

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one run or several: style, script and plots are all inside."""
+"""A self-contained HTML page about one or several runs, including style, script and plots."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from loadgen.results.summary import Summary
 def page_of(
     summaries: Sequence[Summary], title: str = "", intro: str = "", sections: Sequence[Section] = ()
 ) -> str:
-    """The whole page. With several runs, curves are drawn over one another."""
+    """The whole page. Several runs' curves share a plot."""
     first = summaries[0]
     heading = title or f"{first.server_info.model} under load"
     style = (files("loadgen.report") / "report.css").read_text()
@@ -91,7 +91,7 @@ def _pair(found: Distribution | None) -> str:
 
 
 def _statements(summaries: Sequence[Summary]) -> str:
-    """What a reader must know before believing a figure."""
+    """Caveats about the figures."""
     parts = []
     colours = {Verdict.FINE: "good", Verdict.STRAINED: "warn", Verdict.SATURATED: "bad"}
     for summary in summaries:

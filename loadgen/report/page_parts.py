@@ -1,4 +1,4 @@
-"""What a page is built of: sections, cards, tables, numbers. Texts given here are HTML, headings are not."""
+"""Parts of the page: sections, cards, tables, numbers. Texts are HTML, headings are plain text."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,7 +9,7 @@ from loadgen.report.charts import WIDE
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A part of the page that somebody else has made: a heading and HTML."""
+    """A section of the page: a heading and HTML."""
 
     heading: str
     html: str
@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Se
 
 
 def card(heading: str, html: str, note: str = "") -> str:
-    """A box on the page; one that holds a wide plot or many columns takes the room of two."""
+    """A box on the page; a wide plot or many columns take the width of two."""
     below = f'<p class="note">{escape(note)}</p>' if note else ""
     is_wide = f'viewBox="0 0 {WIDE} ' in html or html.count("<th") > 7
     return f'<div class="card{" wide" if is_wide else ""}"><h3>{escape(heading)}</h3>{html}{below}</div>'

@@ -1,4 +1,4 @@
-"""Which plots a run deserves: latency curves, its course over time, where tokens left the model."""
+"""The plots of a run: latency curves, values over time, exit layers."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,7 +32,7 @@ def _cumulative(values: Sequence[float]) -> Points:
 
 
 def over_time(summary: Summary) -> Plots:
-    """Throughput, load, latencies and trouble over the run; swaps are marked, the measured part shaded."""
+    """Throughput, load, latencies and failures over time; swaps are marked, the measured window is shaded."""
 
     def line(name: str, colour: str, value: Callable[[Bin], float | None], is_area: bool = False) -> Series:
         return _line(summary, name, colour, value, is_area)
@@ -69,7 +69,7 @@ def over_time(summary: Summary) -> Plots:
 def _line(
     summary: Summary, name: str, colour: str, value: Callable[[Bin], float | None], is_area: bool = False
 ) -> Series:
-    """A value of each bin, drawn at the middle of the bin; bins without one are passed over."""
+    """A line of one value per bin, at the bin's middle; bins without a value are skipped."""
     half = summary.timeline.width_s / 2
     points = [
         (bucket.start_s + half, found)
@@ -87,7 +87,7 @@ def _chart(summary: Summary, unit: str, *series: Series, is_wide: bool = False) 
 
 
 def swap_marks(summary: Summary) -> list[Mark]:
-    """Swaps by number, as in the table of swaps."""
+    """Marks of swaps, numbered as in the table of swaps."""
     return [
         Mark(swap.until_s, str(index), f"{swap.until_s:.1f} s: {swap.to} {swap.outcome}")
         for index, swap in enumerate(summary.swaps, start=1)
@@ -95,7 +95,7 @@ def swap_marks(summary: Summary) -> list[Mark]:
 
 
 def depth(summary: Summary) -> Plots:
-    """Where tokens left the model, over time and by class."""
+    """Exit layers of tokens, over time and by class."""
     exits = summary.exits
     if exits is None:
         return []

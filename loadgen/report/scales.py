@@ -1,4 +1,4 @@
-"""From values to places on a drawing, with ticks at round numbers."""
+"""Scales: map values to positions in a drawing, with ticks at round numbers."""
 
 import math
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 of each decade, thinned out to whole decades where they would crowd."""
+    """Ticks at 1, 2, 5 of each decade, or at decades only if they are many."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(decades) < 5 else (1,)
     ticks = [factor * 10.0**decade for decade in decades for factor in factors]

@@ -1,4 +1,4 @@
-"""The server's own word on the page: its metrics, and what it thinks of its candidates."""
+"""The server's section of the page: its metrics and its candidates."""
 
 from html import escape
 
@@ -7,7 +7,7 @@ from loadgen.results.summary import Summary
 
 
 def server_sections(summary: Summary) -> list[Section]:
-    """Nothing where the server is silent."""
+    """The server's sections; empty if it reports nothing."""
     says = summary.server
     if says.is_silent:
         return []

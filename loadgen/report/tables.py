@@ -1,4 +1,4 @@
-"""A run as a table on the terminal and as one line of JSON."""
+"""Prints a run as a table on the terminal and as one line of JSON."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ MEASURES = (("ttft", "TTFT"), ("itl", "ITL"), ("tpot", "TPOT"), ("e2e", "E2E"), 
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Everything a person wants to know first."""
+    """Print the summary table."""
     parts: list[Any] = [_headline(summary), Text(), _latency_table(summary), Text(), _outcome_line(summary)]
     if summary.exits is not None:
         parts += [Text(), _exit_table(summary)]
@@ -111,7 +111,7 @@ def _number(value: float | None) -> str:
 
 
 def json_line(summary: Summary) -> str:
-    """The figures that others compare, flat, on one line."""
+    """The main figures as flat JSON on one line."""
     rates, latencies = summary.throughput, summary.latencies
     line: dict[str, Any] = {
         "benchmark": "serve",

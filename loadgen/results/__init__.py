@@ -1,1 +1,1 @@
-"""What the records of a run say: pure functions from records to figures."""
+"""Figures of a run: pure functions of its records."""

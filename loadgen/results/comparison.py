@@ -1,7 +1,7 @@
-"""Two servers under the same load, round by round: ratios with intervals, and a verdict where one is allowed.
+"""Compares two servers under the same load by rounds: ratios with intervals, and verdicts.
 
-Rounds are paired, because what disturbs a machine disturbs neighbouring rounds alike. Intervals are shown at
-95%, but a verdict needs 99%: of a dozen measures one would otherwise often differ by chance alone.
+Rounds are paired, because noise affects neighbouring rounds alike. Intervals are shown at 95%, but a verdict
+needs 99%: among a dozen measures, one would otherwise often differ by chance.
 """
 
 import enum
@@ -21,11 +21,11 @@ class Better(enum.StrEnum):
 class Verdict(enum.StrEnum):
     BETTER = "better"
     WORSE = "worse"
-    OPEN = "open"  # the interval allows either
+    OPEN = "open"  # the interval contains 1
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """Something both servers are measured by."""
+    """A measure of both servers."""
 
     name: str
     better: Better
@@ -59,7 +59,7 @@ MEASURES = (
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """One measure over all rounds: means of A and B, and B over A with its 95% interval."""
+    """One measure over all rounds: means of A and B, and the ratio B/A with its 95% interval."""
 
     measure: str
     better: Better
@@ -90,7 +90,7 @@ def compare_rounds(a: Sequence[Summary], b: Sequence[Summary]) -> list[Ratio]:
 
 
 def verdict_of(ratio: Interval, better: Better) -> Verdict:
-    """About B. Open unless the whole of a 99% interval lies on one side of 1."""
+    """The verdict about B; open unless the 99% interval excludes 1."""
     if not ratio.excludes(1.0):
         return Verdict.OPEN
     return Verdict.BETTER if (ratio.estimate > 1) == (better is Better.HIGHER) else Verdict.WORSE
@@ -101,7 +101,7 @@ class Answers(msgspec.Struct, frozen=True):
 
     num_prompts: int
     num_equal: int
-    differences: list[str]  # where the first few part
+    differences: list[str]  # where the first few diverge
 
     @property
     def share(self) -> float:
@@ -109,7 +109,7 @@ class Answers(msgspec.Struct, frozen=True):
 
 
 def compare_answers(prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> Answers:
-    """Equal apart from blanks at the ends, which dialects treat differently."""
+    """Compare answers, ignoring blanks at the ends, which dialects treat differently."""
     triples = [(p, x.strip(), y.strip()) for p, x, y in zip(prompts, a, b, strict=True)]
     unequal = [_parting(*triple) for triple in triples if triple[1] != triple[2]]
     return Answers(len(triples), len(triples) - len(unequal), unequal[:5])

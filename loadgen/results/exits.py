@@ -1,6 +1,6 @@
-"""Quality against depth: at which layer tokens left the model, by class of prompt and over time.
+"""Exit layers of tokens, by class of prompt and over time.
 
-Only servers that tell the exit layer of each token have such figures; for others they are empty.
+Only for servers that report each token's exit layer; empty for others.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from loadgen.client.records import Record
 
 
 class Depth(msgspec.Struct, frozen=True):
-    """Where the tokens of a group of requests left."""
+    """Exit layers of a group of requests."""
 
     num_tokens: int
     mean_layer: float
@@ -35,7 +35,7 @@ class Exits(msgspec.Struct, frozen=True):
 
 
 def exit_figures(records: Sequence[Record], starts_s: Sequence[float], began: float) -> Exits | None:
-    """None where no token's exit layer was told. `starts_s` are the time bins, in seconds since `began`."""
+    """Exit figures; None without reported exit layers. `starts_s` are time bins, in seconds since `began`."""
     known = [record for record in records if len(record.exit_layers)]
     if not known:
         return None
@@ -58,7 +58,7 @@ def _depth(records: Sequence[Record]) -> Depth:
 
 
 def _heat(records: Sequence[Record], starts_s: Sequence[float], began: float) -> Heat:
-    """Layers told for fewer tokens than were timed (several to an event) are matched from the front."""
+    """Tokens by time and layer. If fewer layers than times were reported, they are matched from the front."""
     pairs = [(len(r.exit_layers), len(r.token_times)) for r in records]
     layers = np.concatenate(
         [np.asarray(r.exit_layers)[: min(n)] for r, n in zip(records, pairs, strict=True)]

@@ -1,4 +1,4 @@
-"""Whether the client itself kept up, from its own lag: what it measured can be no better than that."""
+"""Checks by the client's own lag whether it kept up: measurements cannot be more exact."""
 
 import enum
 
@@ -8,7 +8,7 @@ import numpy as np
 from loadgen.load.run import Run
 from loadgen.results.stats import percentile
 
-STRAINED_MS = 2.0  # lag at p99 from which latencies are said to be off by as much
+STRAINED_MS = 2.0  # lag at p99 from which latencies are reported as inexact
 SATURATED_MS = 20.0
 SATURATED_MEAN_MS = 2.0
 SATURATED_CPU = 0.95  # of one core
@@ -21,14 +21,14 @@ class Verdict(enum.StrEnum):
 
 
 class ClientHealth(msgspec.Struct, frozen=True):
-    """How the load generator itself did. `says` is one sentence for a person."""
+    """Health of the load generator. `says` is one sentence for the user."""
 
     verdict: Verdict
     says: str
     lag_mean_ms: float
     lag_p99_ms: float
     lag_max_ms: float
-    start_delay_p99_ms: float  # of open-loop starts behind their schedule
+    start_delay_p99_ms: float  # delay of open-loop starts behind their schedule
     cpu_share: float  # of one core
     events_per_s: float
     num_reconnected: int

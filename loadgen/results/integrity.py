@@ -1,8 +1,7 @@
-"""Whether every answer came once, whole and as its own: what the scenarios promise.
+"""Checks that every answer came exactly once, complete and unmixed.
 
-Lost: asked for and not ended in order, or with tokens missing. Duplicated: a token or an end twice. Mixed:
-parts of another answer inside. What a server is right to do is not counted: refusing with 429, or ending
-what we hung up on.
+Lost: not ended cleanly, or with tokens missing. Duplicated: a token or an end twice. Mixed: with parts of
+another answer. Refusals with 429 and requests that the client cancelled do not count.
 """
 
 from collections import Counter
@@ -15,20 +14,20 @@ from loadgen.client.records import Flaw, Outcome, Record
 LOST = {Flaw.GAP, Flaw.COUNT_DIFFERS}
 DUPLICATED = {Flaw.DUPLICATED, Flaw.AFTER_END}
 MIXED = {Flaw.MIXED, Flaw.TEXT_DIFFERS}
-SNIPPET_CHARS = 48  # so long a stretch of another's answer is no chance
-LOOP_CHARS = 16  # what is said twice of so many is no evidence
+SNIPPET_CHARS = 48  # a common passage of this length is no coincidence
+LOOP_CHARS = 16  # passages that repeat this many characters are no evidence
 
 
 class Integrity(msgspec.Struct, frozen=True):
-    """Counts of broken answers, and a line about each of the first few."""
+    """Counts of broken answers, with a line about each of the first few."""
 
     num_requests: int
     lost: int
     duplicated: int
     mixed: int
     examples: list[str]
-    num_repeated: int = 0  # answers to a prompt that the same version had answered before, greedily
-    num_unequal: int = 0  # of these, with another text
+    num_repeated: int = 0  # greedy answers to a prompt that the same version had answered before
+    num_unequal: int = 0  # of these, those with another text
 
     @property
     def is_whole(self) -> bool:
@@ -36,7 +35,7 @@ class Integrity(msgspec.Struct, frozen=True):
 
 
 def integrity_of(records: Sequence[Record]) -> Integrity:
-    """Judge the answers of a run."""
+    """Check the answers of a run."""
     first = _first_answers(records)
     lost = [record for record in records if _is_lost(record)]
     doubled = [record for record in records if DUPLICATED & set(record.flaws)]
@@ -64,7 +63,7 @@ def _is_lost(record: Record) -> bool:
 
 
 def _is_cut_short(record: Record) -> bool:
-    """Said to have ended for its length, with fewer tokens than that."""
+    """The answer claims to have ended by length, with fewer tokens than that."""
     num_tokens = record.output_tokens
     return record.finish_reason == "length" and num_tokens is not None and num_tokens < record.max_tokens
 
@@ -73,7 +72,7 @@ Key = tuple[str, int, str]
 
 
 def _key(record: Record) -> Key:
-    """What two equal greedy answers have in common."""
+    """Key of requests whose greedy answers must be equal."""
     return record.prompt, record.max_tokens, _signature(record)
 
 
@@ -91,9 +90,9 @@ def _first_answers(records: Sequence[Record]) -> dict[Key, Record]:
 
 
 def _with_foreign_text(unequal: Sequence[Record], first: dict[Key, Record]) -> list[Record]:
-    """Answers that part from an earlier one of their own and then hold words of another prompt's answer.
+    """Answers that diverge from an earlier one to their prompt, then contain text of another prompt's answer.
 
-    Near-ties may turn an answer aside; what it then says is its own, not word for word one other's.
+    Near-ties may change an answer; its continuation is then its own, not another answer's text.
     """
     asides = {id(r): (r, _stretches_behind_parting(r, first[_key(r)])) for r in unequal if not r.flaws}
     speakers = _speakers({stretch for _, own in asides.values() for stretch in own}, first.values())
@@ -101,9 +100,9 @@ def _with_foreign_text(unequal: Sequence[Record], first: dict[Key, Record]) -> l
 
 
 def _stretches_behind_parting(record: Record, reference: Record) -> set[str]:
-    """What the answer says behind the parting that neither its prompt nor its other answer says.
+    """Passages of the answer after the divergence that occur neither in its prompt nor in the earlier answer.
 
-    What it says again and again is left out: two answers may well run into the same loop.
+    Repeated passages are left out: two answers may run into the same loop.
     """
     pairs = enumerate(zip(record.text, reference.text, strict=False))
     parting = next((i for i, (own, known) in pairs if own != known), len(reference.text))
@@ -118,7 +117,7 @@ def _stretches_behind_parting(record: Record, reference: Record) -> set[str]:
 
 
 def _speakers(stretches: set[str], answers: Iterable[Record]) -> dict[str, list[Record]]:
-    """For each stretch the answers that have it."""
+    """For each passage, the answers that contain it."""
     found: dict[str, list[Record]] = {stretch: [] for stretch in stretches}
     for answer in answers:
         for stretch in stretches.intersection(_stretches(answer.text, SNIPPET_CHARS)):
@@ -131,9 +130,9 @@ def _stretches(text: str, length: int) -> Iterable[str]:
 
 
 def _is_foreign(record: Record, speakers: Sequence[Record]) -> bool:
-    """The answers to one other prompt say it too. What the answers to several say is a common phrase.
+    """The passage occurs in answers to exactly one other prompt; in several it would be a common phrase.
 
-    Prompts that end alike are tasks about one passage, whose answers may well have words in common.
+    Prompts with equal ends are tasks about one text, whose answers may share words.
     """
     prompts = {other.prompt for other in speakers} - {record.prompt}
     return len(prompts) == 1 and prompts.pop()[-SNIPPET_CHARS:] != record.prompt[-SNIPPET_CHARS:]

@@ -1,4 +1,4 @@
-"""What the server said of itself while it was loaded: its metrics, and the candidates it knows."""
+"""The server's own figures under load: its metrics and its candidates."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from loadgen.load.run import Run
 
 
 class ServerSays(msgspec.Struct, frozen=True):
-    """Figures of the server's own; None where it does not tell."""
+    """The server's own figures; None if not reported."""
 
     most_running: float | None
     most_waiting: float | None
     most_kv_usage: float | None  # share of the KV cache
     preemptions: float | None  # during the run
     mean_queue_ms: float | None  # of the requests of the run
-    joules: float | None  # spent during the run
+    joules: float | None  # during the run
     most_resident_bytes: float | None
     candidates: list[dict[str, Any]]  # rows of /ops/state: speed and agreement by candidate and depth
 
@@ -49,7 +49,7 @@ def _gained(scrapes: list[Scrape], meaning: str) -> float | None:
 
 
 def _most_kv_usage(scrapes: list[Scrape]) -> float | None:
-    """Told as a share, or as blocks of which some are free."""
+    """Greatest KV cache usage, reported as a share or by free blocks."""
     usage = _most(scrapes, "kv_usage")
     if usage is not None:
         return usage

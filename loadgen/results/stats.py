@@ -13,7 +13,7 @@ Samples = Sequence[float] | npt.NDArray[np.float64]
 
 
 class Confidence(enum.Enum):
-    """How sure an interval is to hold the true value."""
+    """A confidence level."""
 
     P95 = 0.95
     P99 = 0.99
@@ -24,7 +24,7 @@ class Confidence(enum.Enum):
 
 
 class Distribution(msgspec.Struct, frozen=True):
-    """A sample in a few numbers. A percentile is None where fewer than one sample lies beyond it."""
+    """Statistics of a sample. A percentile is None if less than one value lies beyond it."""
 
     count: int
     mean: float
@@ -58,7 +58,7 @@ def describe(values: Samples) -> Distribution | None:
 
 
 def percentile(values: Samples, share: float) -> float | None:
-    """By linear interpolation. None where the sample cannot tell: less than one value is beyond it."""
+    """A percentile by linear interpolation; None if less than one value lies beyond it."""
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0 or sample.size * (1 - share) < 0.999999:
         return None
@@ -66,7 +66,7 @@ def percentile(values: Samples, share: float) -> float | None:
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """An estimate and its confidence interval; without an interval where one sample allows none."""
+    """An estimate and its confidence interval; a single sample has no interval."""
 
     estimate: float
     low: float | None = None
@@ -81,7 +81,7 @@ def paired_ratio(
 ) -> Interval | None:
     """Geometric mean of b/a over paired rounds, with Student's t on the logarithms.
 
-    None where nothing can be divided. Pairs with a value that is not positive are left out.
+    None without usable pairs. Pairs with a value that is not positive are left out.
     """
     logs = [math.log(y / x) for x, y in zip(a, b, strict=True) if x > 0 and y > 0]
     if not logs:

@@ -1,4 +1,4 @@
-"""The figures of a run, all in one place: what the table, the JSON and the page show."""
+"""The summary of a run: all figures of the table, the JSON and the page."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from loadgen.results.window import Window, measured_records, measured_window
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """In ms, counted from the intended start of each request. None: nothing measured."""
+    """Latencies in ms from the intended start of each request. None: nothing measured."""
 
     ttft: Distribution | None
     itl: Distribution | None
@@ -51,12 +51,12 @@ class Throughput(msgspec.Struct, frozen=True):
     output_tokens_per_s: float
     total_tokens_per_s: float
     good_per_s: float
-    good_share: float | None  # of the requests meant to start in the window, but those we hung up on
+    good_share: float | None  # of requests meant to start in the window, except cancelled ones
     mean_in_flight: float
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything known of a run, ready to be shown."""
+    """All figures of a run."""
 
     label: str
     url: str
@@ -68,7 +68,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int
     num_measured: int
     outcomes: dict[str, int]
-    failures: dict[str, int]  # by sentence, the most frequent first
+    failures: dict[str, int]  # by message, the most frequent first
     input_tokens: Distribution | None
     output_tokens: Distribution | None
     throughput: Throughput
@@ -94,7 +94,7 @@ class Measured(NamedTuple):
 
 
 def summarise(run: Run, slo: SLO, trim: Trim) -> Summary:
-    """All figures of a run."""
+    """Compute all figures of a run."""
     window = measured_window(run, trim)
     measured = measured_records(run, window)
     timeline = timeline_of(run)
@@ -129,7 +129,7 @@ def summarise(run: Run, slo: SLO, trim: Trim) -> Summary:
 
 
 def latencies_of(records: Sequence[Record]) -> Latencies:
-    """Of answers that came to their end; what failed or was cut short is counted, not timed."""
+    """Latencies of complete answers; failed and cut ones are counted, not timed."""
     whole = [record for record in records if record.outcome is Outcome.OK]
     gaps = [np.diff(np.asarray(record.token_times)) for record in whole]
     return Latencies(
@@ -191,9 +191,9 @@ def _throughput(run: Run, window: Window, measured: Sequence[Record], slo: SLO) 
 
 
 def _part_inside(record: Record, low: float, high: float) -> float:
-    """Which part of a request's time lies within a stretch.
+    """Fraction of a request's time within a period.
 
-    Counting parts instead of ends keeps streams that end together from counting twice or not at all.
+    Counting fractions instead of ends keeps streams that end together from counting all or not at all.
     """
     end = record.ended if record.ended is not None else record.intended
     if end <= record.intended:
@@ -202,7 +202,7 @@ def _part_inside(record: Record, low: float, high: float) -> float:
 
 
 def _tokens_inside(record: Record, low: float, high: float) -> float:
-    """Tokens that came within a stretch; where events carry several, in proportion."""
+    """Tokens that came within a period; events with several tokens count in proportion."""
     times = np.asarray(record.token_times)
     if not times.size:
         return 0.0

@@ -1,4 +1,4 @@
-"""What a change of model or depth does to those who are being answered: which version spoke, and the gaps."""
+"""Effects of swaps on streams: the versions that answered, and the gaps."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import numpy as np
 from loadgen.client.records import Record
 from loadgen.load.run import Run
 
-ASKED_FOR = ("swap", "rollback", "pin")  # kinds of decisions that are changes, also while they are under way
-AFTERMATH_S = 1.0  # a gap that begins this long after a swap is no longer its doing
+ASKED_FOR = ("swap", "rollback", "pin")  # kinds of decisions that are swaps, also while under way
+AFTERMATH_S = 1.0  # gaps that begin later after a swap are not attributed to it
 
 
 class Swap(msgspec.Struct, frozen=True):
-    """One swap as streams saw it. Times in seconds since the start of the run."""
+    """One swap and its effect on streams. Times in seconds since the start of the run."""
 
     at_s: float
     until_s: float
@@ -22,15 +22,15 @@ class Swap(msgspec.Struct, frozen=True):
     by: str
     outcome: str
     phases_ms: dict[str, float]
-    num_streams: int  # open at that time
+    num_streams: int  # streams open at that time
     longest_gap_ms: float | None  # between two tokens of one stream
-    median_gap_ms: float | None  # of each stream's longest
+    median_gap_ms: float | None  # median of each stream's longest gap
     why: str = ""
-    kind: str = ""  # of the decision; `evaluate` is a trial on a few requests
+    kind: str = ""  # kind of the decision; `evaluate` is a trial on a few requests
 
 
 class Version(msgspec.Struct, frozen=True):
-    """Answers that named one model and version."""
+    """Answers that report one model and version."""
 
     model: str
     version: str
@@ -41,7 +41,7 @@ class Version(msgspec.Struct, frozen=True):
 
 
 def swaps_of(run: Run) -> list[Swap]:
-    """From the server's decisions; where it shows none, from the versions that answers name."""
+    """Swaps by the server's decisions, else by changes of the versions in answers."""
     decided = [decision for decision in run.decisions if decision.phases_ms or decision.kind in ASKED_FOR]
     if not decided:
         return _seen(run)
@@ -69,7 +69,7 @@ def swaps_of(run: Run) -> list[Swap]:
 
 
 def _seen(run: Run) -> list[Swap]:
-    """Changes of the version that answers were begun with."""
+    """Changes of the version that began answers."""
     begun = sorted((r for r in run.records if r.version and r.sent is not None), key=lambda r: r.sent or 0.0)
     found = []
     for before, after in itertools.pairwise(begun):
@@ -84,9 +84,9 @@ def _seen(run: Run) -> list[Swap]:
 
 
 def longest_gaps(records: Sequence[Record], start: float, end: float) -> list[float]:
-    """For each stream that was open in [start, end], its longest pause between tokens there, in ms.
+    """For each stream open in [start, end], its longest pause between tokens there, in ms.
 
-    A pause counts if it overlaps the stretch.
+    A pause counts if it overlaps the period.
     """
     gaps = []
     for record in records:
@@ -100,7 +100,7 @@ def longest_gaps(records: Sequence[Record], start: float, end: float) -> list[fl
 
 
 def versions_of(run: Run) -> list[Version]:
-    """Who answered, in the order of first appearance."""
+    """The versions that answered, in order of first appearance."""
     found: dict[tuple[str, str], list[float]] = {}
     depths: dict[str, int] = {}
     for record in run.records:
@@ -116,7 +116,7 @@ def versions_of(run: Run) -> list[Version]:
 
 
 def _named(record: Record) -> set[tuple[str, str]]:
-    """By what the last event told, else (cut short, or no details) by the answer's headers."""
+    """(model, version) pairs by the last event, else (cut short, or no details) by the headers."""
     if record.segments:
         return {(segment.model, segment.version) for segment in record.segments}
     return {(record.model, record.version)} if record.version else set()

@@ -1,4 +1,4 @@
-"""A run over time: what happened in each of some sixty bins."""
+"""A run over time, in about sixty bins."""
 
 import itertools
 import math
@@ -19,11 +19,11 @@ Floats = npt.NDArray[np.float64]
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """One stretch of time. Latencies are None where nothing was measured in it."""
+    """One bin of time. Latencies are None if nothing was measured in it."""
 
     start_s: float
     output_tokens_per_s: float
-    requests_per_s: float  # ended well
+    requests_per_s: float  # successful ones
     started_per_s: float
     in_flight: float  # mean
     num_refused: int
@@ -46,7 +46,7 @@ class Timeline(msgspec.Struct, frozen=True):
 
 
 def bin_width_s(duration_s: float) -> float:
-    """The finest tidy width that gives no more than `NUM_BINS`."""
+    """The finest round width that gives at most `NUM_BINS` bins."""
     return next((width for width in WIDTHS_S if duration_s / width <= NUM_BINS), float(WIDTHS_S[-1]))
 
 
@@ -58,7 +58,7 @@ def timeline_of(run: Run) -> Timeline:
 
 
 class _Marks:
-    """Everything that happened, as arrays of times since the start."""
+    """All events of a run, as arrays of times since the start."""
 
     def __init__(self, run: Run, records: Sequence[Record]):
         began = run.began
@@ -111,7 +111,7 @@ def _rate(times: Floats, low: float, high: float) -> float:
 
 
 def _quantile(values: Floats, share: float) -> float | None:
-    """In a bin, few values must do: the largest stands in for a percentile beyond the sample."""
+    """A quantile of a bin, whose few values may not reach it: then the largest."""
     found = percentile(values, share)
     return found if found is not None else float(values.max()) if values.size else None
 

@@ -1,4 +1,4 @@
-"""Which part of a run is measured: warm-up and cool-down are cut off by a rule, and the rule is said."""
+"""The measured window of a run, without warm-up and cool-down, and the rule by which it was cut."""
 
 import msgspec
 
@@ -7,11 +7,11 @@ from loadgen.client.records import Outcome, Record
 from loadgen.load.run import Run
 from loadgen.load.trim import Trim
 
-MIN_REQUESTS = 20  # a window with fewer starts inside is not used
+MIN_REQUESTS = 20  # least number of starts inside a window
 
 
 class Window(msgspec.Struct, frozen=True):
-    """The measured stretch, in seconds since the start of the run, and the rule in words.
+    """The measured window, in seconds since the start of the run, and the rule in words.
 
     Requests count if they were meant to start inside, tokens if they came inside.
     """
@@ -29,10 +29,10 @@ class Window(msgspec.Struct, frozen=True):
 
 
 def measured_window(run: Run, trim: Trim) -> Window:
-    """From the end of warm-up to the last start. The whole run where too little would be left.
+    """From the end of warm-up to the last start; the whole run if too little would be left.
 
-    Warm-up of a closed loop also lasts until its first answers have ended, since before that every
-    stream is in the same phase.
+    A closed loop's warm-up lasts at least until its first answers have ended, since before that all
+    streams are in the same phase.
     """
     whole = Window(0.0, run.duration_s, "the whole run: too short to cut off warm-up")
     last_start = run.since_start(run.last_start)
@@ -55,13 +55,13 @@ def _first_end(run: Run) -> float:
 
 
 def _mean_time_s(run: Run) -> float:
-    """Of an answer. A window shorter than that sees only part of what each stream does."""
+    """Mean duration of an answer; a shorter window would see only part of each stream."""
     times = [(record.e2e_ms or 0.0) / 1e3 for record in run.records if record.outcome is Outcome.OK]
     return sum(times) / len(times) if times else 0.0
 
 
 def _extent(text: str, total_s: float) -> float:
-    """`10%` of the total, or a time."""
+    """Seconds from `10%` of the total, or from a time."""
     return share(text) * total_s if text.strip().endswith("%") else seconds(text)
 
 

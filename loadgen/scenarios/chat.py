@@ -1,4 +1,4 @@
-"""People who talk to the server, several turns each, and think in between."""
+"""Users in conversations of several turns, with pauses between turns."""
 
 from loadgen.results.summary import Measured
 from loadgen.scenarios.context import Played, Scenario, ScenarioContext, whole_answers

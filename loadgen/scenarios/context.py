@@ -1,4 +1,4 @@
-"""What a scenario is, and what it plays on: a server, a screen, and the size the person asked for."""
+"""The structs of a scenario: promises, results, and its context of server, display and size."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +16,7 @@ from loadgen.results.summary import Measured, Summary, summarise
 
 
 class Promise(msgspec.Struct, frozen=True):
-    """Something a scenario says must hold, and what was found."""
+    """A property that a scenario checks, and the finding."""
 
     says: str
     is_kept: bool
@@ -24,7 +24,7 @@ class Promise(msgspec.Struct, frozen=True):
 
 
 class Played(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a scenario. The first run is the one whose records are kept."""
+    """The result of a scenario. Only the first run's records are written to files."""
 
     promises: list[Promise]
     runs: list[Measured]
@@ -34,14 +34,14 @@ class Played(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScenarioContext:
-    """Where a scenario plays."""
+    """The context of a scenario: server, display, options."""
 
     def __init__(self, options: ScenarioOptions, screen: Screen):
         self.options = options
         self.screen = screen
 
     def scaled(self, amount: float) -> float:
-        """A length or size as the person wants it."""
+        """A duration or size scaled by the user's option."""
         return amount * self.options.scale
 
     def seconds(self, amount: float) -> str:
@@ -51,7 +51,7 @@ class ScenarioContext:
         return max(least, round(self.scaled(amount)))
 
     def plan(self, **load: Any) -> Plan:
-        """A load, with what the person said for all of them."""
+        """A plan, with the user's options applied."""
         options = self.options
         common = {
             "dialect": options.dialect,
@@ -62,7 +62,7 @@ class ScenarioContext:
         return plan_of(LoadOptions(**common | load))
 
     def prompts(self, workload: str) -> dict[str, Any]:
-        """Shipped prompts, or the person's own."""
+        """Options for the shipped prompts, or the user's own."""
         return {"dataset": self.options.dataset} if self.options.dataset else {"workload": workload}
 
     def reach(self, plan: Plan, url: str | None = None) -> AbstractAsyncContextManager[Target]:
@@ -77,7 +77,7 @@ class ScenarioContext:
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """A named run. `shows` is what one learns from it, with its promises."""
+    """A named scenario. `shows` describes its purpose and promises."""
 
     name: str
     shows: str
@@ -85,7 +85,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
 
 def whole_answers(*summaries: Summary) -> list[Promise]:
-    """The promises of every scenario, over all of its runs."""
+    """The promises of every scenario, over all its runs."""
     found = [summary.integrity for summary in summaries]
     asked = f"of {sum(whole.num_requests for whole in found):,} requests"
     lost, doubled = sum(whole.lost for whole in found), sum(whole.duplicated for whole in found)
@@ -99,14 +99,14 @@ def whole_answers(*summaries: Summary) -> list[Promise]:
 
 
 def equal_answers(summary: Summary) -> Promise:
-    """For servers that compute in fp32 and greedily: the same version says the same."""
+    """Greedy answers of one version are equal, for servers that compute in float32."""
     whole = summary.integrity
     found = f"{whole.num_unequal} of {whole.num_repeated} repeated prompts were answered differently"
     return Promise("Equal prompts get equal answers from one version.", whole.num_unequal == 0, found)
 
 
 def answered_by_version(records: Sequence[Record]) -> Promise:
-    """Every answer that ended well says who gave it."""
+    """Every complete answer names its version."""
     ended = [record for record in records if record.finish_reason]
     unnamed = sum(not (record.segments or record.version) for record in ended)
     return Promise("Every answer names its model version.", unnamed == 0, f"{unnamed} of {len(ended)} do not")

@@ -1,4 +1,4 @@
-"""Clients that hang up at random moments: does anything stay behind?"""
+"""Clients that disconnect at random moments; checks that nothing is left behind on the server."""
 
 import asyncio
 from time import monotonic
@@ -43,7 +43,7 @@ async def play(context: ScenarioContext) -> Played:
 
 
 async def _wait_until_idle(target: Target) -> tuple[str, float]:
-    """What is still there once patience is over, and how long it took to be idle."""
+    """What is left after the time allowed, and how long the server took to become idle."""
     began = monotonic()
     while True:
         left = await _left_behind(target)
@@ -53,7 +53,7 @@ async def _wait_until_idle(target: Target) -> tuple[str, float]:
 
 
 async def _left_behind(target: Target) -> str:
-    """By /ops/state where there is one, else by metrics; empty when all is idle or nothing is told."""
+    """What is left, by /ops/state, else by metrics; empty if idle or unknown."""
     state = await target.operator.state()
     if state is not None:
         return _in_state(state)

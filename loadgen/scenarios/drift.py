@@ -1,9 +1,9 @@
-"""The kind of prompt changes under way: does depth follow, does the server react, is anything lost?"""
+"""The class of prompts changes during the load; checks that depth follows and nothing is lost."""
 
 from loadgen.results.summary import Measured, Summary
 from loadgen.scenarios.context import Played, Scenario, ScenarioContext, answered_by_version, whole_answers
 
-STREAMS, REQUESTS = 8, 150  # per phase: as many as HELIOS serves between two reassessments
+STREAMS, REQUESTS = 8, 150  # per phase: requests between two reassessments
 PHASES = ("chat", "code", "extract", "chat")
 
 

@@ -1,4 +1,4 @@
-"""Ten times what a server can do: it must refuse at once, serve whom it admitted, and be well afterwards."""
+"""Ten times the server's capacity: it must refuse at once, serve admitted requests, and recover."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from loadgen.scenarios.context import Played, Promise, Scenario, ScenarioContext
 
 PROBE_STREAMS, PROBE_SECONDS, TOKENS = 32, 8.0, "32"
 FACTOR, SECONDS = 10, 30
-MAX_RATE = 1500.0  # more would measure this client
+MAX_RATE = 1500.0  # more would exceed this client
 REFUSED_WITHIN_MS = 250.0
 MEMORY_GROWTH = 1.2
 
@@ -53,7 +53,7 @@ def _served(summary: Summary) -> Promise:
 
 
 def _refusals(refused: Sequence[Record]) -> list[Promise]:
-    """A server that queues everything refuses nobody, which is its right."""
+    """Promises about refusals; none for a server that queues everything."""
     if not refused:
         return []
     waited = np.array([((r.ended or 0.0) - (r.sent or 0.0)) * 1e3 for r in refused])
@@ -77,7 +77,7 @@ def _recovers(after: Record) -> Promise:
 
 
 def _memory(run: Run) -> list[Promise]:
-    """Where the server tells its memory."""
+    """Promises about memory, if the server reports it."""
     known = [value for scrape in run.scrapes if (value := scrape.get("resident_bytes")) is not None]
     if len(known) < 2:
         return []

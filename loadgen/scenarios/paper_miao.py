@@ -1,7 +1,6 @@
-"""Miao et al. (arXiv 2407.20272): what leaving early gains over full depth, by number of streams.
+"""Miao et al. (arXiv 2407.20272): the gain of early exit over full depth, by number of streams.
 
-One server is asked in two ways in turns: with an exit threshold, and with threshold 1, which never leaves
-early.
+One server gets requests in turns with an exit threshold, and with threshold 1, which never exits early.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ PAPER_THROUGHPUT, PAPER_ITL = 1.25, 3.39  # the paper's best cases
 
 
 class Gain(msgspec.Struct, frozen=True):
-    """Early exit over full depth: throughput, and how many times shorter the time per token is."""
+    """Gains of early exit over full depth, as factors of throughput and of time per token."""
 
     threshold: float
     streams: int
@@ -53,7 +52,7 @@ async def play(context: ScenarioContext) -> Played:
 
 
 async def _pair(context: ScenarioContext, threshold: float, streams: int, rounds: int) -> Rounds:
-    """The same requests in both ways, in turns."""
+    """The same requests with and without early exit, in turns."""
     plan = context.plan(
         concurrency=streams,
         requests=max(4, 3 * streams),

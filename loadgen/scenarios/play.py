@@ -1,4 +1,4 @@
-"""`helios bench scenario NAME`: plays a scenario, checks its promises, and says which were broken."""
+"""`helios bench scenario NAME`: runs a scenario, and checks and reports its promises."""
 
 import textwrap
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ SCENARIOS = (
 
 
 def about() -> str:
-    """The help text: every scenario and what it shows."""
+    """The help text: all scenarios and what they show."""
     lines = ["Plays a named scenario; the exit code is 1 if one of its promises is broken.", ""]
     for scenario in SCENARIOS:
         words = textwrap.wrap(scenario.shows, 78)
@@ -50,7 +50,7 @@ def about() -> str:
 
 
 async def play(options: ScenarioOptions, console: Console) -> int:
-    """Play and report. Raises as `serve` does."""
+    """Run a scenario and report. Raises as `serve` does."""
     if options.name == "list":
         console.print(about(), highlight=False, markup=False, soft_wrap=True)
         return 0

@@ -1,4 +1,4 @@
-"""Does the server do what a client expects, in every dialect it has?"""
+"""A basic check of all dialects of a server."""
 
 from loadgen.client.dialects import Dialect
 from loadgen.client.server_info import Unusable
@@ -35,7 +35,7 @@ def _named(promise: Promise, dialect: Dialect) -> Promise:
 
 
 def _judge_missing(dialect: Dialect, context: ScenarioContext, problem: str) -> list[Promise]:
-    """A route that is not there is no defect; one that fails is."""
+    """Promises about a failing dialect: a missing route is no defect, an error is."""
     if ": http error, 404" in problem or ": http error, 405" in problem:
         return []
     return [Promise(f"{dialect}: The server answers.", False, problem)]
@@ -47,7 +47,7 @@ async def _health(target: Target) -> Promise:
 
 
 async def _bad_input(target: Target) -> Promise:
-    """What cannot be answered gets a 4xx with a reason in JSON, and the server goes on."""
+    """Invalid requests get a 4xx with a reason in JSON, and the server works afterwards."""
     answer = await target.client.fetch("POST", target.server_info.dialect.path, {"nothing": "useful"})
     goes_on = (await target.client.fetch("GET", "/health")).is_ok
     is_kept = 400 <= answer.status < 500 and isinstance(answer.json(), dict) and goes_on

@@ -1,4 +1,4 @@
-"""A long mixed load: does the server get slower, or larger?"""
+"""A long mixed load; checks that the server gets neither slower nor larger."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ async def play(context: ScenarioContext) -> Played:
 
 
 def _speed(run: Run) -> list[Promise]:
-    """The time per token in the last third against the first."""
+    """Compares the time per token in the last third with the first."""
     thirds = np.linspace(run.began, run.last_start, 4)
     first, last = _median_tpot(run.records, *thirds[:2]), _median_tpot(run.records, *thirds[2:])
     if first is None or last is None:
@@ -49,7 +49,7 @@ def _median_tpot(records: Sequence[Record], low: float, high: float) -> float | 
 
 
 def _memory(run: Run) -> list[Promise]:
-    """The last quarter against the second: the first fills caches."""
+    """Compares the memory of the last quarter with the second, since the first fills caches."""
     known = [value for scrape in run.scrapes if (value := scrape.get("resident_bytes")) is not None]
     if len(known) < 8:
         return []

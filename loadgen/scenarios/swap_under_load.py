@@ -1,4 +1,4 @@
-"""The model and its depth change again and again while streams are open."""
+"""Model and depth change repeatedly while streams are open."""
 
 import asyncio
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from loadgen.scenarios.context import (
 )
 
 STREAMS, SWAPS, SECONDS = 64, 20, 120
-TOKENS = "uniform:40:200"  # so that streams begin and end at all times, on every model
+TOKENS = "uniform:40:200"  # spreads the starts and ends of streams
 SWAP_PATIENCE_S = 60.0
-NUM_REFERENCES = 8  # prompts per version that are asked again in peace
+NUM_REFERENCES = 8  # prompts per version that are repeated without load
 
 
 class Goal(msgspec.Struct, frozen=True):
-    """A candidate to swap to; depth None leaves it to the server."""
+    """A candidate to swap to; depth None: by the server."""
 
     candidate: str
     depth: int | None
@@ -77,7 +77,7 @@ async def play(context: ScenarioContext) -> Played:
 
 
 async def _goals(context: ScenarioContext, target: Target) -> list[Goal]:
-    """What the person named, else every candidate and depth that the server lists."""
+    """The user's goals, else every candidate and depth that the server lists."""
     if context.options.swaps:
         return [Goal.parse(text) for text in context.options.swaps.split(",")]
     state = await target.operator.state()
@@ -93,9 +93,9 @@ async def _goals(context: ScenarioContext, target: Target) -> list[Goal]:
 async def _swap_all(
     context: ScenarioContext, target: Target, slo: Sequence[Goal], seconds: float, done: list[Decision]
 ) -> None:
-    """Swaps that begin at even distances; each is waited for, since a server carries out one at a time.
+    """Swap at equal intervals; each swap is awaited, since a server runs one at a time.
 
-    `done` is the caller's: when the run is over before the last one is, those that are done count.
+    Completed swaps are appended to `done`, which counts even if the run ends before the last swap.
     """
     pause, began = seconds / (len(slo) + 1), monotonic()
     for index, goal in enumerate(slo, start=1):
@@ -105,7 +105,7 @@ async def _swap_all(
 
 
 async def _swap(target: Target, goal: Goal) -> Decision:
-    """Carry one swap out; a refusal is told as a decision of that outcome."""
+    """Run one swap; a refusal is returned as a decision with that outcome."""
     name = f"{goal.candidate}@{goal.depth}"
     asked = await target.operator.swap(goal.candidate, goal.depth)
     value = asked.json()
@@ -125,7 +125,7 @@ def _no_failure(summary: Summary) -> Promise:
 
 
 def _decided(decisions: Sequence[Decision], num_wanted: int) -> Promise:
-    """Every swap that was to be was carried out while the streams ran."""
+    """All planned swaps were carried out while the streams ran."""
     missed = [decision for decision in decisions if decision.outcome != "committed"]
     num_done = len(decisions) - len(missed)
     found = f"{num_done} of {num_wanted}"
@@ -135,7 +135,7 @@ def _decided(decisions: Sequence[Decision], num_wanted: int) -> Promise:
 
 
 async def _in_peace(target: Target, run: Run, slo: Sequence[Goal]) -> Promise:
-    """Swap to each candidate once more, with nothing else open, and ask again some of what it answered."""
+    """Swap to each candidate again without load, and repeat some of its prompts."""
     checked = unequal = 0
     for goal in dict.fromkeys(slo):
         if (await _swap(target, goal)).outcome != "committed":

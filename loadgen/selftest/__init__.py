@@ -1,1 +1,1 @@
-"""A synthetic server with known delays and faults, and the measure of this client against it."""
+"""A synthetic server with known delays and faults, and a test of the load generator against it."""

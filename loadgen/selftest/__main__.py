@@ -1,6 +1,6 @@
 """`python -m loadgen.selftest [BEHAVIOUR as JSON]`: the synthetic server alone; prints its port first.
 
-It ends when its standard input does, so that it never outlives who started it.
+It ends when its standard input closes, so with its parent.
 """
 
 import asyncio

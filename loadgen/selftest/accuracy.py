@@ -1,8 +1,8 @@
-"""`helios bench selftest`: how exact this load generator is, here and now.
+"""`helios bench selftest`: tests the load generator's accuracy on this machine.
 
-A synthetic server in its own process notes when it sends every event; both processes read the same clock.
-What the load generator reports is held against that: every percentile within 2% or 1 ms, or it must have
-said itself that it could not keep up.
+A synthetic server in its own process records when it sends each event; both processes read the same clock.
+Every percentile that the load generator reports must be within 2% or 1 ms of the truth, unless it reported
+that it could not keep up.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ SLOW_EVERY_S = 0.1
 
 
 class SelftestOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How hard to try."""
+    """Options of the self-test."""
 
     streams: Annotated[int, Flag("load", "streams at once", "N")] = 1000
     events_per_s: Annotated[float, Flag("load", "events of all of them together", "R")] = 20_000
@@ -78,7 +78,7 @@ class Comparison(msgspec.Struct, frozen=True):
 class Outcomes(msgspec.Struct, frozen=True):
     comparisons: list[Comparison]
     health: ClientHealth
-    lateness_ms: dict[str, float]  # of every stamp behind the sending
+    lateness_ms: dict[str, float]  # of timestamps behind the sending
     num_ok: int
 
     @property
@@ -87,12 +87,12 @@ class Outcomes(msgspec.Struct, frozen=True):
 
     @property
     def is_honest(self) -> bool:
-        """Close, or said that it is not."""
+        """Accurate, or reported as inaccurate."""
         return self.is_close or self.health.verdict is not Verdict.FINE
 
 
 def selftest(options: SelftestOptions, console: Console) -> int:
-    """Run and report; 0 if reported figures are right or the client said that they are not."""
+    """Run and report; returns 0 if figures are right, or were reported as inaccurate."""
     behaviour = Behaviour(
         ttft_ms=50.0,
         itl_ms=options.itl_ms,
@@ -132,17 +132,17 @@ async def _load(target: Target, plan: Plan, options: SelftestOptions) -> Run:
 
 
 async def _hinder(slow_client_ms: float) -> None:
-    """Block the loop now and then, as a client that has too much to do."""
+    """Block the loop repeatedly, like an overloaded client."""
     while slow_client_ms > 0:
         await asyncio.sleep(SLOW_EVERY_S)
         time.sleep(slow_client_ms / 1e3)  # noqa: ASYNC251 - blocking is the point
 
 
 def compare_with_truth(run: Run, truth: dict[int, dict[str, Any]]) -> Outcomes:
-    """Percentiles of what was reported beside those of what was sent.
+    """Compare reported percentiles with the true ones.
 
-    The true TTFT begins when the request is handed to a connected socket: what a server takes from then on is
-    its own, what came before (being late, connecting) is this client's error.
+    The true TTFT begins when the request is written to a connected socket; delays before that (late start,
+    connecting) are the client's error.
     """
     records = [record for record in run.records if record.outcome is Outcome.OK]
     ttft = np.array([record.ttft_ms for record in records])

@@ -1,7 +1,7 @@
-"""What the synthetic server answers: words that follow from the prompt and the model, in either dialect.
+"""Answers of the synthetic server: words determined by prompt and model, in every dialect.
 
-The same prompt, model and depth always give the same words, so that a lost, doubled or foreign one shows.
-Faults are asked for by a marker in the prompt, such as `[fault:stall]`.
+The same prompt, model and depth always give the same words, so that lost, repeated or foreign ones show. A
+marker in the prompt, such as `[fault:stall]`, requests a fault.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ FAULT = re.compile(r"\[fault:(\w+)\]")
 
 
 class Model(msgspec.Struct, frozen=True):
-    """What serves: a candidate at a depth."""
+    """The served candidate and depth."""
 
     name: str = "synthetic-large"
     depth: int = 30
@@ -35,7 +35,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One request, whatever its dialect."""
+    """One request of any dialect."""
 
     dialect: str  # tgi | completions | chat
     prompt: str
@@ -55,7 +55,7 @@ class Question(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, path: str, body: dict[str, Any], seed: str) -> "Question":
-        """Raises KeyError where the prompt is missing."""
+        """Read a request. Raises KeyError without a prompt."""
         if path.endswith("/chat/completions"):
             prompt = "\n".join(message["content"] for message in body["messages"])
             return cls("chat", prompt, body.get("max_tokens") or 100, seed)
@@ -67,7 +67,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Said(msgspec.Struct, frozen=True):
-    """One token and where it left the model."""
+    """One token and its exit layer."""
 
     id: int
     text: str
@@ -76,7 +76,7 @@ class Said(msgspec.Struct, frozen=True):
 
 
 def words(question: Question, model: Model) -> Iterator[Said]:
-    """The endless answer of a model to a prompt. Easy prompts (by their hash) leave early more often."""
+    """The endless answer of a model to a prompt. Easy prompts (by their hash) exit early more often."""
     source = random.Random(f"{question.prompt}|{model.version}")
     ease = source.uniform(0.3, 0.9)
     while True:
@@ -116,7 +116,7 @@ def usage_event(question: Question, num_tokens: int) -> bytes:
 
 
 def events(question: Question, model: Model) -> Iterator[bytes]:
-    """The events of a whole, faultless answer."""
+    """The events of a complete answer without faults."""
     return _tgi_events(question, model) if question.dialect == "tgi" else _openai_events(question, model)
 
 

@@ -1,6 +1,6 @@
-"""The faults the synthetic server can show, as changes to a faultless run of events.
+"""Faults of the synthetic server, as changes to a correct sequence of events.
 
-Each item of a faulty script is bytes to send, or one of the gestures below.
+Each item of a script is bytes to send, or one of the actions below.
 """
 
 import enum
@@ -11,10 +11,10 @@ from loadgen.selftest.answers import Model, Question, events
 
 
 class Gesture(enum.Enum):
-    STALL = enum.auto()  # say nothing more, keep the connection
+    STALL = enum.auto()  # send nothing more, keep the connection open
     RESET = enum.auto()  # reset the connection
-    CLOSE = enum.auto()  # close the connection, without an end
-    END = enum.auto()  # end the body in order
+    CLOSE = enum.auto()  # close the connection without ending the body
+    END = enum.auto()  # end the body correctly
 
 
 Script = Iterator[bytes | Gesture]
@@ -23,7 +23,7 @@ ERROR = b'data: {"error":"the shard has died","error_type":"generation"}\n\n'
 
 
 def script(question: Question, model: Model) -> Script:
-    """What to do, item after item, at the pace of the stream. An answer without fault ends with `END`."""
+    """The items to send at the pace of the stream. An answer without fault ends with `END`."""
     whole = events(question, model)
     match question.fault:
         case "":
@@ -38,7 +38,7 @@ def script(question: Question, model: Model) -> Script:
 
 
 def _broken(fault: str, event: bytes) -> Script:
-    """How a stream that began well goes wrong."""
+    """The script of a stream that breaks after a correct beginning."""
     match fault:
         case "stall":
             yield Gesture.STALL
@@ -64,7 +64,7 @@ def _broken(fault: str, event: bytes) -> Script:
 
 
 def _spoilt(question: Question, model: Model, whole: Iterator[bytes]) -> Script:
-    """A complete stream with something wrong inside."""
+    """The script of a complete stream with wrong content."""
     said = list(whole)
     match question.fault:
         case "duplicate":

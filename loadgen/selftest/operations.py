@@ -1,4 +1,4 @@
-"""The `/ops` side of the synthetic server: which model serves, and swaps that take their time."""
+"""The `/ops` routes of the synthetic server: the served model, and swaps with a duration."""
 
 import asyncio
 import time
@@ -12,17 +12,17 @@ CANDIDATES = {"synthetic-large": (10, 20, 30), "synthetic-small": (10, 20)}
 
 
 class Operations:
-    """Keeps the model that new streams get. Running streams keep theirs (`finish`)."""
+    """Holds the model for new streams. Running streams keep theirs (`finish`)."""
 
     def __init__(self, swap_ms: float):
         self.model = Model()
         self.decisions: list[dict[str, Any]] = []
-        self.held_until = 0.0  # loop time until which no token is made: the copy gap of a commit
+        self.held_until = 0.0  # loop time until which no token is made: the gap of a commit
         self._swap_ms = swap_ms
         self._swap: asyncio.Task[None] | None = None
 
     def swap(self, wish: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Begin a swap: status and body."""
+        """Begin a swap; returns status and body."""
         candidate = str(wish.get("candidate", ""))
         depths = CANDIDATES.get(candidate)
         depth = wish.get("depth") or (depths[-1] if depths else 0)

@@ -1,4 +1,4 @@
-"""The synthetic server in a process of its own, for as long as it is needed."""
+"""Runs the synthetic server in a separate process."""
 
 import contextlib
 import subprocess
@@ -16,7 +16,7 @@ START_S = 60.0
 
 @contextlib.contextmanager
 def synthetic_server(behaviour: Behaviour) -> Iterator[str]:
-    """Start one; gives its URL. Raises `Unusable` when it does not start."""
+    """Start the server; yields its URL. Raises `Unusable` if it does not start."""
     command = [sys.executable, "-m", "loadgen.selftest", msgspec.json.encode(behaviour).decode()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None

@@ -1,7 +1,7 @@
-"""A synthetic server: known delays, known answers, and a note of when every byte was sent.
+"""A synthetic server with known delays and answers, which records when every byte was sent.
 
 Speaks the three dialects, tokenising, metrics and `/ops`. One process, plain asyncio: a write goes to the
-socket at once, so that the time noted before it is the true one. `GET /truth` tells what was noted.
+socket at once, so that the time recorded before it is exact. `GET /truth` returns the records.
 """
 
 import asyncio
@@ -41,23 +41,23 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
 
     ttft_ms: float = 20.0
     itl_ms: float = 10.0
-    jitter: float = 0.2  # standard deviation of every delay, as a share of it
-    step_ms: float = 0.0  # > 0: all streams speak together, at multiples of this
+    jitter: float = 0.2  # standard deviation of every delay, relative to it
+    step_ms: float = 0.0  # > 0: all streams send together, at multiples of this
     capacity: int = 1_000_000  # streams; more are refused with 429
     swap_ms: float = 200.0
-    kind: str = "helios"  # helios | vllm: which of the extra routes exist
+    kind: str = "helios"  # helios | vllm: decides which extra routes exist
     seed: int = 0
 
 
 class Truth(msgspec.Struct):
-    """When a stream was asked for and when each of its events was sent, in seconds of `time.monotonic()`."""
+    """When a stream was requested and each of its events was sent, in seconds of `time.monotonic()`."""
 
     received: float
     sent: list[float] = []
 
 
 class Stream:
-    """One answer under way."""
+    """One running answer."""
 
     def __init__(self, server: "Server", transport: asyncio.Transport, question: Question):
         self.truth = Truth(monotonic())
@@ -146,7 +146,7 @@ class Link(asyncio.Protocol):
 
 
 class Server:
-    """The whole server; `start` listens, `port` tells where."""
+    """The whole server; after `start` it listens on `port`."""
 
     def __init__(self, behaviour: Behaviour):
         self.behaviour = behaviour
@@ -196,7 +196,7 @@ class Server:
         return self._answer(link, question)
 
     def _answer(self, link: Link, question: Question) -> None:
-        """Begin a stream, or show a fault that comes before one."""
+        """Begin a stream, or a fault that precedes one."""
         model = self.operations.model
         match question.fault:
             case "silent":
@@ -245,7 +245,7 @@ class Server:
 
 
 def _tokenize(body: dict[str, Any]) -> Any:
-    """A word is a token, and there is one more in front, as with a model that begins with a special token."""
+    """One token per word, and one in front, as for models with a leading special token."""
     count = len(str(body.get("inputs") or body.get("prompt")).split()) + 1
     if "prompt" in body:
         return {"count": count, "max_model_len": 100_000, "tokens": list(range(count))}

@@ -1,1 +1,1 @@
-"""What is sent and when: arrivals, traces, prompts, lengths, mixtures."""
+"""The traffic: arrivals, traces, prompts, lengths, mixtures."""

@@ -1,8 +1,8 @@
-"""When requests are meant to start: seconds from the beginning of a run, as pure functions of a seed.
+"""Arrival times of requests: seconds since the start of a run, pure functions of a seed.
 
-A profile of rates is a row of pieces over which the rate changes linearly. Arrivals of any regularity are
-drawn with rate one and then mapped through the profile's inverse integral, so that ramps and steps work for
-constant, Poisson and gamma spacing alike.
+A rate profile is a sequence of pieces with linearly changing rates. Arrivals of any spacing are drawn at rate
+one and mapped through the profile's inverse integral, so that ramps and steps work for constant, Poisson and
+gamma spacing alike.
 """
 
 import math
@@ -17,7 +17,7 @@ Times = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A stretch of time over which the rate goes from one value to another. Rates are requests per second."""
+    """A period over which the rate changes linearly. Rates are in requests per second."""
 
     duration_s: float
     first_rate: float
@@ -28,7 +28,7 @@ class Piece(msgspec.Struct, frozen=True):
         return self.duration_s * (self.first_rate + self.last_rate) / 2
 
     def time_of(self, count: float) -> float:
-        """When the expected number of arrivals since the start of this piece reaches `count`."""
+        """Time at which the expected number of arrivals since this piece's start reaches `count`."""
         slope = (
             (self.last_rate - self.first_rate) / self.duration_s if math.isfinite(self.duration_s) else 0.0
         )
@@ -39,7 +39,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Spacing(msgspec.Struct, frozen=True):
-    """How regular arrivals are: gamma-distributed gaps of mean 1. Shape 1: Poisson; infinite: constant."""
+    """Regularity of arrivals: gamma-distributed gaps of mean 1. Shape 1: Poisson; infinite: constant."""
 
     shape: float = 1.0
 
@@ -58,7 +58,7 @@ class Spacing(msgspec.Struct, frozen=True):
 
     def gaps(self, rng: np.random.Generator) -> Iterator[float]:
         if math.isinf(self.shape):
-            # The first one comes at once, as with a metronome.
+            # The first arrival is at 0.
             yield 0.0
             while True:
                 yield 1.0
@@ -84,7 +84,7 @@ def _finite(pieces: tuple[Piece, ...], text: str) -> tuple[Piece, ...]:
 
 
 def arrival_times(pieces: tuple[Piece, ...], spacing: Spacing, seed: int) -> Iterator[float]:
-    """Rising arrival times, until the last piece is over (never, if it is infinite)."""
+    """Rising arrival times, until the last piece ends (never, if it is infinite)."""
     start_s, start_count = 0.0, 0.0
     remaining = list(pieces)
     count = 0.0
@@ -99,7 +99,7 @@ def arrival_times(pieces: tuple[Piece, ...], spacing: Spacing, seed: int) -> Ite
 
 
 class Bursts(msgspec.Struct, frozen=True):
-    """So many requests at once, every so many seconds."""
+    """A number of requests at once, at a fixed interval in seconds."""
 
     size: int
     period_s: float

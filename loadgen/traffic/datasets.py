@@ -1,7 +1,7 @@
-"""Prompts from files, in the formats people have, and the sets shipped with the load generator.
+"""Prompts from files in common formats, and from the shipped sets.
 
-Everything becomes conversations: what a user says turn by turn. What an assistant said in the file is only
-kept as a length, since the server's own answers go into the history.
+Everything becomes conversations: the user's messages by turn. Of an assistant's messages only the lengths are
+kept, since the history gets the server's own answers.
 """
 
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ import msgspec
 from loadgen.cli.units import BadQuantity
 
 SHIPPED = ("chat", "story", "code", "extract")
-CHARS_PER_TOKEN = 4  # English, near enough to size an answer by one that was given before
+CHARS_PER_TOKEN = 4  # English; accurate enough to estimate an answer's length
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """What a user says. `answer_tokens` are estimates, per turn, from answers in the file if it has any."""
+    """A user's messages. `answer_tokens` are estimates per turn, from the file's answers if it has any."""
 
     group: str
     turns: tuple[str, ...]
@@ -27,7 +27,7 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 def shipped(group: str) -> list[Conversation]:
-    """One of the sets that come with the load generator. Raises `BadQuantity`."""
+    """A shipped set. Raises `BadQuantity` for an unknown one."""
     if group not in SHIPPED:
         raise BadQuantity(f"there is no shipped prompt set {group!r}; there are {', '.join(SHIPPED)}")
     text = (files("loadgen.traffic") / "prompts" / f"{group}.jsonl").read_bytes()

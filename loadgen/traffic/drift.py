@@ -1,4 +1,4 @@
-"""Classes of prompts that change over the course of a run, by a schedule."""
+"""Classes of prompts that change during a run, by a schedule."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from loadgen.cli.units import BadQuantity, seconds, weights
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """A mixture of classes that holds until a time, or until so many requests have been started."""
+    """A mixture of classes that holds until a time, or until a number of started requests."""
 
     mixture: dict[str, float]
     until_s: float | None = None
@@ -19,7 +19,7 @@ class Phase(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """Phases one after another; the last one holds on."""
+    """Consecutive phases; the last one has no end."""
 
     phases: tuple[Phase, ...]
 
@@ -48,7 +48,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
     @property
     def duration_s(self) -> float | None:
-        """How long it goes on, where it is told in time."""
+        """Total duration, if phases are given in time."""
         return self.phases[-1].until_s
 
     @property

@@ -1,8 +1,8 @@
-"""Text of an exact number of tokens, without a tokenizer of our own.
+"""Text of an exact number of tokens, without a local tokenizer.
 
-A byte-pair tokenizer never merges across a space, so words that are one token each stay one token each in a
-row. Which words those are is asked of the server once. Where it cannot tell, every word counts as one token
-and the lengths are called estimates.
+A byte-pair tokenizer never merges across a space, so words of one token each stay one token each in a row.
+The server is asked once which words these are. If it cannot tell, every word counts as one token, and lengths
+are reported as estimates.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ import msgspec
 CANDIDATES = tuple((files("loadgen.traffic") / "words.txt").read_text().split())
 FIRST = "the"
 POOL_WORDS = 20_000
-TRIAL = 8  # repetitions that tell a word's tokens from those around it
+TRIAL = 8  # repetitions that separate a word's tokens from those around it
 
 CountTokens = Callable[[str], Awaitable[int | None]]
 
 
 class Filler(msgspec.Struct, frozen=True):
-    """Words of one token each, and how many tokens a text has beyond its words."""
+    """Words of one token each, and the number of tokens of a text beyond its words."""
 
     words: tuple[str, ...] = CANDIDATES
     extra_tokens: int = 0
     is_exact: bool = False
 
     def text(self, num_tokens: int, source: random.Random) -> str:
-        """So many words. The first is always the same, since words may count differently without a space.
+        """A text of `num_tokens` words. The first is fixed: without a space a word may count differently.
 
-        Long texts are cut from a pool, which takes no time while a load is on; two drawn words in front keep
-        texts apart that begin at the same place of it.
+        Long texts are cut from a pool, to save time under load; two drawn words in front distinguish texts
+        from the same place of the pool.
         """
         parts = [FIRST, *source.choices(self.words, k=min(2, max(0, num_tokens - 1)))]
         pool, starts = _pool(self.words)
@@ -52,14 +52,14 @@ class Filler(msgspec.Struct, frozen=True):
 
 @functools.cache
 def _pool(words: tuple[str, ...]) -> tuple[str, list[int]]:
-    """A long text of drawn words, and where each of them starts (and one place behind the last)."""
+    """A long text of drawn words, and each word's start (plus the end of the last)."""
     drawn = random.Random("pool").choices(words, k=POOL_WORDS)
     starts = list(itertools.accumulate((len(word) + 1 for word in drawn), initial=0))
     return " ".join(drawn), starts
 
 
 async def learn_filler(count_tokens: CountTokens) -> Filler:
-    """Ask a server which words are one token each. An estimate if it cannot tell."""
+    """Find words of one token each by asking a server; an estimate if it cannot tell."""
     anchor = await count_tokens(FIRST)
     if anchor is None:
         return Filler()

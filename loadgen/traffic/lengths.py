@@ -1,4 +1,4 @@
-"""Distributions of token counts, as a person writes them and as a seeded source draws them."""
+"""Distributions of token counts, parsed from options and drawn from a seeded source."""
 
 import random
 
@@ -11,7 +11,7 @@ FORMS = "128, uniform:64:512, normal:MEAN:SD, lognormal:MEDIAN:SIGMA or choice:6
 
 
 class Lengths(msgspec.Struct, frozen=True):
-    """A distribution of whole numbers of tokens, at least 1."""
+    """A distribution of integer token counts, at least 1."""
 
     kind: str
     first: float

@@ -1,7 +1,7 @@
 """Traces of real arrivals: Azure LLM inference and BurstGPT as CSV, Mooncake as JSONL.
 
-Only what such files hold in common is kept: when, how many tokens in, how many out, and for Mooncake which
-blocks of 512 tokens a prompt shares with others.
+Keeps what these formats share: arrival time, input and output tokens; for Mooncake also the blocks of 512
+tokens that prompts share.
 """
 
 import csv
@@ -17,7 +17,7 @@ BLOCK_TOKENS = 512  # of Mooncake's hash ids
 
 
 class TraceRow(msgspec.Struct, frozen=True):
-    """One arrival, in seconds since the first of its trace."""
+    """One arrival, in seconds since the trace's first."""
 
     at_s: float
     input_tokens: int
@@ -33,9 +33,9 @@ class _Mooncake(msgspec.Struct):
 
 
 def read_trace(path: Path) -> list[TraceRow]:
-    """Rows in the order of time, the first at 0. Requests that failed in the trace (no output) are left out.
+    """Rows in order of time, the first at 0. Failed requests (no output) are left out.
 
-    Raises `BadQuantity` with a sentence that names the line, OSError.
+    Raises OSError, and `BadQuantity` with a sentence that names the line.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         is_json = file.read(1) == "{"
@@ -88,7 +88,7 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, str, str]:
 
 
 def _time(text: str) -> float:
-    """Seconds, or a date with up to seven digits of fraction."""
+    """Parse seconds, or a date with up to seven fractional digits."""
     try:
         return float(text)
     except ValueError:

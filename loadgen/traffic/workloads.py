@@ -1,6 +1,6 @@
-"""What is sent: jobs drawn from prompts, random lengths or a trace, seeded, so that a run can be run again.
+"""Workloads: seeded, reproducible jobs from prompts, random lengths or a trace.
 
-A job is one conversation: usually a single request, else turns of which each waits for the answer before it.
+A job is one conversation: usually a single request, else turns, each sent after the previous answer.
 """
 
 import random
@@ -18,7 +18,7 @@ from loadgen.traffic.traces import BLOCK_TOKENS, TraceRow
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A conversation to hold. `max_tokens` has one entry per turn."""
+    """A conversation. `max_tokens` has one entry per turn."""
 
     number: int
     group: str
@@ -36,20 +36,20 @@ class Workload(Protocol):
 
 
 class Manner(msgspec.Struct, frozen=True, kw_only=True):
-    """How jobs are carried out, whatever they are about."""
+    """Parameters common to all jobs."""
 
     seed: int = 0
     output: Lengths = Lengths("fixed", 128)
-    uses_answer_lengths: bool = False  # where a dataset has answers, ask for as many tokens
+    uses_answer_lengths: bool = False  # request as many tokens as the dataset's answer has
     max_turns: int = 1
-    think_s: float = 0.0  # mean pause of a user between turns, exponential
+    think_s: float = 0.0  # mean of a user's exponential pause between turns
     cancel_share: float = 0.0
-    cancel_within_s: float | None = None  # None: after a random number of tokens
+    cancel_within_s: float | None = None  # None: cancel after a random number of tokens
     prefix_tokens: int = 0
     num_prefixes: int = 1
 
     def source(self, number: int) -> random.Random:
-        """The randomness of one job, whatever the order in which jobs are drawn."""
+        """The random source of one job, independent of the order of drawing."""
         return random.Random(f"{self.seed}/{number}")
 
     def job(self, number: int, said: Conversation, source: random.Random, filler: Filler) -> Job:
@@ -81,7 +81,7 @@ class Manner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptWorkload:
-    """Prompts by class, dealt from shuffled decks: none comes twice before all of its class have come."""
+    """Prompts by class from shuffled lists: none repeats before all of its class were used."""
 
     def __init__(self, prompts: Sequence[Conversation], schedule: Schedule, manner: Manner, filler: Filler):
         self._schedule = schedule
@@ -108,7 +108,7 @@ class PromptWorkload:
 
 
 class RandomWorkload:
-    """Filler text of drawn lengths, into which a shared prefix counts; further turns are drawn alike."""
+    """Filler text of drawn lengths, including a shared prefix; further turns are drawn alike."""
 
     def __init__(self, input_lengths: Lengths, manner: Manner, filler: Filler):
         self._input = input_lengths
@@ -126,7 +126,7 @@ class RandomWorkload:
 
 
 class TraceWorkload:
-    """The lengths of a trace, row by row; blocks of one id have one text, so that prefixes are shared."""
+    """The lengths of a trace, row by row; blocks with equal ids have equal text, as shared prefixes."""
 
     def __init__(self, rows: Sequence[TraceRow], manner: Manner, filler: Filler):
         self._rows = rows
@@ -142,7 +142,7 @@ class TraceWorkload:
         return msgspec.structs.replace(job, max_tokens=(row.output_tokens,))
 
     def _text(self, row: TraceRow, source: random.Random) -> str:
-        """As many tokens as the row says: its full blocks by their ids, the rest its own."""
+        """Text with the row's number of tokens: full blocks by their ids, the rest unique."""
         wanted = max(1, row.input_tokens - self._filler.extra_tokens)
         shared = row.block_ids[: wanted // BLOCK_TOKENS]
         blocks = [self._filler.text(BLOCK_TOKENS, random.Random(f"block/{id}")) for id in shared]
