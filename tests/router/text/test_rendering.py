@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from router.processes import WORKER, Processes
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 from router.text.rendering import Renderer
 from tests.running import Child
@@ -18,11 +19,13 @@ LOOPS = "{% for a in range(100000) %}{% for b in range(100000) %}WORK{% endfor %
 
 HOLDER = """
 import threading
+from router.processes import Processes
 from router.text.chat_template import ChatTemplate
 from router.text.rendering import Renderer
-renderer = Renderer(max_rendering_s=600.0)
+processes = Processes()
+renderer = Renderer(processes, max_rendering_s=600.0)
 renderer.render(ChatTemplate("x", {}), messages=[])
-print(renderer._idle[0]._popen.pid, flush=True)
+print(processes._idle[0].popen.pid, flush=True)
 hang = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
 if HANGS:
     renderer.render(ChatTemplate(hang, {}), messages=[])
@@ -32,26 +35,26 @@ threading.Event().wait()
 
 @pytest.fixture
 def renderer() -> Iterator[Renderer]:
-    renderer = Renderer(max_rendering_s=1.0)
-    yield renderer
-    renderer.close()
+    own = Processes()
+    yield Renderer(own, max_rendering_s=1.0)
+    own.close()
 
 
-def processes() -> set[psutil.Process]:
-    return {child for child in psutil.Process().children() if Renderer.__module__ in child.cmdline()}
+def running() -> set[psutil.Process]:
+    return {child for child in psutil.Process().children() if WORKER in child.cmdline()}
 
 
 @pytest.fixture
 def others() -> set[psutil.Process]:
     """Those of other tests' tokenizers."""
-    return processes()
+    return running()
 
 
 def test_a_process_renders_what_is_rendered_here(renderer: Renderer, others: set[psutil.Process]) -> None:
     long = [{"role": "user", "content": "word " * 100_000}]
     for messages in (MESSAGES, long, MESSAGES):
         assert renderer.render(PLAIN, messages=messages) == PLAIN.render(messages)
-    assert len(processes() - others) == 1
+    assert len(running() - others) == 1
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_what_a_template_may_not_do_is_told_and_the_next_is_rendered(
     with pytest.raises(ChatTemplateError, match=problem):
         renderer.render(ChatTemplate(source, {}), messages=MESSAGES)
     assert renderer.render(PLAIN, messages=MESSAGES) == PLAIN.render(MESSAGES)
-    assert len(processes() - others) == 1
+    assert len(running() - others) == 1
 
 
 def test_a_template_is_read_there_too_as_what_it_makes_of_constants_is_made_then(renderer: Renderer) -> None:
@@ -84,7 +87,7 @@ def test_a_template_is_read_there_too_as_what_it_makes_of_constants_is_made_then
 
 def test_a_process_that_was_killed_is_replaced(renderer: Renderer, others: set[psutil.Process]) -> None:
     renderer.check(PLAIN)
-    [process] = processes() - others
+    [process] = running() - others
     process.kill()
     process.wait(10)
     assert renderer.render(PLAIN, messages=MESSAGES) == PLAIN.render(MESSAGES)

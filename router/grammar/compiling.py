@@ -1,0 +1,156 @@
+"""A constraint compiled by llguidance, and if it cannot be, why not and where. Runs in a worker's process."""
+
+import functools
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+
+from router.grammar.constraint import Compiled, Constraint, GrammarError, Kind, Reason
+from router.grammar.json_schema import Schema, check, children, resolved
+from router.grammar.rewriting import rewritten
+
+# JSON as json.dumps writes it: bounded, and most of it forced.
+_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_EXACT = {"lenient": False, "coerce_one_of": False}
+_LOCATING_S = 0.1
+_MAX_PROBLEM_CHARACTERS = 300
+_UNSATISFIABLE = "Unsatisfiable schema: "
+_NO_TEXT = "NoExtension"
+_ONE_OF = "oneOf constraints are not supported"
+_TOO_MUCH = ("schema too large", "too big", "too complex", "limit")
+
+
+def compiled(payload: bytes) -> bytes:
+    """In a process: `Compiled` of a `Constraint`."""
+    constraint = msgspec.msgpack.decode(payload, type=Constraint)
+    try:
+        return msgspec.msgpack.encode(Compiled(grammar_of(constraint)))
+    except GrammarError as error:
+        return msgspec.msgpack.encode(Compiled("", error.problem, error.path, error.reason))
+    except Exception as error:  # whatever foreign code raises on a client's constraint is a refusal of it
+        problem = f"is not supported: {_in_one_line(str(error))}"
+        return msgspec.msgpack.encode(Compiled("", problem, reason=Reason.UNSUPPORTED))
+
+
+def grammar_of(constraint: Constraint) -> str:
+    """The text of a grammar that llguidance has compiled. Raises GrammarError."""
+    match constraint.kind:
+        case Kind.SCHEMA:
+            return _of_schema(constraint.source)
+        case Kind.REGEX:
+            grammar = LLMatcher.grammar_from_regex(constraint.source)
+        case Kind.CHOICE:
+            texts = msgspec.json.decode(constraint.source, type=list[str])
+            rule = " | ".join(msgspec.json.encode(text).decode() for text in texts)
+            grammar = LLMatcher.grammar_from_lark(f"start: {rule}")
+        case Kind.LARK:
+            grammar = _of_lark(constraint.source)
+    error = _error(grammar)
+    if error:
+        raise _refusal(error)
+    return grammar
+
+
+def _of_schema(source: str) -> str:
+    try:
+        schema = msgspec.json.decode(source)
+    except (msgspec.DecodeError, RecursionError) as unreadable:
+        raise GrammarError(f"must be a JSON Schema ({unreadable})") from None
+    check(schema)
+    grammar = _grammar(schema)
+    error = _error(grammar)
+    if error:
+        raise _refusal(error, _path(schema, error))
+    return grammar
+
+
+def _grammar(schema: Schema) -> str:
+    text = msgspec.json.encode(rewritten(schema)).decode()
+    return LLMatcher.grammar_from_json_schema(text, overrides=_JSON | _EXACT)  # type: ignore[arg-type]
+
+
+def _of_lark(source: str) -> str:
+    """Tokens may not be named: an answer is text, and may go on under another tokenizer."""
+    try:
+        grammar = LLMatcher.grammar_from_lark(any_to_lark(source))
+    except Exception as error:  # of all kinds, about GBNF
+        raise GrammarError(f"is neither Lark nor GBNF: {_in_one_line(str(error))}") from None
+    is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
+    if not is_wrong and told:
+        problem = "must be made of texts and regular expressions, without special tokens"
+        raise GrammarError(problem, reason=Reason.UNSUPPORTED)
+    return grammar
+
+
+@functools.cache
+def _tokenizer() -> LLTokenizer:
+    return LLTokenizer("byte")
+
+
+@functools.cache
+def _limits() -> LLParserLimits:
+    return LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # as in shards
+
+
+def _error(grammar: str) -> str:
+    """What llguidance says against it; "": nothing."""
+    matcher = LLMatcher(_tokenizer(), grammar, log_level=0, limits=_limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # which finds out whether there is a first byte
+    error = matcher.get_error()
+    if error.startswith(_NO_TEXT):
+        return _UNSATISFIABLE + "there is no such text"
+    return error.partition("\n  while processing")[0]
+
+
+def _path(root: Schema, error: str) -> str:
+    """Where the smallest part stands of which llguidance says the same, as far as is found in short time."""
+    deadline = time.process_time() + _LOCATING_S
+    schema, path, seen = root, "", {id(root)}
+    while True:
+        for at, child in _parts(root, schema, path):
+            if time.process_time() > deadline:
+                return path
+            if isinstance(child, dict) and id(child) not in seen and _is_to_blame(root, child, error):
+                schema, path = child, at
+                seen.add(id(child))
+                break
+        else:
+            return path + (".pattern" if "pattern" in schema and "regex" in error else "")
+
+
+def _is_to_blame(root: Schema, child: Schema, error: str) -> bool:
+    shared = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
+    return _error(_grammar(shared | child)) == error
+
+
+def _parts(root: Schema, schema: Schema, path: str) -> Iterator[tuple[str, Any]]:
+    if "$ref" in schema:
+        reference = schema["$ref"]
+        yield reference.removeprefix("#").replace("/", "."), resolved(root, reference)
+    for at, child in children(schema):
+        if not at.startswith((".$defs", ".definitions")):
+            yield path + at, child
+
+
+def _refusal(error: str, path: str = "") -> GrammarError:
+    """llguidance's error in words that follow the name of a field."""
+    if error.startswith(_UNSATISFIABLE):
+        return GrammarError(f"fits nothing: {error.removeprefix(_UNSATISFIABLE)}", path)
+    if any(words in error for words in _TOO_MUCH):
+        return GrammarError(f"is too complex: {_in_one_line(error)}", path, Reason.BOUND)
+    if _ONE_OF in error:
+        problem = "must have alternatives that exclude each other by types, constants or required properties"
+        return GrammarError(f"{problem}; `anyOf` needs none", f"{path}.oneOf", Reason.UNSUPPORTED)
+    of_regex = re.search(r"^error: (.*)", error, re.MULTILINE)
+    told = of_regex[1] if of_regex else error.partition("\n")[0]
+    return GrammarError(f"is not supported: {_in_one_line(told)}", path, Reason.UNSUPPORTED)
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())[:_MAX_PROBLEM_CHARACTERS]

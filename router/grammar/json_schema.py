@@ -1,0 +1,150 @@
+"""JSON Schema, as far as it is read here: where its subschemas are, what is bounded, and what is refused.
+
+llguidance names the keyword that it cannot express, and not where it stands; what a schema's draft does not
+know it skips. So keywords are looked for here first. Pure.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from router.grammar.constraint import GrammarError, Reason
+
+Schema = dict[str, Any]
+
+MAX_DEPTH = 64  # schemas within each other
+MAX_PROPERTIES = 2_000  # of all its objects
+MAX_ENUM_VALUES = 5_000  # of all its enums
+TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+# Formats of OpenAPI and of pydantic, which say nothing of the text.
+ANNOTATIONS = (
+    *("binary", "byte", "base64", "base64url", "password", "path", "file-path", "directory-path"),
+    *("json-string", "color", "int32", "int64", "uint32", "uint64", "float", "double", "decimal"),
+)
+# Keywords that say what is valid, and which value of theirs says nothing.
+_UNSUPPORTED: dict[str, Any] = {
+    "not": None,
+    "if": None,
+    "then": None,
+    "else": None,
+    "contains": None,
+    "minContains": None,
+    "maxContains": None,
+    "uniqueItems": False,
+    "propertyNames": {"type": "string"},
+    "dependencies": {},
+    "dependentRequired": {},
+    "dependentSchemas": {},
+    "unevaluatedProperties": True,
+    "unevaluatedItems": True,
+    "$dynamicRef": None,
+    "$recursiveRef": None,
+    "extends": None,
+    "disallow": None,
+    "divisibleBy": None,
+    "nullable": False,
+}
+_WITH_ONE = ("additionalProperties", "items", "additionalItems")
+_WITH_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
+_PLAIN = re.compile(r"[A-Za-z_$][\w$-]*")
+
+
+def step(key: str | int) -> str:
+    """One part of a path."""
+    if isinstance(key, int):
+        return f"[{key}]"
+    return f".{key}" if _PLAIN.fullmatch(key) else f"[{key!r}]"
+
+
+def children(schema: Schema) -> Iterator[tuple[str, Any]]:
+    """Every subschema, with the path that leads to it."""
+    for key in _WITH_ONE:
+        if isinstance(schema.get(key), dict | bool):
+            yield step(key), schema[key]
+    for key in _WITH_LIST:
+        if isinstance(schema.get(key), list):
+            for index, child in enumerate(schema[key]):
+                yield step(key) + step(index), child
+    for key in _WITH_NAMES:
+        if isinstance(schema.get(key), dict):
+            for name, child in schema[key].items():
+                yield step(key) + step(name), child
+
+
+def resolved(root: Schema, reference: Any) -> Any:
+    """What a `$ref` points to within its schema. None: nothing, as far as pointers go."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    if reference[1:2] not in ("", "/"):
+        return None
+    found: Any = root
+    for part in unquote(reference[1:]).split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+        elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+            found = found[int(key)]
+        else:
+            return None
+    return found
+
+
+def check(root: Any) -> None:
+    """Raises GrammarError with the path for what is over a bound, or not supported."""
+    if not isinstance(root, dict):
+        raise GrammarError("must be a JSON Schema, which is an object")
+    num_properties = num_values = 0
+    waiting: list[tuple[Any, str, int]] = [(root, "", 1)]
+    while waiting:
+        schema, path, depth = waiting.pop()
+        if isinstance(schema, bool):
+            continue
+        if not isinstance(schema, dict):
+            raise GrammarError("must be a schema: an object, true or false", path)
+        if depth > MAX_DEPTH:
+            raise GrammarError(f"must be nested at most {MAX_DEPTH} schemas deep", reason=Reason.BOUND)
+        _check_keywords(schema, path)
+        _check_reference(root, schema, path)
+        num_properties += len(schema.get("properties", ()))
+        num_values += len(schema["enum"]) if isinstance(schema.get("enum"), list) else 0
+        waiting += [(child, path + at, depth + 1) for at, child in children(schema)]
+    if num_properties > MAX_PROPERTIES:
+        problem = f"must have at most {MAX_PROPERTIES} properties. Given: {num_properties}"
+        raise GrammarError(problem, reason=Reason.BOUND)
+    if num_values > MAX_ENUM_VALUES:
+        problem = f"must have at most {MAX_ENUM_VALUES} values in enums. Given: {num_values}"
+        raise GrammarError(problem, reason=Reason.BOUND)
+
+
+def _check_keywords(schema: Schema, path: str) -> None:
+    for key, value in schema.items():
+        if key in _UNSUPPORTED and value != _UNSUPPORTED[key]:
+            raise GrammarError("is not supported" + _instead(key), path + step(key), Reason.UNSUPPORTED)
+        if key in _WITH_NAMES and not isinstance(value, dict):
+            raise GrammarError("must be an object of schemas", path + step(key))
+    types = schema.get("type", [])
+    for kind in types if isinstance(types, list) else [types]:
+        if kind not in TYPES:
+            raise GrammarError(f"must be of {', '.join(TYPES)}. Given: {kind}", path + ".type")
+    known = schema.get("format", "uuid")
+    if known not in (*FORMATS, *ANNOTATIONS):
+        problem = f"must be of {', '.join(FORMATS)}. Given: {known}"
+        raise GrammarError(problem, path + ".format", Reason.UNSUPPORTED)
+
+
+def _instead(key: str) -> str:
+    return ': add "null" to `type`' if key == "nullable" else ""
+
+
+def _check_reference(root: Schema, schema: Schema, path: str) -> None:
+    reference = schema.get("$ref")
+    if reference is None:
+        return
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        problem = f"must refer to a part of the same schema, `#/...`. Given: {reference}"
+        raise GrammarError(problem, path + ".$ref", Reason.UNSUPPORTED)
+    if (reference == "#" or reference.startswith("#/")) and resolved(root, reference) is None:
+        raise GrammarError(f"refers to nothing in the schema. Given: {reference}", path + ".$ref")
