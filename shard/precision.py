@@ -40,8 +40,8 @@ class Precision(msgspec.Struct, frozen=True):
 def precision_of(device: str, dtype: str) -> Precision:
     """The precision for a dtype on a device; `auto` is the best one for it. Every dtype works."""
     if torch.device(device).type == "cuda":
-        return _of_cuda(torch.cuda.get_device_capability(torch.device(device)), dtype)
-    return _of_cpu(usable_cpu(), dtype)
+        return cuda_precision(torch.cuda.get_device_capability(torch.device(device)), dtype)
+    return cpu_precision(usable_cpu(), dtype)
 
 
 def usable_cpu() -> Cpu:
@@ -51,7 +51,8 @@ def usable_cpu() -> Cpu:
     return cpu.limited(at_most[-1]) if at_most and at_most[-1] != cpu.name else cpu
 
 
-def _of_cpu(cpu: Cpu, dtype: str) -> Precision:
+def cpu_precision(cpu: Cpu, dtype: str) -> Precision:
+    """The precision for a dtype on a CPU with these instructions."""
     storage = DTYPES["bfloat16" if dtype == AUTO else dtype]
     if storage is torch.float32:
         return Precision(
@@ -76,7 +77,8 @@ def _has_products(cpu: Cpu, dtype: torch.dtype) -> bool:
     return cpu.machine != "x86_64" or bool(cpu.features & {"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 
 
-def _of_cuda(capability: tuple[int, int], dtype: str) -> Precision:
+def cuda_precision(capability: tuple[int, int], dtype: str) -> Precision:
+    """The precision for a dtype on a GPU of this compute capability."""
     has_bfloat16 = capability >= _AMPERE
     storage = DTYPES[("bfloat16" if has_bfloat16 else "float16") if dtype == AUTO else dtype]
     subject = f"This GPU (compute capability {capability[0]}.{capability[1]})"

@@ -28,7 +28,7 @@ _LONGEST_READ_S = 900.0
 _CLOCK_SKEW_S = 60.0  # allowed between routers and Redis
 _MAX_SEARCHED = 4000  # entries
 _MAX_SETTLED = 50  # decisions
-_SETTLE_EVERY = 30  # flushes
+SETTLE_EVERY = 30  # flushes
 _SILENCE_S = 30.0  # after which a router counts as ended
 _ENDED = "The router ended before it was done."
 
@@ -183,7 +183,7 @@ class Store:
     async def _flush_and_settle(self) -> None:
         if await self.flush():
             self._num_flushes += 1
-            if self._num_flushes % _SETTLE_EVERY == 0:
+            if self._num_flushes % SETTLE_EVERY == 0:
                 await self._settle_abandoned()
 
     async def _flush(self) -> bool:

@@ -103,7 +103,7 @@ class Balancer:
             for_them = waiting * num_sharing // self._num_rivals(shard)
         else:
             for_them = waiting
-        level = _level([_load(shard), *loads], for_them)
+        level = water_level([_load(shard), *loads], for_them)
         return AdmissionQuota(
             max(min(loads), level - waiting / num_waiting / 2), lanes, affine_elsewhere, excluded_keys
         )
@@ -250,7 +250,7 @@ def _load(shard: Shard) -> int:
     return shard.scheduler.num_outstanding_tokens if shard.scheduler is not None else 0
 
 
-def _level(loads: list[int], amount: int) -> float:
+def water_level(loads: list[int], amount: int) -> float:
     """Water level after pouring `amount` over `loads`, the lowest first."""
     loads = sorted(loads)
     total = amount

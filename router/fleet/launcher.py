@@ -31,7 +31,7 @@ _END_TIMEOUT_S = 0.5
 _POLL_S = 0.01
 _KILL_TIMEOUT_S = 10.0  # a device driver may delay the end of a process
 _CONNECT_TIMEOUT_S = 10.0
-_SILENT_S = 10.0
+SILENT_S = 10.0
 
 
 class Launcher(Protocol):
@@ -136,7 +136,7 @@ class RemoteLauncher:
         except OSError as error:  # TimeoutError included
             raise ShardDied(f"No shard answers at {self._address}: {error or 'timed out'}.") from error
         client, hello = self._client, Hello(PROTOCOL_VERSION, self._secret, self._shard, config)
-        doubting = loop.call_later(_SILENT_S, self._doubt, client)
+        doubting = loop.call_later(SILENT_S, self._doubt, client)
         try:
             return client, await client.open(hello)
         except ShardDied as death:

@@ -122,7 +122,7 @@ class Weights:
             tensor = self._widened(name, tensor, scale)
         elif scale is not None:
             raise CheckpointError(f"tensor '{name}' is not of 8 bits, and has a scale beside it: '{scale}'")
-        _check_finite(name, tensor)
+        check_finite(name, tensor)
         return self._reader.convert(tensor)
 
     def _widened(self, name: str, tensor: torch.Tensor, scale_name: str | None) -> torch.Tensor:
@@ -157,7 +157,7 @@ class Weights:
         return tensor.float() * self._checkpoint.read(name + "_scale", (len(tensor), 1)).float()
 
 
-def _check_finite(name: str, tensor: torch.Tensor) -> None:
+def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Raises `CheckpointError` for NaN or infinity, in whole vectors and some rows of matrices."""
     step = max(1, len(tensor) // _SAMPLED_ROWS) if tensor.ndim > 1 else 1
     if not torch.isfinite(tensor[::step]).all():

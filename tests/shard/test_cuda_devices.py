@@ -101,7 +101,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Checkpoint, "read", reading)
     monkeypatch.setattr(load, "open_checkpoint", opening)
     monkeypatch.setattr(BatchMaker, "__call__", making)
-    monkeypatch.setattr("shard.models.weights._check_finite", lambda *_: None)  # of numbers on the host
+    monkeypatch.setattr("shard.models.weights.check_finite", lambda *_: None)  # of numbers on the host
     monkeypatch.setattr(FakeTensor, "tolist", telling)
     monkeypatch.setattr(FakeTensorMode, "may_turn_const", lambda *_: False)  # would be copied to a real GPU
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))

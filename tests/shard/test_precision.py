@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shard.cpu import LEVELS, Cpu
-from shard.precision import DTYPES, _of_cpu, _of_cuda, precision_of, usable_cpu
+from shard.precision import DTYPES, cpu_precision, cuda_precision, precision_of, usable_cpu
 from tests.shard.driving import generate, make_runner, prompts_of
 
 FEATURES = [feature for level in LEVELS for feature in level.features]
@@ -46,7 +46,7 @@ def test_a_cpu_computes_in_what_it_has_products_for(
     onednn, cpu: Cpu, has_bf16: bool, dtype: str, expected: str
 ):
     onednn(has_bf16)
-    assert _of_cpu(cpu, dtype).label == expected
+    assert cpu_precision(cpu, dtype).label == expected
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_cpu_is_no_more_than_torch_was_told(monkeypatch: pytest.MonkeyPatch, c
 
 def test_float16_is_computed_in_where_there_are_products_for_it(onednn):
     onednn(True, fp16=True)
-    assert _of_cpu(x86(*FEATURES), "float16").label == "float16"
+    assert cpu_precision(x86(*FEATURES), "float16").label == "float16"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_float16_is_computed_in_where_there_are_products_for_it(onednn):
     ],
 )
 def test_a_gpu_computes_in_what_it_stores(capability, dtype: str, expected: str, cost: str):
-    precision = _of_cuda(capability, dtype)
+    precision = cuda_precision(capability, dtype)
     assert precision.label == expected
     assert cost in precision.reason
 

@@ -257,7 +257,7 @@ async def test_decisions_of_all_routers_are_read_with_what_came_of_them(server, 
 async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_others(
     server, open_store, monkeypatch
 ):
-    monkeypatch.setattr("telemetry.store._SETTLE_EVERY", 2)
+    monkeypatch.setattr("telemetry.store.SETTLE_EVERY", 2)
     killed, alive = await open_store(server, router="killed"), await open_store(server, router="alive")
     for store in (killed, alive):
         store.audit.append(decision("swap", why=store.router))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from router.catalog.repository import Choice
 from router.catalog.served_model import ModelIdentity, Requirements, ServedModel
-from router.fleet.balancer import Balancer, _level
+from router.fleet.balancer import Balancer, water_level
 from router.fleet.live_requests import RequestRegistry
 from router.scheduling.request import Request
 from router.scheduling.scheduler import Limits, Scheduler
@@ -127,7 +127,7 @@ async def test_nobody_waits_for_a_shard_that_is_gone_late_or_draining() -> None:
 
 @given(st.lists(st.integers(0, 1000), min_size=1), st.integers(0, 10_000))
 def test_the_level_holds_just_what_was_poured(loads: list[int], amount: int) -> None:
-    level = _level(loads, amount)
+    level = water_level(loads, amount)
     assert level >= min(loads)
     assert abs(sum(max(0.0, level - load) for load in loads) - amount) < 1e-6 * (1 + amount)
 

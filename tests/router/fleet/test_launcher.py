@@ -189,7 +189,7 @@ async def test_a_router_whose_shard_is_an_http_server_says_so(tmp_path: Path, se
 async def test_a_router_whose_shard_says_nothing_says_so(
     tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(launcher, "_SILENT_S", 0.1)
+    monkeypatch.setattr(launcher, "SILENT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         starting = asyncio.create_task(
