@@ -95,9 +95,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an answer must be.
 
-    `source` is a grammar for llguidance: in its dialect of Lark, or as JSON. It names no token ids, so it
-    holds in any vocabulary. The first `num_begun` tokens of an answer begun in another vocabulary may not
-    stand for the whole of its text, as one that spans the seam counts as the prompt's: `begun` is that text.
+    `source` is a grammar for llguidance: in its dialect of Lark, or as JSON. It holds in any vocabulary, but
+    for ids of special tokens around calls of tools, which are of this model's. The first `num_begun` tokens
+    of an answer begun in another vocabulary may not stand for the whole of its text, as one that spans the
+    seam counts as the prompt's: `begun` is that text.
     """
 
     source: str

@@ -130,7 +130,10 @@ class Service:
         tokenizer, num_characters = self.tokenizer, sum(prompt.num_characters for prompt in prompts)
 
         def work() -> list[Encoded]:
-            return [Encoded(prompt.encoded(tokenizer)[0], tokenizer, prompt) for prompt in prompts]
+            return [
+                Encoded(prompt.encoded(tokenizer)[0], tokenizer, prompt.with_call_format(tokenizer))
+                for prompt in prompts
+            ]
 
         with template_errors():
             if num_characters <= SHORT_CHARACTERS and not any(prompt.messages for prompt in prompts):

@@ -51,7 +51,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None  # loop time by which it must have started
     exit_threshold: float | None = None
     exact: bool = False
-    grammar: str = ""  # what the answer must be, for llguidance, in no vocabulary's token ids; "": anything
+    grammar: str = ""  # what the answer must be, for llguidance, in no vocabulary's ids; "": what tools ask
     label: str = ""  # the client's own request id, for logs and /ops/requests
 
 
@@ -135,9 +135,9 @@ class Request:
     @property
     def grammar(self) -> Grammar | None:
         """What the answer must be, and how far it had come before its tokens were made anew."""
-        if not self.spec.grammar:
-            return None
-        return Grammar(self.spec.grammar, self._retold_text, len(self._retold))
+        prompt = self.spec.prompt
+        source = self.spec.grammar or ("" if prompt is None else prompt.grammar(self.tokenizer))
+        return Grammar(source, self._retold_text, len(self._retold)) if source else None
 
     @property
     def requirements(self) -> Requirements:
@@ -222,14 +222,14 @@ class Request:
         """
         assert self.spec.prompt is not None
         try:
-            return self.spec.prompt.encoded(tokenizer, self._detokenizer.whole_text)
+            return self.spec.prompt.encoded(tokenizer, self._detokenizer.marked_text)
         except ChatTemplateError as error:
             raise GenerationFailed(f"The model was changed, and {error}", "validation", 422) from None
 
     def switch(self, tokenizer: Tokenizer, encoded: tuple[list[int], list[int]]) -> None:
         """Continue with prompt and answer as `encoded` by this tokenizer."""
         self.prompt_token_ids, self._retold = encoded
-        self._num_retold, self._retold_text = len(self.outputs), self._detokenizer.whole_text
+        self._num_retold, self._retold_text = len(self.outputs), self._detokenizer.marked_text
         self.prompt_scores.clear()
         self.tokenizer = tokenizer
         self._detokenizer.switch(tokenizer)

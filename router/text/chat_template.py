@@ -67,6 +67,7 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
         template_arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """The prompt text. Has no time limit: a server uses a `Renderer` instead.
@@ -78,7 +79,7 @@ class ChatTemplate:
         template = self._template
         pieces = template.generate(
             messages=_marked(messages) if continue_final_message else messages,
-            tools=None,
+            tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **{**self.special_tokens, **template_arguments},

@@ -7,6 +7,16 @@ import msgspec
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt_class import PromptClass, classify
 from router.text.tokenizer import Tokenizer
+from router.tools.call_format import GENERIC, CallFormat
+from router.tools.conversation import (
+    description_of,
+    with_calls_as_text,
+    with_description,
+    with_description_in_words_of_the_user,
+    with_short_ids,
+)
+from router.tools.grammar import grammar_of
+from router.tools.tools import Tools
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -27,11 +37,14 @@ class Prompt(msgspec.Struct, frozen=True):
     template_arguments: dict[str, Any] = {}  # for a conversation's template
     add_special_tokens: bool | None = None  # None: to a text; a conversation's template writes them itself
     truncate: int | None = None  # keep the last so many tokens
+    tools: Tools | None = None  # that a conversation may call
+    call_format: CallFormat | None = None  # in which it does so; None: the template's own
 
     @property
     def num_characters(self) -> int:
         """Estimate of the characters to encode."""
-        return len(self.text) + len(msgspec.json.encode((self.messages or [], self.template_arguments)))
+        told = (self.messages or [], self.template_arguments, self.tools)
+        return len(self.text) + len(msgspec.json.encode(told))
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -41,12 +54,51 @@ class Prompt(msgspec.Struct, frozen=True):
         """The text to encode. Raises ChatTemplateError when the template refuses the conversation."""
         if self.messages is None:
             return self.text
+        own, tools = tokenizer.call_format, self.tools
+        if own is not None and self.call_format in (None, own):
+            messages = with_short_ids(self.messages) if own.has_short_ids else self.messages
+            return self._rendered(tokenizer, messages, None if tools is None else tools.described)
+        return self._written_without_template(tokenizer)
+
+    def _written_without_template(self, tokenizer: Tokenizer) -> str:
+        """The text to encode where the template has no words for tools: they are told as text."""
+        assert self.messages is not None
+        calls, messages = self.call_format or GENERIC, self.messages
+        if self.tools is not None or "tool_calls" not in (tokenizer.template_source or ""):
+            messages = with_calls_as_text(messages, calls)
+        if self.tools is None:
+            return self._rendered(tokenizer, messages)
+        description = description_of(self.tools.described, calls)
+        try:
+            return self._rendered(tokenizer, with_description(messages, description))
+        except ChatTemplateError:
+            if messages[0]["role"] == "system":
+                raise
+            return self._rendered(tokenizer, with_description_in_words_of_the_user(messages, description))
+
+    def _rendered(
+        self, tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> str:
         return tokenizer.apply_chat_template(
-            self.messages,
+            messages,
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=self.continue_final_message,
             template_arguments=self.template_arguments,
+            tools=tools,
         )
+
+    def with_call_format(self, tokenizer: Tokenizer) -> "Prompt":
+        """The same for an answer that calls tools as this tokenizer's model does, whoever goes on with it."""
+        if self.tools is None or self.call_format is not None:
+            return self
+        return msgspec.structs.replace(self, call_format=tokenizer.call_format or GENERIC)
+
+    def grammar(self, tokenizer: Tokenizer) -> str:
+        """Grammar of an answer that may call tools, in this tokenizer's tokens. Empty without tools."""
+        if self.tools is None:
+            return ""
+        calls = self.call_format or tokenizer.call_format or GENERIC
+        return grammar_of(self.tools, calls, tokenizer.special_tokens)
 
     def encoded(self, tokenizer: Tokenizer, answer: str = "") -> tuple[list[int], list[int]]:
         """Token ids of the prompt and of an unfinished answer. Safe on any thread. Raises ChatTemplateError.

@@ -5,6 +5,7 @@ pieces through an incremental UTF-8 decoder, so a character appears when it is c
 """
 
 import codecs
+import functools
 import hashlib
 import json
 import re
@@ -18,10 +19,21 @@ import tokenizers
 from router.text.added_tokens import digest_of, read_backend
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 from router.text.rendering import renderer
+from router.tools.call_format import MARKS, CallFormat, format_of
+from router.tools.grammar import SpecialTokens
 from shard.messages import TokenOutput
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _MAX_CHARACTER_TOKENS = 4  # a character has at most four bytes, and a token at least one
+_PROBE = [{"role": "user", "content": "Hi"}]
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "Look up a word.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string", "description": "It."}}},
+    },
+}
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -111,6 +123,29 @@ class Tokenizer:
     def template_source(self) -> str | None:
         return None if self.chat_template is None else self.chat_template.source
 
+    @functools.cached_property
+    def call_format(self) -> CallFormat | None:
+        """The format of calls that the chat template teaches. None: none of those known here.
+
+        Renders twice on first use: a template that writes the same with a tool and without knows no tools.
+        """
+        found = format_of(self.template_source or "")
+        return found if found is not None and self._tells_of_tools() else None
+
+    def _tells_of_tools(self) -> bool:
+        try:
+            with_tool = self.apply_chat_template(_PROBE, tools=[_PROBE_TOOL])
+            return with_tool != self.apply_chat_template(_PROBE)
+        except ChatTemplateError:
+            return False
+
+    @functools.cached_property
+    def special_tokens(self) -> SpecialTokens:
+        """Special tokens as llguidance counts them: also added tokens in angle brackets."""
+        added = self.backend.get_added_tokens_decoder().items()
+        taken = {token.content: id for id, token in added if token.special or _is_bracketed(token.content)}
+        return SpecialTokens(taken, sorted(id for id in taken.values() if id not in self._special_ids))
+
     @property
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
@@ -175,6 +210,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._utf8 = _utf8_decoder("replace")
         self._texts: list[str] = []  # of tokens that are not special
+        self._marks: list[tuple[int, str]] = []  # special tokens of calls, and before which text they stand
         self._unsearched: list[str] = []
         self._searched_tail = ""
         for id in prompt_token_ids[-_MAX_CHARACTER_TOKENS:]:
@@ -189,6 +225,8 @@ class Detokenizer:
             self._unsearched.append(text)
             if not piece.special:
                 self._texts.append(text)
+            elif text in MARKS:
+                self._marks.append((len(self._texts), text))
         top = [(id, self._tokenizer.piece(id), logprob) for id, logprob in output.top]
         return Token(
             output.id, text, output.logprob, piece.special, output.exit_layer, output.confidence, top, piece
@@ -220,6 +258,15 @@ class Detokenizer:
         return "".join(self._texts)
 
     @property
+    def marked_text(self) -> str:
+        """`whole_text`, with marks of tool calls that are special tokens: for another tokenizer to encode."""
+        parts, done = [], 0
+        for at, mark in self._marks:
+            parts += [*self._texts[done:at], mark]
+            done = at
+        return "".join([*parts, *self._texts[done:]])
+
+    @property
     def text(self) -> str:
         """The answer so far, without special tokens. A character left incomplete shows as U+FFFD."""
         pending, _ = self._utf8.getstate()
@@ -230,6 +277,10 @@ def _decoder_types(backend: tokenizers.Tokenizer) -> set[str]:
     """Type names of the decoders in use, including those inside a sequence."""
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
     return {part["type"] for part in (decoder, *decoder.get("decoders", [])) if "type" in part}
+
+
+def _is_bracketed(content: str) -> bool:
+    return content.startswith("<") and content.endswith(">")
 
 
 def _byte_characters() -> dict[str, int]:

@@ -73,7 +73,7 @@ class GrammarCompiler:
         """A copy that has read the beginning of an answer."""
         copy = matcher.deep_copy()
         if text:
-            copy.consume_tokens(self._vocabulary().tokenize_str(text))
+            copy.consume_tokens(self._vocabulary().tokenize_str(text, parse_special=True))
         return copy
 
     def legal_tokens(self, matcher: LLMatcher) -> torch.Tensor:

@@ -17,7 +17,7 @@ DEFAULT_COSTS = CostModel()
 class FakeTokenizer:
     """A text is ids with a blank behind each; equal digests write alike. `shift` is added to every id."""
 
-    template_source = None
+    template_source = call_format = None
 
     def __init__(self, digest: str = "fake", shift: int = 0):
         self.digest = digest
@@ -38,7 +38,7 @@ class FakeDetokenizer:
         self.shift = shift
 
     @property
-    def whole_text(self) -> str:
+    def marked_text(self) -> str:
         return self.text
 
     def switch(self, tokenizer: FakeTokenizer) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
+def byte_tokenizer(template: str | None = TEMPLATE, special: Sequence[str] = ()) -> Tokenizer:
     """One token for every byte, and `<eos>`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE({character: id for id, character in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>"])
+    backend.add_special_tokens(["<eos>", *special])
     return Tokenizer(backend, ChatTemplate(template, {}) if template else None)
 
 
@@ -66,6 +66,7 @@ class FakeDispatcher:
         self.held: asyncio.Event = asyncio.Event()  # nothing is generated while it is clear
         self.held.set()
         self.limits: Ready | None = ready()
+        self.max_total_tokens = MAX_TOTAL_TOKENS
         self.max_queued_tokens = 100_000
         self.max_queued_requests = 300
         self.max_requests: int | None = None
@@ -88,10 +89,6 @@ class FakeDispatcher:
     @property
     def current(self) -> ServedModel | None:
         return None if self.limits is None else ServedModel(0, self.target, self.limits)
-
-    @property
-    def max_total_tokens(self) -> int:
-        return MAX_TOTAL_TOKENS
 
     @property
     def supports_exact(self) -> bool:
@@ -276,9 +273,11 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def serving(template: str | None = TEMPLATE, **settings: Any) -> AsyncIterator[Client]:
+async def serving(
+    template: str | None = TEMPLATE, special: Sequence[str] = (), **settings: Any
+) -> AsyncIterator[Client]:
     """The whole HTTP side, on a free port of this machine."""
-    tokenizer = byte_tokenizer(template)
+    tokenizer = byte_tokenizer(template, special)
     config = Config(**{"hostname": "127.0.0.1", "port": 0, **settings})
     dispatcher = FakeDispatcher(tokenizer, config.model_name)
     store, catalog = Store(None, "poems", "one"), menu_of(config, tokenizer)

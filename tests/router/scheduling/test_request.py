@@ -9,6 +9,8 @@ from router.catalog.served_model import Requirements, ServedModel
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
+from router.tools.call_format import MISTRAL
+from router.tools.tools import Function, Tools
 from shard.messages import FinishReason, Sampling, TokenOutput
 from tests.router.fakes import FakeTokenizer, make_request, make_served_model, make_spec, make_target
 from tests.router.http_fakes import byte_tokenizer
@@ -230,3 +232,26 @@ def test_a_least_length_counts_what_was_written_in_other_tokens() -> None:
     write(request, 5, 6)
     encode(request, make_served_model(2, make_target("splitting", Splitting("splitting"))))
     assert (request.sampling.min_tokens, request.max_new_tokens) == (7, 10)
+
+
+def test_a_call_begun_goes_on_under_another_tokenizer() -> None:
+    """What marks it is one token for one model and spelled for the other; the grammar is made for each."""
+    tools = Tools(functions=[Function("f", None, {"type": "object"})], names=["f"])
+    own, other = byte_tokenizer(special=["[TOOL_CALLS]"]), byte_tokenizer()
+    prompt = Prompt(messages=[{"role": "user", "content": "Hi"}], tools=tools, call_format=MISTRAL)
+    ids = prompt.encoded(own)[0]
+    request = Request(1, Spec(prompt_token_ids=ids, tokenizer=own, prompt=prompt, max_new_tokens=99), 0.0)
+    begun, [mark] = 'I look.[TOOL_CALLS][{"name": "f"', own.encode("[TOOL_CALLS]")
+    write(request, *own.encode(begun))
+    assert request.grammar is not None
+    assert f"<[{mark}]>" in request.grammar.source
+    request.switch(other, request.encoded_by(other))
+    answer = request.token_ids[request.num_prompt_tokens :]
+    assert other.decode(answer) == begun
+    assert request.grammar.begun == begun
+    assert f"<[{mark}]>" not in request.grammar.source
+    request.switch(own, request.encoded_by(own))
+    assert own.decode(request.token_ids[request.num_prompt_tokens :], skip_special_tokens=False) == begun
+    request.put([], FinishReason.LENGTH, 0.0)
+    assert isinstance(last := request.events[-1], Finished)
+    assert last.text == begun.replace("[TOOL_CALLS]", "")

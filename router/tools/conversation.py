@@ -1,0 +1,103 @@
+"""Conversations about tools for templates that have no words for them: tools, calls and results as text."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from router.tools.call_format import CallFormat
+
+Message = dict[str, Any]
+
+_MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+
+def description_of(tools: Sequence[dict[str, Any]], calls: CallFormat) -> str:
+    """What a model is told of tools and of how to call them."""
+    example = calls.written([("<function-name>", "<arguments as a JSON object>")])
+    return "\n".join(
+        [
+            "# Tools",
+            "",
+            "You may call functions to help with the user's request. Their signatures are:",
+            "<tools>",
+            *map(json.dumps, tools),
+            "</tools>",
+            "",
+            "To call a function, answer with its name and its arguments in exactly this form:",
+            example,
+        ]
+    )
+
+
+def with_description(messages: Iterable[Message], description: str) -> list[Message]:
+    """The description follows the system message, which is added if there is none."""
+    listed = list(messages)
+    if listed and listed[0]["role"] == "system":
+        first = listed[0]
+        return [first | {"content": f"{first['content']}\n\n{description}"}, *listed[1:]]
+    return [{"role": "system", "content": description}, *listed]
+
+
+def with_description_in_words_of_the_user(messages: Iterable[Message], description: str) -> list[Message]:
+    """For templates that take no system message."""
+    listed = list(messages)
+    at = next((at for at, message in enumerate(listed) if message["role"] == "user"), None)
+    if at is None:
+        return listed
+    told = listed[at] | {"content": f"{description}\n\n{listed[at]['content']}"}
+    return [*listed[:at], told, *listed[at + 1 :]]
+
+
+def with_calls_as_text(messages: Iterable[Message], calls: CallFormat) -> list[Message]:
+    """Calls stand in the assistant's content, and results are messages of the user."""
+    written: list[Message] = []
+    follows_result = False
+    for message in messages:
+        if message["role"] != "tool":
+            written.append(_with_calls(message, calls))
+        elif follows_result:
+            written[-1]["content"] += "\n" + _result(message)
+        else:
+            written.append({"role": "user", "content": _result(message)})
+        follows_result = message["role"] == "tool"
+    return written
+
+
+def _with_calls(message: Message, calls: CallFormat) -> Message:
+    made = [call for call in message.get("tool_calls") or () if isinstance(call.get("function"), dict)]
+    if not made:
+        return message
+    text = calls.written([(call["function"].get("name", ""), _arguments(call)) for call in made])
+    content = f"{message['content']}\n{text}" if message["content"] else text
+    return {"role": message["role"], "content": content}
+
+
+def _arguments(call: Message) -> str:
+    return json.dumps(call["function"].get("arguments") or {}, ensure_ascii=False)
+
+
+def _result(message: Message) -> str:
+    return f"<tool_response>\n{message['content']}\n</tool_response>"
+
+
+def with_short_ids(messages: Iterable[Message]) -> list[Message]:
+    """Mistral's templates take ids of nine letters and digits only: others become such ones."""
+    return [_with_short_ids(message) for message in messages]
+
+
+def _with_short_ids(message: Message) -> Message:
+    changed = dict(message)
+    if isinstance(message.get("tool_call_id"), str):
+        changed["tool_call_id"] = _short(message["tool_call_id"])
+    if message.get("tool_calls"):
+        changed["tool_calls"] = [
+            call | {"id": _short(call["id"])} if isinstance(call.get("id"), str) else call
+            for call in message["tool_calls"]
+        ]
+    return changed
+
+
+def _short(id: str) -> str:
+    return id if _MISTRAL_ID.fullmatch(id) else hashlib.sha256(id.encode()).hexdigest()[:9]

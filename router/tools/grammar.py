@@ -1,0 +1,109 @@
+"""The grammar of answers that may, or must, call tools: llguidance's Lark.
+
+Marks of a format are single tokens in some tokenizers, which no text in a grammar matches, so a grammar is of
+one tokenizer; for another it is made again.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from router.tools.call_format import MARKS, CallFormat
+from router.tools.tools import Function, Tools
+
+# JSON as json.dumps writes it: with one form, most of an answer's punctuation is forced.
+_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_MARKS = re.compile("(" + "|".join(map(re.escape, MARKS)) + ")")
+_TEXT = r"(.|\n)*"
+_TEXT_BEFORE_NO_CALL = r"([^{ \t\r\n](.|\n)*)?"  # where a call is known by its first character
+
+
+class SpecialTokens(msgspec.Struct, frozen=True):
+    """Tokens of a tokenizer that no text in a grammar matches."""
+
+    ids: dict[str, int]
+    shown: list[int] = []  # of these, the ones that clients see as text all the same
+
+
+def grammar_of(tools: Tools, calls: CallFormat, special: SpecialTokens) -> str:
+    """What an answer may be."""
+    rules = ["%llguidance {}", *_starts(tools, calls, special)]
+    rules.append("call: " + "\n    | ".join(_call(tool, calls, special) for tool in tools.callable))
+    return "\n".join(rules) + "\n"
+
+
+def _starts(tools: Tools, calls: CallFormat, special: SpecialTokens) -> Iterable[str]:
+    several = _several(tools, calls, special)
+    if tools.must_call:
+        yield f"start: {_terminals(calls.trigger, special)} {several}"
+        return
+    if calls.begins_answer:
+        yield f"start: text | {_terminals(calls.trigger, special)} {several}"
+        yield f"text: FIRST{_others(special)}"
+        yield f"FIRST: /{_TEXT_BEFORE_NO_CALL}/"
+    elif calls.trigger in special.ids:
+        yield f"start: text | text {_terminals(calls.trigger, special)} {several}"
+        yield f"text: TEXT{_others(special)}"
+    else:
+        yield f"start: text | head {several}"
+        yield f"text: TEXT{_others(special)}"
+        yield f"head: {_shown_before(special)}trigger"
+        yield f"trigger[lazy]: TEXT {json.dumps(calls.trigger)}"
+    yield f"TEXT: /{_TEXT}/"
+
+
+def _several(tools: Tools, calls: CallFormat, special: SpecialTokens) -> str:
+    num_more = tools.max_calls - 1 if calls.between else 0
+    after = _terminals(calls.after_arguments, special)
+    more = f"({_terminals(calls.between, special)} call {after}){{0,{num_more}}}" if num_more else ""
+    parts = [_terminals(calls.before_first, special), "call", after, more]
+    return " ".join(filter(None, [*parts, _terminals(calls.after_last, special)]))
+
+
+def _call(tool: Function, calls: CallFormat, special: SpecialTokens) -> str:
+    return f"{_terminals(calls.opening(tool.name), special)} %json {json.dumps(schema_of(tool))}"
+
+
+def schema_of(tool: Function) -> dict[str, Any]:
+    """Of a call's arguments: an object of the parameters that are named."""
+    schema: dict[str, Any] = tool.parameters | {"type": "object", "x-guidance": _JSON_OPTIONS}
+    combined = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "additionalProperties")
+    if any(keyword in schema for keyword in combined):
+        return schema
+    return schema | {"additionalProperties": False}
+
+
+def _terminals(text: str, special: SpecialTokens) -> str:
+    """A literal, with marks that are tokens as tokens."""
+    parts = [part for part in _MARKS.split(text) if part]
+    joined: list[str] = []
+    was_text = False
+    for part in parts:
+        is_token = part in special.ids
+        if is_token:
+            joined.append(f"<[{special.ids[part]}]>")
+        elif was_text:
+            joined[-1] = json.dumps(json.loads(joined[-1]) + part)
+        else:
+            joined.append(json.dumps(part))
+        was_text = not is_token
+    return " ".join(joined)
+
+
+def _others(special: SpecialTokens) -> str:
+    """Tokens beside text that clients see, like those around a model's thoughts."""
+    ids = _shown_ids(special)
+    return f" (<[{ids}]> TEXT)*" if ids else ""
+
+
+def _shown_before(special: SpecialTokens) -> str:
+    ids = _shown_ids(special)
+    return f"(TEXT <[{ids}]>)* " if ids else ""
+
+
+def _shown_ids(special: SpecialTokens) -> str:
+    marks = {special.ids[mark] for mark in MARKS if mark in special.ids}
+    return ",".join(str(id) for id in sorted(special.shown) if id not in marks)

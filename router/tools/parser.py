@@ -1,0 +1,192 @@
+"""Splits an answer into content and calls while it streams. The result does not depend on how it is cut."""
+
+import enum
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from router.tools.call_format import CallFormat
+from router.tools.json_end import JsonEnd
+
+
+class CallPart(msgspec.Struct, frozen=True):
+    """What follows of a call. The first part of it has the name."""
+
+    index: int
+    arguments: str
+    name: str | None = None
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What a piece of text has told."""
+
+    content: str
+    calls: list[CallPart]
+
+
+class _State(enum.Enum):
+    CONTENT = "content"
+    OPENING = "opening"  # from a trigger, or from what stands between calls, to the arguments
+    ARGUMENTS = "arguments"
+    CLOSING = "closing"
+    AFTER = "after"  # a call: another one, or the end of calls
+
+
+class CallParser:
+    """The parser of one answer. What is no call after all is content."""
+
+    def __init__(self, calls: CallFormat, names: Sequence[str]):
+        self._format = calls
+        self._later = {calls.opening(name): name for name in names}
+        self._first = {calls.before_first + opening: name for opening, name in self._later.items()}
+        self._state = _State.CONTENT
+        self._pending = ""  # text that is not told yet
+        self._begun = ""  # what an opening stands behind
+        self._is_later = False  # than the first call
+        self._json = JsonEnd()
+        self._has_content = False
+        self._content: list[str] = []
+        self._parts: list[CallPart] = []
+        self.num_calls = 0
+
+    def feed(self, text: str) -> Said:
+        """Take the next piece of the answer."""
+        self._pending += text
+        while self._pending and self._step():
+            pass
+        return self._said()
+
+    def finish(self) -> Said:
+        """The answer is over: the beginning of a trigger was content, that of a call is nothing."""
+        if self._state is _State.CONTENT and not (self.num_calls and self._pending.isspace()):
+            self._tell_content(self._pending)
+        self._pending = ""
+        return self._said()
+
+    def _said(self) -> Said:
+        said = Said("".join(self._content), _joined(self._parts))
+        self._content, self._parts = [], []
+        return said
+
+    def _step(self) -> bool:
+        """Tell what can be told; False when more text is needed."""
+        match self._state:
+            case _State.CONTENT:
+                return self._read_content()
+            case _State.OPENING:
+                return self._read_opening()
+            case _State.ARGUMENTS:
+                return self._read_arguments()
+            case _State.CLOSING:
+                return self._read_closing()
+            case _State.AFTER:
+                return self._read_after()
+
+    def _read_content(self) -> bool:
+        text, trigger = self._pending, self._format.trigger
+        if self._format.begins_answer:
+            return self._read_beginning()
+        at = text.find(trigger)
+        if at < 0:
+            return self._show_up_to(len(text) - _len_of_beginning(text, trigger))
+        if self._has_content or text[:at].strip():
+            self._tell_content(text[:at])
+        self._open(trigger, text[at + len(trigger) :])
+        return True
+
+    def _read_beginning(self) -> bool:
+        """Calls begin where the answer does, or nowhere."""
+        trigger, text = self._format.trigger, self._pending.lstrip()
+        if self._has_content or (text and not text.startswith(trigger)):
+            return self._show_up_to(len(self._pending))
+        if not text:
+            return False
+        self._open(trigger, text[len(trigger) :])
+        return True
+
+    def _show_up_to(self, end: int) -> bool:
+        """Blanks that may stand before a call are no content yet."""
+        shown = self._pending[:end]
+        if self._has_content or shown.strip():
+            self._tell_content(shown)
+            self._pending = self._pending[end:]
+        return False
+
+    def _open(self, begun: str, rest: str, is_later: bool = False) -> None:
+        self._state, self._begun, self._pending, self._is_later = _State.OPENING, begun, rest, is_later
+
+    def _read_opening(self) -> bool:
+        openings = self._later if self._is_later else self._first
+        for opening, name in openings.items():
+            if self._pending.startswith(opening):
+                self._pending = self._pending[len(opening) :]
+                self._parts.append(CallPart(self.num_calls, "", name))
+                self.num_calls += 1
+                self._state, self._json = _State.ARGUMENTS, JsonEnd()
+                return True
+        if any(opening.startswith(self._pending) for opening in openings):
+            return False
+        return self._give_up(self._begun + self._pending)
+
+    def _read_arguments(self) -> bool:
+        end = self._json.find(self._pending)
+        taken = self._pending if end is None else self._pending[:end]
+        self._parts.append(CallPart(self.num_calls - 1, taken))
+        self._pending = self._pending[len(taken) :]
+        if end is not None:
+            self._state = _State.CLOSING
+        return end is not None
+
+    def _read_closing(self) -> bool:
+        return self._skip(self._format.after_arguments, _State.AFTER)
+
+    def _read_after(self) -> bool:
+        between, after_last = self._format.between, self._format.after_last
+        if between and self._pending.startswith(between):
+            self._open(between, self._pending[len(between) :], is_later=True)
+            return True
+        if between and between.startswith(self._pending):
+            return False
+        return self._skip(after_last, _State.CONTENT)
+
+    def _skip(self, expected: str, then: _State) -> bool:
+        """Over what a format writes; something else in its place is content."""
+        if self._pending.startswith(expected):
+            self._pending = self._pending[len(expected) :]
+            self._state = then
+            return True
+        if expected.startswith(self._pending):
+            return False
+        return self._give_up(self._pending)
+
+    def _give_up(self, text: str) -> bool:
+        """It is no call after all: its first character is content, behind which a trigger may stand."""
+        self._state = _State.CONTENT
+        self._tell_content(text[:1])
+        self._pending = text[1:]
+        return True
+
+    def _tell_content(self, text: str) -> None:
+        if text:
+            self._content.append(text)
+            self._has_content = True
+
+
+def _joined(parts: Iterable[CallPart]) -> list[CallPart]:
+    """Each call once."""
+    joined: list[CallPart] = []
+    for part in parts:
+        if joined and joined[-1].index == part.index:
+            last = joined.pop()
+            joined.append(CallPart(part.index, last.arguments + part.arguments, last.name))
+        elif part.arguments or part.name is not None:
+            joined.append(part)
+    return joined
+
+
+def _len_of_beginning(text: str, trigger: str) -> int:
+    """How many characters at the end of a text could begin a trigger."""
+    for length in range(min(len(text), len(trigger) - 1), 0, -1):
+        if trigger.startswith(text[-length:]):
+            return length
+    return 0
