@@ -6,6 +6,7 @@ import msgspec
 
 from router.api.errors import Invalid
 from router.api.openai_structs import ChatRequest, ContentPart, Message
+from router.api.openai_tools import tools_of
 from router.text.chat_template import RESERVED
 from router.text.prompt import Prompt
 
@@ -36,6 +37,7 @@ def chat_prompt(asked: ChatRequest) -> Prompt:
         continue_final_message=continues,
         template_arguments=_template_arguments(asked),
         add_special_tokens=asked.add_special_tokens,
+        tools=tools_of(asked),
     )
 
 

@@ -16,13 +16,13 @@ from router.api.openai_structs import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
+    ToolCallDelta,
     Usage,
 )
+from router.api.openai_tools import read
 from router.api.service import Answer
-from router.api.stop_text import cut
-from router.scheduling.request import Finished, Request
+from router.scheduling.request import Request
 from router.text.tokenizer import Token
-from shard.messages import FinishReason
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -40,6 +40,7 @@ class Part(msgspec.Struct, frozen=True):
     index: int
     is_first: bool  # of its choice
     text: str
+    calls: list[ToolCallDelta]  # pieces of calls, which came with it
     token: Token | None
     offset: int  # where in the choice's text the token begins
     finish_reason: str | None = None
@@ -61,11 +62,6 @@ class Shape(Protocol):
         """The event before the first token, if the prompt is to be shown."""
 
     def usage_chunk(self, head: Head, usage: Usage) -> msgspec.Struct: ...
-
-
-def reason_of(finished: Finished) -> str:
-    """OpenAI's finish reason, of two, for TGI's three."""
-    return "length" if finished.reason is FinishReason.LENGTH else "stop"
 
 
 def usage_of(requests: list[Request], per_prompt: int) -> Usage:
@@ -90,7 +86,7 @@ class ChatShape:
     def chunk(self, head: Head, part: Part) -> ChatChunk:
         choice = ChatChunkChoice(
             part.index,
-            ChatDelta(part.text, "assistant" if part.is_first else msgspec.UNSET),
+            _delta(part),
             part.finish_reason,
             None if part.token is None else self._logprobs([part.token]),
         )
@@ -106,11 +102,23 @@ class ChatShape:
         return ChatChunk(head.id, head.created, head.model, head.system_fingerprint, [], usage)
 
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
-        message = ChatMessage("assistant", cut(answer.finished))
-        return ChatChoice(index, message, reason_of(answer.finished), self._logprobs(answer.tokens))
+        text, calls, reason = read(answer)
+        content = None if calls and not text else text
+        message = ChatMessage("assistant", content, calls or msgspec.UNSET)
+        return ChatChoice(index, message, reason, self._logprobs(answer.tokens))
 
     def _logprobs(self, tokens: list[Token]) -> ChatLogprobs | None:
         return chat_logprobs(tokens) if self._wants_logprobs else None
+
+
+def _delta(part: Part) -> ChatDelta:
+    """What the choice's events have told is not told again: of calls alone, the content is null."""
+    content = None if part.calls and part.is_first and not part.text else part.text
+    return ChatDelta(
+        msgspec.UNSET if part.calls and not part.is_first and not part.text else content,
+        "assistant" if part.is_first else msgspec.UNSET,
+        part.calls or msgspec.UNSET,
+    )
 
 
 class CompletionShape:
@@ -151,7 +159,8 @@ class CompletionShape:
         logprobs = self._logprobs(answer.tokens, len(prompt))
         if logprobs is not None and self._echoed is not None:
             logprobs = joined(prompt_logprobs(answer.request), logprobs)
-        return CompletionChoice(index, prompt + cut(answer.finished), reason_of(answer.finished), logprobs)
+        text, _, reason = read(answer)
+        return CompletionChoice(index, prompt + text, reason, logprobs)
 
     def _logprobs(self, tokens: list[Token], offset: int) -> CompletionLogprobs | None:
         return completion_logprobs(tokens, offset) if self._wants_logprobs else None

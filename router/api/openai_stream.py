@@ -5,9 +5,9 @@ from collections.abc import Callable
 import msgspec
 
 from router.api.errors import error_body
-from router.api.openai_responses import Head, Part, Shape, reason_of
+from router.api.openai_responses import Head, Part, Shape
 from router.api.openai_structs import Usage
-from router.api.stop_text import StopText
+from router.api.openai_tools import AnswerReader, Passage
 from router.scheduling.request import Finished, GenerationFailed, Request
 from router.text.tokenizer import Token
 
@@ -18,15 +18,18 @@ class Progress:
     """How far one choice has come."""
 
     def __init__(self, request: Request, prompt_text: str):
-        self.visible = StopText(request.spec.stop)
+        self.reader = AnswerReader(request)
         self.offset = len(prompt_text)  # of the next token in the choice's text
         self.has_begun = False
         self._num_parts = 0
 
-    def part(self, index: int, text: str, token: Token | None, finish_reason: str | None = None) -> Part:
+    def part(
+        self, index: int, passage: Passage, token: Token | None, finish_reason: str | None = None
+    ) -> Part:
         """The next part of the choice with this index."""
         self._num_parts += 1
-        return Part(index, self._num_parts == 1, text, token, self.offset, finish_reason)
+        is_first = self._num_parts == 1
+        return Part(index, is_first, passage.text, passage.calls, token, self.offset, finish_reason)
 
 
 class OpenAIEvents:
@@ -79,12 +82,13 @@ class OpenAIEvents:
 
     def _token(self, index: int, token: Token) -> msgspec.Struct:
         progress = self._progress[index]
-        part = progress.part(index, progress.visible.push(token), token)
+        part = progress.part(index, progress.reader.push(token), token)
         if not token.special:
             progress.offset += len(token.text)
         return self._shape.chunk(self._head, part)
 
     def _last(self, index: int, token: Token | None, finished: Finished) -> msgspec.Struct:
         progress = self._progress[index]
-        text = progress.visible.finish(finished)
-        return self._shape.chunk(self._head, progress.part(index, text, token, reason_of(finished)))
+        passage = progress.reader.finish(finished)
+        reason = progress.reader.reason_of(finished)
+        return self._shape.chunk(self._head, progress.part(index, passage, token, reason))

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from router.api.sampling_parameters import NotNegative, Positive, SamplingParameters
 
+MAX_TOOLS = 128
 Temperature = Annotated[float, Meta(ge=0)]
 
 
@@ -38,6 +39,42 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     prefix: Unsupported = None
 
 
+class FunctionDefinition(msgspec.Struct, frozen=True):
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: Annotated[
+        dict[str, Any] | None, Meta(description="A JSON Schema of an object. Default: no parameters.")
+    ] = None
+    strict: Annotated[bool | None, Meta(description="Arguments fit the schema either way.")] = None
+
+
+class Tool(msgspec.Struct, frozen=True):
+    function: FunctionDefinition
+    type: Literal["function"] = "function"
+
+
+class FunctionName(msgspec.Struct, frozen=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True):
+    function: FunctionName
+    type: Literal["function"] = "function"
+
+
+class AllowedTools(msgspec.Struct, frozen=True):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """One function that must be called, or the ones that may be."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+
+
 class CommonFields(SamplingParameters, frozen=True, kw_only=True):
     """What chat and completions have in common. null means the default everywhere."""
 
@@ -66,6 +103,17 @@ class ChatRequest(CommonFields, frozen=True, kw_only=True):
     ] = None
     add_special_tokens: Annotated[
         bool | None, Meta(description="Beside those that the template writes. Default: false.")
+    ] = None
+    tools: Annotated[
+        Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(description="Functions that the answer may call."),
+    ] = None
+    tool_choice: Annotated[
+        str | ToolChoice | None,
+        Meta(description='"none", "auto" (the default), "required", or a function that must be called.'),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, Meta(description="Default: true. false: one call at most.")
     ] = None
 
 
@@ -109,9 +157,23 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     content: list[TokenLogprob]
 
 
+class FunctionCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: Annotated[str, Meta(description="JSON, unless the answer was cut off.")]
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
 class ChatMessage(msgspec.Struct, frozen=True):
+    """Without content when the answer is calls alone."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -131,11 +193,26 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
 
 
+class FunctionCallDelta(msgspec.Struct, frozen=True):
+    arguments: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """The next piece of a call. The first one has its id, type and name."""
+
+    index: int
+    function: FunctionCallDelta
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+
+
 class ChatDelta(msgspec.Struct, frozen=True):
     """A piece of a message. Client libraries concatenate deltas, so only the first one has the role."""
 
-    content: str
+    content: str | msgspec.UnsetType | None
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):

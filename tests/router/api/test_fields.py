@@ -94,11 +94,11 @@ async def test_nothing_stands_beside_the_parameters(client: Client, path: str, n
 
 
 async def test_tools_may_stand_where_none_is_to_be_called(client: Client) -> None:
-    path, tools = "/v1/chat/completions", [{"type": "function", "function": {"name": "f"}}]
+    path, tools = "/v1/completions", [{"type": "function", "function": {"name": "f"}}]
+    for choice in ("auto", None):
+        assert (await client.post(path, ask(path, tools=tools, tool_choice=choice)))[0] == 400
     for more in ({"tool_choice": "none"}, {"tool_choice": "none", "parallel_tool_calls": False}):
         assert (await client.post(path, ask(path, tools=tools, **more)))[0] == 200
-    for more in ({"tool_choice": "auto"}, {}):
-        assert (await client.post(path, ask(path, tools=tools, **more)))[0] == 400
     assert (await client.post(path, ask(path, functions=[{"name": "f"}], function_call="none")))[0] == 200
 
 
