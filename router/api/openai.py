@@ -123,7 +123,8 @@ class OpenAIApi:
     ) -> web.StreamResponse:
         with self._service.running(http, specs) as requests:
             if call.wants_stream:
-                return await stream(http, requests, partial(self._open, call, shape, requests))
+                opening = partial(self._open, call, shape, requests)
+                return await stream(http, requests, opening, self._service.keep_alive_s)
             answers = await answers_of(requests)
         head, headers = self._head(shape, requests[0]), start_headers(self._service, requests[0])
         headers |= total_headers(answers, http[ARRIVED], asyncio.get_running_loop().time())
@@ -131,7 +132,7 @@ class OpenAIApi:
         return json_response(shape.whole(head, _best(answers, call), usage), headers)
 
     def _open(self, call: Call, shape: Shape, requests: list[Request]) -> tuple[OpenAIEvents, dict[str, str]]:
-        """Format and headers of a stream whose first token has come."""
+        """Format and headers of a stream."""
         count_usage = partial(usage_of, requests, call.per_prompt) if call.wants_usage else None
         events = OpenAIEvents(self._head(shape, requests[0]), shape, requests, count_usage)
         return events, start_headers(self._service, requests[0])

@@ -79,6 +79,11 @@ class Service:
         return hub_id(self.config.model_id) or self.model
 
     @property
+    def keep_alive_s(self) -> float:
+        """After so long without an event, a stream's client is sent a comment."""
+        return self.config.sse_keep_alive_ms / 1000
+
+    @property
     def version(self) -> str:
         ready = self.dispatcher.limits
         return "" if ready is None else ready.version

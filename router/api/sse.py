@@ -19,6 +19,7 @@ Opening = Callable[[], tuple["Format", dict[str, str]]]
 Batch = tuple[int, list[Token | Finished]]  # which of the requests, and its news
 
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_COMMENT = b": keep-alive\n\n"
 
 
 class Format(Protocol):
@@ -34,30 +35,86 @@ class Format(Protocol):
         """The last event of a stream that failed."""
 
 
-async def stream(http: web.Request, requests: list[Request], opening: Opening) -> web.StreamResponse:
-    """Answer with the events of all `requests`. `opening` gives format and headers once one has begun.
+async def stream(
+    http: web.Request, requests: list[Request], opening: Opening, keep_alive_s: float
+) -> web.StreamResponse:
+    """Answer with the events of all `requests`. `opening` gives format and headers, which tell most once one
+    has begun.
 
-    Raises `GenerationFailed` until the first token is there, so that a refusal has its true status; later
-    failures become an event.
+    Raises what goes wrong until something is written, so that a refusal has its true status; later failures
+    become an event. What takes longer than `keep_alive_s` is bridged with comments, which clients ignore:
+    proxies close connections on which nothing is sent.
     """
+    answer, shape = _Answer(http, opening, keep_alive_s), None
     async with contextlib.aclosing(_one(requests[0]) if len(requests) == 1 else _many(requests)) as batches:
-        index, news = await anext(batches)
-        shape, headers = opening()
-        response = web.StreamResponse(headers=_HEADERS | headers)
         try:
-            await response.prepare(http)
-            await response.write(shape.events(index, news))
             async for index, news in batches:
-                await response.write(shape.events(index, news))
-            await response.write(shape.end())
+                if shape is None:
+                    shape, answer.headers = opening()
+                await answer.write(shape.events(index, news))
+            if shape is not None:
+                await answer.write(shape.end())
         except ConnectionError:
             http[FAILURE] = "dropped"
         except Exception as error:
+            if not answer.has_begun:
+                raise
             failure = _failure_of(error)
             http[FAILURE] = failure.kind
             with contextlib.suppress(ConnectionError):
-                await response.write(shape.failure(failure))
-    return response
+                await answer.write((shape or opening()[0]).failure(failure))
+        finally:
+            await answer.close()
+    return answer.response
+
+
+class _Answer:
+    """A response that begins with what is written first, a comment where an event takes long."""
+
+    def __init__(self, http: web.Request, opening: Opening, keep_alive_s: float):
+        self.headers: dict[str, str] | None = None
+        self.response = web.StreamResponse(headers=_HEADERS)
+        self.has_begun = False
+        self._http = http
+        self._opening = opening
+        self._keep_alive_s = keep_alive_s
+        self._beginning = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._written_at = self._loop.time()
+        self._timer = self._loop.call_later(keep_alive_s, self._look)
+        self._comment: asyncio.Task[None] | None = None
+
+    async def write(self, data: bytes) -> None:
+        """Raises `ConnectionError` when the client has gone."""
+        if not self.has_begun:
+            await self._begin()
+        await self.response.write(data)
+        self._written_at = self._loop.time()
+
+    async def close(self) -> None:
+        """No more comments. Idempotent."""
+        self._timer.cancel()
+        if self._comment is not None:
+            await tasks.cancel(self._comment)
+
+    async def _begin(self) -> None:
+        async with self._beginning:
+            if self.has_begun:
+                return
+            self.response.headers.update(self._opening()[1] if self.headers is None else self.headers)
+            await self.response.prepare(self._http)
+            self.has_begun = True
+
+    def _look(self) -> None:
+        silent_s = self._loop.time() - self._written_at
+        is_due = silent_s >= self._keep_alive_s
+        if is_due and (self._comment is None or self._comment.done()):
+            self._comment = tasks.begin(self._keep_alive(), "Keeping a stream alive")
+        self._timer = self._loop.call_later(self._keep_alive_s - (0 if is_due else silent_s), self._look)
+
+    async def _keep_alive(self) -> None:
+        with contextlib.suppress(ConnectionError):  # who writes next finds out
+            await self.write(_COMMENT)
 
 
 def _failure_of(error: Exception) -> GenerationFailed:

@@ -67,7 +67,11 @@ class TgiApi:
         spec = await self._spec(http, request.inputs, asked)
         with self._service.running(http, [spec]) as [running]:
             events = TgiEvents(self._service, running, options)
-            return await stream(http, [running], lambda: (events, start_headers(self._service, running)))
+
+            def opening() -> tuple[TgiEvents, dict[str, str]]:
+                return events, start_headers(self._service, running)
+
+            return await stream(http, [running], opening, self._service.keep_alive_s)
 
     async def _spec(self, http: web.Request, inputs: str, asked: Parameters) -> Spec:
         limits = self._service.limits()

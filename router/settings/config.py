@@ -238,6 +238,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Timeout,
         setting("HTTP", "A connection without a call is closed after so long. Longer than a proxy's."),
     ] = 75_000
+    sse_keep_alive_ms: Annotated[
+        Timeout,
+        setting(
+            "HTTP", "A stream that has no token for so long gets a comment, which keeps proxies patient."
+        ),
+    ] = 15_000
     cors_allow_origin: Annotated[
         tuple[str, ...], setting("HTTP", "Origins that browsers may call from. Default: every one.")
     ] = ()

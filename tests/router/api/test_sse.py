@@ -179,5 +179,59 @@ async def test_an_opening_that_fails_leaves_nobody_reading() -> None:
     speaking: list[Any] = [Speaking(), Speaking()]
     before = asyncio.all_tasks()
     with pytest.raises(RuntimeError, match="no format"):
-        await sse.stream(nobody, speaking, opening)
+        await sse.stream(nobody, speaking, opening, 15.0)
     assert asyncio.all_tasks() == before
+
+
+@STREAMS
+async def test_a_stream_without_a_token_is_kept_alive_with_comments(path: str, body: Any) -> None:
+    async with serving(sse_keep_alive_ms=100) as client:
+        client.dispatcher.held.clear()
+        async with client.session.post(client.url + path, json=body) as response:
+            for _ in range(2):
+                assert await response.content.readuntil(b"\n\n") == b": keep-alive\n\n"
+            assert response.content_type == "text/event-stream"
+            assert "x-helios-model" in response.headers
+            client.dispatcher.held.set()
+            text = (await response.read()).decode()
+        events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
+        assert len(events) == len(await client.events(path, body))
+
+
+@STREAMS
+async def test_a_failure_behind_a_comment_is_an_event(path: str, body: Any) -> None:
+    async with serving(sse_keep_alive_ms=100) as client:
+        client.dispatcher.held.clear()
+        client.dispatcher.fails_after = 0
+        async with client.session.post(client.url + path, json=body) as response:
+            assert await response.content.readuntil(b"\n\n") == b": keep-alive\n\n"
+            client.dispatcher.held.set()
+            *_, last, _ = (await response.read()).decode().split("\n\n")
+        assert json.loads(last.removeprefix("data: "))["error_type"] == "generation"
+        async with client.session.get(client.url + "/metrics") as response:
+            assert 'tgi_request_failure{err="generation"} 1.0' in await response.text()
+
+
+@STREAMS
+async def test_a_pause_between_tokens_is_bridged_as_well(path: str, body: Any) -> None:
+    async with serving(sse_keep_alive_ms=100) as client:
+        client.dispatcher.held.clear()
+        call = asyncio.create_task(client.session.post(client.url + path, json=body))
+        await client.dispatcher.until(lambda: bool(client.dispatcher.submitted))
+        [request] = client.dispatcher.submitted
+        request.put([TokenOutput(40, -0.5, 3)], None, 0.0)
+        async with await call as response:
+            while (event := await response.content.readuntil(b"\n\n")) == b": keep-alive\n\n":
+                pass
+            assert event.startswith(b"data: ")
+            assert await response.content.readuntil(b"\n\n") == b": keep-alive\n\n"
+
+
+async def test_who_leaves_between_comments_is_aborted() -> None:
+    async with serving(sse_keep_alive_ms=100) as client:
+        client.dispatcher.held.clear()
+        path, body = CHAT
+        async with client.session.post(client.url + path, json=body) as response:
+            await response.content.readuntil(b"\n\n")
+            response.close()
+        await client.dispatcher.until(lambda: len(client.dispatcher.aborted) == 1)
