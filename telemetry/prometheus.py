@@ -148,7 +148,7 @@ class HeliosMetrics:
         self.idle = counter("shard_idle_seconds", "Time between steps while there was work.", "shard")
         self.shard_deaths = counter("shard_deaths", "Shards that ended or hung.", "shard")
         self.depth = gauge("depth", "Layers that new requests run through.", "shard")
-        self.generations = gauge("generations", "Models that sequences run on.", "shard")
+        self.loaded_models = gauge("generations", "Models that sequences run on.", "shard")
         self.shards_serving = gauge("shards_serving", "Shards that take requests.")
         self.joules = counter("joules", "Energy spent while there was work, where it is known.", "shard")
         self.swaps = counter("swaps", "Changes of depth or model, by what came of them.", "outcome")

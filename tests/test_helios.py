@@ -30,32 +30,32 @@ def run(*arguments, cwd=ROOT, **variables):
 
 def refusal(*flags, cwd=ROOT, **variables):
     """The one sentence with which `helios serve` refuses."""
-    told = run("serve", *flags, cwd=cwd, **variables)
-    assert told.returncode in (1, 2), told
-    assert "Traceback" not in told.stderr
-    assert told.stdout == ""
-    lines = told.stderr.strip().splitlines()
-    assert len(lines) == 1, told.stderr
+    result = run("serve", *flags, cwd=cwd, **variables)
+    assert result.returncode in (1, 2), result
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
     return lines[0]
 
 
 def test_help_names_every_command():
-    told = run("--help")
-    assert told.returncode == 0
-    assert all(name in told.stdout for name in helios.COMMANDS)
-    assert run().stdout == told.stdout
+    result = run("--help")
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in helios.COMMANDS)
+    assert run().stdout == result.stdout
 
 
 def test_version_is_that_of_the_project():
-    told = run("--version")
+    result = run("--version")
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-    assert told.stdout in (f"helios {version}\n", "helios (not installed)\n")
+    assert result.stdout in (f"helios {version}\n", "helios (not installed)\n")
 
 
 def test_an_unknown_command_names_those_there_are():
-    told = run("server")
-    assert told.returncode == 2
-    assert told.stderr == f"helios has no command 'server': there are {', '.join(helios.COMMANDS)}.\n"
+    result = run("server")
+    assert result.returncode == 2
+    assert result.stderr == f"helios has no command 'server': there are {', '.join(helios.COMMANDS)}.\n"
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_an_unknown_command_names_those_there_are():
     [["serve"], ["pull"], ["bench", "engine"], ["bench", "serve"], ["score"], ["calibrate"], ["shard"]],
 )
 def test_every_command_has_help(arguments):
-    told = run(*arguments, "--help")
-    assert told.returncode == 0
-    assert told.stdout.startswith(f"usage: helios {' '.join(arguments)}")
+    result = run(*arguments, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: helios {' '.join(arguments)}")
 
 
 def test_the_command_itself_imports_nothing_of_ours_before_it_knows_which():

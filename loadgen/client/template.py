@@ -42,32 +42,32 @@ def plain_text(messages: tuple[Message, ...]) -> str:
 
 async def learn_template(client: Client) -> ChatTemplate | None:
     """The chat template of a server with `/chat_tokenize`; None if rendering drops markers."""
-    one, two, three = _MARKS
-    single = await _rendered(client, Message("user", one))
+    first, second, third = _MARKS
+    single = await _rendered(client, Message("user", first))
     dialogue = await _rendered(
-        client, Message("user", one), Message("assistant", two), Message("user", three)
+        client, Message("user", first), Message("assistant", second), Message("user", third)
     )
     if (
         single is None
         or dialogue is None
-        or one not in single
+        or first not in single
         or any(mark not in dialogue for mark in _MARKS)
     ):
         return None
-    opening, closing = single.split(one)
-    _, rest = dialogue.split(one)
-    to_assistant, rest = rest.split(two)
-    to_user, _ = rest.split(three)
+    opening, closing = single.split(first)
+    _, rest = dialogue.split(first)
+    to_assistant, rest = rest.split(second)
+    to_user, _ = rest.split(third)
     return ChatTemplate(opening, to_assistant, to_user, closing, await _around_system(client))
 
 
 async def _around_system(client: Client) -> tuple[str, str] | None:
-    one, two, _ = _MARKS
-    text = await _rendered(client, Message("system", one), Message("user", two))
-    if text is None or one not in text or two not in text:
+    first, second, _ = _MARKS
+    text = await _rendered(client, Message("system", first), Message("user", second))
+    if text is None or first not in text or second not in text:
         return None
-    before, rest = text.split(one)
-    return before, rest.split(two)[0]
+    before, rest = text.split(first)
+    return before, rest.split(second)[0]
 
 
 async def _rendered(client: Client, *messages: Message) -> str | None:

@@ -150,8 +150,8 @@ async def _in_peace(target: Target, run: Run, slo: Sequence[Goal]) -> Promise:
 
 def _answered_by(records: Sequence[Record], goal: Goal) -> list[Record]:
     def is_by(record: Record) -> bool:
-        who = record.segments[0] if len(record.segments) == 1 else None
-        return who is not None and who.model == goal.candidate and goal.depth in (None, who.depth)
+        segment = record.segments[0] if len(record.segments) == 1 else None
+        return segment is not None and segment.model == goal.candidate and goal.depth in (None, segment.depth)
 
     return [record for record in records if record.outcome is Outcome.OK and is_by(record)]
 

@@ -89,9 +89,9 @@ def _from_messages(messages: list[dict[str, str]], group: str) -> Conversation:
     said = [
         (m.get("role") or m.get("from") or "", m.get("content") or m.get("value") or "") for m in messages
     ]
-    users = tuple(text for who, text in said if who in ("user", "human") and text)
-    system = "\n".join(text for who, text in said if who == "system")
-    answers = [text for who, text in said if who in ("assistant", "gpt", "chatgpt", "bing", "bard")]
+    users = tuple(text for role, text in said if role in ("user", "human") and text)
+    system = "\n".join(text for role, text in said if role == "system")
+    answers = [text for role, text in said if role in ("assistant", "gpt", "chatgpt", "bing", "bard")]
     return Conversation(group, users, system, _lengths(answers))
 
 

@@ -138,10 +138,10 @@ def _failures(route: Route, schemas: dict[str, Json], keys: frozenset[Auth]) -> 
     error = schemas[repr(OpenAIError if is_openai(route.path) else TgiError)]
     content = {"application/json": {"schema": error}}
     statuses = sorted(_statuses(route, keys))
-    told = {status: {"description": _FAILURES[status], "content": content} for status in statuses}
-    if is_openai(route.path) and "400" in told:
-        told["400"] = {"description": f"{_FAILURES['400']}; or: {_FAILURES['422']}", "content": content}
-    return told
+    responses = {status: {"description": _FAILURES[status], "content": content} for status in statuses}
+    if is_openai(route.path) and "400" in responses:
+        responses["400"] = {"description": f"{_FAILURES['400']}; or: {_FAILURES['422']}", "content": content}
+    return responses
 
 
 def _statuses(route: Route, keys: frozenset[Auth]) -> Iterator[str]:

@@ -58,7 +58,7 @@ class StatusApi:
         helios.shards_serving.labels(model).set(sum(shard.state == "serving" for shard in state.shards))
         for shard in state.shards:
             helios.depth.labels(model, str(shard.id)).set(shard.depth)
-            helios.generations.labels(model, str(shard.id)).set(shard.num_generations)
+            helios.loaded_models.labels(model, str(shard.id)).set(shard.num_models)
         self._show_agreement(state.agreement)
 
     def _show_agreement(self, report: Report) -> None:

@@ -215,7 +215,7 @@ class ReassessmentLoop:
             split=decision.split,
             spread=wanted,
             seen=_seen(policy_state),
-            considered=[ranked.told(unit) for ranked in decision.considered],
+            considered=[ranked.audit_entry(unit) for ranked in decision.considered],
         )
 
     def _wanted(self, decision: Decision) -> dict[int, Choice]:

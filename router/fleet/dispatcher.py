@@ -46,7 +46,7 @@ class ShardState(msgspec.Struct, frozen=True):
     depth: int
     num_layers: int
     exit_mode: str
-    num_generations: int  # loaded models: running sequences keep theirs after a swap
+    num_models: int  # loaded models: running sequences keep theirs after a swap
     running: int
     num_free_blocks: int
     num_blocks: int
@@ -364,7 +364,7 @@ def _state_of(engine: Engine) -> ShardState:
         depth=ready.depth if ready else 0,
         num_layers=ready.num_layers if ready else 0,
         exit_mode=engine.target.config.exit_mode,
-        num_generations=scheduler.num_generations if scheduler else 0,
+        num_models=scheduler.num_models if scheduler else 0,
         running=scheduler.num_running if scheduler else 0,
         num_free_blocks=scheduler.num_free_blocks if scheduler else 0,
         num_blocks=scheduler.num_blocks if scheduler else ready.num_blocks if ready else 0,

@@ -95,15 +95,15 @@ class ChildLauncher:
 
     async def _fate(self, config: ShardConfig) -> str:
         """The fate of a process that ended without a reason, in words."""
-        who = f"The process that was to load {config.model} on {config.device}"
+        process = f"The process that was to load {config.model} on {config.device}"
         if self.process is None or not await _has_ended(self.process, _END_TIMEOUT_S):
-            return f"{who} closed its connection."
+            return f"{process} closed its connection."
         status = self.process.returncode
         if status >= 0:
-            return f"{who} ended with exit status {status}: what it wrote before says why."
+            return f"{process} ended with exit status {status}: what it wrote before says why."
         number = signal.Signals(-status)
         advice = _ADVICE.get(number, "--log-level debug shows where")
-        return f"{who} was ended by {number.name}: {advice}."
+        return f"{process} was ended by {number.name}: {advice}."
 
     async def _spawn(self, wake: Callable[[], None]) -> ShardClient:
         try:

@@ -23,7 +23,7 @@ class Ranked(msgspec.Struct, frozen=True):
     def as_cost(self) -> Cost:
         return Cost(self.cost, self.error)
 
-    def told(self, unit: str) -> dict[str, str | float]:
+    def audit_entry(self, unit: str) -> dict[str, str | float]:
         """The entry for the audit log."""
         prompts: dict[str, str | float] = {"prompts": self.prompts} if self.prompts else {}
         return prompts | {

@@ -38,7 +38,7 @@ class LoadedModels:
     def __len__(self) -> int:
         return len(set(self._by_epoch.values()))
 
-    def of(self, request: Request) -> LoadedModel:
+    def model_of(self, request: Request) -> LoadedModel:
         """The model of a running request."""
         assert request.served_model is not None
         return self._by_epoch[request.served_model.epoch]
@@ -65,7 +65,7 @@ class LoadedModels:
         for loaded_model in self._by_epoch.values():
             loaded_model.num_unclaimed_blocks, loaded_model.num_running = loaded_model.num_free_blocks, 0
         for request, num_blocks in running:
-            self.of(request).claim(num_blocks)
+            self.model_of(request).claim(num_blocks)
 
     def update(self, output: StepOutput, running: Iterable[Request]) -> None:
         """Take over the shard's counts of blocks, and forget models that it no longer has."""

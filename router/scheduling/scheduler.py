@@ -96,7 +96,7 @@ class Scheduler:
         return self._loaded_models.newest.served_model
 
     @property
-    def num_generations(self) -> int:
+    def num_models(self) -> int:
         """Number of loaded models: the newest, and older ones that still have sequences."""
         return len(self._loaded_models)
 
@@ -219,7 +219,7 @@ class Scheduler:
         older = [
             request
             for request in self.running.values()
-            if loaded_models.of(request) is not loaded_models.newest
+            if loaded_models.model_of(request) is not loaded_models.newest
         ]
         loaded_models.close_older()
         return self._evict(request for request in older if request.may_move_to(self.newest))

@@ -169,7 +169,7 @@ def _plain(option: Option, value: Any) -> Any:
     """A value in msgspec's form: lists split, units multiplied."""
     if option.is_many:
         given = value if isinstance(value, list) else [value]
-        parts = [part for one in given for part in (one.split(",") if isinstance(one, str) else [one])]
+        parts = [part for item in given for part in (item.split(",") if isinstance(item, str) else [item])]
         return [_plain_one(option, part) for part in parts]
     return _plain_one(option, value)
 

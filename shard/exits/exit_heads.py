@@ -129,7 +129,7 @@ class TrainedHeads:
         weights = None if folder is None else folder / WEIGHTS
         self.weights = self._open(weights) if weights is not None and weights.is_file() else None
 
-    def of(self, spec: ExitSpec, kind: str) -> Weights:
+    def weights_of(self, spec: ExitSpec, kind: str) -> Weights:
         """The weights of an exit whose kind requires them. Raises `ExitError`."""
         if self.weights is None:
             raise ExitError(f"exit layer {spec.layer} has a {kind} head, but there is no exits.safetensors")
@@ -138,7 +138,11 @@ class TrainedHeads:
     def vocabulary(self, spec: ExitSpec, rank: int) -> Linear:
         """The shared half (V, rank) of low-rank heads."""
         if self._vocabulary is None:
-            weights = self.of(spec, "low-rank") if self._file.vocabulary is None else self._vocabulary_file()
+            weights = (
+                self.weights_of(spec, "low-rank")
+                if self._file.vocabulary is None
+                else self._vocabulary_file()
+            )
             shape = (self.decoder.shape.vocab_size, rank)
             self._vocabulary = weights.matrix("vocabulary.weight", shape)
         if self._vocabulary.shape[1] != rank:
@@ -177,18 +181,18 @@ class Exit:
         self._narrow: Linear | None = None
         at, shape = f"exits.{spec.layer}.", decoder.shape
         if spec.head is HeadKind.MLP:
-            weights = trained.of(spec, "mlp")
+            weights = trained.weights_of(spec, "mlp")
             self.mlp = MlpHead(weights, at + "mlp.", shape.hidden_size, shape.norm_eps, trained.ops)
         if spec.head is HeadKind.BLOCK:
-            self.block = decoder.add_layer(trained.of(spec, "block"), at + "block.")
+            self.block = decoder.add_layer(trained.weights_of(spec, "block"), at + "block.")
         if spec.rank is not None:
-            weights = trained.of(spec, "low-rank")
+            weights = trained.weights_of(spec, "low-rank")
             narrow = weights.matrix(at + "low_rank.weight", (spec.rank, shape.hidden_size))
             vocabulary = trained.vocabulary(spec, spec.rank)
             if spec.rerank is None:
                 self._narrow, self.vocabulary = narrow, vocabulary
             else:
-                adapter = _adapter(trained.of(spec, "low-rank"), at + "rerank", shape.hidden_size)
+                adapter = _adapter(trained.weights_of(spec, "low-rank"), at + "rerank", shape.hidden_size)
                 self.vocabulary = RerankHead(
                     trained.ops, narrow, vocabulary, decoder.head_rows(), spec.rerank, adapter
                 )

@@ -58,7 +58,7 @@ def look(
                 Seen(
                     best.indices == batch.targets.choice,
                     (best.values - logits.logsumexp(-1)).exp(),
-                    batch.rows.of(batch.states[head.layer]) if states else None,
+                    batch.rows.select(batch.states[head.layer]) if states else None,
                 )
             )
     return {layer: _joined(seen) for layer, seen in parts.items()}

@@ -20,7 +20,7 @@ class Rows(msgspec.Struct, frozen=True):
     batch: torch.Tensor  # (N,)
     position: torch.Tensor  # (N,)
 
-    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+    def select(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, T, H) -> (N, H)"""
         return hidden[self.batch, self.position]
 
@@ -64,8 +64,8 @@ class Head:
     def _hidden(self, back: Backbone, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         if self.kind is HeadKind.BLOCK:
             attended = attend(back, self._block, hidden)
-            return finish(back, self._block, rows.of(hidden), rows.of(attended))
-        chosen = rows.of(hidden)
+            return finish(back, self._block, rows.select(hidden), rows.select(attended))
+        chosen = rows.select(hidden)
         if self.kind is HeadKind.MLP:
             norm = self.weights["mlp.norm.weight"]
             inner = functional.rms_norm(chosen.float(), norm.shape, norm, back.shape.norm_eps).to(

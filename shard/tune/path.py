@@ -43,13 +43,14 @@ class Survey(msgspec.Struct, frozen=True):
         """Share of tokens that would leave early and be wrong."""
         leaving = self._leaving(thresholds)
         wrong = sum(
-            np.count_nonzero(who & ~votes.agrees) for who, votes in zip(leaving, self.votes, strict=True)
+            np.count_nonzero(leaves & ~votes.agrees)
+            for leaves, votes in zip(leaving, self.votes, strict=True)
         )
         return int(wrong) / len(self.votes[0].agrees)
 
     def shares(self, thresholds: Thresholds) -> list[float]:
         """Share of all tokens that would leave at each exit."""
-        return [float(who.mean()) for who in self._leaving(thresholds)]
+        return [float(leaves.mean()) for leaves in self._leaving(thresholds)]
 
     def speedup_bound(self, thresholds: Thresholds, leaving: list[float], costs: Costs) -> float:
         """Upper bound of one row's speed-up over full depth, if these shares of tokens leave at exits."""

@@ -31,7 +31,7 @@ def first_turns(
     num_positions = 0
     for some in batches_of(sources, places, AT_ONCE) if heads else ():
         batch = load_batch(sources, some, [*seen, depth], to)
-        goal = back.normed(batch.rows.of(batch.states[depth])).float()
+        goal = back.normed(batch.rows.select(batch.states[depth])).float()
         for head in heads:
             features = head.features(back, batch.states[head.layer], batch.rows).float()
             seen[head.layer] += torch.stack((features.t() @ features, features.t() @ goal))

@@ -148,11 +148,11 @@ def test_wheels_add_what_is_missing_and_change_nothing(tmp_path: Path):
         "print(json.dumps([helios_gpu_probe.version, msgspec.__version__, torch.__version__, "
         "u.find_spec('nvidia_x') is None]))"
     )
-    told = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True, timeout=100)
+    result = subprocess.run([python, "-c", program], check=True, capture_output=True, text=True, timeout=100)
     import msgspec
     import torch
 
-    assert json.loads(told.stdout) == ["1.5", msgspec.__version__, torch.__version__, True]
+    assert json.loads(result.stdout) == ["1.5", msgspec.__version__, torch.__version__, True]
 
 
 def test_wheels_are_of_everything_but_what_is_in_place():

@@ -22,9 +22,9 @@ class Client:
 
     async def answer(self, prompt: str, **parameters: Any) -> dict[str, Any]:
         """The whole answer with its details. Raises `AssertionError` when there is none."""
-        status, told = await self.post(prompt, **parameters)
-        assert status == 200, told
-        return told
+        status, answer = await self.post(prompt, **parameters)
+        assert status == 200, answer
+        return answer
 
     async def post(self, prompt: str, **parameters: Any) -> tuple[int, Any]:
         async with self._session.post(f"{self.server.url}/generate", json=_body(prompt, parameters)) as got:

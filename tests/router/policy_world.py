@@ -70,7 +70,7 @@ class World:
         serving = Choice(first.candidate.name, first.num_layers)
         device = Device(memory_bytes=1500 * MIB)
         self.policy_state = Reassessor(repository, device, serving, self.now)
-        self.policy_state.profiles = {one.candidate.name: one for one in profile}
+        self.policy_state.profiles = {known.candidate.name: known for known in profile}
         self.diary: list[tuple[int, Decision]] = []
         self.failing: dict[Choice, str] = {}
         self._windows: dict[Choice, tuple[float, Window]] = {}
@@ -86,7 +86,9 @@ class World:
     @property
     def changes(self) -> list[tuple[int, Decision]]:
         """Decisions that changed what serves, with how many requests had been answered by then."""
-        return [(at, one) for at, one in self.diary if one.kind not in (Kind.STAY, Kind.EVALUATE)]
+        return [
+            (at, decision) for at, decision in self.diary if decision.kind not in (Kind.STAY, Kind.EVALUATE)
+        ]
 
     def serve(self, count: int, kind="chat") -> None:
         """So many requests of one kind; a function of the index draws kinds."""
@@ -172,7 +174,7 @@ class Fleet(World):
     def author(self, kind: str) -> Choice:
         able = self.policy_state.admitted.get(kind, self.policy_state.shards)
         return self.random.choice(
-            [one for one in self.policy_state.shards if one in able] or self.policy_state.shards
+            [choice for choice in self.policy_state.shards if choice in able] or self.policy_state.shards
         )
 
     def _carry_out(self, decision: Decision) -> bool:

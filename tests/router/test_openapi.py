@@ -36,7 +36,7 @@ def test_the_document_is_true(tiny_model: Callable[[str], Path], tmp_path: Path)
             *("--phases", "examples,coverage,fuzzing", "--max-examples", "3", "--seed", "1"),
             *("--workers", "1", "--request-timeout", "60", "--generation-database", "none", "--no-color"),
         ]
-        told = subprocess.run(
+        result = subprocess.run(
             command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=360
         )
-    assert told.returncode == 0, told.stdout[-6000:] + told.stderr[-2000:]
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]

@@ -13,7 +13,7 @@ from tests.running import ROOT, command, environment
 Told = tuple[int, str]
 
 
-def told(settings: dict[str, object], **variables: str) -> Told:
+def failed_start(settings: dict[str, object], **variables: str) -> Told:
     """Exit code and standard error of a server that does not start."""
     asked = {"hostname": "127.0.0.1", "port": 0, "kv_cache_bytes": "16MiB"} | settings
     ended = subprocess.run(
@@ -41,7 +41,7 @@ def test_a_model_that_a_library_cannot_load(
 ) -> None:
     folder = tiny_model("llama")
     settings = {"model_id": folder, "device": "cpu", "log_level": log_level}
-    code, said = told(settings, PYTHONPATH=broken_library)
+    code, said = failed_start(settings, PYTHONPATH=broken_library)
     assert code == 1
     last = said.strip().splitlines()[-1]
     assert last.startswith(f"helios serve: Loading {folder} on cpu failed (")
@@ -53,7 +53,7 @@ def test_a_model_that_a_library_cannot_load(
 def test_a_cost_model_that_is_none(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "costs.json").write_text("[]")
     costs = tmp_path / "costs.json"
-    code, said = told({"model_id": tiny_model("llama"), "device": "sim", "cost_model": costs})
+    code, said = failed_start({"model_id": tiny_model("llama"), "device": "sim", "cost_model": costs})
     assert code == 1
     assert said.strip().splitlines()[-1].startswith(f"helios serve: The cost model {costs} cannot be read")
     assert "Traceback" not in said
@@ -62,7 +62,7 @@ def test_a_cost_model_that_is_none(tiny_model: Callable[[str], Path], tmp_path: 
 def test_a_tokenizer_that_is_none(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
     (folder / "tokenizer.json").write_bytes(os.urandom(100))
-    code, said = told({"model_id": folder, "device": "sim"})
+    code, said = failed_start({"model_id": folder, "device": "sim"})
     assert code == 1
     assert said.strip().startswith(f"helios serve: {folder / 'tokenizer.json'} cannot be read (")
     assert "Traceback" not in said
@@ -83,7 +83,7 @@ def test_files_that_cannot_be_had(
     tiny_model: Callable[[str], Path], settings: dict[str, object], sentence: str
 ) -> None:
     usual = {"model_id": tiny_model("llama"), "device": "sim"}
-    code, said = told(usual | settings)
+    code, said = failed_start(usual | settings)
     assert code == 1
     assert said.strip().splitlines()[-1].startswith(sentence)
     assert "Traceback" not in said

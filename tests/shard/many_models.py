@@ -22,19 +22,19 @@ class Asked(msgspec.Struct):
 
     new: NewSequence
     tokens: list[int] = []
-    ran_on: list[int] = []  # the generation of each attempt
+    ran_on: list[int] = []  # the epoch of each attempt
     is_over: bool = False
     num_attempts: int = 0
 
-    def attempt(self, generation: int) -> NewSequence:
-        """The next attempt, on a generation."""
+    def attempt(self, epoch: int) -> NewSequence:
+        """The next attempt, on the model of an epoch."""
         self.num_attempts += 1
-        self.ran_on.append(generation)
+        self.ran_on.append(epoch)
         return msgspec.structs.replace(
             self.new,
             attempt=self.num_attempts,
             token_ids=self.new.token_ids + self.tokens,
-            epoch=generation,
+            epoch=epoch,
         )
 
 

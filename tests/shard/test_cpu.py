@@ -16,8 +16,8 @@ LARGE = [feature for level in LEVELS for feature in level.features]
         ([], "x86_64"),
         (SMALL, "avx2"),
         (LARGE, "avx512_bf16"),
-        ([it for it in LARGE if it != "avx512bw"], "avx2"),
-        ([it for it in LARGE if it != "fma"], "baseline"),
+        ([name for name in LARGE if name != "avx512bw"], "avx2"),
+        ([name for name in LARGE if name != "fma"], "baseline"),
     ],
 )
 def test_a_level_is_had_wholly_or_not(features: list[str], name: str):

@@ -27,17 +27,19 @@ def test_a_sentence_of_ours_is_passed_on() -> None:
 
 
 def test_what_a_library_raises_is_told_with_what_was_done_and_where_more_is_said() -> None:
-    told = raised(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))
-    assert told.startswith("Loading m on cpu failed (RuntimeError: mat1 and mat2 shapes cannot be multiplied")
-    assert told.endswith("--log-level debug shows where.")
-    assert "\n" not in told
+    message = raised(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))
+    assert message.startswith(
+        "Loading m on cpu failed (RuntimeError: mat1 and mat2 shapes cannot be multiplied"
+    )
+    assert message.endswith("--log-level debug shows where.")
+    assert "\n" not in message
     assert raised(lambda: {}["hidden_size"]).startswith("Loading m on cpu failed (KeyError: 'hidden_size')")
 
 
 def test_memory_that_runs_out_names_what_takes_it() -> None:
-    told = raised(lambda: torch.empty(1 << 50))
-    assert told.startswith("Loading m on cpu takes more memory than there is (")
-    assert "lower --kv-cache-bytes" in told
+    message = raised(lambda: torch.empty(1 << 50))
+    assert message.startswith("Loading m on cpu takes more memory than there is (")
+    assert "lower --kv-cache-bytes" in message
     assert sentence(MemoryError(), DOING).startswith(
         "Loading m on cpu takes more memory than there is: lower "
     )
@@ -46,7 +48,7 @@ def test_memory_that_runs_out_names_what_takes_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full: make room"),
@@ -58,8 +60,8 @@ def test_memory_that_runs_out_names_what_takes_it() -> None:
         (ModuleNotFoundError("No module named 'torch'"), "(No module named 'torch'): install Helios again."),
     ],
 )
-def test_what_the_system_says_is_told_with_what_to_try(error: Exception, told: str) -> None:
+def test_what_the_system_says_is_told_with_what_to_try(error: Exception, message: str) -> None:
     said = sentence(error, DOING)
     assert said.startswith(DOING)
-    assert told in said
+    assert message in said
     assert said.endswith(".")

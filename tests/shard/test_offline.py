@@ -29,8 +29,10 @@ def test_tokens_are_those_of_a_router(model, batch_size):
     expected = generate(make_runner(model), PROMPTS, 20, SAMPLED, ignore_eos=False)
     engine = OfflineEngine(make_runner(model), batch_size)
     made = engine.generate(PROMPTS, 20, SAMPLED)
-    assert [[token.id for token in one.tokens] for one in made] == [one.ids for one in expected]
-    assert [one.finish_reason for one in made] == [one.finish for one in expected]
+    assert [[token.id for token in completion.tokens] for completion in made] == [
+        completion.ids for completion in expected
+    ]
+    assert [completion.finish_reason for completion in made] == [completion.finish for completion in expected]
     assert engine.runner.table.pool.num_free == engine.runner.table.pool.num_blocks
 
 
@@ -45,8 +47,8 @@ def test_who_is_preempted_ends_with_the_same_tokens_and_scores(model):
         logprobs = [token.logprob for token in theirs.tokens]
         assert [token.logprob for token in ours.tokens] == pytest.approx(logprobs, abs=1e-3)
     answers = [
-        Answer(number, prompt, [token.id for token in one.tokens], 0, [], sampling)
-        for number, (prompt, one, sampling) in enumerate(zip(PROMPTS, made, SAMPLED, strict=True))
+        Answer(number, prompt, [token.id for token in completion.tokens], 0, [], sampling)
+        for number, (prompt, completion, sampling) in enumerate(zip(PROMPTS, made, SAMPLED, strict=True))
     ]
     read = {answer.number: [score.choice for score in scores] for answer, scores in engine.score(answers)}
     assert read == {answer.number: answer.token_ids for answer in answers}
@@ -56,8 +58,10 @@ def test_long_prompts_take_several_steps(model):
     prompt = [(7 * i) % 90 + 3 for i in range(100)]
     engine = OfflineEngine(make_runner(model), 32)
     made = engine.generate([prompt] * 12, 4)
-    assert len({tuple(token.id for token in one.tokens) for one in made}) == 1
-    assert all(len(one.tokens) == 4 and one.finish_reason is FinishReason.LENGTH for one in made)
+    assert len({tuple(token.id for token in completion.tokens) for completion in made}) == 1
+    assert all(
+        len(completion.tokens) == 4 and completion.finish_reason is FinishReason.LENGTH for completion in made
+    )
 
 
 def test_text_goes_in_and_comes_out(model):

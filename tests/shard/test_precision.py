@@ -97,11 +97,11 @@ def test_every_dtype_says_what_float32_says_of_the_same_numbers(
     assert (ready.dtype, ready.compute_dtype) == (precision.dtype, precision.compute_dtype)
     assert ready.dtype_reason.endswith(".")
     prompts = [prompt[:1] + prompt for prompt in prompts_of(ready.vocab_size, [30, 5, 17])]
-    said, expected = (generate(it, prompts, 1) for it in (runner, reference))
+    said, expected = (generate(each, prompts, 1) for each in (runner, reference))
     close = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
     tolerance = max(close[precision.storage], close[precision.compute])
-    for one, other in zip(said, expected, strict=True):
-        assert one.tokens[0].logprob == pytest.approx(other.tokens[0].logprob, abs=tolerance)
+    for generation, other in zip(said, expected, strict=True):
+        assert generation.tokens[0].logprob == pytest.approx(other.tokens[0].logprob, abs=tolerance)
 
 
 def rounded(model: Path, folder: Path, dtype: torch.dtype) -> Path:
@@ -124,7 +124,10 @@ def test_bytes_are_those_held(tiny_model, dtype: str):
     assert kv.keys.dtype == kv.values.dtype == DTYPES[dtype]
     padded = -(-heads.dim // 32) * 32
     assert runner.block_bytes == 2 * 16 * heads.kv * padded * size * len(runner.kv_cache.layers)
-    held = [runner.decoder.embedding, *(tensor for it in runner.decoder.linears for tensor in it.tensors)]
+    held = [
+        runner.decoder.embedding,
+        *(tensor for linear in runner.decoder.linears for tensor in linear.tensors),
+    ]
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
     norms = 9 * runner.decoder.shape.hidden_size * runner.model.precision.compute.itemsize
     assert runner.ready().weight_bytes == num_bytes + norms

@@ -50,26 +50,26 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def test_a_gpus_laps_are_told_when_it_has_come_by(device: Device) -> None:
-    laps, told = Laps(torch.device("cuda:1")), list[tuple[str, float]]()
+    laps, times = Laps(torch.device("cuda:1")), list[tuple[str, float]]()
     whole = laps.start()
     device.pending.append(5.0)
     part = laps.start()
     device.pending.append(2.0)
-    laps.stop(part, lambda ms: told.append(("part", ms)))
+    laps.stop(part, lambda ms: times.append(("part", ms)))
     device.pending.append(1.0)
-    laps.stop(whole, lambda ms: told.append(("whole", ms)))
-    assert told == []
+    laps.stop(whole, lambda ms: times.append(("whole", ms)))
+    assert times == []
     laps.settle()
-    assert told == [("part", 2.0), ("whole", 8.0)]
+    assert times == [("part", 2.0), ("whole", 8.0)]
     laps.settle()
-    assert len(told) == 2
+    assert len(times) == 2
 
 
 def test_a_cpus_laps_are_told_at_once() -> None:
-    laps, told = Laps(torch.device("cpu")), list[float]()
+    laps, times = Laps(torch.device("cpu")), list[float]()
     lap = laps.start()
-    laps.stop(lap, told.append)
-    laps.stop(lap, told.append)
-    assert 0 <= told[0] <= told[1]
+    laps.stop(lap, times.append)
+    laps.stop(lap, times.append)
+    assert 0 <= times[0] <= times[1]
     laps.settle()
-    assert len(told) == 2
+    assert len(times) == 2

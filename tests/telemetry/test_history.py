@@ -68,6 +68,6 @@ def test_of_two_routers_measurements_the_later_one_is_kept_by_both() -> None:
 
 
 def test_all_routers_choose_the_same_one_of_the_same_second() -> None:
-    one = Row(candidate="poet", depth=3, measured_at=10, num_requests=1)
+    row = Row(candidate="poet", depth=3, measured_at=10, num_requests=1)
     other = Row(candidate="poet", depth=3, measured_at=10, num_requests=2)
-    assert newest([one, other]) == newest([other, one])
+    assert newest([row, other]) == newest([other, row])

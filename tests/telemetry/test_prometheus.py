@@ -52,7 +52,7 @@ def test_the_router_tells_its_own_memory(metrics: Metrics) -> None:
 
 
 def test_two_servers_in_one_process_count_apart() -> None:
-    one, other = Metrics(), Metrics()
-    one.tgi.request_count.inc()
-    assert b"tgi_request_count 1.0" in one.render()
-    assert b"tgi_request_count 0.0" in other.render()
+    first, second = Metrics(), Metrics()
+    first.tgi.request_count.inc()
+    assert b"tgi_request_count 1.0" in first.render()
+    assert b"tgi_request_count 0.0" in second.render()

@@ -69,13 +69,13 @@ async def until(holds):
 
 
 async def test_windows_of_all_routers_are_read_as_one(server, open_store):
-    one, other = await open_store(server), await open_store(server, router="other")
-    one.put([record(0, 3), record(1, 4)])
-    one.put([record(0, 5)])
-    other.put([record(0, 6)])
-    assert await one.flush()
-    assert await other.flush()
-    for reader in (one, other):
+    first, second = await open_store(server), await open_store(server, router="other")
+    first.put([record(0, 3), record(1, 4)])
+    first.put([record(0, 5)])
+    second.put([record(0, 6)])
+    assert await first.flush()
+    assert await second.flush()
+    for reader in (first, second):
         records = await reader.records(60)
         assert tokens_of(records) == [3, 4, 5, 6]
         assert by_candidate(records)["poet", 30].tokens == 18
@@ -237,21 +237,21 @@ async def test_without_an_address_decisions_are_kept_in_memory(open_store):
 
 
 async def test_decisions_of_all_routers_are_read_with_what_came_of_them(server, open_store):
-    one, other = await open_store(server), await open_store(server, router="other")
+    writer, reader = await open_store(server), await open_store(server, router="other")
     first, second = decision("swap", why="because"), decision("pin", by="ada")
-    one.audit.append(first)
-    other.audit.append(second)
-    one.audit.update(first.id, outcome=Outcome.ROLLED_BACK, error="no such file", phases_ms={"read": 3.5})
-    await one.flush()
-    await other.flush()
-    assert [entry.id for entry in await other.decisions()] == sorted([first.id, second.id], reverse=True)
-    found = await other.decision(first.id)
-    assert found == one.audit.find(first.id)
+    writer.audit.append(first)
+    reader.audit.append(second)
+    writer.audit.update(first.id, outcome=Outcome.ROLLED_BACK, error="no such file", phases_ms={"read": 3.5})
+    await writer.flush()
+    await reader.flush()
+    assert [entry.id for entry in await reader.decisions()] == sorted([first.id, second.id], reverse=True)
+    found = await reader.decision(first.id)
+    assert found == writer.audit.find(first.id)
     assert (found.outcome, found.why) == (Outcome.ROLLED_BACK, "because")
-    assert len(await other.decisions(limit=1)) == 1
-    assert await other.decisions(since=time.time()) == []
-    assert await other.decision("17-nothing") is None
-    assert await other.decision("nothing") is None
+    assert len(await reader.decisions(limit=1)) == 1
+    assert await reader.decisions(since=time.time()) == []
+    assert await reader.decision("17-nothing") is None
+    assert await reader.decision("nothing") is None
 
 
 async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_others(
@@ -286,13 +286,13 @@ async def test_what_a_router_had_begun_when_it_was_killed_is_settled_by_others(
 async def test_of_two_measurements_the_later_one_counts_in_whatever_order_they_are_written(
     server, open_store
 ):
-    one, other = await open_store(server), await open_store(server, router="other")
-    one.history.put(row(measured_at=2_000, throughput=2.0))
-    other.history.put(row(measured_at=1_000, throughput=1.0))
-    other.history.put(row("bard", measured_at=1_000))
-    for store in 3 * (one, other):  # who writes late may undo for a moment
+    first, second = await open_store(server), await open_store(server, router="other")
+    first.history.put(row(measured_at=2_000, throughput=2.0))
+    second.history.put(row(measured_at=1_000, throughput=1.0))
+    second.history.put(row("bard", measured_at=1_000))
+    for store in 3 * (first, second):  # who writes late may undo for a moment
         await store.flush()
-    for store in (one, other):
+    for store in (first, second):
         assert [(found.candidate, found.measured_at) for found in store.history.rows()] == [
             ("bard", 1_000),
             ("poet", 2_000),

@@ -123,9 +123,9 @@ def test_shards_are_added_by_candidate() -> None:
 
 
 def test_sums_of_costs_are_exact_whoever_adds_them() -> None:
-    one, other = CostSums(), CostSums()
-    one.add(StepSample(3, 2, 6, 1.5))
-    other.add(StepSample(5, 1, 5, 2.5))
-    one.merge(other)
-    assert one.num_steps == 2
-    assert one.answers == [4.0, 1.5 * 3 + 2.5 * 5, 1.5 * 2 + 2.5, 1.5 * 6 + 2.5 * 5]
+    first, second = CostSums(), CostSums()
+    first.add(StepSample(3, 2, 6, 1.5))
+    second.add(StepSample(5, 1, 5, 2.5))
+    first.merge(second)
+    assert first.num_steps == 2
+    assert first.answers == [4.0, 1.5 * 3 + 2.5 * 5, 1.5 * 2 + 2.5, 1.5 * 6 + 2.5 * 5]

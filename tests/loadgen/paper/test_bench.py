@@ -55,5 +55,5 @@ async def test_helios_capped_answers_faster_in_the_same_memory(tiny_model, tmp_p
     gain = largest.gains[FULL].throughput
     assert gain is not None
     assert gain.estimate > 1
-    assert all(it.lost == 0 for outcome in (equal, largest) for it in outcome.systems.values())
+    assert all(system.lost == 0 for outcome in (equal, largest) for system in outcome.systems.values())
     assert msgspec.json.encode(equal)

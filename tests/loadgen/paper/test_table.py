@@ -62,7 +62,7 @@ def test_the_line_is_json_with_the_papers_figures():
 def test_the_plot_has_a_row_for_each_load(tmp_path):
     plot(tmp_path / "one.png", [report()])
     plot(tmp_path / "two.png", [report(), report(is_replay=False)])
-    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
-        assert one.width == two.width
-        assert two.height > 1.7 * one.height
-        assert len(one.getcolors(1 << 24) or []) > 4
+    with Image.open(tmp_path / "one.png") as first, Image.open(tmp_path / "two.png") as two:
+        assert first.width == two.width
+        assert two.height > 1.7 * first.height
+        assert len(first.getcolors(1 << 24) or []) > 4

@@ -109,9 +109,9 @@ def test_the_server_s_own_word_is_there() -> None:
 
 
 def test_several_runs_are_drawn_over_one_another() -> None:
-    one = summary()
-    other = msgspec.structs.replace(one, label="other")
-    page = page_of([one, other], title="A & B")
+    single = summary()
+    other = msgspec.structs.replace(single, label="other")
+    page = page_of([single, other], title="A & B")
     assert "A &amp; B" in page
     assert page.count('class="stroke c2"') >= 3
 

@@ -8,13 +8,13 @@ from loadgen.results.exits import exit_figures
 from tests.loadgen.making import record
 
 
-def told(group: str, times: list[float], layers: list[int], **changes: Any) -> Record:
+def answered(group: str, times: list[float], layers: list[int], **changes: Any) -> Record:
     confidences = array("d", [0.5] * len(layers))
     return record(0.0, times, group=group, exit_layers=array("H", layers), confidences=confidences, **changes)
 
 
 def test_depth_by_class_and_over_time() -> None:
-    records = [told("chat", [0.1, 1.1, 1.2], [10, 10, 30]), told("code", [0.2, 0.3], [20, 20])]
+    records = [answered("chat", [0.1, 1.1, 1.2], [10, 10, 30]), answered("code", [0.2, 0.3], [20, 20])]
     found = exit_figures(records, [0.0, 1.0], 0.0)
     assert found is not None
     assert found.total.share_by_layer == {
@@ -29,9 +29,9 @@ def test_depth_by_class_and_over_time() -> None:
 
 
 def test_unknown_confidences_are_left_out() -> None:
-    one = told("chat", [0.1, 0.2], [10, 10])
-    one.confidences[1] = float("nan")
-    found = exit_figures([one], [0.0], 0.0)
+    record = answered("chat", [0.1, 0.2], [10, 10])
+    record.confidences[1] = float("nan")
+    found = exit_figures([record], [0.0], 0.0)
     assert found is not None
     assert found.total.mean_confidence == 0.5
 

@@ -144,8 +144,8 @@ async def test_everything_that_was_ordered_stands_in_the_diary_the_latest_first(
     assert sorted(kinds) == ["drain", "resume", "swap", "threshold"]
     times = [int(1000 * decision["at"]) for decision in listed["decisions"]]
     assert times == sorted(times, reverse=True)
-    _, one = await client.get("/ops/decisions?limit=1")
-    assert len(one["decisions"]) == 1
+    _, latest = await client.get("/ops/decisions?limit=1")
+    assert len(latest["decisions"]) == 1
     _, later = await client.get(f"/ops/decisions?since={times[0] / 1000 + 1}")
     assert later == {"decisions": []}
     assert (await client.get("/ops/decisions?limit=many"))[0] == 422

@@ -65,11 +65,11 @@ async def test_keys_are_declared_where_they_are_asked_for(document: Any) -> None
     async with serving(api_key="s3cret") as client:
         headers = {"authorization": "Bearer s3cret"}
         async with client.session.get(client.url + "/openapi.json", headers=headers) as response:
-            told = await response.json()
-    assert set(told["components"]["securitySchemes"]) == {"key", "admin"}
-    assert told["paths"]["/generate"]["post"]["security"] == [{"key": []}]
-    assert told["paths"]["/health"]["get"]["security"] == []
-    assert "401" in told["paths"]["/ops/state"]["get"]["responses"]
+            openapi = await response.json()
+    assert set(openapi["components"]["securitySchemes"]) == {"key", "admin"}
+    assert openapi["paths"]["/generate"]["post"]["security"] == [{"key": []}]
+    assert openapi["paths"]["/health"]["get"]["security"] == []
+    assert "401" in openapi["paths"]["/ops/state"]["get"]["responses"]
 
 
 async def test_the_page_holds_the_document_and_loads_nothing(client: Client, document: Any) -> None:

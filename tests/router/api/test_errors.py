@@ -91,9 +91,9 @@ async def test_native_parameters_have_their_bounds(
 ) -> None:
     if path == "/generate_stream" and parameters.get("best_of", 0) > 1:
         message = "`best_of` > 1 is not supported when streaming"
-    status, told, answer = await refused(client, path, tgi(**parameters))
+    status, text, answer = await refused(client, path, tgi(**parameters))
     assert status == 422
-    assert told.startswith("Input validation error: " + message)
+    assert text.startswith("Input validation error: " + message)
     assert answer["error_type"] == "validation"
 
 
@@ -115,8 +115,8 @@ async def test_native_parameters_have_their_bounds(
     ],
 )
 async def test_native_bodies_have_their_shape(client: Client, body: Any, message: str) -> None:
-    status, told, _ = await refused(client, "/generate", body)
-    assert (status, told) == (422, "Input validation error: " + message)
+    status, text, _ = await refused(client, "/generate", body)
+    assert (status, text) == (422, "Input validation error: " + message)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ async def test_native_bodies_have_their_shape(client: Client, body: Any, message
 async def test_chat_fields_have_their_bounds(
     client: Client, more: dict[str, Any], param: str, message: str
 ) -> None:
-    status, told, answer = await refused(client, "/v1/chat/completions", CHAT | more)
+    status, text, answer = await refused(client, "/v1/chat/completions", CHAT | more)
     assert status == 400
-    assert message in told
+    assert message in text
     assert answer["error"]["param"] == param
     assert answer["error"]["type"] == "invalid_request_error"
     assert answer["error_type"] == "validation"
@@ -207,9 +207,9 @@ async def test_chat_fields_have_their_bounds(
 async def test_completion_fields_have_their_bounds(
     client: Client, more: dict[str, Any], param: str, message: str
 ) -> None:
-    status, told, answer = await refused(client, "/v1/completions", {"prompt": "Hi"} | more)
+    status, text, answer = await refused(client, "/v1/completions", {"prompt": "Hi"} | more)
     assert status == 400
-    assert message in told
+    assert message in text
     assert answer["error"]["param"] == param
 
 
@@ -225,9 +225,9 @@ async def test_completion_fields_have_their_bounds(
 async def test_a_context_overflow_is_known_by_its_code_and_its_words(
     client: Client, path: str, body: dict[str, Any], param: str
 ) -> None:
-    status, told, answer = await refused(client, path, body)
+    status, message, answer = await refused(client, path, body)
     assert status == 400
-    assert "this model's maximum context length is 512 tokens" in told
+    assert "this model's maximum context length is 512 tokens" in message
     assert (answer["error"]["code"], answer["error"]["param"]) == ("context_length_exceeded", param)
 
 
@@ -249,24 +249,24 @@ async def test_a_context_overflow_is_known_by_its_code_and_its_words(
 )
 @pytest.mark.parametrize("path", ROUTES)
 async def test_what_is_not_json_is_400(client: Client, path: str, body: bytes, message: str) -> None:
-    status, told, answer = await refused(client, path, body)
+    status, text, answer = await refused(client, path, body)
     assert status == 400
-    assert message in told
+    assert message in text
     assert answer["error_type"] == "malformed"
 
 
 async def test_a_number_too_large_for_a_float_is_422(client: Client) -> None:
-    status, told, _ = await refused(
+    status, message, _ = await refused(
         client, "/generate", b'{"inputs": "Hi", "parameters": {"temperature": 1e999}}'
     )
     assert status == 422
-    assert "`parameters.temperature`: number out of range" in told
+    assert "`parameters.temperature`: number out of range" in message
 
 
 @pytest.mark.parametrize("path", ROUTES)
 async def test_a_body_over_the_limit_is_413(client: Client, path: str) -> None:
-    status, told, _ = await refused(client, path, b'{"inputs": "' + b"a" * 3_000_000 + b'"}')
-    assert (status, told) == (413, "The body must be at most 2000000 bytes.")
+    status, message, _ = await refused(client, path, b'{"inputs": "' + b"a" * 3_000_000 + b'"}')
+    assert (status, message) == (413, "The body must be at most 2000000 bytes.")
 
 
 async def test_a_body_of_unknown_length_over_the_limit_is_413(client: Client) -> None:
@@ -348,10 +348,10 @@ async def test_wrong_routes_and_methods_are_told_in_json(
 async def test_an_unknown_model_is_404_and_the_known_ones_are_named(client: Client, path: str) -> None:
     bodies: dict[str, dict[str, Any]] = {"/tokenize": {"prompt": "Hi"}, "/detokenize": {"tokens": [1]}}
     body = bodies.get(path) or ask(path)
-    status, told, _ = await refused(client, path, body | {"model": "gpt-9"})
+    status, message, _ = await refused(client, path, body | {"model": "gpt-9"})
     assert status == 404
-    assert "`gpt-9` is not served here" in told
-    assert client.config.model_name in told
+    assert "`gpt-9` is not served here" in message
+    assert client.config.model_name in message
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -398,9 +398,9 @@ async def test_exact_needs_all_layers(client: Client) -> None:
 
     assert client.dispatcher.limits is not None
     client.dispatcher.limits = msgspec.structs.replace(client.dispatcher.limits, depth=2)
-    status, told, _ = await refused(client, "/generate", tgi(exact=True))
+    status, message, _ = await refused(client, "/generate", tgi(exact=True))
     assert status == 422
-    assert "`exact` needs all 4 layers, and no shard has more than 2" in told
+    assert "`exact` needs all 4 layers, and no shard has more than 2" in message
 
 
 async def test_a_fault_of_ours_is_500_in_json(client: Client) -> None:
@@ -423,7 +423,7 @@ async def test_a_token_that_the_model_has_no_embedding_for_is_refused(
     client: Client, path: str, body: dict[str, Any]
 ) -> None:
     client.tokenizer.backend.add_special_tokens(["<beyond>"])
-    status, told, _ = await refused(client, path, body)
+    status, message, _ = await refused(client, path, body)
     assert status in (400, 422)
-    assert "257" in told
+    assert "257" in message
     assert [request.prompt_token_ids for request in client.dispatcher.submitted] == [[39, 72]]

@@ -111,7 +111,7 @@ async def test_mixed_requests_each_get_what_they_would_alone(leaving: Client, fu
 async def test_speculative_answers_are_those_of_full(drafting: Client, full: Client, options: dict) -> None:
     drafted = await asyncio.gather(*[drafting.answer(prompt, **options) for prompt in PROMPTS])
     plain = await asyncio.gather(*[full.answer(prompt, **options) for prompt in PROMPTS])
-    assert [one["generated_text"] for one in drafted] == [one["generated_text"] for one in plain]
+    assert [answer["generated_text"] for answer in drafted] == [answer["generated_text"] for answer in plain]
     assert sum((await drafting.metric("helios_drafted_tokens_total")).values()) > 0
 
 
@@ -173,9 +173,9 @@ async def test_streams_outlive_their_shard_with_the_texts_they_would_have_had(le
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, "high"])
 async def test_a_threshold_out_of_bounds_is_a_422(leaving: Client, value: object) -> None:
-    status, told = await leaving.post(PROMPTS[0], exit_threshold=value)
-    assert (status, told["error_type"]) == (422, "validation")
-    assert "exit_threshold" in told["error"]
+    status, answer = await leaving.post(PROMPTS[0], exit_threshold=value)
+    assert (status, answer["error_type"]) == (422, "validation")
+    assert "exit_threshold" in answer["error"]
 
 
 async def test_capped_loads_what_it_runs_cannot_be_exact_and_is_judged_by_all_layers(start: Servers) -> None:
@@ -184,8 +184,8 @@ async def test_capped_loads_what_it_runs_cannot_be_exact_and_is_judged_by_all_la
             client = Client(http, server)
             answer = await client.answer(PROMPTS[0])
             assert set(exit_layers(answer)) == {2}
-            status, told = await client.post(PROMPTS[0], exact=True)
-            assert (status, told["error_type"]) == (422, "validation")
+            status, refused = await client.post(PROMPTS[0], exact=True)
+            assert (status, refused["error_type"]) == (422, "validation")
             info = await client.info()
             assert (info["depth"], info["num_layers"], info["supports_exact"]) == (2, 4, False)
             assert sum((await client.metric("helios_exit_breaches_total")).values()) > 0
@@ -212,12 +212,12 @@ async def test_replayed_exits_are_marked_wherever_they_appear(start: Servers, tm
 def refusal(tmp_path: Path, model: Path, settings: dict[str, object]) -> str:
     """What the server says when it will not start."""
     usual: dict[str, object] = {"model_id": model, "dtype": "float32", "device": "cpu", "port": 0}
-    told = subprocess.run(
+    result = subprocess.run(
         command(usual | settings), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
     )
-    assert told.returncode == 1, told.stderr
-    assert "http://" not in told.stdout
-    return told.stderr
+    assert result.returncode == 1, result.stderr
+    assert "http://" not in result.stdout
+    return result.stderr
 
 
 def remade(folder: Path, **changes: object) -> Path:
@@ -237,12 +237,15 @@ def without_weights(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda it: remade(it, exit={"layer": 4}), "exit layer 4 is out of range: between 1 and 3"),
-        (lambda it: remade(it, exit={"threshold": 1.5}), "threshold 1.5 of exit layer 1 is not in [0, 1]"),
-        (lambda it: remade(it, hidden_size=128), "exits were made for hidden size 128, not 64"),
-        (lambda it: remade(it, exit={"layer": 2}), "tensor 'exits.2.mlp.norm.weight'"),
+        (lambda exits: remade(exits, exit={"layer": 4}), "exit layer 4 is out of range: between 1 and 3"),
+        (
+            lambda exits: remade(exits, exit={"threshold": 1.5}),
+            "threshold 1.5 of exit layer 1 is not in [0, 1]",
+        ),
+        (lambda exits: remade(exits, hidden_size=128), "exits were made for hidden size 128, not 64"),
+        (lambda exits: remade(exits, exit={"layer": 2}), "tensor 'exits.2.mlp.norm.weight'"),
         (without_weights, "exit layer 1 has a mlp head, but there is no exits.safetensors"),
-        (lambda it: it.parent / "absent", "exits.json does not exist"),
+        (lambda exits: exits.parent / "absent", "exits.json does not exist"),
     ],
 )
 def test_exits_that_do_not_fit_are_refused_at_start_in_one_sentence(
@@ -250,17 +253,17 @@ def test_exits_that_do_not_fit_are_refused_at_start_in_one_sentence(
 ) -> None:
     model = tiny_model("llama")
     folder = spoil(write_exits(tmp_path / "exits", model, [1], "mlp"))
-    told = refusal(tmp_path, model, {"exit_mode": "per_row", "exits": folder})
-    last = told.splitlines()[-1]
+    message = refusal(tmp_path, model, {"exit_mode": "per_row", "exits": folder})
+    last = message.splitlines()[-1]
     assert last.startswith("helios serve: ")
     assert sentence in last
-    assert "Traceback" not in told
+    assert "Traceback" not in message
 
 
 def test_a_criterion_whose_data_are_not_there_and_a_layer_beyond_the_model_are_refused(
     tmp_path: Path, tiny_model: Callable[[str], Path]
 ) -> None:
-    told = refusal(tmp_path, tiny_model("llama"), LEAVING | {"exit_criterion": "classifier"})
-    assert "exit layer 1 has no probe, which criterion 'classifier' asks" in told.splitlines()[-1]
-    told = refusal(tmp_path, tiny_model("llama"), LEAVING | {"exit_layers": "1,9"})
-    assert "exit layer 9 is out of range: between 1 and 3" in told.splitlines()[-1]
+    message = refusal(tmp_path, tiny_model("llama"), LEAVING | {"exit_criterion": "classifier"})
+    assert "exit layer 1 has no probe, which criterion 'classifier' asks" in message.splitlines()[-1]
+    message = refusal(tmp_path, tiny_model("llama"), LEAVING | {"exit_layers": "1,9"})
+    assert "exit layer 9 is out of range: between 1 and 3" in message.splitlines()[-1]

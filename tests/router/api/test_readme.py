@@ -53,8 +53,8 @@ def test_a_client_in_python(sample: str, server: Server, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("sample", [sample for sample in PYTHON if ADDRESS not in sample])
 def test_without_a_server(sample: str) -> None:
-    told = run([sys.executable, "-c", sample], ROOT)
-    exits = re.findall(r"\[([\d, ]+)\]\n", told)
+    output = run([sys.executable, "-c", sample], ROOT)
+    exits = re.findall(r"\[([\d, ]+)\]\n", output)
     assert len(exits) == 2
     assert {int(layer) for line in exits for layer in line.split(",")} <= {15, 20, 25, 30}
 
@@ -70,7 +70,7 @@ def test_a_client_in_javascript(sample: str, server: Server, js_clients: Path, t
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("sample", SHELL)
 def test_curl(sample: str, server: Server, tmp_path: Path) -> None:
-    told = run(
+    output = run(
         ["sh", "-c", sample.replace("curl", "curl --silent --fail").replace(ADDRESS, server.url)], tmp_path
     )
-    assert '"generated_text"' in told or '"content"' in told
+    assert '"generated_text"' in output or '"content"' in output

@@ -257,8 +257,8 @@ async def test_what_is_no_models_answer_says_so_wherever_it_appears() -> None:
             assert response.headers["x-helios-random-weights"] == "true"
             details = (await response.json())["details"]
         *_, last = await client.events("/generate_stream", body)
-        for told in (details, json.loads(last)["details"], (await client.get("/info"))[1]):
-            assert (told["exit_replay"], told["random_weights"]) == (True, True)
+        for answer in (details, json.loads(last)["details"], (await client.get("/info"))[1]):
+            assert (answer["exit_replay"], answer["random_weights"]) == (True, True)
         _, completion = await client.post("/v1/completions", {"model": "tgi", "prompt": "Hi"})
         assert completion["system_fingerprint"] == "helios-v1-exit-replay-random-weights"
 

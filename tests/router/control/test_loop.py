@@ -106,20 +106,20 @@ def world_of(*candidates: Candidate, num_shards: int) -> tuple[ReassessmentLoop,
     """All shards serve the first one, whole."""
     profile = [
         CandidateProfile(
-            candidate=one,
+            candidate=candidate,
             num_layers=30,
             layer_bytes=7 << 20,
             other_bytes=50 << 20,
             kv_bytes=768,
-            proven={15: 0.9, 30: 1.0} if one.depths else {30: 1.0},
+            proven={15: 0.9, 30: 1.0} if candidate.depths else {30: 1.0},
         )
-        for one in candidates
+        for candidate in candidates
     ]
     repository = Repository(candidates=candidates, floor=Floor(agreement=0.8))
     controller, store = FakeController(FakeDispatcher()), FakeStore()
     loop = ReassessmentLoop(
         repository,
-        {one.candidate.name: one for one in profile},
+        {known.candidate.name: known for known in profile},
         controller.dispatcher,
         controller,
         store,
@@ -157,7 +157,9 @@ def ask_for_both(loop: ReassessmentLoop, count: int, turn: tuple[str, ...] = ("c
     """Chat and code in turn, each answered by what the shards with exits of its own serve, if there are."""
     for index in range(count):
         kind = turn[index % len(turn)]
-        author = next((one for one in loop.observer.policy_state.shards if one.candidate == kind), FULL)
+        author = next(
+            (choice for choice in loop.observer.policy_state.shards if choice.candidate == kind), FULL
+        )
         loop.observer.policy_state.on_answered(Answered(author, kind, 50, 40, author.depth))
 
 

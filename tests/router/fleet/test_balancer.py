@@ -17,8 +17,8 @@ from router.text.prompt import Prompt
 from tests.router.fakes import FakeTokenizer, make_request, make_served_model, make_target
 
 TEXTS = {"chat": "Tell me about the sea.", "code": "Write a python function."}
-GENERATIONS = {name: make_served_model(target=make_target(name)) for name in ("full", "chat", "code")}
-FULL, CHAT, CODE = (one.choice for one in GENERATIONS.values())
+SERVED_MODELS = {name: make_served_model(target=make_target(name)) for name in ("full", "chat", "code")}
+FULL, CHAT, CODE = (served_model.choice for served_model in SERVED_MODELS.values())
 BY_CLASS = {"chat": frozenset([FULL, CHAT]), "code": frozenset([FULL, CODE])}
 LIMITS = Limits(max_batch_size=8, max_batch_tokens=512, block_size=16)
 
@@ -55,7 +55,7 @@ def routed(*names: str, admitted: dict[str, frozenset[Choice]] = BY_CLASS) -> An
     """A balancer whose shards serve what is named."""
     balancer = Balancer(RequestRegistry())
     for shard, name in enumerate(names):
-        balancer.shards.append(PlayedShard(shard, balancer, GENERATIONS[name]))
+        balancer.shards.append(PlayedShard(shard, balancer, SERVED_MODELS[name]))
     balancer.route(admitted)
     return balancer
 
@@ -220,7 +220,7 @@ async def test_token_ids_are_not_left_to_shards_that_cannot_read_them() -> None:
 async def test_who_was_begun_goes_back_to_its_own_model_whatever_it_is_about() -> None:
     balancer = routed("chat", "code")
     request = make_request(1, prompt=Prompt(TEXTS["code"]))
-    request.start(0, GENERATIONS["chat"], 0.0)
+    request.start(0, SERVED_MODELS["chat"], 0.0)
     request.start_over()
     balancer.add(request)
     schedule(balancer, balancer.shards[1])
@@ -232,7 +232,7 @@ KINDS = st.sampled_from(["chat", "code"])
 
 
 @given(
-    st.lists(st.sampled_from(list(GENERATIONS)), min_size=1, max_size=4),
+    st.lists(st.sampled_from(list(SERVED_MODELS)), min_size=1, max_size=4),
     st.lists(st.tuples(KINDS, st.integers(1, 6)), min_size=1, max_size=6),
     st.randoms(),
 )
@@ -255,6 +255,6 @@ def test_nobody_starves_and_nobody_is_answered_by_less_than_is_there(
             assert request.shard is None or request.shard in able[kind]
             if request.shard is None:
                 mine = [balancer.shards[index] for index in able[kind]]
-                assert not any(one.num_running < 8 and one.scheduler.has_slot for one in mine)
+                assert not any(shard.num_running < 8 and shard.scheduler.has_slot for shard in mine)
 
     asyncio.run(play())

@@ -145,16 +145,18 @@ async def test_nonsense_is_a_death(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "reason"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it speaks HTTP"),
         (b"-ERR unknown command\r\n", "no shard's language"),
     ],
 )
-async def test_a_port_of_another_kind_is_told_and_not_asked_again(wire: Wire, said: bytes, told: str) -> None:
+async def test_a_port_of_another_kind_is_told_and_not_asked_again(
+    wire: Wire, said: bytes, reason: str
+) -> None:
     wire.peer.loads = wire.peer.answers = False
     wire.peer.writer.write(said)
-    with pytest.raises(ShardDied, match=told) as died:
+    with pytest.raises(ShardDied, match=reason) as died:
         await wire.client.open(HELLO)
     assert died.value.permanent
 

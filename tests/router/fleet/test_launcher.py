@@ -70,7 +70,7 @@ async def test_starts_that_fail_again_and_again_are_of_no_use(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "reason"),
     [
         ("kill -KILL $$", "was ended by SIGKILL: most likely the machine has run out of memory"),
         ("kill -ILL $$", "was ended by SIGILL: this CPU lacks an instruction"),
@@ -79,7 +79,7 @@ async def test_starts_that_fail_again_and_again_are_of_no_use(monkeypatch: pytes
     ],
 )
 async def test_a_child_that_dies_without_a_word_is_told_of_by_its_end(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, told: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, reason: str
 ) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{end}\n")
@@ -90,7 +90,7 @@ async def test_a_child_that_dies_without_a_word_is_told_of_by_its_end(
         await launcher.start(CONFIG, lambda: None)
     await launcher.end()
     assert died.value.reason.startswith("The process that was to load m on sim ")
-    assert told in died.value.reason
+    assert reason in died.value.reason
 
 
 async def test_a_child_that_cannot_be_started_at_all_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ async def test_sixty_four_streams_through_many_changes_lose_nothing(tmp_path: Pa
         assert num_swaps >= 10
         assert [ended[spec.sampling.seed] for spec in asked] == expected(asked)
         assert len({segment for request in requests for segment in authors(request)}) > 3
-        assert sim.shards()[0].num_generations == 1
+        assert sim.shards()[0].num_models == 1
 
 
 async def test_depth_belongs_to_the_sequence_and_freed_memory_becomes_blocks(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ async def test_depth_belongs_to_the_sequence_and_freed_memory_becomes_blocks(tmp
         second = sim.submit(*specs(8, start=50, max_new_tokens=50))
         await outcomes(second)
         assert all(request.status is Status.RUNNING for request in first)
-        assert sim.shards()[0].num_generations == 2
+        assert sim.shards()[0].num_models == 2
         await outcomes(first)
         assert {tuple(authors(request)) for request in first} == {(("sim", 30, 0),)}
         assert {tuple(authors(request)) for request in second} == {(("sim", 10, 0),)}

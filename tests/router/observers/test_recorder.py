@@ -73,8 +73,8 @@ def give(recorded: Recorded, request: Request, layers: list[int], now: float, en
 
 
 def step(num_tokens: int = 1, **more: object) -> StepOutput:
-    told = {"num_free_blocks": 5, "num_sequences": 2, "step_ms": 20.0, "idle_ms": 5.0} | more
-    return StepOutput(1, preempted=[], num_tokens=num_tokens, **{"outputs": []} | told)
+    fields = {"num_free_blocks": 5, "num_sequences": 2, "step_ms": 20.0, "idle_ms": 5.0} | more
+    return StepOutput(1, preempted=[], num_tokens=num_tokens, **{"outputs": []} | fields)
 
 
 def test_tokens_are_counted_by_exit_layer_with_their_times(recorded: Recorded) -> None:

@@ -41,12 +41,12 @@ def row(choice, ms_a_layer=1.0, requests=100, **rest) -> Row:
 
 def observation_of(*profile, serving=None, history=(), **rest) -> Observation:
     profile = profile or (profile_of(),)
-    candidates = tuple(one.candidate for one in profile)
+    candidates = tuple(known.candidate for known in profile)
     settled = {"floor": Floor(agreement=0.8), "limits": Limits(), "loop": Loop(), "objective": "throughput"}
     named = {name: rest.pop(name, value) for name, value in settled.items()}
     return Observation(
         repository=Repository(candidates=candidates, **named),
-        profiles={one.candidate.name: one for one in profile},
+        profiles={known.candidate.name: known for known in profile},
         device=rest.pop("device", Device(memory_bytes=2000 * MIB)),
         demand=rest.pop("demand", Demand(64, 64, 4, {"chat": 1.0})),
         history=tuple(history),
@@ -111,7 +111,7 @@ def moments(draw):
     return observation_of(
         *profile,
         serving=draw(st.sampled_from(CHOICES)),
-        history=list({one.key: one for one in draw(st.lists(rows(), max_size=8))}.values()),
+        history=list({row.key: row for row in draw(st.lists(rows(), max_size=8))}.values()),
         floor=Floor(draw(SHARES), draw(st.sampled_from([None, 0.5]))),
         limits=Limits(
             p95_itl_ms=draw(st.sampled_from([None, 50.0])),
@@ -134,13 +134,16 @@ def is_allowed(observation: Observation, choice: Choice) -> bool:
     if choice.depth != NUM_LAYERS:
         proven = profile.proven.get(choice.depth, 0.0)
         live = [
-            one.agreement
-            for one in observation.history
-            if one.key == (choice.candidate, choice.depth, observation.demand.prompts)
+            row.agreement
+            for row in observation.history
+            if row.key == (choice.candidate, choice.depth, observation.demand.prompts)
         ]
         if proven < floor.agreement:
             return False
-        if any(one is not None and one.num_sequences >= 8 and one.high < floor.agreement for one in live):
+        if any(
+            interval is not None and interval.num_sequences >= 8 and interval.high < floor.agreement
+            for interval in live
+        ):
             return False
     quality = profile.candidate.figures.quality
     if floor.quality is not None and (quality is None or quality < floor.quality):

@@ -133,16 +133,16 @@ def test_exits_made_for_other_prompts_are_left():
 
 
 def test_breaches_are_answered_by_the_cheaper_of_more_layers_and_another_model():
-    one, two = profile_of(depths=(6, 12, 18), proven={12: 0.9, 18: 0.9}), profile_of("two", model="two")
+    first, two = profile_of(depths=(6, 12, 18), proven={12: 0.9, 18: 0.9}), profile_of("two", model="two")
     counters = LoopCounters(num_requests=10, reassessed_at=0, is_breached=True)
     deeper, other = row(Choice("one", 18)), row(Choice("two", 12))
     observation = observation_of(
-        one, two, serving=MIDDLE, history=[row(MIDDLE), deeper, other], counters=counters
+        first, two, serving=MIDDLE, history=[row(MIDDLE), deeper, other], counters=counters
     )
     assert decide(observation).choice == Choice("two", 12)
     dear = row(Choice("two", 12), swap_ms=1e6)
     observation = observation_of(
-        one, two, serving=MIDDLE, history=[row(MIDDLE), deeper, dear], counters=counters
+        first, two, serving=MIDDLE, history=[row(MIDDLE), deeper, dear], counters=counters
     )
     assert decide(observation).choice == Choice("one", 18)
 

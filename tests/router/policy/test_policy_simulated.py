@@ -51,7 +51,9 @@ def test_what_history_knows_serves_again_without_trials():
     world.serve(300)
     later = [decision for _, decision in world.diary[num_before:]]
     assert world.policy_state.serving.candidate == "chat"
-    assert not any(one.kind is Kind.EVALUATE and one.choice.candidate == "chat" for one in later)
+    assert not any(
+        decision.kind is Kind.EVALUATE and decision.choice.candidate == "chat" for decision in later
+    )
 
 
 def test_at_a_floor_that_nothing_reaches_the_model_stays_whole():
@@ -59,7 +61,7 @@ def test_at_a_floor_that_nothing_reaches_the_model_stays_whole():
     world.serve(500)
     assert not world.changes
     assert world.policy_state.serving == Choice("full", 30)
-    reasons = {str(one.choice): one.why_not for one in world.diary[0][1].considered}
+    reasons = {str(ranked.choice): ranked.why_not for ranked in world.diary[0][1].considered}
     assert "only 0.85 is proven" in reasons["chat at 20 layers"]
 
 
@@ -78,13 +80,20 @@ def test_what_cannot_be_loaded_is_left_alone():
     world.failing = {Choice("chat", depth): "the file is broken" for depth in (10, 15, 20)}
     world.serve(600)
     assert world.policy_state.serving.depth == 30
-    assert sum(one.choice == Choice("chat", 15) for _, one in world.diary if one.kind is Kind.EVALUATE) == 1
+    assert (
+        sum(
+            decision.choice == Choice("chat", 15)
+            for _, decision in world.diary
+            if decision.kind is Kind.EVALUATE
+        )
+        == 1
+    )
 
 
 def test_the_time_spent_on_trials_keeps_to_its_budget():
     world = paper_world(loop=Loop(evaluation_budget=0.0))
     world.serve(600)
-    assert not any(one.kind is Kind.EVALUATE for _, one in world.diary)
+    assert not any(decision.kind is Kind.EVALUATE for _, decision in world.diary)
 
 
 def test_what_is_pinned_stays_through_a_shift():

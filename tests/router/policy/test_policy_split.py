@@ -30,8 +30,8 @@ def specialists(**rest) -> Observation:
         *(profile_of(name, prompts=(name,)) for name in ("chat", "code")),
     ]
     history = [row(FULL, prompts="mixed"), row(CHAT), row(CODE, prompts="code")]
-    told = {"demand": BOTH, "shards": (FULL,) * 4, "history": history} | rest
-    return observation_of(*profile, **told)
+    fields = {"demand": BOTH, "shards": (FULL,) * 4, "history": history} | rest
+    return observation_of(*profile, **fields)
 
 
 def carried_out(observation: Observation, decision) -> Observation:
@@ -48,7 +48,7 @@ def test_each_kind_of_prompts_gets_the_choice_that_is_best_for_it_alone():
     assert sorted(decision.shards) == [CHAT, CHAT, CODE, CODE]
     assert decision.is_elective
     assert "chat at 12 layers for chat and code at 12 layers for code cost" in decision.why
-    assert {one.prompts for one in decision.considered} == {"", "chat", "code"}
+    assert {ranked.prompts for ranked in decision.considered} == {"", "chat", "code"}
 
 
 def test_shards_follow_the_work():
@@ -111,7 +111,7 @@ def test_breaches_of_one_choice_end_the_split():
 def test_a_trial_leaves_each_kind_a_shard(name):
     shards = (CHAT, CODE)
     proven = {"chat": {12: 0.9}, "code": {12: 0.9}} | {name: {6: 0.9, 12: 0.9}}
-    own = [profile_of(one, prompts=(one,), proven=proven[one]) for one in ("chat", "code")]
+    own = [profile_of(name, prompts=(name,), proven=proven[name]) for name in ("chat", "code")]
     profile = [profile_of("full", depths=()), *own]
     history = [row(FULL, prompts="mixed"), row(CHAT), row(CODE, prompts="code")]
     observation = observation_of(
@@ -119,7 +119,7 @@ def test_a_trial_leaves_each_kind_a_shard(name):
     )
     decision = decide(observation)
     assert (decision.kind, decision.choice) == (Kind.EVALUATE, Choice(name, 6))
-    assert [one.candidate for one in decision.shards] == ["chat", "code"]
+    assert [choice.candidate for choice in decision.shards] == ["chat", "code"]
 
 
 def shared(chat: int, code: int, share: float, is_steady: bool = True) -> Observation:
@@ -214,8 +214,8 @@ def fleets(draw):
     total = max(1, sum(weights.values()))
     mix = {name: weight / total for name, weight in weights.items() if weight}
     shards = tuple(draw(st.lists(st.sampled_from(SERVABLE), min_size=2, max_size=6)))
-    one, other = draw(st.tuples(st.sampled_from(shards), st.sampled_from(shards)))
-    split = draw(st.sampled_from([{}, {"chat": one, "code": other}])) if one != other else {}
+    serving, other = draw(st.tuples(st.sampled_from(shards), st.sampled_from(shards)))
+    split = draw(st.sampled_from([{}, {"chat": serving, "code": other}])) if serving != other else {}
     trial = st.builds(Evaluation, st.sampled_from(SERVABLE), st.integers(0, 6))
     counters = LoopCounters(
         num_requests=1000,
@@ -226,17 +226,19 @@ def fleets(draw):
         elapsed_ms=1e6,
         num_shards=len(shards),
         is_breached=draw(st.sampled_from([False, False, True])),
-        breaching=one,
+        breaching=serving,
     )
     return observation_of(
         *profile,
-        serving=one,
+        serving=serving,
         split=split,
         shards=shards,
         counters=counters,
         demand=Demand(64, 64, 4, mix, draw(st.sampled_from([{}, mix]))),
         objective=draw(st.sampled_from(["throughput", "latency", "energy"])),
-        history=[one for choice in SERVABLE if draw(st.integers(0, 3)) for one in draw(measured(choice))],
+        history=[
+            serving for choice in SERVABLE if draw(st.integers(0, 3)) for serving in draw(measured(choice))
+        ],
         load_failures=draw(st.dictionaries(st.sampled_from(SERVABLE), st.just("it is broken"), max_size=1)),
     )
 
@@ -350,14 +352,14 @@ def test_exits_that_agree_less_than_was_proven_leave_the_split():
     world.truths["code"] = type(truth)(truth.sure, {"code": {15: 0.3, 20: 0.3}})
     world.serve(1500, mixed(world))
     assert any("live answers agree too little" in decision.why for _, decision in world.changes)
-    assert {one.candidate for one in world.policy_state.shards} <= {"full", "chat"}
+    assert {choice.candidate for choice in world.policy_state.shards} <= {"full", "chat"}
 
 
 def test_what_cannot_be_loaded_leaves_what_serves():
     world = fleet(4)
     world.failing = {Choice("code", depth): "the file is broken" for depth in (10, 15, 20)}
     world.serve(900, mixed(world))
-    assert all(one.candidate != "code" or one.depth == 30 for one in world.policy_state.shards)
+    assert all(choice.candidate != "code" or choice.depth == 30 for choice in world.policy_state.shards)
 
 
 def test_what_is_pinned_is_not_split():

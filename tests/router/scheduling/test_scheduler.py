@@ -279,13 +279,15 @@ def test_after_a_death_every_running_request_waits_again_and_the_second_death_co
     bench.run(2)
     bench.schedule()
     assert bench.scheduler.lose() == []
-    zero, one = bench.requests.values()
-    assert [(r.status, r.attempt, r.num_shard_deaths) for r in (zero, one)] == [(Status.WAITING, 1, 1)] * 2
+    first, second = bench.requests.values()
+    assert [(r.status, r.attempt, r.num_shard_deaths) for r in (first, second)] == [
+        (Status.WAITING, 1, 1)
+    ] * 2
     bench.known.clear()
     bench.scheduler = Scheduler(0, LIMITS, bench.served_model, bench.queue)
     assert bench.run(2) == [{0: 10}, {0: 1, 1: 10}]  # no two suspects in one step
     bench.schedule()
-    assert bench.scheduler.lose() == [zero, one]
+    assert bench.scheduler.lose() == [first, second]
     assert len(bench.queue) == 0
 
 

@@ -265,7 +265,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 1))
     def migrate(self, index: int) -> None:
-        """After a commit, take what runs off the older generations; before one, off the shard."""
+        """After a commit, take what runs off the older models; before one, off the shard."""
         scheduler = self.worlds[index].scheduler
         moved = scheduler.evict() if scheduler.is_holding else scheduler.migrate()
         assert all(request in self.queue for request in moved)
@@ -306,7 +306,7 @@ class Interleavings(RuleBasedStateMachine):
             starts = [segment.from_token for segment in request.segments]
             assert starts == sorted(set(starts))
             assert starts[:1] == [0] * request.has_started
-            assert all(one.depth != other.depth for one, other in pairwise(request.segments))
+            assert all(segment.depth != other.depth for segment, other in pairwise(request.segments))
             depths = [segment.depth for segment in request.segments]
             layers = [output.exit_layer for output in request.outputs]
             ends = [*starts[1:], len(layers)]

@@ -17,12 +17,12 @@ from tests.router.fakes import answer_of, make_request, make_served_model, make_
 from tests.router.sim_serving import outcomes, shard_processes, simulated, until
 
 LIMITS = Limits(max_batch_size=8, max_batch_tokens=64, block_size=4)
-GENERATION = make_served_model(block_size=4, num_blocks=100)
+SERVED_MODEL = make_served_model(block_size=4, num_blocks=100)
 
 
 def finished(id: int, num_prompt_tokens: int = 8, num_tokens: int = 4) -> Request:
     request = make_request(id, num_prompt_tokens=num_prompt_tokens)
-    request.start(0, GENERATION, 0.0)
+    request.start(0, SERVED_MODEL, 0.0)
     request.put([TokenOutput(5, -0.1, 30)] * num_tokens, FinishReason.LENGTH, 0.0)
     return request
 
@@ -30,7 +30,7 @@ def finished(id: int, num_prompt_tokens: int = 8, num_tokens: int = 4) -> Reques
 class Desk:
     """A scheduler that reads, and its shard played by hand."""
 
-    def __init__(self, *answers: Request, served_model: ServedModel = GENERATION):
+    def __init__(self, *answers: Request, served_model: ServedModel = SERVED_MODEL):
         self.score_queue = ScoreQueue(rate=1.0)
         for answer in answers:
             assert self.score_queue.offer(answer)
@@ -144,7 +144,7 @@ def test_a_preempted_reading_is_forgotten() -> None:
 
 
 def test_an_answer_that_would_fill_the_cache_is_not_read() -> None:
-    too_long = finished(1, num_prompt_tokens=GENERATION.ready.num_blocks * 2 + 8)
+    too_long = finished(1, num_prompt_tokens=SERVED_MODEL.ready.num_blocks * 2 + 8)
     desk = Desk(too_long, finished(2))
     assert len(desk.step().new[0].token_ids) == 12
 

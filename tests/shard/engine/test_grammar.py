@@ -155,17 +155,17 @@ def test_what_is_legal_depends_on_the_tokens_alone(tiny_model):
     sequences = [prompt + tokenizer.encode(text).ids + [ends] for text in texts for ends in (260, 9)]
     asked = [(ids, n) for ids in sequences for n in range(3, len(ids) + 1)]
     fresh = [constraint_of(compiler, GRAMMARS[2], 3).legal(ids, n) for ids, n in asked]
-    one = constraint_of(compiler, GRAMMARS[2], 3)
+    constraint = constraint_of(compiler, GRAMMARS[2], 3)
     for at in [*range(0, len(asked), 3), *range(len(asked) - 1, 0, -2), *range(len(asked))]:
         (ids, n), expected = asked[at], fresh[at]
         if expected is None:
             continue  # behind a token that is not legal
-        found = one.legal(ids, n)
-        if one.error:
-            one = constraint_of(compiler, GRAMMARS[2], 3)
+        found = constraint.legal(ids, n)
+        if constraint.error:
+            constraint = constraint_of(compiler, GRAMMARS[2], 3)
             continue
         assert found is not None and torch.equal(found, expected)
-        assert [id for id in range(300) if one.permits(ids, n, id)] == [
+        assert [id for id in range(300) if constraint.permits(ids, n, id)] == [
             id for id in range(300) if expected[id]
         ]
 

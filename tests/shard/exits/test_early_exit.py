@@ -85,9 +85,9 @@ def test_rows_leave_alone_whoever_shares_their_batch(exiting, head, criterion):
 def test_alone_synchronized_is_per_row(exiting, head, criterion, fill):
     config = {"head": head, "exit_criterion": criterion, "kv_fill": fill}
     config["exit_threshold"] = splitting_threshold(exiting, "per_row", **config)
-    one, other = exiting("synchronized", **config), exiting("per_row", **config)
-    for prompt in prompts_of(one.decoder.shape.vocab_size, [5, 30]):
-        a, b = generate(one, [prompt], 20)[0], generate(other, [prompt], 20)[0]
+    synchronized, other = exiting("synchronized", **config), exiting("per_row", **config)
+    for prompt in prompts_of(synchronized.decoder.shape.vocab_size, [5, 30]):
+        a, b = generate(synchronized, [prompt], 20)[0], generate(other, [prompt], 20)[0]
         assert [(t.id, t.exit_layer) for t in a.tokens] == [(t.id, t.exit_layer) for t in b.tokens]
 
 

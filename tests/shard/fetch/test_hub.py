@@ -112,15 +112,15 @@ def ask(tmp_path):
     return run
 
 
-def names(told):
-    assert told.returncode == 0, told.stderr
-    return {path.name for path in Path(told.stdout.strip()).iterdir()}
+def names(result):
+    assert result.returncode == 0, result.stderr
+    return {path.name for path in Path(result.stdout.strip()).iterdir()}
 
 
-def sentence(told):
-    assert told.returncode == 1
-    assert "Traceback" not in told.stderr
-    return told.stderr.strip().splitlines()[-1]
+def sentence(result):
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
 
 
 def test_a_model_is_fetched_without_what_serving_does_not_need(hub, ask):

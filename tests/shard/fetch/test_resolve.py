@@ -58,8 +58,8 @@ def test_a_complete_folder_is_itself(folder, cache):
 
 def test_a_complete_folder_is_found_without_loading_torch(folder, cache):
     command = [sys.executable, "-c", WITHOUT_TORCH, str(folder), str(cache)]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert told.stdout.splitlines() == [str(folder), "[]"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.splitlines() == [str(folder), "[]"]
 
 
 @pytest.mark.parametrize("name", ["embedded", "smollm2-135m-instruct"])

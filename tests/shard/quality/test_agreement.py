@@ -46,11 +46,11 @@ def test_answers_that_differ_widen_the_interval() -> None:
     for i in range(20):
         alike.add([(8, True)] * 5 + [(8, False)] * 5, [])
         unlike.add([(8, i % 2 == 0)] * 10, [])
-    one, other = alike.report().overall, unlike.report().overall
-    assert one is not None
-    assert other is not None
-    assert one.agreement == other.agreement == 0.5
-    assert other.high - other.low > 2 * (one.high - one.low)
+    narrow, wide = alike.report().overall, unlike.report().overall
+    assert narrow is not None
+    assert wide is not None
+    assert narrow.agreement == wide.agreement == 0.5
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
 def test_nineteen_intervals_in_twenty_hold_the_truth_though_tokens_of_an_answer_hang_together() -> None:

@@ -37,10 +37,13 @@ def test_damage_is_one_sentence_that_names_the_file(tmp_path: Path, text: str):
 def test_a_statement_replaces_its_like_and_no_other():
     both = Certificate([guarantee(), guarantee(mode="synchronized")])
     after = both.with_guarantee(guarantee(risk=0.1))
-    assert [(it.mode, it.risk) for it in after.guarantees] == [("synchronized", 0.05), ("per_row", 0.1)]
+    assert [(guarantee.mode, guarantee.risk) for guarantee in after.guarantees] == [
+        ("synchronized", 0.05),
+        ("per_row", 0.1),
+    ]
     known = Certificate(depths=[depth(2, 0.6), depth(3, 0.7), depth(2, 0.5, "bfloat16")])
     found = known.with_depths([depth(2, 0.65), depth(1, 0.3)])
-    assert [(it.depth, it.basis.dtype, it.agreement) for it in found.depths] == [
+    assert [(depth.depth, depth.basis.dtype, depth.agreement) for depth in found.depths] == [
         (1, "float32", 0.3),
         (2, "bfloat16", 0.5),
         (2, "float32", 0.65),

@@ -78,8 +78,10 @@ def test_of_the_settings_that_passed_the_fastest_is_taken():
     ]
     asked = Asked(Settings(Mode.PER_ROW), Bound(0.05, 0.9), Wanted(16), [1])
     found = Calibration(asked, None, None, None)
-    assert found.guarantee(curve, lambda it: 4 / it.expected_depth, BASIS).thresholds == {1: 0.8}
-    assert found.guarantee(curve[3:], lambda it: 4 / it.expected_depth, BASIS).thresholds == {1: NEVER}
+    assert found.guarantee(curve, lambda setting: 4 / setting.expected_depth, BASIS).thresholds == {1: 0.8}
+    assert found.guarantee(curve[3:], lambda setting: 4 / setting.expected_depth, BASIS).thresholds == {
+        1: NEVER
+    }
 
 
 def test_the_promise_is_kept_on_other_prompts(trained: Path, exits: Path, capsys):
@@ -92,8 +94,8 @@ def test_the_promise_is_kept_on_other_prompts(trained: Path, exits: Path, capsys
     assert thresholds(exits) == guarantee.thresholds
     assert min(guarantee.thresholds.values()) < 1
     assert "With confidence 90%, at most 10.0% of tokens leave early" in said
-    passed = [it for it in guarantee.curve if it.p_value <= 0.1]
-    (chosen,) = [it for it in passed if it.thresholds == guarantee.thresholds]
+    passed = [setting for setting in guarantee.curve if setting.p_value <= 0.1]
+    (chosen,) = [setting for setting in passed if setting.thresholds == guarantee.thresholds]
     assert chosen.coverage.get(4, 0.0) < 0.8
     assert len(guarantee.curve) - len(passed) <= 1
     with Image.open(exits / "calibration.png") as image:
@@ -148,7 +150,10 @@ def test_every_mode_and_fill_has_a_guarantee_of_its_own(trained: Path, exits: Pa
     assert run(trained, exits, capsys, *flags, "--mode", mode, "--fill", fill)[0] == 0
     certificate = read_certificate(exits)
     assert certificate is not None
-    assert [(it.mode, it.fill) for it in certificate.guarantees] == [("per_row", "recompute"), (mode, fill)]
+    assert [(guarantee.mode, guarantee.fill) for guarantee in certificate.guarantees] == [
+        ("per_row", "recompute"),
+        (mode, fill),
+    ]
 
 
 def test_each_depth_of_capped_has_an_agreement_with_its_bound(trained: Path, exits: Path, capsys):
@@ -157,18 +162,20 @@ def test_each_depth_of_capped_has_an_agreement_with_its_bound(trained: Path, exi
     certificate = read_certificate(exits)
     assert certificate is not None
     found = certificate.depths
-    assert [it.depth for it in found] == [1, 2, 3]
-    assert all(0 <= it.lower_bound < it.agreement <= 1 for it in found)
+    assert [known.depth for known in found] == [1, 2, 3]
+    assert all(0 <= known.lower_bound < known.agreement <= 1 for known in found)
     assert found[0].agreement < found[2].agreement
     assert len(result["speedup_bounds"]) == 3
     described = read_exits(exits).exits
-    assert all(not it.thresholds and 0 < it.breach_thresholds[Criterion.SOFTMAX] < 1 for it in described)
+    assert all(
+        not spec.thresholds and 0 < spec.breach_thresholds[Criterion.SOFTMAX] < 1 for spec in described
+    )
     capped = make_runner(trained, exits=str(exits), exit_mode="capped", num_layers=2)
     assert capped.ready().warnings == []
     (exit_head,) = capped.model.exits
     assert exit_head.threshold(Criterion.SOFTMAX, 0.9) == described[1].breach_thresholds[Criterion.SOFTMAX]
     staying = make_runner(trained, exits=str(exits), exit_mode="per_row")
-    assert {it.threshold(Criterion.SOFTMAX, 0.9) for it in staying.model.exits} == {0.9}
+    assert {exit_head.threshold(Criterion.SOFTMAX, 0.9) for exit_head in staying.model.exits} == {0.9}
 
 
 def test_no_exit_is_allowed_where_none_is_right(tiny_model, exits: Path, capsys):

@@ -103,12 +103,12 @@ def test_a_survey_is_what_each_exit_says_when_it_is_asked(tiny_model, tmp_path: 
         exit_criterion=criterion,
         exit_fallback=False,
     )
-    told = [says(hasty, made, at) for made in answers for at in range(1, len(made.token_ids))]
+    pairs = [says(hasty, made, at) for made in answers for at in range(1, len(made.token_ids))]
     right = [token for made in answers for token in made.token_ids[1:]]
     (votes,) = found.votes
     assert found.num_layers == 4
-    np.testing.assert_allclose(votes.confidences, [sure for _, sure in told], atol=2e-5)
-    assert votes.agrees.tolist() == [token == said for token, (said, _) in zip(right, told, strict=True)]
+    np.testing.assert_allclose(votes.confidences, [sure for _, sure in pairs], atol=2e-5)
+    assert votes.agrees.tolist() == [token == said for token, (said, _) in zip(right, pairs, strict=True)]
 
 
 def test_prompts_have_noise_of_their_own():

@@ -49,7 +49,9 @@ def test_on_prompts_never_seen_each_exit_says_what_full_depth_says_more_often_th
     variant: str, embedded_model: Path, tmp_path: Path
 ):
     runner = make_runner(embedded_model, dtype="bfloat16", max_total_tokens=256, kv_cache_bytes=1 << 26)
-    prompts = encode_prompts(embedded_model, [it for it in read_prompts(variant) if is_held_out(it)][:5])
+    prompts = encode_prompts(
+        embedded_model, [prompt for prompt in read_prompts(variant) if is_held_out(prompt)][:5]
+    )
     answers = [made.ids for made in generate(runner, prompts, 32, ignore_eos=False)]
     passages = [Passage([*prompt, *ids], len(prompt)) for prompt, ids in zip(prompts, answers, strict=True)]
     back = read_backbone(embedded_model, 256, torch.device("cpu"))
@@ -62,7 +64,7 @@ def test_on_prompts_never_seen_each_exit_says_what_full_depth_says_more_often_th
     student = Student(back, heads, Fixed(vocabulary), torch.empty(0, dtype=torch.bfloat16))
     places = [(0, passage) for passage in range(len(passages))]
     seen = look(student, vocabulary, [source], places, states=False)
-    agreement = [float(it.agrees.float().mean()) for it in seen.values()]
+    agreement = [float(votes.agrees.float().mean()) for votes in seen.values()]
     assert agreement == sorted(agreement)
     assert agreement[0] > 0.3
     assert agreement[-1] > 0.55

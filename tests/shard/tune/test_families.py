@@ -57,7 +57,7 @@ def test_a_model_of_every_family_is_tuned_calibrated_and_served(tiny_model, tmp_
     assert certificate is not None
     (guarantee,) = certificate.guarantees
     assert min(guarantee.thresholds.values()) < 1
-    assert [it.depth for it in certificate.depths] == [1, 3]
+    assert [known.depth for known in certificate.depths] == [1, 3]
     served = make_runner(model, exits=str(exits), exit_mode="per_row", exit_fallback=False)
     assert served.ready().warnings == []
     layers = {token.exit_layer for made in generate(served, ANSWERED, 20) for token in made.tokens}

@@ -75,8 +75,8 @@ def test_an_exit_that_saves_more_may_err_more():
 
 
 def _same() -> tuple[np.ndarray, np.ndarray]:
-    one = votes(3, 0.6)
-    return one.confidences, one.agrees
+    exit_votes = votes(3, 0.6)
+    return exit_votes.confidences, exit_votes.agrees
 
 
 def test_nobody_leaves_where_nothing_is_right_or_nothing_can_be_proven(survey: Survey):

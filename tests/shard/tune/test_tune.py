@@ -119,7 +119,7 @@ def test_exits_that_propose_learn_to_be_decided_by_the_lm_head(
         assert tune(model, out, prompts, "--head-rank", "4", "--steps", "60", "--rate", "0.01", *flags) == 0
         check_served_as_trained(model, out, tmp_path / f"states-{out.name}")
         shares.append(json.loads((out / "tuning.json").read_text())["history"][-1]["agreement"]["few"]["3"])
-    assert [it["rerank"] for it in json.loads((variant / "exits.json").read_text())["exits"]] == [8, 8]
+    assert [spec["rerank"] for spec in json.loads((variant / "exits.json").read_text())["exits"]] == [8, 8]
     assert shares[1] > shares[0] + 0.1  # rank 4 says little of 312 tokens
     assert tune(model, tmp_path / "back", prompts, "--head-rank", "4", "--init", str(variant)) == 1
     assert "--head-rerank is needed as well" in capsys.readouterr().err
@@ -166,7 +166,10 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(
     model = write_tiny_model(tmp_path / "model", "llama")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"txt": 1}\n')
-    assert tune(model, tmp_path / "exits", prompts, *(str(bad) if it == "BAD" else it for it in flags)) == 1
+    assert (
+        tune(model, tmp_path / "exits", prompts, *(str(bad) if flag == "BAD" else flag for flag in flags))
+        == 1
+    )
     said = capsys.readouterr().err.strip()
     assert said.splitlines()[-1].startswith("helios tune: ")
     assert sentence in said

@@ -48,7 +48,7 @@ def test_over_the_whole_vocabulary_loss_and_gradients_are_those_of_the_divergenc
 
 def test_a_sample_of_the_vocabulary_estimates_the_divergence(teacher: Targets):
     some = Targets(teacher.ids[:4], teacher.logprobs[:4])
-    reduced, vocabulary = (it.detach() for it in student(2))
+    reduced, vocabulary = (tensor.detach() for tensor in student(2))
     true = exact(reduced[:4], vocabulary, some).item()
     estimates = []
     for seed in range(60):
@@ -80,8 +80,8 @@ def test_a_probe_finds_what_one_direction_tells():
     hidden = 5 + 3 * torch.randn(2000, 12, generator=generator)
     chance = torch.sigmoid(1.5 * (hidden[:, 2] - 5))
     agrees = torch.rand(2000, generator=generator) < chance
-    told = probed(fit_probe(hidden, agrees), hidden)
-    assert (told - chance).abs().mean() < 0.05
+    probabilities = probed(fit_probe(hidden, agrees), hidden)
+    assert (probabilities - chance).abs().mean() < 0.05
 
 
 def test_the_learning_rate_rises_then_falls_and_never_ends():
