@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,12 @@ def test_test_modules_import_helpers_and_no_test_modules() -> None:
         if re.match(r"\s*(from|import) tests(\.\w+)*\.test_", line)
     ]
     assert arrows == []
+
+
+def test_arrows_in_architecture_are_the_contracts() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    layers = {contract["containers"][0]: contract["layers"] for contract in contracts if "layers" in contract}
+    drawn = re.findall(r"^    (router|shard|loadgen) +((?:.+\n)+)", page, re.MULTILINE)
+    assert {name: " ".join(arrows.split()).split(" > ") for name, arrows in drawn} == layers
