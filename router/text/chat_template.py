@@ -40,11 +40,14 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """A template and the special tokens that it names."""
+    """A template, the special tokens that it may name, and the file that it is from."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str]):
+    def __init__(
+        self, source: str, special_tokens: dict[str, str], origin: Path = Path("tokenizer_config.json")
+    ):
         self.source = source
         self.special_tokens = special_tokens
+        self.origin = origin
 
     @classmethod
     def load(cls, folder: Path, config_path: Path | None = None) -> Self | None:
@@ -53,14 +56,17 @@ class ChatTemplate:
         A `chat_template.jinja` beside the tokenizer wins over the field of tokenizer_config.json, as in
         transformers; `config_path` names a configuration that wins over both.
         """
+        if config_path is not None and not config_path.is_file():
+            raise TokenizerUnreadable(f"{config_path} is missing: name a tokenizer_config.json")
         config = read_object(config_path) if config_path else tokenizer_config(folder)
-        source = _named_default(config.get("chat_template"), config_path or folder / "tokenizer_config.json")
+        origin = config_path or folder / "tokenizer_config.json"
+        source = _named_default(config.get("chat_template"), origin)
         file = folder / "chat_template.jinja"
         if file.exists() and not (config_path and source):
-            source = _read_text(file)
+            source, origin = _read_text(file), file
         if source is None:
             return None
-        return cls(source, named_texts(config) if config_path else special_tokens(folder))
+        return cls(source, named_texts(config) if config_path else special_tokens(folder), origin)
 
     def render(
         self,

@@ -19,6 +19,7 @@ import tokenizers
 from router.text.added_tokens import digest_of, read_backend
 from router.text.chat_template import ChatTemplate, ChatTemplateError
 from router.text.rendering import renderer
+from router.text.tokenizer_files import TokenizerUnreadable
 from router.tools.call_format import MARKS, CallFormat, format_of
 from router.tools.grammar import SpecialTokens
 from shard.messages import TokenOutput
@@ -106,7 +107,7 @@ class Tokenizer:
         backend.no_padding()
         template = ChatTemplate.load(Path(folder), Path(config_path) if config_path else None)
         if template is not None:
-            renderer().check(template)
+            _check(template)
         return cls(backend, template, digest_of(backend, Path(folder)))
 
     @property
@@ -271,6 +272,14 @@ class Detokenizer:
         """The answer so far, without special tokens. A character left incomplete shows as U+FFFD."""
         pending, _ = self._utf8.getstate()
         return self.whole_text + pending.decode("utf-8", "replace")
+
+
+def _check(template: ChatTemplate) -> None:
+    """Raises `TokenizerUnreadable` for a template that does not compile."""
+    try:
+        renderer().check(template)
+    except ChatTemplateError as error:
+        raise TokenizerUnreadable(f"{template.origin}: {error}") from None
 
 
 def _decoder_types(backend: tokenizers.Tokenizer) -> set[str]:

@@ -41,6 +41,8 @@ def convert_gguf(source: Path, folder: Path) -> None:
     """
     try:
         header = _read_header(source)
+    except ModelUnusable:
+        raise
     except (OSError, ValueError, KeyError, IndexError) as error:
         _pass_on_the_systems(error)
         reason = _first_sentence(error)
@@ -96,7 +98,9 @@ def _read_header(source: Path) -> GgufHeader:
 
     family = fact("general.architecture")
     if fact("tokenizer.ggml.tokens") is None:
-        raise ModelUnusable(f"{source} holds no tokenizer: fetch a file that has one.")
+        raise ModelUnusable(
+            f"{source} holds no tokenizer (tokenizer.ggml.tokens is missing): fetch a file that has one."
+        )
     matrices = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
     scaling = fact(f"{family}.rope.scaling.type") not in (None, "none")
     return GgufHeader(

@@ -58,8 +58,14 @@ def check(checkpoint: Headers, prefix: str, full_prefix: str, config: Any) -> No
             raise CheckpointError(
                 f"tensor '{name}' has shape {found[name]}, not {shape} as config.json asks, in {checkpoint}"
             )
-    for name in found:
-        if name not in here and not _HARMLESS.search(name) and not _SCALES.search(name):
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    for name in sorted(found.keys() - here.keys()):
+        if not is_quantised and _SCALES.search(name):
+            raise CheckpointError(
+                f"tensor '{name}' is in {checkpoint}, whose config.json has no quantization_config that says "
+                "what it scales"
+            )
+        if not _HARMLESS.search(name) and not _SCALES.search(name):
             raise CheckpointError(
                 f"tensor '{name}' is in {checkpoint}, and config.json does not account for it: "
                 "it belongs to another model"

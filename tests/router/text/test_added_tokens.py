@@ -99,6 +99,16 @@ def test_older_files_count_where_there_is_no_decoder(tmp_path: Path, older, spec
         ("special_tokens_map.json", '{"eos_token": 7}', "a special token is no text"),
         ("tokenizer_config.json", '{"extra_special_tokens": 7}', "a special token is no text"),
         ("tokenizer_config.json", '{"chat_template": 7}', "chat_template is no text"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": "{% for %}"}',
+            r"_config\.json: .*template cannot be read",
+        ),
+        (
+            "chat_template.jinja",
+            "{% for %}",
+            r"chat_template\.jinja: the model's chat template cannot be read",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_sentence(tmp_path: Path, file, text, complaint):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from router.text.chat_template import ChatTemplate, ChatTemplateError
+from router.text.tokenizer_files import TokenizerUnreadable
 
 MESSAGES = [{"role": "user", "content": "Hi <there>"}, {"role": "assistant", "content": "Hello"}]
 TEMPLATES = {
@@ -116,6 +117,12 @@ def test_a_given_configuration_wins_over_both(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("file")
     other = write(tmp_path, {"chat_template": "other"}, "other.json")
     assert rendered(ChatTemplate.load(tmp_path, other)) == "other"
+
+
+def test_a_given_configuration_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("file")
+    with pytest.raises(TokenizerUnreadable, match=r"other\.json is missing"):
+        ChatTemplate.load(tmp_path, tmp_path / "other.json")
 
 
 def test_of_several_templates_the_default_is_taken(tmp_path: Path) -> None:

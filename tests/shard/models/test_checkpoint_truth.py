@@ -218,8 +218,17 @@ def test_a_scale_beside_a_matrix_that_is_not_of_8_bits_is_refused(changed):
         name = "model.layers.0.self_attn.q_proj.weight"
         return tensors | {name + "_scale": torch.full((64, 1), 2.0)}
 
+    folder = changed("llama", {"quantization_config": {"quant_method": "fbgemm_fp8"}}, add)
     with pytest.raises(CheckpointError, match=r"q_proj.weight' is not of 8 bits, and has a scale beside it"):
-        make_runner(changed("llama", weights=add))
+        make_runner(folder)
+
+
+def test_scales_that_no_quantization_config_speaks_of_are_refused(changed):
+    def quantised(tensors: Tensors) -> Tensors:
+        return to_float8(tensors, ".weight_scale", None, True)
+
+    with pytest.raises(CheckpointError, match=r"weight_scale' is in .*has no quantization_config"):
+        make_runner(changed("llama", weights=quantised))
 
 
 def test_8_bit_floats_without_a_scale_are_refused(changed):
