@@ -1,4 +1,4 @@
-"""The one command: maps a subcommand to a folder's main, and imports nothing before it knows which."""
+"""The one command: maps subcommands to folders' main functions, and imports only the one that it runs."""
 
 import importlib
 import importlib.metadata
@@ -21,8 +21,8 @@ COMMANDS = {
     "shard": ("shard.__main__", "run one shard for a router on another host"),
 }
 
-# How long threads wait awake for each other behind each product, in spins; read when torch is loaded.
-# The 300,000 of libgomp are milliseconds: a core shared with another process made steps ten times slower.
+# Spins of threads that wait for each other after each product; read when torch is imported. libgomp's default
+# of 300,000 takes milliseconds: a core shared with another process made steps ten times slower.
 SPIN_COUNT = "5000"
 
 HELP = """\
@@ -40,7 +40,7 @@ helios COMMAND --help tells a command's flags.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of the command; 2 with one line when there is no such command."""
+    """Run a command; returns its exit code, 2 with one line for an unknown command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str]) -> str | None:
-    """The command of two words, else of one, that the arguments begin with."""
+    """The command of two words, else of one, at the start of the arguments."""
     names = (" ".join(arguments[:2]), arguments[0])
     return next((name for name in names if name in COMMANDS), None)
 

@@ -1,4 +1,4 @@
-"""What containers are like, to put before a command: small disks, read-only ones, a user without a name."""
+"""Command prefixes that imitate containers: small disks, read-only disks, a user without a name."""
 
 import functools
 import subprocess
@@ -26,12 +26,12 @@ def with_disk(folder: Path, size: str) -> Words:
 
 
 def as_nobody_known(*environment: str) -> Words:
-    """A user whom no file names and who has no home, but for what `environment` says."""
+    """Run as a user without a name or a home, except as `environment` says."""
     return (*_mounted(":"), *_user(environment))
 
 
 def read_only(*environment: str, but: Path | None = None) -> Words:
-    """Such a user, where nothing can be written, except into the folder `but`, which is empty."""
+    """The same with a read-only disk, except the folder `but`, which is empty."""
     disk = "" if but is None else f'\nmount -t tmpfs none "{but}" || exit 99'
     return (*_mounted(_READ_ONLY + disk), *_user(environment))
 
@@ -42,7 +42,7 @@ def _user(environment: Words) -> Words:
 
 
 def _mounted(script: str) -> Words:
-    """In mounts of its own. Where none may be made, the test is skipped."""
+    """Run in a mount namespace. Skips the test where none can be made."""
     within = ("unshare", "--map-root-user", "--mount", "sh", "-c", f'{script}\nexec "$@"', "sh")
     if not _works((*within, *_AS_USER, "true")):
         pytest.skip("mounts of one's own may not be made here")

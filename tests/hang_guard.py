@@ -1,8 +1,8 @@
 """A pytest plugin: upper bounds for the whole run and for each test, its fixtures' teardown included.
 
-pytest-timeout interrupts a test once; what then waits in a teardown, or in the event loop's own end, does so
-for ever. Here a process that is over its bound shows the stacks of its threads and asyncio tasks, ends its
-children and exits. Of xdist's processes each has the guard: a worker's end fails the test it was at.
+pytest-timeout interrupts a test once; a later hang in a teardown, or in the event loop's end, is unbounded.
+Here a process over its bound prints the stacks of its threads and asyncio tasks, ends its children and exits.
+Each of xdist's processes has the guard: a worker's end fails the test that it ran.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class HangGuard:
-    """Of one process: the one that runs the tests, or xdist's controller or worker."""
+    """The guard of one process: of a plain run, or of xdist's controller or worker."""
 
     def __init__(self, config: pytest.Config):
         worker_input = getattr(config, "workerinput", None)
@@ -96,7 +96,7 @@ def _timer(seconds: float, act: Callable[[], None]) -> threading.Timer:
 
 
 def _task_stacks() -> str:
-    """Of every asyncio task, whichever loop it belongs to: what awaits what, outermost first."""
+    """Stacks of all asyncio tasks of all loops, the outermost coroutine first."""
     tasks = [thing for thing in gc.get_objects() if isinstance(thing, asyncio.Task) and not thing.done()]
     return "".join(f"\n{task!r}\n" + "".join(_stack(task.get_coro())) for task in tasks)
 

@@ -1,4 +1,4 @@
-"""What a part has found so far, a JSON object a line in the file that FINDINGS names: kept if it is killed.
+"""Findings of a part, one JSON object per line in the file that FINDINGS names, so that they survive a kill.
 
 As a pytest plugin it notes every test as it ends.
 """
@@ -17,10 +17,10 @@ def note(kind: str, **facts: Any) -> None:
 
 
 class Noting:
-    """Of the process that hears of all tests."""
+    """Records all tests of the controlling process."""
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if session.items:  # else they are the workers'
+        if session.items:  # else workers run the tests
             note("tests", count=len(session.items))
 
     @pytest.hookimpl(optionalhook=True)
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """What went wrong, in a line."""
+    """The error in one line."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else str(report.longrepr)
     return " ".join(text.split())[:300]

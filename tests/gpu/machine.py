@@ -1,4 +1,4 @@
-"""`python -m tests.gpu.machine DEVICE MODEL`: what this device is, what it spends, how fast models change."""
+"""`python -m tests.gpu.machine DEVICE MODEL`: describes the device, its energy and its swap times."""
 
 import platform
 import sys
@@ -23,11 +23,11 @@ from tests.gpu.findings import note
 
 ENERGY_S, BATCH_SIZE, CONTEXT = 4.0, 8, 64
 WATTS = range(20, 2000)  # of one GPU at work
-DEPTHS = (0.5, 1.0, 0.75)  # of the layers, one change after the other
+DEPTHS = (0.5, 1.0, 0.75)  # shares of the layers, one change after the other
 
 
 def describe(device: str) -> None:
-    """Names and versions, and how fast memory is."""
+    """Report names, versions and memory bandwidth."""
     at = torch.device(device)
     on_gpu = at.type == "cuda"
     properties = torch.cuda.get_device_properties(at) if on_gpu else None
@@ -46,7 +46,7 @@ def describe(device: str) -> None:
 
 
 def spend(config: ShardConfig, seconds: float) -> None:
-    """Joules of decoding for a while. On a GPU, NVML must tell them, and nothing that no GPU can spend."""
+    """Report joules of decoding. On a GPU they must come from NVML and be plausible."""
     meter, tokens, joules = Meter(counter_of(config)), 0, 0.0
     lockstep = Lockstep(ModelRunner(config), BATCH_SIZE, CONTEXT)
     lockstep.prefill()
@@ -66,7 +66,7 @@ def spend(config: ShardConfig, seconds: float) -> None:
 
 
 def change(config: ShardConfig, num_layers: int) -> None:
-    """How long models of other depths take to prepare, and how long steps stand still for each."""
+    """Report the time to prepare other depths, and the gap in steps of each change."""
     shard = ServedModels(config, ModelLoader())
     for epoch, share in enumerate(DEPTHS, 1):
         depth = int(num_layers * share)
@@ -80,7 +80,7 @@ def change(config: ShardConfig, num_layers: int) -> None:
 
 
 def main(device: str, model_id: str) -> int:
-    """One after the other; what fails is named."""
+    """Run all in turn; failures are named."""
     folder = folder_of(model_id, default_cache_dir())
     on_gpu = device.startswith("cuda")
     more: dict[str, Any] = {} if on_gpu else {"num_layers": 4, "num_threads": 1}

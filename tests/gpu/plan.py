@@ -1,10 +1,10 @@
-"""What is run on a GPU, in which order and for how long. Standard library alone: the rest may be missing."""
+"""The plan of `make gpu`: parts, order and budgets. Imports the standard library alone."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-DEADLINE_S = 530  # of everything together: under nine minutes
+DEADLINE_S = 530  # for all parts together: under nine minutes
 MODES = ("full", "per_row", "synchronized", "capped", "speculative")
 EQUALITY = (
     "tests/shard/ops/test_cuda_ops.py",
@@ -16,7 +16,7 @@ EQUALITY = (
     "tests/shard/bench",
 )
 SWAPS = ("tests/shard/test_loader.py",)
-NEEDED = (  # to be imported by what is run here
+NEEDED = (  # packages that the parts import
     *("torch", "transformers", "safetensors", "tokenizers", "numpy", "msgspec", "rich", "psutil"),
     *("pytest", "pytest_asyncio", "pytest_timeout", "xdist", "hypothesis"),
 )
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
     name: str
     budget_s: int
-    arguments: tuple[str, ...]  # of the Python that has all packages
+    arguments: tuple[str, ...]  # for the Python that has all packages
 
 
 class Plan(NamedTuple):
@@ -51,7 +51,7 @@ SHAPES = (
     Shape("llama3-8b", "random:llama3-8b", (8, 16, 24)),
     Shape("opt-1.3b", "random:opt-1.3b", (6, 12, 18)),
 )
-SMALL_SHAPES = (  # narrowed, and of four layers
+SMALL_SHAPES = (  # narrowed to four layers
     Shape("SmolLM2-135M", "random:smollm2-135m:3", (1, 2, 3)),
     Shape("llama3-8b", "random:llama3-8b:8", (1, 2, 3)),
     Shape("opt-1.3b", "random:opt-1.3b:16", (1, 2, 3)),
@@ -59,7 +59,7 @@ SMALL_SHAPES = (  # narrowed, and of four layers
 
 
 def plan_of(device: str, small: bool) -> Plan:
-    """All that a GPU can show; `small`, the same on tiny models, for a test of the script itself."""
+    """The full plan; with `small` the same on tiny models, for a test of the script itself."""
     if small:
         shapes, batch_sizes = SMALL_SHAPES, (1, 2)
         parts: tuple[Part, ...] = (
@@ -85,7 +85,7 @@ def plan_of(device: str, small: bool) -> Plan:
 
 
 def _tests(name: str, budget_s: int, device: str, files: tuple[str, ...], more: tuple[str, ...]) -> Part:
-    """Tests on a device. Warnings are no errors there: they are those of another torch."""
+    """Tests on a device. Warnings are not errors there, since torch may differ."""
     plugins = ("-p", "tests.gpu.findings", "-p", "no:cacheprovider")
     settings = ("-o", "filterwarnings=default", "-o", f"suite_timeout={budget_s - 10}", "--durations=3")
     arguments = ("-m", "pytest", "-q", *plugins, *settings, "--device", device, *more, *files)

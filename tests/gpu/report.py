@@ -1,4 +1,4 @@
-"""From findings to one JSON file and one page of Markdown. Standard library alone."""
+"""Writes findings as one JSON file and one page of Markdown. Imports the standard library alone."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ _POINT_HEAD = ("shape", "batch", "context", "mode", "tokens/s", "step ms", "of l
 
 
 class Outcome(NamedTuple):
-    """What has become of a part."""
+    """The outcome of a part."""
 
     name: str
     outcome: str
     seconds: float
     budget_s: int
     findings: list[Finding]
-    tail: str = ""  # of what a part printed that did not pass
+    tail: str = ""  # end of a failed part's output
 
 
 def of_kind(outcomes: list[Outcome], *kinds: str) -> list[Finding]:
@@ -27,7 +27,7 @@ def of_kind(outcomes: list[Outcome], *kinds: str) -> list[Finding]:
 
 
 def write(outcomes: list[Outcome], folder: Path, took_s: float) -> None:
-    """gpu.json and gpu.md, anew after every part."""
+    """Write gpu.json and gpu.md, again after every part."""
     whole = {
         "passed": all(outcome.outcome == PASSED for outcome in outcomes),
         "seconds": round(took_s, 1),
@@ -45,7 +45,7 @@ def write(outcomes: list[Outcome], folder: Path, took_s: float) -> None:
 
 
 def markdown(outcomes: list[Outcome], took_s: float) -> str:
-    """For a person: what device, what passed, how fast."""
+    """The report as Markdown: device, tests, speed."""
     return "\n".join(
         [
             *_device(of_kind(outcomes, "device")),
@@ -89,7 +89,7 @@ def _device(found: list[Finding]) -> list[str]:
 
 
 def num_not_run(found: list[Finding]) -> int:
-    """Tests of a part that were collected and of which nothing was heard."""
+    """Number of collected tests of a part without a result."""
     wanted = max((finding["count"] for finding in found if finding["kind"] == "tests"), default=0)
     return max(0, int(wanted) - len({finding["id"] for finding in found if finding["kind"] == "test"}))
 
@@ -155,6 +155,6 @@ def _bare(found: list[Finding]) -> list[Finding]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Whole or as it was, whenever this is ended."""
+    """Replace a file atomically."""
     path.with_suffix(".partial").write_text(text, encoding="utf-8")
     path.with_suffix(".partial").replace(path)

@@ -1,4 +1,4 @@
-"""`make gpu`: what only a GPU can show, in one go and within a time limit; one JSON file and one table of it.
+"""`make gpu`: runs all checks that need a GPU within a time limit; writes a JSON file and a table.
 
 Equality of every family and mode on the device, changes of model, energy, then speed beside the limit that
 memory sets. Each part is a process with a budget; one that fails or runs out of time is named, and the next
@@ -29,11 +29,11 @@ _KEPT = re.compile(r"torch|transformers|triton|nvidia-.*|cuda-.*")  # never inst
 
 
 class Ended(BaseException):
-    """Somebody ends this; what has been found is written first."""
+    """The run is being ended; findings are written first."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when everything passed."""
+    """Exit status: 0 when everything passed."""
     options = _options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _end)
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prepare(wheels: Path | None, scratch: Path) -> tuple[str, Outcome]:
-    """A Python with all packages, and what became of making it; without wheels, the one that runs this."""
+    """A Python with all packages, and the outcome of making it; without wheels, the current Python."""
     started = time.monotonic()
     try:
         python = sys.executable if wheels is None else make_venv(wheels, scratch / "venv")
@@ -76,7 +76,7 @@ def prepare(wheels: Path | None, scratch: Path) -> tuple[str, Outcome]:
 
 
 def make_venv(wheels: Path, folder: Path) -> str:
-    """A virtual environment that sees all that this Python sees, and beside it the wheels of what that lacks.
+    """Make a virtual environment with this Python's packages, and wheels of missing ones.
 
     This Python may itself be in one, whose packages --system-site-packages does not reach: a path file does.
     What is installed there is not installed again, whatever its version.
@@ -99,7 +99,7 @@ def make_venv(wheels: Path, folder: Path) -> str:
 
 
 def run(part: Part, python: str, left_s: float, scratch: Path, log: int) -> Outcome:
-    """One part, within its budget and what is left of all time."""
+    """Run one part, within its budget and the remaining time."""
     if left_s < GRACE_S:
         return Outcome(part.name, CUT, 0.0, part.budget_s, [], "There was no time left to begin it.")
     findings = scratch / f"{_normal(part.name)}.jsonl"
@@ -134,7 +134,7 @@ def run(part: Part, python: str, left_s: float, scratch: Path, log: int) -> Outc
 
 
 def _outcome(status: int | None, found: list[Finding]) -> str:
-    """Cut is what failed in nothing but in being there in time."""
+    """The outcome of a part; `cut` if it only ran out of time."""
     if status == 0 and found:
         return PASSED
     has_failed = any(finding["kind"] == "failed" or finding.get("outcome") == "failed" for finding in found)
@@ -145,7 +145,7 @@ def _outcome(status: int | None, found: list[Finding]) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a part and its children: first asked, then made."""
+    """End a part and its children, by SIGTERM, then SIGKILL."""
     for blow, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
         try:
             os.killpg(process.pid, blow)
@@ -155,7 +155,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _read(path: Path) -> list[Finding]:
-    """Findings; the last line may have been cut."""
+    """Read findings; the last line may be incomplete."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -166,7 +166,7 @@ def _read(path: Path) -> list[Finding]:
 
 
 def _tail(log: int, begins_at: int) -> str:
-    """What a part said last."""
+    """The end of a part's output."""
     with open(f"/proc/self/fd/{log}", "rb") as file:
         file.seek(max(begins_at, os.fstat(log).st_size - TAIL_BYTES))
         return file.read().decode(errors="replace").strip()

@@ -22,7 +22,7 @@ SHARES = (0.74, 0.12, 0.07)  # of tokens that leave at each exit; the rest goes 
 
 
 def measure(shape: Shape, plan: Plan, device: str, small: bool, ends_at: float) -> bool:
-    """Both benchmarks of a shape; whether all points are there."""
+    """Run both benchmarks of a shape; True if all points were measured."""
     left_s = ends_at - time.monotonic()
     common = {
         "model-id": shape.model_id,
@@ -52,7 +52,7 @@ def measure(shape: Shape, plan: Plan, device: str, small: bool, ends_at: float) 
 
 
 def _run(shape: Shape, bench: str, flags: dict[str, Any], *more: str) -> bool:
-    """One benchmark, its points noted as they come; whether it measured all that it was asked for."""
+    """Run one benchmark, noting points as they come; True if it measured all."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -88,7 +88,7 @@ def _run(shape: Shape, bench: str, flags: dict[str, Any], *more: str) -> bool:
 
 
 def main(device: str, seconds: str, size: str, *names: str) -> int:
-    """Shape after shape, each with its part of the time."""
+    """Measure all shapes, each with its part of the time."""
     small = size == "small"
     plan, started = plan_of(device, small), time.monotonic()
     shapes = [shape for shape in plan.shapes if shape.name in names]

@@ -126,7 +126,7 @@ def test_the_whole_plan_asks_for_every_shape_mode_and_size():
 
 
 def wheel(folder: Path, name: str, version: str) -> None:
-    """One that holds a module of its name, which knows its version."""
+    """Write a wheel with a module of its name that holds its version."""
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
         file.writestr(f"{name}.py", f"version = {version!r}\n")

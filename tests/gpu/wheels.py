@@ -39,14 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def asked_for() -> list[str]:
-    """What pyproject.toml names, but for what is in place."""
+    """The requirements in pyproject.toml, without packages in place."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [*map(_name, project["dependencies"]), *TESTING]
     return [name for name in names if name not in IN_PLACE]
 
 
 def closure(names: list[str]) -> set[str]:
-    """These and all that they need there, by what is installed here; nothing of what is in place."""
+    """The packages and their dependencies, by what is installed here, without packages in place."""
     found: set[str] = set()
     pending = [_name(name) for name in names]
     while pending:

@@ -14,7 +14,7 @@ PROMPTS = [f"The {letter} dog thinks about the" for letter in "abcdefghijkl"]
 
 
 class Client:
-    """A session with a server that runs."""
+    """A client of a running server."""
 
     def __init__(self, session: ClientSession, server: Server):
         self._session = session

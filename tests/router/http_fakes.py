@@ -146,7 +146,7 @@ class FakeDispatcher:
         return frozenset([0])
 
     async def swap(self, targets: dict[int, Target], options: SwapOptions) -> list[SwapResult]:
-        """Carried out once it may be, or failed with what a test says."""
+        """Swap when released, or fail as the test says."""
         await self.may_swap.wait()
         if self.fails_swaps is not None:
             raise SwapError(self.fails_swaps)

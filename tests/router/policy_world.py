@@ -1,4 +1,4 @@
-"""A small world for the policy to live in: candidates with true costs, requests of several kinds, noise."""
+"""A simulated environment of the policy: candidates with true costs, requests of several classes, noise."""
 
 import random
 from collections import Counter
@@ -22,7 +22,7 @@ HEAD_LAYERS = 8.0  # what a step costs beside its layers, in layers
 
 
 class Truth(msgspec.Struct, frozen=True):
-    """What a candidate is like. Shares by kind of prompt; those of depths not named follow the next lower."""
+    """True properties of a candidate. Shares by class; unnamed depths take the next lower one's."""
 
     sure: dict[str, dict[int, float]] = {}  # kind -> depth -> share of tokens over threshold
     agreement: dict[str, dict[int, float]] = {}  # kind -> depth -> with full depth
@@ -98,7 +98,7 @@ class World:
                 self.reassess()
 
     def author(self, kind: str) -> Choice:
-        """Who answers the next request."""
+        """The choice that answers the next request."""
         return self.policy_state.trying or self.policy_state.serving
 
     def answer(self, kind: str) -> None:

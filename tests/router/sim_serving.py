@@ -24,7 +24,7 @@ TIMEOUT_S = 30.0
 
 
 class Record(Observer):
-    """An observer that keeps what it is told."""
+    """An observer that records events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []  # (what, request id)
@@ -125,7 +125,7 @@ async def outcomes(requests: list[Request]) -> list[str | BaseException]:
 
 
 def shard_processes() -> list[psutil.Process]:
-    """Those of this test process, in order of their start."""
+    """Shard processes of this test process, in order of their start."""
     children = psutil.Process().children()
     shards = [child for child in children if child.is_running() and "--fd" in child.cmdline()]
     return sorted(shards, key=lambda child: child.create_time())

@@ -63,7 +63,7 @@ def start(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[Start]:
 
 
 def processes(server: Server) -> list[psutil.Process]:
-    """All that the server consists of."""
+    """The server's process and all its children."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return [psutil.Process(server.pid), *server.children()]
     return []

@@ -57,7 +57,7 @@ def kv_bytes(num_blocks: int, folder: Path, **config) -> int:
 
 
 class Generation(msgspec.Struct):
-    """What came back for one prompt."""
+    """The result of one prompt."""
 
     tokens: list[TokenOutput] = []
     prompt: list[TokenOutput] = []
@@ -173,7 +173,7 @@ SAMPLED = Sampling(temperature=0.8, seed=11)
 
 
 def scored(runner: ModelRunner, prompt: list[int], answer: list[int], chunk: int = 512) -> list[Score]:
-    """Asked alone, again and again: each step of an idle device does a piece."""
+    """Score an answer alone, step by step: each step of an idle device does a piece."""
     new = NewSequence(7, 0, prompt + answer, len(prompt), 0, sampling=SAMPLED, scores=True)
     for number in range(500):
         output = runner.run(Step(number, [Work(7, 0, chunk)], [new] if number == 0 else []))

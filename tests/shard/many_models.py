@@ -18,7 +18,7 @@ from shard.served_models import ServedModels
 
 
 class Asked(msgspec.Struct):
-    """One prompt, and what has come of it."""
+    """One prompt and its results."""
 
     new: NewSequence
     tokens: list[int] = []
@@ -55,7 +55,7 @@ class Driver:
             self._waiting.append(new.id)
 
     def step(self, max_batch_size: int = 1000) -> StepOutput:
-        """Everybody on, in the order of ids; those that wait for the newest or for what they ran on."""
+        """Step all sequences in the order of ids; waiting ones start on the newest model or on their own."""
         alive = (
             {self.shard.newest, *(report.epoch for report in self.outputs[-1].older)}
             if (self.outputs)

@@ -56,7 +56,7 @@ OTHERS = [{"exit_mode": "speculative"}] + [
 
 
 class Event:
-    """A mark among work that nobody does."""
+    """A CUDA event without work."""
 
     def __init__(self, enable_timing: bool):
         assert enable_timing

@@ -20,7 +20,7 @@ class Clock:
 
 
 class FakeLibrary:
-    """As much of NVML as is called."""
+    """The part of NVML that is called."""
 
     def __init__(self, status: int = 0):
         self.energy_mj = 5_000

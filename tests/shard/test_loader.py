@@ -48,7 +48,7 @@ def driver(folder: Path, **more) -> Driver:
 
 
 def prompts(count: int, first: int = 0) -> list[NewSequence]:
-    """Of all lengths, greedy and sampled."""
+    """Prompts of several lengths, greedy and sampled."""
     made = []
     for id in range(first, first + count):
         tokens = [(7 * id + 13 * i) % 250 for i in range(1, 4 + 11 * (id % 4))]
@@ -58,7 +58,7 @@ def prompts(count: int, first: int = 0) -> list[NewSequence]:
 
 
 def expected(asked: Asked, folder: Path, **more) -> list[int]:
-    """What a runner of its own says."""
+    """The answer of a separate runner."""
     runner = make_runner(folder, **(SETTINGS | more))
     new = asked.new
     return generate(runner, [new.token_ids], new.max_new_tokens, [new.sampling])[0].ids

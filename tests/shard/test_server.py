@@ -42,7 +42,7 @@ READY = Ready("m", "v1", "sim", "float32", 30, 30, 1000, 100, 16, 50, [2], 0, 0,
 
 
 class SlowRunner:
-    """Waits in every step until it is let go."""
+    """A runner that waits in every step until released."""
 
     def __init__(self, config: ShardConfig) -> None:
         self.go = threading.Semaphore(0)
@@ -71,7 +71,7 @@ class BrokenRunner(SlowRunner):
 
 
 class Router:
-    """The other end."""
+    """The router's end of the connection."""
 
     def __init__(self, sock: socket.socket):
         sock.settimeout(60)

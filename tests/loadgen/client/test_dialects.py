@@ -12,7 +12,7 @@ def asked(**changes: object) -> Ask:
 
 
 def read(dialect: Dialect, stream: list[bytes]) -> Record:
-    """What a reader makes of whole events, one a second."""
+    """The record of a stream of whole events, one per second."""
     record = Record(number=0)
     reader = dialect.reader(record)
     for at, event in enumerate(stream):

@@ -8,7 +8,7 @@ def point(level: float, is_sustained: bool = True) -> Point:
 
 
 def levels(limit: float, first: float = 1.0) -> list[float]:
-    """The rates tried against a server that sustains up to `limit`."""
+    """The rates tried on a server that sustains up to `limit`."""
     points: list[Point] = []
     while (level := next_rate(points, first)) is not None:
         points.append(point(level, level <= limit))

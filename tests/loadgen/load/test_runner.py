@@ -15,7 +15,7 @@ from tests.loadgen.making import QUICK, SERVER_INFO, client_of, synthetic
 
 
 class Jobs:
-    """Conversations of so many turns."""
+    """Conversations of `turns` turns."""
 
     def __init__(self, turns: int = 1, max_tokens: int = 4, cancel: Cancel = NEVER, think_s: float = 0.0):
         self._turns, self._max_tokens, self._cancel, self._think_s = turns, max_tokens, cancel, think_s

@@ -132,7 +132,7 @@ async def test_a_page_may_send_the_headers_that_its_client_has(client: Client) -
 
 
 def status_for(keys: Keys, method: str, remote: str, **headers: str) -> int:
-    """Of a call to /ops, as of its guard."""
+    """Status of a call to /ops."""
     headers = {"Host": "127.0.0.1:3000"} | {name.replace("_", "-"): text for name, text in headers.items()}
     transport = Mock()
     transport.get_extra_info = {"peername": (remote, 5000)}.get

@@ -24,7 +24,7 @@ PATIENT_S = 20
 
 
 class Raw:
-    """A socket of one's own: sends what it likes, reads when it likes."""
+    """A raw socket: sends any bytes, reads when told to."""
 
     def __init__(self, client: Client, **options: Any):
         host, port = client.url.removeprefix("http://").split(":")
@@ -47,7 +47,7 @@ class Raw:
                 await self.writer.wait_closed()
 
     async def send(self, *parts: bytes) -> None:
-        """Each in a packet of its own."""
+        """Send each part in its own packet."""
         for part in parts:
             self.writer.write(part)
             await self.writer.drain()
@@ -70,7 +70,7 @@ class Raw:
         return int(head.split()[1]), json.loads(body) if body else {}
 
     async def ends(self) -> None:
-        """It is closed by the server, whatever comes before that."""
+        """Wait until the server closes the connection."""
         async with asyncio.timeout(PATIENT_S):
             with contextlib.suppress(ConnectionError):
                 while await self.reader.read(65_536):

@@ -27,7 +27,7 @@ def served_model(choice: Choice, epoch=0) -> ServedModel:
 
 
 class FakeDispatcher:
-    """What shards serve, and where prompts go."""
+    """A dispatcher that records served models and routes."""
 
     def __init__(self):
         self.served_models = {}
@@ -41,7 +41,7 @@ class FakeDispatcher:
 
 
 class FakeController:
-    """Changes the shards of a loop at once, or fails as it is told."""
+    """A controller that changes shards at once, or fails on request."""
 
     def __init__(self, dispatcher):
         self.dispatcher = dispatcher
@@ -63,7 +63,7 @@ class FakeController:
         return Decision(id="1", at=0.0, kind=change.kind, outcome=Outcome.COMMITTED, phases_ms={"hold": 5.0})
 
     def serve(self, shard, choice, epoch=0):
-        """As when an operator changes a shard."""
+        """Change a shard, as an operator would."""
         made = self.dispatcher.served_models[shard] = served_model(choice, epoch)
         self.loop.observer.on_shard_ready(shard, made)
 
@@ -72,7 +72,7 @@ class FakeController:
 
 
 class FakeStore:
-    """Telemetry that says the same of every choice asked for, at a cost by its depth."""
+    """A store that returns equal telemetry for every choice, with a cost by depth."""
 
     router = "here"
 
@@ -103,7 +103,7 @@ def window(choice: Choice) -> Window:
 
 
 def world_of(*candidates: Candidate, num_shards: int) -> tuple[ReassessmentLoop, FakeController, FakeStore]:
-    """All shards serve the first one, whole."""
+    """A loop whose shards all serve the first candidate at full depth."""
     profile = [
         CandidateProfile(
             candidate=candidate,
@@ -133,7 +133,7 @@ def world_of(*candidates: Candidate, num_shards: int) -> tuple[ReassessmentLoop,
 
 @pytest.fixture
 async def split_world():
-    """Four shards, and exits for each of two kinds of prompts."""
+    """A loop of four shards, with exits for each of two classes."""
     own = [
         Candidate(name=name, model="model", exits="heads", depths=(15,), prompts=(name,))
         for name in ("chat", "code")

@@ -78,13 +78,13 @@ class PlayedShard:
         return answers
 
     async def answer(self, step: Step, token: int = 5) -> None:
-        """One token for everybody, and time for the loop to take it."""
+        """Answer a step with one token for each sequence, and let the loop take it."""
         made = [TokenOutput(token, -0.1, 30)]
         outputs = [SequenceOutput(work.id, work.attempt, 8, made) for work in step.work]
         await self.say(StepOutput(step.number, outputs, [], 40, len(outputs)))
 
     async def say(self, answer: Answered) -> None:
-        """An answer, and time for the loop to take it and for who waits for it to go on."""
+        """Deliver an answer, and let the loop and its waiters run."""
         self.answers.append(answer)
         self.wake()
         for _ in range(4):

@@ -67,7 +67,7 @@ async def streams_have(requests: list[Request], num_tokens: int) -> None:
 
 
 async def swap(sim: Sim, target: Target, *shards: int, options: SwapOptions = FINISH) -> list[SwapResult]:
-    """Of all shards, unless some are named."""
+    """Swap all shards, or the named ones."""
     named = shards or range(len(sim.dispatcher.engines))
     return await sim.dispatcher.swap(dict.fromkeys(named, target), options)
 

@@ -26,7 +26,7 @@ CAPPED = make_served_model(1, make_target("poet"), depth=20)
 
 
 class Spelling(FakeTokenizer):
-    """Every token is three bytes; 2 is special."""
+    """A tokenizer with three bytes per token; token 2 is special."""
 
     def piece(self, id: int) -> Piece:
         return Piece(b"abc", "abc", id == 2)

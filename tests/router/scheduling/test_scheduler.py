@@ -16,7 +16,7 @@ LIMITS = Limits(max_batch_size=8, max_batch_tokens=32, block_size=4)
 
 
 class Bench:
-    """A scheduler, and a shard that is played by hand: it does every wish and makes token 5."""
+    """A scheduler, and a shard played by hand, which computes everything asked and makes token 5."""
 
     def __init__(self, limits: Limits = LIMITS, num_blocks: int = 1000):
         self.queue = WaitingQueue()
@@ -33,7 +33,7 @@ class Bench:
             self.queue.add(request)
 
     def schedule(self, quota: AdmissionQuota | None = None) -> dict[int, int] | None:
-        """The wishes of the next step, by id."""
+        """Tokens asked for in the next step, by id."""
         self.step = self.scheduler.schedule(0.0, quota) if quota else self.scheduler.schedule(0.0)
         return None if self.step is None else {work.id: work.num_tokens for work in self.step.work}
 

@@ -36,7 +36,7 @@ def byte_level(
 
 
 def of_digits() -> Tokenizer:
-    """As of SmolLM."""
+    """SmolLM's kind: digits are split."""
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return byte_level(pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_]))
 

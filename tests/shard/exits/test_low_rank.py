@@ -150,7 +150,7 @@ def test_drafts_come_from_it_and_change_nothing(tiny_model, whole_head, tmp_path
 
 
 class Counted:
-    """A product that knows for how many rows it was run."""
+    """A product that counts its rows."""
 
     def __init__(self, linear):
         self.linear = linear
