@@ -4,7 +4,11 @@ from router.grammar import checker, compiling
 from router.processes import work_for_router
 from router.text import rendering
 
-WORKERS = {rendering.NAME: rendering.rendered, checker.NAME: compiling.compiled}
+WORKERS = {
+    rendering.NAME: rendering.rendered,
+    checker.NAME: compiling.compiled,
+    checker.SCHEMAS_NAME: compiling.compiled_schemas,
+}
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
 from aiohttp import web
 
 from router.api import validation
 from router.api.arrival import ARRIVED
 from router.api.decode import read_body
+from router.api.errors import Invalid
 from router.api.fields import CHAT, COMPLETION, decode_call
 from router.api.headers import label_of, start_headers, total_headers
 from router.api.openai_messages import chat_prompt
@@ -25,6 +27,7 @@ from router.api.openai_requests import (
 from router.api.openai_responses import ChatShape, CompletionShape, Head, Shape, usage_of
 from router.api.openai_stream import OpenAIEvents
 from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Models
+from router.api.openai_tools import checked
 from router.api.respond import json_response
 from router.api.service import Answer, Service, answers_of
 from router.api.sse import stream
@@ -68,8 +71,8 @@ class OpenAIApi:
         with naming(CHAT_NAMES):
             call = chat_call(asked)
             prompt = chat_prompt(asked)
-            self._admit(call, ["".join(message["content"] for message in prompt.messages or [])])
-            specs = await self._specs(http, call, [prompt])
+            self._admit(call, [_told(prompt)])
+            specs = await self._specs(http, call, [await self._checked(prompt)])
         shape = ChatShape(bool(asked.logprobs))
         return await self._run(http, call, shape, specs)
 
@@ -86,6 +89,17 @@ class OpenAIApi:
         echoed = [self._text(prompt) for prompt in prompts for _ in range(call.n)] if asked.echo else None
         shape = CompletionShape(asked.logprobs is not None, echoed)
         return await self._run(http, call, shape, specs)
+
+    async def _checked(self, prompt: Prompt) -> Prompt:
+        """The prompt with tools whose schemas are checked. Raises `Invalid`."""
+        tools = prompt.tools
+        if tools is None:
+            return prompt
+        ready = self._service.dispatcher.limits
+        if ready is not None and not ready.can_constrain:
+            raise Invalid("tools", "cannot be called: this model's answers cannot be held to their schemas")
+        made = await self._service.encoding.run(prompt.num_characters, lambda: checked(tools))
+        return msgspec.structs.replace(prompt, tools=made)
 
     def _admit(self, call: Call, prompts: Sequence[str | list[int]]) -> None:
         limits = self._service.limits(validation.OPENAI)
@@ -146,6 +160,14 @@ class OpenAIApi:
             model=service.model,
             system_fingerprint="-".join(["helios", version, *service.config.marks]),
         )
+
+
+def _told(prompt: Prompt) -> str:
+    """About as much as the template will write."""
+    texts = [message["content"] for message in prompt.messages or []]
+    if prompt.tools is not None:
+        texts.append(msgspec.json.encode(prompt.tools.described).decode())
+    return "".join(texts)
 
 
 def _best(answers: list[Answer], call: Call) -> list[Answer]:

@@ -1,5 +1,7 @@
 """Tools in OpenAI's shapes: what a request says of them, and the calls in an answer."""
 
+import functools
+import re
 import secrets
 from collections.abc import Iterable
 
@@ -17,7 +19,10 @@ from router.api.openai_structs import (
 )
 from router.api.service import Answer
 from router.api.stop_text import StopText
-from router.scheduling.request import Finished, Request
+from router.grammar.checker import schemas_of
+from router.grammar.constraint import GrammarError
+from router.processes import CannotStart, processes
+from router.scheduling.request import Finished, GenerationFailed, Request
 from router.text.tokenizer import Token
 from router.tools.call_format import MARKS
 from router.tools.parser import CallParser, CallPart, Said
@@ -26,6 +31,8 @@ from shard.messages import FinishReason
 
 MAX_SCHEMA_BYTES = 256 * 1024  # of all tools of a request
 _ID_BYTES = 12
+_MAX_CHECKED = 32  # lists of tools whose schemas are kept: agents send the same ones with every turn
+_PATH = re.compile(r"\[(?P<index>\d+)\](?P<path>.*)", re.DOTALL)
 
 
 def tools_of(asked: ChatRequest) -> Tools | None:
@@ -97,6 +104,33 @@ def _named(names: list[str], at: str, known: list[str]) -> list[str]:
         if name not in known:
             raise Invalid(at, f"names no function of `tools`: {name!r}. There are: {', '.join(known)}")
     return names
+
+
+def checked(tools: Tools) -> Tools:
+    """The tools with schemas that answers can be held to. Takes a thread.
+
+    Raises `Invalid`, and `GenerationFailed` 429 when there is too much to do.
+    """
+    schemas = msgspec.json.encode([function.parameters for function in tools.functions])
+    try:
+        made = _arguments(schemas)
+    except GrammarError as error:
+        at = _PATH.fullmatch(error.path)
+        name = "tools" if at is None else f"tools[{at['index']}].function.parameters{at['path']}"
+        raise Invalid(name, error.problem) from None
+    except (TimeoutError, CannotStart):
+        problem = "There is no time to check the schemas of `tools` now."
+        raise GenerationFailed(problem, "overloaded", 429, 1) from None
+    functions = [
+        msgspec.structs.replace(function, arguments=arguments)
+        for function, arguments in zip(tools.functions, made, strict=True)
+    ]
+    return msgspec.structs.replace(tools, functions=functions)
+
+
+@functools.lru_cache(_MAX_CHECKED)
+def _arguments(schemas: bytes) -> list[str]:
+    return [bytes(schema).decode() for schema in schemas_of(processes(), schemas)]
 
 
 class Passage(msgspec.Struct, frozen=True):

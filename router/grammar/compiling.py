@@ -37,6 +37,28 @@ def compiled(payload: bytes) -> bytes:
         return msgspec.msgpack.encode(Compiled("", problem, reason=Reason.UNSUPPORTED))
 
 
+def compiled_schemas(payload: bytes) -> bytes:
+    """In a process: `Compiled` of a list of JSON Schemas. Its grammar is the list as llguidance reads it."""
+    made: list[msgspec.Raw] = []
+    for index, schema in enumerate(msgspec.json.decode(payload, type=list[msgspec.Raw])):
+        one = msgspec.msgpack.decode(
+            compiled(msgspec.msgpack.encode(Constraint(Kind.SCHEMA, bytes(schema).decode()))), type=Compiled
+        )
+        if one.problem:
+            return msgspec.msgpack.encode(msgspec.structs.replace(one, path=f"[{index}]{one.path}"))
+        [grammar] = msgspec.json.decode(one.grammar, type=_Grammars).grammars
+        made.append(grammar.json_schema)
+    return msgspec.msgpack.encode(Compiled(msgspec.json.encode(made).decode()))
+
+
+class _Grammar(msgspec.Struct, frozen=True):
+    json_schema: msgspec.Raw
+
+
+class _Grammars(msgspec.Struct, frozen=True):
+    grammars: list[_Grammar]
+
+
 def grammar_of(constraint: Constraint) -> str:
     """The text of a grammar that llguidance has compiled. Raises GrammarError."""
     match constraint.kind:

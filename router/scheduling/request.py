@@ -54,6 +54,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""  # what the answer must be, for llguidance, in no vocabulary's ids; "": what tools ask
     label: str = ""  # the client's own request id, for logs and /ops/requests
 
+    @property
+    def is_constrained(self) -> bool:
+        """The answer must follow a grammar."""
+        return bool(self.grammar) or (self.prompt is not None and self.prompt.tools is not None)
+
 
 class Finished(msgspec.Struct, frozen=True):
     """The end of a generation. `text` is the whole answer, stop included."""
@@ -146,7 +151,7 @@ class Request:
         is_bound = self.spec.prompt is None or self.spec.sampling.names_tokens
         vocabulary = self.tokenizer.digest if is_bound else None
         prompts = "" if self.spec.exact else self.prompt_class  # exact answers use no exits
-        return Requirements(affinity, vocabulary, self.spec.exact, prompts)
+        return Requirements(affinity, vocabulary, self.spec.exact, prompts, self.spec.is_constrained)
 
     @functools.cached_property
     def prompt_class(self) -> PromptClass:

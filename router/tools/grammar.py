@@ -7,15 +7,12 @@ one tokenizer; for another it is made again.
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
 from router.tools.call_format import MARKS, CallFormat
 from router.tools.tools import Function, Tools
 
-# JSON as json.dumps writes it: with one form, most of an answer's punctuation is forced.
-_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _MARKS = re.compile("(" + "|".join(map(re.escape, MARKS)) + ")")
 _TEXT = r"(.|\n)*"
 _TEXT_BEFORE_NO_CALL = r"([^{ \t\r\n](.|\n)*)?"  # where a call is known by its first character
@@ -64,16 +61,7 @@ def _several(tools: Tools, calls: CallFormat, special: SpecialTokens) -> str:
 
 
 def _call(tool: Function, calls: CallFormat, special: SpecialTokens) -> str:
-    return f"{_terminals(calls.opening(tool.name), special)} %json {json.dumps(schema_of(tool))}"
-
-
-def schema_of(tool: Function) -> dict[str, Any]:
-    """Of a call's arguments: an object of the parameters that are named."""
-    schema: dict[str, Any] = tool.parameters | {"type": "object", "x-guidance": _JSON_OPTIONS}
-    combined = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "additionalProperties")
-    if any(keyword in schema for keyword in combined):
-        return schema
-    return schema | {"additionalProperties": False}
+    return f"{_terminals(calls.opening(tool.name), special)} %json {tool.arguments}"
 
 
 def _terminals(text: str, special: SpecialTokens) -> str:

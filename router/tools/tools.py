@@ -13,6 +13,7 @@ class Function(msgspec.Struct, frozen=True):
     name: str
     description: str | None
     parameters: dict[str, Any]  # a JSON Schema of an object
+    arguments: str = ""  # the same as llguidance reads it, once it is checked
 
     @property
     def described(self) -> dict[str, Any]:

@@ -216,6 +216,7 @@ def ready() -> Ready:
         num_parameters=1,
         weight_bytes=1,
         load_ms=1.0,
+        can_constrain=True,
     )
 
 

@@ -263,6 +263,16 @@ def function(**fields: Any) -> Any:
             "tools",
             "at most 262144",
         ),
+        (
+            {"tools": [WEATHER, function(parameters={"properties": {"a": {"items": {"not": {}}}}})]},
+            "tools[1].function.parameters.properties.a.items.not",
+            "is not supported",
+        ),
+        (
+            {"tools": [function(parameters={"properties": {"a": {"pattern": "("}}})]},
+            "tools[0].function.parameters.properties.a.pattern",
+            "is not supported",
+        ),
         ({"tool_choice": "wind"}, "tool_choice", "names no function of `tools`: 'wind'"),
         (
             {"tool_choice": {"type": "function", "function": {"name": "wind"}}},
@@ -287,6 +297,21 @@ async def test_what_is_wrong_with_tools_is_named(
     assert (status, answer["error"]["param"]) == (400, param)
     assert message in answer["error"]["message"]
     assert client.dispatcher.submitted == []
+
+
+async def test_where_answers_cannot_be_constrained_there_are_no_tools(client: Client) -> None:
+    client.dispatcher.limits = msgspec.structs.replace(ready(), can_constrain=False)
+    status, answer = await client.post(PATH, {"messages": TALK, "tools": [WEATHER]})
+    assert (status, answer["error"]["param"]) == (400, "tools")
+    await ask(client, tool_choice="none")
+
+
+async def test_answers_are_held_to_the_schemas(client: Client) -> None:
+    await ask(client)
+    grammar = client.dispatcher.submitted[-1].grammar
+    assert grammar is not None
+    assert '"required": ["city"]' in grammar.source or '"required":["city"]' in grammar.source
+    assert client.dispatcher.submitted[-1].requirements.constrained
 
 
 async def test_the_openai_sdk(client: Client) -> None:

@@ -8,6 +8,8 @@ import pytest
 import tokenizers
 from llguidance import LLMatcher, LLTokenizer
 
+from router.grammar.compiling import compiled_schemas
+from router.grammar.constraint import Compiled
 from router.text.tokenizer import Tokenizer
 from router.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, MISTRAL_SPACED, CallFormat
 from router.tools.grammar import grammar_of
@@ -17,10 +19,19 @@ from tests.router.http_fakes import byte_tokenizer
 FORMATS = [HERMES, MISTRAL, MISTRAL_SPACED, MISTRAL_NAMED, LLAMA]
 BY_NAME = pytest.mark.parametrize("calls", FORMATS, ids=[calls.name for calls in FORMATS])
 MARKS_AS_TOKENS = pytest.mark.parametrize("has_tokens", [False, True], ids=["text", "tokens"])
-WEATHER = Function("weather", "Of a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
-WEATHER_AT = Function(
-    "weather_at", None, {"properties": {"day": {"$ref": "#/$defs/Day"}}, "$defs": {"Day": {"enum": [1, 2]}}}
-)
+
+
+def function(name: str, parameters: dict[str, Any]) -> Function:
+    """One whose schema was checked."""
+    parameters = {"type": "object"} | parameters
+    made = msgspec.msgpack.decode(compiled_schemas(msgspec.json.encode([parameters])), type=Compiled)
+    [arguments] = msgspec.json.decode(made.grammar, type=list[msgspec.Raw])
+    return Function(name, None, parameters, bytes(arguments).decode())
+
+
+WEATHER = function("weather", {"properties": {"city": {"type": "string"}}})
+DAY = {"enum": [1, 2]}
+WEATHER_AT = function("weather_at", {"properties": {"day": {"$ref": "#/$defs/Day"}}, "$defs": {"Day": DAY}})
 TOOLS = Tools(functions=[WEATHER, WEATHER_AT], names=["weather", "weather_at"], max_calls=3)
 FIRST, SECOND = ("weather", '{"city": "Rome"}'), ("weather_at", '{"day": 2}')
 
@@ -125,8 +136,8 @@ def test_of_what_a_model_knows_as_tokens_nothing_is_spelled(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("parameters", "takes", "refuses"),
     [
-        ({"type": "object"}, "{}", '{"a": 1}'),
-        ({"type": "object", "additionalProperties": True}, '{"a": 1}', "[]"),
+        ({"properties": {}}, "{}", '{"a": 1}'),
+        ({"properties": {}, "additionalProperties": True}, '{"a": 1}', "[]"),
         ({"anyOf": [{"properties": {"a": {"type": "null"}}}]}, '{"a": null}', '{"a": 1}'),
         ({"x-guidance": {"whitespace_flexible": True}, "properties": {"a": {}}}, '{"a": 1}', '{ "a": 1}'),
     ],
@@ -134,7 +145,7 @@ def test_of_what_a_model_knows_as_tokens_nothing_is_spelled(tmp_path: Path) -> N
 def test_arguments_are_an_object_of_the_named_parameters(
     tmp_path: Path, parameters: dict[str, Any], takes: str, refuses: str
 ) -> None:
-    tools = Tools(functions=[Function("f", None, parameters)], names=["f"], must_call=True)
+    tools = Tools(functions=[function("f", parameters)], names=["f"], must_call=True)
     grammar = Grammar(tmp_path, tools, HERMES, False)
     assert grammar.takes(HERMES.written([("f", takes)]))
     assert not grammar.begins(HERMES.written([("f", refuses)]))
