@@ -26,7 +26,7 @@ class FinishReason(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """Who leaves a model early, and where."""
+    """Mode of early exit: which rows leave, and where."""
 
     FULL = "full"
     SYNCHRONIZED = "synchronized"  # all rows of a batch together (Miao et al.)
@@ -41,14 +41,14 @@ class Mode(enum.StrEnum):
 
 
 class Fill(enum.StrEnum):
-    """What becomes of the keys and values of layers not run."""
+    """How keys and values of layers not run are filled."""
 
-    PROJECT = "project"  # made of the exit's hidden state (Miao et al.)
+    PROJECT = "project"  # projected from the exit's hidden state (Miao et al.)
     RECOMPUTE = "recompute"  # computed when the row next goes deeper (EE-LLM)
 
 
 class Criterion(enum.StrEnum):
-    """What is compared with an exit's threshold: always in [0, 1], higher is surer."""
+    """The confidence compared with an exit's threshold: in [0, 1], higher is more confident."""
 
     SOFTMAX = "softmax"  # the top probability (CALM, Schuster et al. 2022)
     MARGIN = "margin"  # top probability less the second (DREX)
@@ -57,7 +57,7 @@ class Criterion(enum.StrEnum):
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the next token of one sequence is drawn. Neutral values are the defaults: greedy, nothing filtered.
+    """Sampling parameters of one sequence. The defaults are neutral: greedy, nothing filtered.
 
     Token ids are below the model's vocabulary size.
 
@@ -75,8 +75,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     presence_penalty: float = 0.0
     seed: int = 0
     logit_bias: dict[int, float] = {}  # by token id, added before anything else
-    allowed_token_ids: list[int] = []  # none: all
-    bad_token_ids: list[list[int]] = []  # no answer has one of these sequences in it
+    allowed_token_ids: list[int] = []  # []: all
+    bad_token_ids: list[list[int]] = []  # sequences that no answer may contain
     min_tokens: int = 0  # of the answer, before a token may end it
     stop_token_ids: list[int] = []  # end it, beside the model's own
     num_top_tokens: int = 0  # alternatives reported with each token
@@ -88,7 +88,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def names_tokens(self) -> bool:
-        """Holds token ids, which mean something else in another vocabulary."""
+        """True if it holds token ids, which differ between vocabularies."""
         return bool(self.logit_bias or self.allowed_token_ids or self.bad_token_ids or self.stop_token_ids)
 
 
@@ -107,7 +107,7 @@ class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A sequence the shard has not seen under this attempt. Its tokens travel once, here.
+    """A sequence that is new to the shard under this attempt. Its tokens are sent only here.
 
     `token_ids` is the prompt and, when the sequence is replayed or was preempted, the tokens generated so
     far. Ids rise with arrival: the highest id is the youngest, which is preempted first.
@@ -120,10 +120,10 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     max_new_tokens: int  # counted from num_prompt_tokens; 0 scores the prompt and generates nothing
     ignore_eos: bool = False
     sampling: Sampling = Sampling()
-    exit_threshold: float | None = None  # in place of every exit's own; 1: never leave early
+    exit_threshold: float | None = None  # replaces every exit's own; 1: never leave early
     exact: bool = False  # equal to the full-depth model's output: never leave early
     scores: bool = False  # generate nothing: say what full depth chooses in place of each answer token given
-    epoch: int = 0  # of the model that it runs on: the epoch under which that was prepared
+    epoch: int = 0  # epoch of the `Prepare` of the model that it runs on
     grammar: Grammar | None = None  # None: the answer may be anything
 
 
@@ -136,11 +136,11 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a shard is asked to be. Validated by the router's configuration; the shard trusts it."""
+    """Settings of a shard. Validated by the router's configuration; the shard trusts them."""
 
     model: str  # local folder with config.json and safetensors; for `sim` any name
     device: str = "cpu"  # cpu | cuda | cuda:N | sim
-    dtype: str = "auto"  # of weights and KV: float32 | float16 | bfloat16 | auto: what suits the device
+    dtype: str = "auto"  # of weights and KV: float32 | float16 | bfloat16 | auto: by the device
     num_layers: int | None = None  # load only the first this many; None: all
     block_size: int | None = None  # tokens; None: see `block_tokens`
     kv_cache_bytes: int | None = None  # of the first model; None: sized from free memory. See `Prepare`
@@ -151,22 +151,22 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     num_threads: int | None = None  # CPU compute threads; None: all cores divided by the shards
     exit_mode: Mode = Mode.FULL
     exit_criterion: Criterion = Criterion.SOFTMAX
-    exit_threshold: float = 0.9  # where an exit has none of its own
+    exit_threshold: float = 0.9  # default of exits without their own
     exit_layers: list[int] = []  # exits by the model's own norm and head; without `exits`
     exits: str | None = None  # folder with exits.json
     kv_fill: Fill = Fill.RECOMPUTE
-    exit_fallback: bool = True  # run at full depth where leaving early does not pay
+    exit_fallback: bool = True  # run at full depth where early exit does not pay
     exit_deferral: bool = True  # per_row: rows that stay may wait for each other
     score_budget: float = 0.02  # share of the time for scores where layers are missing; 0: no scores there
     replay_exits: str | None = None  # file with a distribution of exit layers to draw from
     cache_dir: str | None = None  # where compiled kernels are kept; None: ~/.cache/helios
     cost_model: str | None = None  # `sim`: path of a JSON cost model; None: the built-in one
     watts: float | None = None  # of the device at work, where that cannot be measured
-    needs_energy: bool = False  # be refused where joules come from nowhere
+    needs_energy: bool = False  # fail to load without a source of joules
 
     @property
     def block_tokens(self) -> int:
-        """Tokens in a KV block. A GPU reads each block as one piece, a CPU can share memory out finely."""
+        """Tokens in a KV block: many on GPUs, which read blocks whole; few on CPUs, for fine allocation."""
         return self.block_size or (256 if self.device.startswith("cuda") else 16)
 
 
@@ -198,7 +198,7 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """Load another model, or another depth of the same one, beside what runs. At most one at a time.
+    """Load another model, or another depth of the same one, beside the loaded ones. At most one at a time.
 
     Answered by `Prepared` or `SwapFailed`. Epochs rise; the model that a shard starts with has epoch 0.
     All models of a shard share what the first one took, weights and KV cache together: `kv_cache_bytes` is
@@ -210,20 +210,19 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Commit(msgspec.Struct, frozen=True, tag=True):
-    """From the next step on, new sequences run on what was prepared; those that run keep what they have.
+    """From the next step on, run new sequences on the prepared model; running ones keep theirs.
 
-    Answered by `Committed` or `SwapFailed`, in the order of steps. After a failure what was prepared is still
-    there: commit again once sequences have ended, or discard it.
+    Answered by `Committed` or `SwapFailed`, in the order of steps. After a failure the prepared model
+    remains: commit again once sequences have ended, or discard it.
     """
 
     epoch: int
 
 
 class Discard(msgspec.Struct, frozen=True, tag=True):
-    """Forget what was prepared, or is being prepared, and not committed. Not answered.
+    """Drop a model that is prepared, or being prepared, and not committed. Not answered.
 
-    Takes effect at once, also before a `Commit` that waits for its turn. A `Prepare` that was still at work
-    ends in `SwapFailed`.
+    Takes effect at once, also before a waiting `Commit`. An unfinished `Prepare` is answered by `SwapFailed`.
     """
 
     epoch: int
@@ -233,7 +232,7 @@ class Discard(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The shard has loaded its model; what was learned while doing so."""
+    """The shard has loaded its model, with these properties."""
 
     model: str
     version: str  # of weights, types, depth, and exits where these decide: equal ones answer alike
@@ -249,17 +248,17 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     num_parameters: int
     weight_bytes: int
     load_ms: float
-    energy: str | None = None  # where joules come from, for a person, told at the start; None: nowhere
-    can_score: bool = True  # says what full depth chooses, if all layers are loaded or read as needed
+    energy: str | None = None  # source of joules, to be shown at the start; None: none
+    can_score: bool = True  # can score at full depth, with all layers loaded or streamed
     can_constrain: bool = False  # takes sequences with a grammar
     compute_dtype: str = ""  # of activations and products
     kernels: str = ""  # native | plain | cuda | sim
     dtype_reason: str = ""  # why these types, and what they cost: one sentence
-    warnings: list[str] = []  # sentences: where what is served goes beyond what was certified
+    warnings: list[str] = []  # sentences on what the exits' certificate does not cover
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
-    """One token with what was known when it was chosen. `top` is (token id, log-probability), best first.
+    """One token with its statistics. `top` is (token id, log-probability), best first.
 
     A token that a grammar forces is not drawn: it leaves at layer 0, with log-probability 0.
     """
@@ -280,7 +279,7 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
     """Full depth's word on one answer token: what it draws there, and how likely it finds the token."""
 
     choice: int
-    logprob: float  # of the token that stands there
+    logprob: float  # of the answer's token
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -297,14 +296,14 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What early exits did in a step."""
+    """Statistics of early exits in a step."""
 
     tokens_by_exit: dict[int, int] = {}
     confidence_sum: float = 0.0
-    num_confident: int = 0  # tokens that have a confidence
-    breaches: int = 0  # tokens that left under their threshold
+    num_confident: int = 0  # number of tokens with a confidence
+    breaches: int = 0  # tokens that left below their threshold
     drafted: int = 0
-    accepted: int = 0  # drafts that were what the full model draws
+    accepted: int = 0  # accepted drafts
     kv_fills: int = 0  # keys and values projected for layers not run, counted per token and layer
     waiting: int = 0  # rows that wait at the first exit after the step
     segment_ms: list[float] = []
@@ -324,11 +323,11 @@ class GrammarReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a step did on a model that new sequences no longer run on."""
+    """Statistics of a step on an older model."""
 
     epoch: int
-    num_sequences: int  # holding state on it after the step
-    num_free_blocks: int = 0  # that its sequences can take
+    num_sequences: int  # sequences holding state on it after the step
+    num_free_blocks: int = 0  # free blocks for its sequences
     num_tokens: int = 0  # computed in this step
     ms: float = 0.0
     exits: ExitReport | None = None
@@ -363,7 +362,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):
-    """What was asked for is loaded, and can be committed. `phases_ms` names where the time went."""
+    """The requested model is loaded, and can be committed. `phases_ms` has the times of loading."""
 
     epoch: int
     ready: Ready
@@ -371,21 +370,21 @@ class Prepared(msgspec.Struct, frozen=True, tag=True):
 
 
 class Committed(msgspec.Struct, frozen=True, tag=True):
-    """New sequences run on it from here on. `ready.num_blocks` is what it has now, while others still run.
+    """New sequences run on the model from here on. `ready.num_blocks` is its number beside older models.
 
-    Where the very same model still runs, under an older epoch, it goes on under this one with all who are on
-    it: what was prepared is not needed then.
+    If the same model still runs under an older epoch, it continues under this one with its sequences, and the
+    prepared one is dropped.
     """
 
     epoch: int
     ready: Ready
-    gap_ms: float  # no step ran for so long
+    gap_ms: float  # duration without a running step
     phases_ms: dict[str, float]
-    joined: int | None = None  # the epoch under which it ran
+    joined: int | None = None  # its older epoch, if it still ran
 
 
 class SwapFailed(msgspec.Struct, frozen=True, tag=True):
-    """Nothing has changed: what ran runs on. `reason` is one sentence for a person."""
+    """Nothing has changed. `reason` is one sentence for the operator."""
 
     epoch: int
     reason: str
@@ -396,7 +395,7 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The shard cannot go on; it ends itself after this frame. `reason` is one sentence for a person.
+    """The shard cannot go on; it ends after this frame. `reason` is one sentence for the operator.
 
     A permanent failure (no such model, not enough memory) is not worth a restart.
     """
@@ -425,7 +424,7 @@ def frame(message: ToShard | ToRouter) -> bytearray:
 
 
 class FrameReader(Generic[_Message]):
-    """Bytes as they come off a socket, in any pieces, become messages of `messages`, a union."""
+    """Turns bytes from a socket, in any pieces, into messages of the union `messages`."""
 
     def __init__(self, messages: Any, max_frame_bytes: int = MAX_FRAME_BYTES):
         self.max_frame_bytes = max_frame_bytes
@@ -433,7 +432,7 @@ class FrameReader(Generic[_Message]):
         self._received = bytearray()
 
     def feed(self, data: bytes) -> Iterator[_Message]:
-        """Every message that is whole now. Raises `ValueError` when the bytes are no such frames."""
+        """Yields every complete message. Raises `ValueError` for invalid frames."""
         received = self._received
         received += data
         while len(received) >= _HEADER.size:

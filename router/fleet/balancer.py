@@ -156,7 +156,7 @@ class Balancer:
             self.registry.fail(request, error, now)
 
     def _serving(self) -> Iterator[ServedModel]:
-        """Of each shard that begins requests: the model that they begin on."""
+        """For each shard that begins requests, the model that they begin on."""
         for shard in self.shards:
             if shard.scheduler is not None and not shard.is_draining:
                 yield shard.scheduler.newest

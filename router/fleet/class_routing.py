@@ -12,7 +12,7 @@ from router.catalog.served_model import RoutingKey, ServedModel
 
 
 class Routes:
-    """Each class's admitted choices. `serving` tells the model of each shard that requests begin on.
+    """Each class's admitted choices. `serving` returns each shard's model that requests begin on.
 
     It is asked once after each change, so that no query costs more with more shards.
     """

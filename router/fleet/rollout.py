@@ -34,7 +34,7 @@ async def roll_out(
 
 
 async def _undo(engines: Sequence[Engine], options: SwapOptions, why: BaseException) -> NoReturn:
-    """Have shards serve again what they served before a change that has failed, which is raised then."""
+    """Revert shards to what they served before a failed change, then raise its error."""
     ends = await asyncio.gather(*(engine.swap_back(options) for engine in engines), return_exceptions=True)
     stuck = [
         f"Shard {engine.shard} goes on with {engine.target.name}: {end}"
