@@ -51,7 +51,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None  # loop time by which it must have started
     exit_threshold: float | None = None
     exact: bool = False
-    grammar: str = ""  # what the answer must be, for llguidance, in no vocabulary's ids; "": what tools ask
+    grammar: str = ""  # what the answer must be, for llguidance, in no vocabulary's token ids; "": anything
     label: str = ""  # the client's own request id, for logs and /ops/requests
 
     @property
@@ -141,7 +141,8 @@ class Request:
     def grammar(self) -> Grammar | None:
         """What the answer must be, and how far it had come before its tokens were made anew."""
         prompt = self.spec.prompt
-        source = self.spec.grammar or ("" if prompt is None else prompt.grammar(self.tokenizer))
+        held = self.spec.grammar
+        source = held if prompt is None else prompt.grammar(self.tokenizer, held)
         return Grammar(source, self._retold_text, len(self._retold)) if source else None
 
     @property

@@ -93,12 +93,12 @@ class Prompt(msgspec.Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, call_format=tokenizer.call_format or GENERIC)
 
-    def grammar(self, tokenizer: Tokenizer) -> str:
-        """Grammar of an answer that may call tools, in this tokenizer's tokens. Empty without tools."""
+    def grammar(self, tokenizer: Tokenizer, answer: str = "") -> str:
+        """Grammar of the answer, in this tokenizer's tokens; "" is anything. `answer` is that of no call."""
         if self.tools is None:
-            return ""
+            return answer
         calls = self.call_format or tokenizer.call_format or GENERIC
-        return grammar_of(self.tools, calls, tokenizer.special_tokens)
+        return grammar_of(self.tools, calls, tokenizer.special_tokens, answer)
 
     def encoded(self, tokenizer: Tokenizer, answer: str = "") -> tuple[list[int], list[int]]:
         """Token ids of the prompt and of an unfinished answer. Safe on any thread. Raises ChatTemplateError.

@@ -14,6 +14,7 @@ from router.tools.call_format import MARKS, CallFormat
 from router.tools.tools import Function, Tools
 
 _MARKS = re.compile("(" + "|".join(map(re.escape, MARKS)) + ")")
+_ANSWER = "answer"
 _TEXT = r"(.|\n)*"
 _TEXT_BEFORE_NO_CALL = r"([^{ \t\r\n](.|\n)*)?"  # where a call is known by its first character
 
@@ -25,17 +26,34 @@ class SpecialTokens(msgspec.Struct, frozen=True):
     shown: list[int] = []  # of these, the ones that clients see as text all the same
 
 
-def grammar_of(tools: Tools, calls: CallFormat, special: SpecialTokens) -> str:
-    """What an answer may be."""
-    rules = ["%llguidance {}", *_starts(tools, calls, special)]
+def grammar_of(tools: Tools, calls: CallFormat, special: SpecialTokens, answer: str = "") -> str:
+    """What an answer may be. `answer` is the grammar of one that calls no tool; "": any text.
+
+    An answer that must call a tool has none of the other kind. Where both kinds may begin with the same
+    characters, as in Llama's format beside JSON, llguidance takes the call.
+    """
+    held = "" if tools.must_call else answer
+    rules = ["%llguidance {}", *_starts(tools, calls, special, bool(held))]
     rules.append("call: " + "\n    | ".join(_call(tool, calls, special) for tool in tools.callable))
-    return "\n".join(rules) + "\n"
+    text = "\n".join(rules) + "\n"
+    return _beside(text, held) if held else text
 
 
-def _starts(tools: Tools, calls: CallFormat, special: SpecialTokens) -> Iterable[str]:
+def _beside(text: str, answer: str) -> str:
+    """Both in one; the second by the name that the first one has for it."""
+    try:
+        others = json.loads(answer)["grammars"]
+    except ValueError:
+        others = [{"lark_grammar": answer}]
+    first = others[0] | {"name": _ANSWER}
+    return json.dumps({"grammars": [{"name": "calls", "lark_grammar": text}, first, *others[1:]]})
+
+
+def _starts(tools: Tools, calls: CallFormat, special: SpecialTokens, is_held: bool) -> Iterable[str]:
     several = _several(tools, calls, special)
-    if tools.must_call:
-        yield f"start: {_terminals(calls.trigger, special)} {several}"
+    if tools.must_call or is_held:
+        other = f"@{_ANSWER} | " if is_held else ""
+        yield f"start: {other}{_terminals(calls.trigger, special)} {several}"
         return
     if calls.begins_answer:
         yield f"start: text | {_terminals(calls.trigger, special)} {several}"

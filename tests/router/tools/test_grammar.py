@@ -8,8 +8,8 @@ import pytest
 import tokenizers
 from llguidance import LLMatcher, LLTokenizer
 
-from router.grammar.compiling import compiled_schemas
-from router.grammar.constraint import Compiled
+from router.grammar import compiling
+from router.grammar.constraint import Compiled, choice, schema
 from router.text.tokenizer import Tokenizer
 from router.tools.call_format import HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, MISTRAL_SPACED, CallFormat
 from router.tools.grammar import grammar_of
@@ -24,7 +24,9 @@ MARKS_AS_TOKENS = pytest.mark.parametrize("has_tokens", [False, True], ids=["tex
 def function(name: str, parameters: dict[str, Any]) -> Function:
     """One whose schema was checked."""
     parameters = {"type": "object"} | parameters
-    made = msgspec.msgpack.decode(compiled_schemas(msgspec.json.encode([parameters])), type=Compiled)
+    made = msgspec.msgpack.decode(
+        compiling.compiled_schemas(msgspec.json.encode([parameters])), type=Compiled
+    )
     [arguments] = msgspec.json.decode(made.grammar, type=list[msgspec.Raw])
     return Function(name, None, parameters, bytes(arguments).decode())
 
@@ -39,7 +41,9 @@ FIRST, SECOND = ("weather", '{"city": "Rome"}'), ("weather_at", '{"day": 2}')
 class Grammar:
     """Tells which texts it takes, whole or as beginnings."""
 
-    def __init__(self, folder: Path, tools: Tools, calls: CallFormat, has_tokens: bool):
+    def __init__(
+        self, folder: Path, tools: Tools, calls: CallFormat, has_tokens: bool = False, answer: str = ""
+    ):
         backend = byte_tokenizer().backend
         if has_tokens:
             backend.add_special_tokens(["[TOOL_CALLS]", "[ARGS]", "<|other|>"])
@@ -49,7 +53,7 @@ class Grammar:
         backend.save(str(folder / "tokenizer.json"))
         self._tokenizer = Tokenizer(backend)
         self._reads = LLTokenizer(str(folder / "tokenizer.json"), eos_token=256)
-        self.text = grammar_of(tools, calls, self._tokenizer.special_tokens)
+        self.text = grammar_of(tools, calls, self._tokenizer.special_tokens, answer)
 
     def begins(self, text: str) -> bool:
         return self._matched(text) is not None
@@ -122,6 +126,28 @@ def test_only_those_that_may_be_called(tmp_path: Path, calls: CallFormat) -> Non
     grammar = Grammar(tmp_path, changed(names=["weather_at"], must_call=True), calls, False)
     assert grammar.takes(calls.written([SECOND]))
     assert not grammar.begins(calls.written([FIRST]))
+
+
+@MARKS_AS_TOKENS
+@pytest.mark.parametrize("calls", FORMATS[:4], ids=[calls.name for calls in FORMATS[:4]])
+@pytest.mark.parametrize(
+    ("answer", "takes", "refuses"),
+    [
+        (compiling.grammar_of(schema(b'{"properties": {"a": {"enum": [1]}}}')), '{"a": 1}', '{"a": 2}'),
+        (compiling.grammar_of(choice(["yes", "no"])), "yes", "maybe"),
+    ],
+    ids=["json", "choice"],
+)
+def test_an_answer_without_calls_may_have_a_grammar_of_its_own(
+    tmp_path: Path, calls: CallFormat, has_tokens: bool, answer: str, takes: str, refuses: str
+) -> None:
+    grammar = Grammar(tmp_path, TOOLS, calls, has_tokens, answer)
+    assert grammar.takes(takes)
+    assert not grammar.begins(refuses)
+    assert grammar.takes(calls.written([FIRST]))
+    forced = Grammar(tmp_path, changed(must_call=True), calls, has_tokens, answer)
+    assert not forced.begins(takes)
+    assert forced.takes(calls.written([FIRST]))
 
 
 def test_of_what_a_model_knows_as_tokens_nothing_is_spelled(tmp_path: Path) -> None:
