@@ -156,6 +156,26 @@ async def test_signals_to_all_let_streams_end_and_start_nothing(
         assert server.log.count("is ready") == num_shards
 
 
+async def test_a_stop_under_load_lets_every_stream_end(start: Start, session: ClientSession) -> None:
+    """Those that run, and those that wait for a place."""
+    server = start(max_batch_size=16)
+    await asyncio.to_thread(server.wait_until_ready)
+    asked = {"inputs": "Once", "parameters": {"max_new_tokens": 30, "ignore_eos": True}}
+    streams = [asyncio.create_task(stream(session, server, asyncio.Event(), asked)) for _ in range(40)]
+    async with asyncio.timeout(30):
+        while not await are_waiting(session, server, 24):  # noqa: ASYNC110 (another process)
+            await asyncio.sleep(0.01)
+    known = set(processes(server))
+    server.process.send_signal(signal.SIGTERM)
+    assert await has_ended(server, known) == 0
+    assert await asyncio.gather(*streams) == [30] * 40
+
+
+async def are_waiting(session: ClientSession, server: Server, number: int) -> bool:
+    async with session.get(server.url + "/ops/state") as answer:
+        return bool((await answer.json())["waiting"] == number)
+
+
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGINT]])
 async def test_signals_while_it_starts(start: Start, signals: list[signal.Signals]) -> None:
     for seed in range(TRIALS):

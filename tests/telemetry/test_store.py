@@ -209,17 +209,66 @@ async def test_writing_twice_is_writing_once(server, open_store, monkeypatch):
     assert tokens_of(await store.records(60)) == [7]
 
 
-async def test_a_redis_that_answers_and_refuses_is_no_use(server, open_store, caplog):
+def fill(client):
+    client.config_set("maxmemory", "1")
+
+
+def forbid_writing(client):
+    client.replicaof("127.0.0.1", 1)
+
+
+def exchange(client):
+    """As if another program's Redis had taken its place."""
+    client.flushall()
+    for key in (keys.windows("poems", "one"), keys.decisions("poems"), keys.history("poems")):
+        client.set(key, "something else")
+
+
+def put_right(client):
+    client.config_set("maxmemory", "0")
+    client.replicaof("NO", "ONE")
+    client.flushall()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(fill, "used memory"), (forbid_writing, "read only replica"), (exchange, "wrong kind of value")],
+)
+async def test_a_redis_that_answers_and_refuses_is_no_use(server, open_store, caplog, spoil, said):
     store = await open_store(server)
     with server.client() as client:
-        client.config_set("maxmemory", "1")
-    store.put([record()])
+        spoil(client)
+    store.put([record(tokens=1)])
+    made = decision()
+    store.audit.append(made)
     assert not await store.flush()
-    assert "used memory" in caplog.text
+    assert not store.is_ok
+    assert said in caplog.text
+    assert [entry.id for entry in await store.decisions()] == [made.id]
     with server.client() as client:
-        client.config_set("maxmemory", "0")
+        put_right(client)
     assert await store.flush()
+    assert store.is_ok
     assert tokens_of(await store.records(60)) == [1]
+    assert [entry.id for entry in await store.decisions()] == [made.id]
+
+
+@pytest.mark.parametrize("years", [10, -10])
+async def test_a_clock_that_jumps_costs_nothing(server, open_store, monkeypatch, years):
+    """Forth or back, then back to the truth."""
+    store, now = await open_store(server), time.time
+    seconds = years * 365 * 86_400
+    for number, jump in enumerate([0, seconds, 0], 1):
+        monkeypatch.setattr(time, "time", lambda jump=jump: now() + jump)
+        store.put([record(tokens=number)])
+        made = decision()
+        store.audit.append(made)
+        assert await store.flush()
+        assert store.is_ok
+        assert number in tokens_of(await store.records(60))
+        assert made.id in [entry.id for entry in await store.decisions()]
+        assert await store.decision(made.id) is not None
+    assert store.num_dropped == 0
 
 
 async def test_without_an_address_decisions_are_kept_in_memory(open_store):

@@ -57,6 +57,20 @@ async def test_streams_go_on_when_their_only_shard_is_killed(tmp_path: Path) -> 
         assert [shard for shard, _ in sim.record.deaths] == [0]
 
 
+async def test_prompts_that_were_half_computed_when_a_shard_was_killed_are_computed_anew(
+    tmp_path: Path,
+) -> None:
+    costs = msgspec.structs.replace(FAST, token_ms=0.2)
+    async with simulated(tmp_path, costs, max_batch_prefill_tokens=64) as sim:
+        asked = specs(4, num_prompt_tokens=1500, max_new_tokens=5)
+        requests = sim.submit(*asked)
+        await until(lambda: any(0 < request.num_computed_tokens < 1500 for request in requests))
+        shard_processes()[0].kill()
+        assert not any(request.outputs for request in requests)
+        assert await outcomes(requests) == expected(asked)
+        assert sim.record.deaths != []
+
+
 async def test_requests_of_a_killed_shard_go_on_where_another_serves(tmp_path: Path) -> None:
     async with simulated(tmp_path, num_shards=2) as sim:
         asked = specs(16, max_new_tokens=100)

@@ -1,11 +1,9 @@
 """Shards as processes and on other hosts: they start, they end with their router, they ask for a secret."""
 
 import asyncio
-import contextlib
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +16,7 @@ from router.fleet.dispatcher import Dispatcher
 from router.fleet.launcher import ChildLauncher, RemoteLauncher
 from shard.messages import ShardConfig
 from tests.router.fakes import expected_answer, make_spec
+from tests.router.remote_shards import listening_shard
 from tests.router.sim_serving import FAST, shard_processes, simulated, text_of, until
 from tests.running import Child
 
@@ -107,32 +106,6 @@ def test_a_shard_ends_when_its_router_is_killed() -> None:
         [child] = psutil.Process(router.process.pid).children()
     psutil.wait_procs([child], timeout=20)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@contextlib.asynccontextmanager
-async def listening_shard(secret: Path) -> AsyncIterator[tuple[int, asyncio.subprocess.Process]]:
-    """A shard as somebody starts it on another host."""
-    port = free_port()
-    command = [sys.executable, "-m", "shard", "--listen", f"tcp://127.0.0.1:{port}"]
-    process = await asyncio.create_subprocess_exec(*command, "--secret-file", str(secret), cwd=ROOT)
-    try:
-        yield port, process
-    finally:
-        process.kill()
-        async with asyncio.timeout(20):
-            await process.wait()
-
-
-@pytest.fixture
-def secret(tmp_path: Path) -> Path:
-    path = tmp_path / "secret"
-    path.write_text("open sesame\n")
-    return path
 
 
 async def test_a_remote_shard_serves_one_router_after_the_other(tmp_path: Path, secret: Path) -> None:

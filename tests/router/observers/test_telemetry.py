@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import ClientSession
+from redis import Redis
 
 from shard.sim.sim_runner import CostModel
+from telemetry import keys
 from telemetry.embedded import find_server
 from telemetry.store import Store
 from telemetry.window import Window
@@ -124,6 +126,60 @@ async def test_a_redis_that_comes_back_empty_is_filled_again(served: Server, red
         assert sum(await streams) == 100 * NUM_STREAMS
         assert await generate(session, served, 7) == 7
         assert (await until_kept(store, 7)).tokens >= 7
+
+
+def fill(client: Redis) -> None:
+    client.config_set("maxmemory", "1")
+
+
+def forbid_writing(client: Redis) -> None:
+    client.replicaof("127.0.0.1", 1)
+
+
+def exchange(client: Redis) -> None:
+    """As if another program's Redis had taken its place."""
+    client.flushall()
+    client.set(keys.history("poems"), "something else")
+
+
+@pytest.mark.parametrize("spoil", [fill, forbid_writing, exchange])
+async def test_with_a_redis_that_refuses_streams_are_complete(
+    served: Server, redis: RedisServer, spoil: Callable[[Redis], None]
+) -> None:
+    async with ClientSession() as session:
+        await until_is(session, served, "ok")
+        streams = asyncio.gather(*(generate(session, served, 50) for _ in range(NUM_STREAMS)))
+        with redis.client() as client:
+            spoil(client)
+        await until_is(session, served, "lost")
+        assert await generate(session, served, 5) == 5
+        assert sum(await streams) == 50 * NUM_STREAMS
+
+
+async def test_neither_keys_nor_texts_are_kept(
+    serve: Callable[..., Server], tiny_model: Callable[[str], Path], redis: RedisServer
+) -> None:
+    settings = {"model_id": tiny_model("llama"), "device": "sim", "deployment": "poems"}
+    secrets = {"api_key": "s3cret-key", "admin_key": "s3cret-admin"}
+    asked = {"messages": [{"role": "user", "content": "s3cret-prompt"}], "max_tokens": 5}
+    with serve(**settings, **secrets, redis_url=redis.url) as server:
+        async with ClientSession() as session, reading(redis) as store:
+            key = {"authorization": "Bearer s3cret-key", "x-request-id": "s3cret-name"}
+            async with session.post(f"{server.url}/v1/completions", json=asked, headers=key) as answer:
+                assert answer.status == 400
+            body = {"prompt": "s3cret-prompt", "max_tokens": 5}
+            async with session.post(f"{server.url}/v1/completions", json=body, headers=key) as answer:
+                assert answer.status == 200
+            admin = {"authorization": "Bearer s3cret-admin"}
+            async with session.post(f"{server.url}/ops/drain", json={}, headers=admin) as answer:
+                assert answer.status == 200
+            await until_kept(store, 5)
+            assert await store.decisions()
+        with redis.client() as client:
+            streams = [client.xrange(name) for name in client.scan_iter(_type="stream")]
+            others = [client.hgetall(keys.history("poems")), client.zrange(keys.routers("poems"), 0, -1)]
+        assert len(streams) == 2
+        assert "s3cret" not in f"{streams} {others} {server.log}"
 
 
 def test_who_must_know_joules_and_cannot_is_refused_at_the_start_with_a_sentence(
