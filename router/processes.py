@@ -42,7 +42,7 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProcessEnded(OSError):
-    """The process died at its work: of too much processor time or memory, or of a fault."""
+    """The process died at its work, by too much processor time or memory, or by a crash."""
 
 
 class CannotStart(OSError):
@@ -67,7 +67,7 @@ class Processes:
         return answer
 
     def start(self) -> None:
-        """Have a process ready, so that no request waits for its start, if one can be started."""
+        """Start a process ahead of the first request, if possible."""
         with contextlib.suppress(CannotStart):
             self._idle.append(self._take())
 

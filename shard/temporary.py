@@ -1,4 +1,4 @@
-"""A folder that stands for that of temporary files where there is none: in a container that is read-only."""
+"""A substitute for a missing folder of temporary files, as in read-only containers."""
 
 import os
 import tempfile
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def name_temporary_folder(folder: Path) -> None:
-    """`folder`, which exists, if the system has none that can be written to.
+    """Use `folder`, which must exist, if the system has no writable folder of temporary files.
 
-    transformers cannot be imported otherwise: torch makes sure of such a folder, and puts nothing there.
+    transformers cannot be imported without one: torch checks for such a folder, but writes nothing there.
     """
     try:
         tempfile.gettempdir()

@@ -53,7 +53,7 @@ class ClassUse(msgspec.Struct, array_like=True):
     """Sums over requests of one class of prompts."""
 
     requests: int = 0
-    tokens: int = 0  # drawn, without those that a grammar forced
+    tokens: int = 0  # drawn, not forced by a grammar
     layers: int = 0  # sum of the tokens' exit layers
 
     def merge(self, other: "ClassUse") -> None:

@@ -101,9 +101,9 @@ class Request:
         self.lost_affinity = False  # the model that began it is no longer on its shard
         self.outcome: FinishReason | GenerationFailed | None = None
         self._num_outputs_at_death: int | None = None
-        self._retold: list[int] = []  # ids of the answer's part that another tokenizer's model wrote
-        self._retold_text = ""  # of that part
-        self._num_retold = 0  # number of `outputs` in that part
+        self._reencoded: list[int] = []  # ids of the answer's part that another tokenizer's model wrote
+        self._reencoded_text = ""  # of that part
+        self._num_reencoded = 0  # number of `outputs` in that part
         self._num_characters = 0  # of the answer's text so far
         self._num_characters_before = 0  # the same before its latest token
         self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
@@ -113,8 +113,8 @@ class Request:
     @property
     def token_ids(self) -> list[int]:
         """Prompt and answer so far in ids of `tokenizer`; a replay starts from these."""
-        since = [output.id for output in self.outputs[self._num_retold :]]
-        return self.prompt_token_ids + self._retold + since
+        since = [output.id for output in self.outputs[self._num_reencoded :]]
+        return self.prompt_token_ids + self._reencoded + since
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -122,28 +122,28 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_token_ids) + len(self._retold) + len(self.outputs) - self._num_retold
+        return len(self.prompt_token_ids) + len(self._reencoded) + len(self.outputs) - self._num_reencoded
 
     @property
     def max_new_tokens(self) -> int:
         """Limit of tokens after the prompt, in ids of `tokenizer`."""
-        return self.spec.max_new_tokens + len(self._retold) - self._num_retold
+        return self.spec.max_new_tokens + len(self._reencoded) - self._num_reencoded
 
     @property
     def sampling(self) -> Sampling:
         """Sampling parameters, adjusted to the answer in ids of `tokenizer`."""
-        sampling, shift = self.spec.sampling, len(self._retold) - self._num_retold
+        sampling, shift = self.spec.sampling, len(self._reencoded) - self._num_reencoded
         if not sampling.min_tokens or not shift:
             return sampling
         return msgspec.structs.replace(sampling, min_tokens=max(0, sampling.min_tokens + shift))
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer must be, and how far it had come before its tokens were made anew."""
+        """The answer's grammar, with the part of the answer that was re-encoded."""
         prompt = self.spec.prompt
         held = self.spec.grammar
         source = held if prompt is None else prompt.grammar(self.tokenizer, held)
-        return Grammar(source, self._retold_text, len(self._retold)) if source else None
+        return Grammar(source, self._reencoded_text, len(self._reencoded)) if source else None
 
     @property
     def requirements(self) -> Requirements:
@@ -234,8 +234,8 @@ class Request:
 
     def switch(self, tokenizer: Tokenizer, encoded: tuple[list[int], list[int]]) -> None:
         """Continue with prompt and answer as `encoded` by this tokenizer."""
-        self.prompt_token_ids, self._retold = encoded
-        self._num_retold, self._retold_text = len(self.outputs), self._detokenizer.marked_text
+        self.prompt_token_ids, self._reencoded = encoded
+        self._num_reencoded, self._reencoded_text = len(self.outputs), self._detokenizer.marked_text
         self.prompt_scores.clear()
         self.tokenizer = tokenizer
         self._detokenizer.switch(tokenizer)

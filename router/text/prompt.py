@@ -61,7 +61,7 @@ class Prompt(msgspec.Struct, frozen=True):
         return self._written_without_template(tokenizer)
 
     def _written_without_template(self, tokenizer: Tokenizer) -> str:
-        """The text to encode where the template has no words for tools: they are told as text."""
+        """The text to encode if the template does not support tools: they are described as text."""
         assert self.messages is not None
         calls, messages = self.call_format or GENERIC, self.messages
         if self.tools is not None or "tool_calls" not in (tokenizer.template_source or ""):

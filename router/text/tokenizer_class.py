@@ -1,7 +1,7 @@
-"""What the class that a folder names makes of its tokenizer.json, as in transformers 5.
+"""Applies a folder's tokenizer class to its tokenizer.json, as transformers 5 does.
 
-Most classes take the file as it stands. Those of Llama, GPT-2 and Qwen take its vocabulary, its merges and
-what it puts around a text, and split text in their own way: the same file may make other ids of it.
+Most classes use the file unchanged. Those of Llama, GPT-2 and Qwen use its vocabulary, merges and special
+tokens around a text, but split text in their own way, so that ids may differ from the file's.
 """
 
 from collections.abc import Callable
@@ -32,17 +32,17 @@ _NO_FLAGS = {
 
 
 class TokenizerClass(msgspec.Struct, frozen=True):
-    """One that splits text in its own way. `tokens` are its special tokens where the folder names none."""
+    """A class that splits text in its own way. `tokens` are its special tokens if the folder names none."""
 
     name: str
     tokens: dict[str, str]
     model: dict[str, Any]
     set_up: Callable[[tokenizers.Tokenizer, dict[str, Any]], None]
     is_byte_level: bool = True
-    adds_special_tokens_again: bool = False  # so that their flags are none
+    adds_special_tokens_again: bool = False  # which resets their flags
 
     def build(self, described: dict[str, Any], config: dict[str, Any]) -> tokenizers.Tokenizer:
-        """Of a tokenizer.json, without added tokens. Raises what `tokenizers` raises."""
+        """Build the tokenizer from a tokenizer.json, without added tokens. Raises as `tokenizers` does."""
         own: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "decoder": None, "added_tokens": []}
         model = described["model"] | _NO_FLAGS | self.model
         backend = tokenizers.Tokenizer.from_str(
@@ -102,9 +102,9 @@ _OF_FAMILY = {"gpt2": GPT2, "opt": GPT2, "qwen2": QWEN2, "qwen3": QWEN2}
 
 
 def class_of(folder: Path, config: dict[str, Any]) -> TokenizerClass | None:
-    """The class, None where tokenizer.json is taken as it stands. Raises `TokenizerUnreadable`.
+    """The folder's class; None if tokenizer.json is used unchanged. Raises `TokenizerUnreadable`.
 
-    `config` is what the files beside tokenizer.json say.
+    `config` is the merged content of the files beside tokenizer.json.
     """
     model = read_object(folder / "config.json")
     family = str(model.get("model_type"))
@@ -134,7 +134,7 @@ def check(
 ) -> None:
     """Raises `TokenizerUnreadable` for what would change ids or texts and is not supported.
 
-    `described` is tokenizer.json, `known` what `class_of` said.
+    `described` is tokenizer.json, `known` the result of `class_of`.
     """
     path = folder / CONFIG
     if known is not None and (

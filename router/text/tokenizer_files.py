@@ -1,4 +1,4 @@
-"""A tokenizer's files beside tokenizer.json, read as in transformers; what cannot be read is named."""
+"""Reads a tokenizer's files beside tokenizer.json, as transformers does."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, and with it what older tools wrote into special_tokens_map.json.
+    """tokenizer_config.json merged with special_tokens_map.json, which older tools wrote.
 
-    The latter wins, but only where the former has no added_tokens_decoder. What is left of
-    `additional_special_tokens`, which newer tools call `extra_special_tokens`, has that name.
+    The latter wins, but only if the former has no added_tokens_decoder. The result has
+    `additional_special_tokens`, which newer tools call `extra_special_tokens`, under that name.
     """
     config = _renamed(read_object(folder / "tokenizer_config.json"))
     if "added_tokens_decoder" in config:
@@ -47,5 +47,5 @@ def _renamed(config: dict[str, Any], is_taken: bool = False) -> dict[str, Any]:
 
 
 def _special(value: Any) -> Any:
-    """A token that special_tokens_map.json describes is special, whatever it says."""
+    """A token of special_tokens_map.json, marked as special."""
     return value | {"special": True} if isinstance(value, dict) and "content" in value else value

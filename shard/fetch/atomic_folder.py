@@ -27,7 +27,7 @@ def make_once(folder: Path, is_complete: Callable[[Path], bool], make: Callable[
 
 
 def clear_up(cache: Path) -> None:
-    """Remove what killed runs left in the folders of `cache`, unless someone makes one there now."""
+    """Remove folders that killed runs left in `cache`, except where another process is at work."""
     for parent in {left.parent for left in cache.glob(f"*/{_PREFIX}*")}:
         with contextlib.suppress(OSError), (parent / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,7 +45,7 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _remove_left(parent: Path) -> None:
-    """Of runs that were killed: the lock is ours. What they had started may just be about to end."""
+    """Remove folders of killed runs, whose children may be about to end. The caller holds the lock."""
     for _ in range(_REMOVALS):
         left = list(parent.glob(f"{_PREFIX}*"))
         if not left:

@@ -244,7 +244,7 @@ def _quiet_transformers(folder: Path) -> Iterator[None]:
 
 
 def _pass_on_the_systems(error: Exception) -> None:
-    """What this machine lacks, such as a folder for temporary files, says nothing about the model."""
+    """Re-raise errors of the machine, such as a missing folder for temporary files."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
 

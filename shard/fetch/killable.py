@@ -1,8 +1,8 @@
-"""Work that can be ended at any moment, since a process of its own does it, which is killed.
+"""Runs work in a child process, which can be killed at any moment.
 
-The exception that a signal's handler raises comes at any instruction: between the one that takes a library's
-lock and the one that will free it, too, and then what is to clear up waits for that lock. So this process has
-no handlers. It waits for signals, and clears up when the other one is gone.
+An exception from a signal handler may come at any instruction, also while a library holds a lock, on which
+the clean-up would then wait. So this process has no handlers: it waits for signals, and cleans up once the
+child is gone.
 """
 
 import contextlib
@@ -12,45 +12,45 @@ import sys
 import threading
 from collections.abc import Callable
 
-_TOLD = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_killable(work: Callable[[], int], clear_up: Callable[[], None], ends_with_stdin: bool = False) -> int:
-    """The exit code of `work`; if it was told to end, 128 and the signal. To be called with one thread alone.
+    """Run `work`; returns its exit code, or 128 plus the signal that ended it. Call while single-threaded.
 
-    `clear_up` is called unless work came to its end. Where the system ended it, this process ends likewise.
+    Calls `clear_up` unless `work` finished. If the system killed the child, this process ends the same way.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # so that it can be waited for
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*_TOLD, signal.SIGCHLD))
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # so that `sigwait` receives it
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_SIGNALS, signal.SIGCHLD))
     watched, held = os.pipe()  # ends with this process
     worker = os.fork()
     if worker == 0:
         os.close(held)
         _work(work, watched)
-    with contextlib.suppress(OSError):  # whichever of both is first
+    with contextlib.suppress(OSError):  # the other process may have done it
         os.setpgid(worker, worker)
     if ends_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    while (told := signal.sigwait((*_TOLD, signal.SIGCHLD))) == signal.SIGCHLD:
+    while (received := signal.sigwait((*_SIGNALS, signal.SIGCHLD))) == signal.SIGCHLD:
         ended, status = os.waitpid(worker, os.WNOHANG)
         if ended:
             return _code(os.waitstatus_to_exitcode(status), clear_up)
     os.killpg(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
     clear_up()
-    return 128 + told
+    return 128 + received
 
 
 def _work(work: Callable[[], int], watched: int) -> None:
-    """In a group of its own, with all that it starts; it ends there."""
+    """Run `work` in its own process group, and exit."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
-    for number in _TOLD:
-        signal.signal(number, signal.SIG_IGN)  # they are for who waits for it
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent handles them
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_TOLD, signal.SIGCHLD))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_SIGNALS, signal.SIGCHLD))
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
     code = 1
     try:
@@ -69,7 +69,7 @@ def _end_with(watched: int) -> None:
 
 
 def _end_with_stdin() -> None:
-    os.read(sys.stdin.fileno(), 1)  # not by its buffer, whose lock the interpreter takes at its end
+    os.read(sys.stdin.fileno(), 1)  # unbuffered: the interpreter takes the buffer's lock at exit
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -77,7 +77,7 @@ def _code(status: int, clear_up: Callable[[], None]) -> int:
     if status >= 0:
         return status
     clear_up()
-    with contextlib.suppress(OSError):  # SIGKILL cannot be set, and need not be
+    with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
         signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
     return 128 - status
