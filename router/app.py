@@ -35,8 +35,9 @@ from router.control.loop import ReassessmentLoop
 from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import Dispatcher
 from router.fleet.swap import Inflight, SwapOptions
-from router.observers.metrics import MetricsObserver, watch_store
+from router.observers.metrics import GrammarMetrics, MetricsObserver, watch_store
 from router.observers.recorder import Recorder
+from router.processes import processes
 from router.settings.config import Config
 from telemetry import tasks
 from telemetry.prometheus import Metrics
@@ -64,7 +65,9 @@ async def serve(
     dispatcher.add_observer(MetricsObserver(metrics, config.model_name))
     dispatcher.add_observer(Recorder(store))
     watch_store(metrics.helios, store, config.model_name)
-    service = Service(config, dispatcher, target, catalog.names)
+    service = Service(
+        config, dispatcher, target, catalog.names, GrammarMetrics(metrics.helios, config.model_name)
+    )
     controller = SwapController(dispatcher, catalog, store.audit)
     profiles = {entry.candidate.name: profile_of(config, entry) for entry in catalog.entries}
     options = SwapOptions(Inflight(config.swap_inflight), config.swap_drain_ms / 1000)
@@ -72,6 +75,7 @@ async def serve(
         catalog.repository, profiles, dispatcher, controller, store, options, config.watts
     )
     dispatcher.add_observer(loop.observer)
+    await asyncio.to_thread(processes().start)
     async with listening(build_app(service, controller, loop, metrics, store), config) as address:
         try:
             if await _starts(dispatcher, stop):

@@ -153,6 +153,9 @@ class HeliosMetrics:
         self.joules = counter("joules", "Energy spent while there was work, where it is known.", "shard")
         self.swaps = counter("swaps", "Changes of depth or model, by what came of them.", "outcome")
         self.swap_phase = seconds("swap_phase", "Time of a change's phases.", "phase")
+        self.constraint_check = seconds("constraint_check", "Checking a constraint in another process.")
+        self.constraint_cache_hits = counter("constraint_cache_hits", "Constraints that were checked before.")
+        self.constraints_refused = counter("constraints_refused", "Calls refused for a constraint.", "reason")
         self.redis_up = gauge("redis_up", "1 while telemetry is being kept.")
         self.telemetry_dropped = gauge(
             "telemetry_dropped", "Windows and decisions given up so far, as Redis was away for too long."

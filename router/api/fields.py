@@ -69,11 +69,20 @@ def _all_for(names: str, why: str) -> dict[str, str]:
 REFUSED: dict[str, Unsupported] = {
     # What an answer may look like
     **_all(
-        "grammar guided_json guided_regex guided_choice guided_grammar structured_outputs structural_tag "
-        "json_schema regex ebnf format constraints force_words_ids",
-        "output cannot be constrained yet",
+        "grammar guided_json guided_regex guided_choice guided_grammar structured_outputs json_schema regex "
+        "ebnf format",
+        "it is `grammar` on /generate, `response_format` on /v1",
     ),
-    **_all("response_format", "output cannot be constrained yet", {"type": "text"}),
+    **_all(
+        "response_format",
+        "it is `grammar` on /generate, `response_format` on /v1",
+        {"type": "text"},
+    ),
+    **_all(
+        "structural_tag constraints force_words_ids",
+        "what an answer must look like is said by a schema, a regex, choices or a grammar",
+    ),
+    **_all("guided_whitespace_pattern", "JSON is written as Python's json.dumps writes it"),
     **_all("tools", "only /v1/chat/completions calls tools"),
     **_all("tool_choice", "only /v1/chat/completions calls tools", "none", "auto"),
     **_all("functions", "it is `tools`"),
@@ -176,7 +185,7 @@ HARMLESS: dict[str, str] = {
         "of a conversation's template, where there is one",
     ),
     **_all_for(
-        "length_penalty early_stopping guided_decoding_backend guided_whitespace_pattern mirostat_tau "
+        "length_penalty early_stopping guided_decoding_backend mirostat_tau "
         "mirostat_eta dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers xtc_threshold "
         "dynatemp_exponent repeat_last_n pad_token_id spaces_between_special_tokens",
         "only says more of something that is refused",

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from router.api.arrival import ARRIVED, FAILURE, SUBMITTED
 from router.api.auth import Cors, Keys
+from router.api.constraints import Refusal
 from router.api.errors import Refused, error_response, from_http_exception, is_openai
 from router.api.headers import REQUEST_ID, header_value
 from router.api.route import Handler, Route
@@ -71,6 +72,8 @@ class Middleware:
             return response
         except GenerationFailed as error:
             failure = error.kind
+            if isinstance(error, Refusal):
+                self._service.grammars.observer.on_refused(error.reason)
             raise
         except Exception:
             failure = "incomplete_generation"

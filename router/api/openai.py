@@ -10,6 +10,7 @@ from aiohttp import web
 
 from router.api import validation
 from router.api.arrival import ARRIVED
+from router.api.constraints import Refusal
 from router.api.decode import read_body
 from router.api.errors import Invalid
 from router.api.fields import CHAT, COMPLETION, decode_call
@@ -31,6 +32,7 @@ from router.api.openai_tools import checked
 from router.api.respond import json_response
 from router.api.service import Answer, Service, answers_of
 from router.api.sse import stream
+from router.grammar.constraint import Reason
 from router.scheduling.request import Request, Spec
 from router.text.prompt import Encoded, Prompt
 
@@ -71,6 +73,8 @@ class OpenAIApi:
         with naming(CHAT_NAMES):
             call = chat_call(asked)
             prompt = chat_prompt(asked)
+            if call.wanted is not None and prompt.tools is not None:
+                raise Refusal(call.wanted.name, "and `tools` exclude each other", Reason.CONFLICT)
             self._admit(call, [_told(prompt)])
             specs = await self._specs(http, call, [await self._checked(prompt)])
         shape = ChatShape(bool(asked.logprobs))
@@ -114,9 +118,11 @@ class OpenAIApi:
     ) -> list[Spec]:
         """The specs of all generations of a call, grouped by prompt. Raises `Invalid`."""
         limits = self._service.limits(validation.OPENAI)
+        grammar = await self._service.grammar(call.wanted, call.parameters, limits)
         specs = []
         for encoded in await self._encoded(prompts, limits):
-            spec = validation.spec_of(call.parameters, encoded, limits, http[ARRIVED], label_of(http))
+            made = validation.spec_of(call.parameters, encoded, limits, http[ARRIVED], label_of(http))
+            spec = msgspec.structs.replace(made, grammar=grammar)
             specs += [validation.with_seed(spec, call.parameters, index) for index in range(call.per_prompt)]
         return specs
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import msgspec
 
+from router.api.constraints import Wanted, of_fields
 from router.api.errors import Invalid
 from router.api.openai_structs import ChatRequest, CommonFields, CompletionRequest
 from router.api.sampling_parameters import shared
@@ -28,6 +29,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP call: `per_prompt` generations for each prompt, of which the best `n` are returned."""
 
     parameters: Parameters
+    wanted: Wanted | None  # what the answer must look like
     n: int
     per_prompt: int
     wants_stream: bool
@@ -56,6 +58,7 @@ def _call(asked: CommonFields, parameters: Parameters, per_prompt: int) -> Call:
     options = asked.stream_options
     return Call(
         parameters=parameters,
+        wanted=of_fields(asked),
         n=asked.n or 1,
         per_prompt=per_prompt,
         wants_stream=bool(asked.stream),

@@ -5,16 +5,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from router.api.constraint_structs import Format, Raw, StructuredOutputs, Unsupported
 from router.api.sampling_parameters import NotNegative, Positive, SamplingParameters
 
 MAX_TOOLS = 128
 Temperature = Annotated[float, Meta(ge=0)]
-
-
-# A field that would change the text is refused if given with another value.
-Unsupported = Annotated[
-    Any, Meta(description="Not supported.", extra_json_schema={"enum": [None, False, "", [], {}]})
-]
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -84,6 +79,14 @@ class CommonFields(SamplingParameters, frozen=True, kw_only=True):
     stop: Annotated[str | list[str] | None, Meta(description="Cut from the text.")] = None
     stream: Annotated[bool | None, Meta(description="Events, one per token.")] = None
     stream_options: StreamOptions | None = None
+    response_format: Annotated[
+        Format | None, Meta(description="What the answer must look like: docs/structured-output.md.")
+    ] = None
+    structured_outputs: Annotated[StructuredOutputs | None, Meta(description="The same, as in vLLM.")] = None
+    guided_json: Raw = msgspec.UNSET
+    guided_regex: Annotated[str | None, Meta(description="What the whole answer matches.")] = None
+    guided_choice: Annotated[list[str] | None, Meta(description="The answer is one of these.")] = None
+    guided_grammar: Annotated[str | None, Meta(description="A grammar, in Lark or GBNF.")] = None
 
 
 class ChatRequest(CommonFields, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ Made from `router/api/fields.py` and the structs beside it by `make docs`; a tes
 
 A field is *honoured*, or it is *refused* by name since it would change the text and is not supported (422 on
 TGI's routes, 400 on `/v1`), or it is *harmless* and accepted, like any field that nobody knows. null, `""`,
-`[]` and `{}` say nothing anywhere; tools may be named where `tool_choice` is "none". `/` and
+`[]` and `{}` say nothing where a field is refused; tools may be named where `tool_choice` is "none". `/` and
 `/generate_stream` take what `/generate` takes, under `parameters`; `/invocations` takes any of the three
 bodies, and `/chat_tokenize` that of a chat.
 """
@@ -57,7 +57,7 @@ def _properties(body: type[msgspec.Struct]) -> dict[str, Any]:
 def _values(schema: Mapping[str, Any]) -> str:
     """The accepted values in few words, without null, which every optional field takes."""
     alternatives = [_value(part) for part in schema.get("anyOf", [schema])]
-    return " or ".join(part for part in alternatives if part)
+    return " or ".join(part for part in dict.fromkeys(alternatives) if part)
 
 
 def _value(schema: Mapping[str, Any]) -> str:

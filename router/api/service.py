@@ -9,11 +9,17 @@ import msgspec
 from aiohttp import web
 
 from router.api.arrival import SUBMITTED
+from router.api.constraints import Refusal, Wanted, check_together
 from router.api.encoding import SHORT_CHARACTERS, EncodingPool
 from router.api.errors import Invalid, Refused
+from router.api.grammars import Grammars
+from router.api.tgi_structs import Parameters
 from router.api.validation import TGI, Allowance, Limits, limits_of
 from router.catalog.served_model import Target
 from router.fleet.dispatcher import Dispatcher
+from router.grammar.constraint import Reason
+from router.grammar.observer import GrammarObserver
+from router.processes import processes
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.settings.config import Config
 from router.settings.model_names import hub_id
@@ -44,12 +50,18 @@ class Service:
     """The one object that handlers share."""
 
     def __init__(
-        self, config: Config, dispatcher: Dispatcher, target: Target, candidates: Sequence[str] = ()
+        self,
+        config: Config,
+        dispatcher: Dispatcher,
+        target: Target,
+        candidates: Sequence[str] = (),
+        observer: GrammarObserver | None = None,
     ):
         """Every shard starts with `target`; `candidates` are the names of all models that may serve."""
         self.config = config
         self.dispatcher = dispatcher
         self.candidates = candidates
+        self.grammars = Grammars(processes(), observer or GrammarObserver())
         self.encoding = EncodingPool(_BODIES_ENCODED * config.payload_limit)
         self.started_at = int(time.time())
         self._first = target
@@ -57,6 +69,7 @@ class Service:
     async def end(self, app: web.Application) -> None:
         """Stop the encoding threads."""
         self.encoding.close()
+        self.grammars.close()
 
     @property
     def model(self) -> str:
@@ -144,6 +157,19 @@ class Service:
             if num_characters <= SHORT_CHARACTERS and not any(prompt.messages for prompt in prompts):
                 return work()
             return await self.encoding.run(num_characters, work)
+
+    async def grammar(self, wanted: Wanted | None, asked: Parameters, limits: Limits) -> str:
+        """The grammar of a constraint, "" without one. An unknown one is compiled in another process.
+
+        Raises `Refusal` when it cannot be kept, and `GenerationFailed` 429 when there is too much to do.
+        """
+        if wanted is None:
+            return ""
+        if not limits.can_constrain:
+            problem = "is not supported: these shards are simulated, or their model has no tokenizer.json"
+            raise Refusal(wanted.field, problem, Reason.UNABLE)
+        check_together(wanted, asked)
+        return await self.grammars.of(wanted)
 
     @contextmanager
     def running(self, http: web.Request, specs: list[Spec]) -> Iterator[list[Request]]:

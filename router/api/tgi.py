@@ -2,10 +2,12 @@
 
 import asyncio
 
+import msgspec
 from aiohttp import web
 
 from router.api import validation
 from router.api.arrival import ARRIVED
+from router.api.constraints import of_parameters
 from router.api.decode import read_body
 from router.api.errors import Invalid
 from router.api.fields import TGI, decode_call
@@ -77,5 +79,7 @@ class TgiApi:
         limits = self._service.limits()
         validation.check(asked, limits)
         self._service.admit([inputs], asked.best_of or 1, limits)
+        grammar = await self._service.grammar(of_parameters(asked), asked, limits)
         [encoded] = await self._service.encode([Prompt(inputs, truncate=asked.truncate)])
-        return validation.spec_of(asked, encoded, limits, http[ARRIVED], label_of(http))
+        spec = validation.spec_of(asked, encoded, limits, http[ARRIVED], label_of(http))
+        return msgspec.structs.replace(spec, grammar=grammar)

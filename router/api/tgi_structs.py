@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from router.api.constraint_structs import Format
 from router.api.sampling_parameters import NotNegative, Positive, SamplingParameters
 from router.catalog.served_model import Segment
 from router.text.tokenizer import GeneratedToken, Span
@@ -27,6 +28,9 @@ class Parameters(SamplingParameters, frozen=True, kw_only=True):
     details: Annotated[bool | None, Meta(description="Tokens, and how the text came about.")] = None
     decoder_input_details: Annotated[bool | None, Meta(description="Score the prompt's tokens.")] = None
     top_n_tokens: Annotated[NotNegative | None, Meta(description="Alternatives per token.")] = None
+    grammar: Annotated[
+        Format | None, Meta(description="What the answer must look like: docs/structured-output.md.")
+    ] = None
 
 
 Inputs = Annotated[

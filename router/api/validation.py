@@ -46,6 +46,7 @@ class Limits(msgspec.Struct, frozen=True):
     depth: int
     num_layers: int
     supports_exact: bool
+    can_constrain: bool  # answers follow a grammar
 
 
 def allowance_of(config: Config, dialect: Allowance) -> Allowance:
@@ -70,6 +71,7 @@ def limits_of(
         depth=ready.depth,
         num_layers=ready.num_layers,
         supports_exact=supports_exact,
+        can_constrain=ready.can_constrain,
     )
 
 

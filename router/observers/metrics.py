@@ -1,6 +1,8 @@
 """An observer that updates Prometheus metrics."""
 
 from router.catalog.served_model import ServedModel
+from router.grammar.constraint import Reason
+from router.grammar.observer import GrammarObserver
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
 from shard.messages import ExitReport, FinishReason, GrammarReport, Score, StepOutput, TokenOutput
@@ -132,6 +134,25 @@ class MetricsObserver(Observer):
         self._tgi.batch_inference_duration.labels(method).observe(step_s + idle_s)
         self._tgi.batch_forward_duration.labels(method).observe(step_s)
         self._tgi.batch_next_size.observe(len(output.outputs))
+
+
+class GrammarMetrics(GrammarObserver):
+    """Counts what becomes of constraints."""
+
+    def __init__(self, helios: HeliosMetrics, model: str):
+        self._helios = helios
+        self._model = model
+        for reason in Reason:
+            helios.constraints_refused.labels(model, reason)
+
+    def on_compiled(self, seconds: float) -> None:
+        self._helios.constraint_check.labels(self._model).observe(seconds)
+
+    def on_remembered(self) -> None:
+        self._helios.constraint_cache_hits.labels(self._model).inc()
+
+    def on_refused(self, reason: Reason) -> None:
+        self._helios.constraints_refused.labels(self._model, reason).inc()
 
 
 def watch_store(helios: HeliosMetrics, store: Store, model: str) -> None:

@@ -20,6 +20,7 @@ from router.control.loop import ReassessmentLoop
 from router.control.swap_controller import SwapController
 from router.fleet.dispatcher import ShardState, State
 from router.fleet.swap import SwapError, SwapOptions, SwapResult
+from router.observers.metrics import GrammarMetrics
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
 from router.text.chat_template import ChatTemplate
@@ -282,10 +283,12 @@ async def serving(
     config = Config(**{"hostname": "127.0.0.1", "port": 0, **settings})
     dispatcher = FakeDispatcher(tokenizer, config.model_name)
     store, catalog = Store(None, "poems", "one"), menu_of(config, tokenizer)
-    service = Service(config, dispatcher, dispatcher.target, catalog.names)
+    metrics = Metrics()
+    observer = GrammarMetrics(metrics.helios, config.model_name)
+    service = Service(config, dispatcher, dispatcher.target, catalog.names, observer)
     controller = SwapController(dispatcher, catalog, store.audit)
     loop = ReassessmentLoop(catalog.repository, {}, dispatcher, controller, store, SwapOptions())
-    app = build_app(service, controller, loop, Metrics(), store)
+    app = build_app(service, controller, loop, metrics, store)
     async with listening(app, config) as url, ClientSession() as session:
         yield Client(session, url, service, dispatcher, controller)
 
