@@ -22,8 +22,14 @@ def fetch(model_id: str, revision: str | None) -> Path:
         names = _listing(model_id, revision)
     except errors.HTTPError as error:
         return _cached(model_id, revision, error)
+    wanted = wanted_files(names)
+    packed = [name for name in wanted if name.endswith(".gguf")]
+    if len(packed) > 1:
+        raise ModelUnusable(
+            f"{model_id} holds several .gguf files ({', '.join(packed)}): download one and name its path."
+        )
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted_files(names)))
+        return Path(snapshot_download(model_id, revision=revision, allow_patterns=wanted))
     except errors.GatedRepoError:
         raise ModelUnusable(_gated(model_id)) from None
     except (errors.HTTPError, OSError) as error:
@@ -39,7 +45,7 @@ def wanted_files(names: list[str]) -> list[str]:
     weights = [path.name for path in top if path.suffix == ".safetensors" and path.stem != "consolidated"]
     old = [path.name for path in top if path.match("pytorch_model*.bin")]
     packed = [path.name for path in top if path.suffix == ".gguf"]
-    return small + (weights or old or packed[:1])
+    return small + (weights or old or packed)
 
 
 def _listing(model_id: str, revision: str | None) -> list[str]:

@@ -161,11 +161,19 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_fetched(hub, ask
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_of_several_gguf_files_none_is_guessed(hub, ask, tmp_path):
+    del FILES["model.safetensors"]
+    FILES.update({"a.Q2.gguf": b"GGUF", "b.Q8.gguf": b"GGUF"})
+    said = sentence(ask(hub, "tiny/model"))
+    assert "tiny/model holds several .gguf files (a.Q2.gguf, b.Q8.gguf): download one" in said
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
 def test_one_form_of_the_weights_is_wanted():
     both = ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx", "tokenizer.model"]
     assert wanted_files(both) == ["config.json", "tokenizer.model", "model.safetensors"]
     assert wanted_files(["config.json", "pytorch_model-1.bin", "optimizer.bin"])[1:] == [
         "pytorch_model-1.bin"
     ]
-    assert wanted_files(["a.Q4.gguf", "b.Q8.gguf"]) == ["a.Q4.gguf"]
+    assert wanted_files(["a.json", "b.Q8.gguf"]) == ["a.json", "b.Q8.gguf"]
     assert wanted_files(["model.safetensors", "consolidated.safetensors"]) == ["model.safetensors"]
