@@ -61,7 +61,7 @@ class Store:
         self._last_id = 0
         self.link = Link(url)
         self._num_flushes = 0
-        self._is_known = False  # Redis has our presence; lost when it restarts
+        self._is_known = False  # Redis knew this router at the last flush
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -28,7 +28,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """The pace: `concurrency` at a time, or at `times` (seconds since the start), or both as a cap."""
+    """The pace: `concurrency` at a time, or at `times` (seconds since the start), or `times` capped by it."""
 
     concurrency: int | None = None
     times: Iterator[float] | None = None

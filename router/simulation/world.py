@@ -41,7 +41,7 @@ _COSTS = {
 
 
 class ScaleCatalog:
-    """A catalog of three candidates: full depth, and two capped ones, each for one class of prompts."""
+    """A catalog of three candidates: one without exits, and two that may be capped, each for one class."""
 
     def __init__(self, config: Config, folder: Path):
         classes = {"full": [_EASY], "chat": [_EASY, _HARD], "code": [_HARD, _EASY]}

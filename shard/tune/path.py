@@ -80,7 +80,7 @@ class _Errors:
         self._errors = optimize.isotonic_regression(~votes.agrees[order]).x
 
     def threshold(self, allowed: float) -> float:
-        """The lowest threshold at which at most `allowed` tokens leave wrongly."""
+        """The lowest threshold at which the error rate is at most `allowed`."""
         count = int(np.searchsorted(self._errors, allowed, side="right"))
         if count == 0:
             return NEVER
