@@ -9,7 +9,7 @@ from router.api.arrival import ARRIVED, FAILURE, SUBMITTED
 from router.api.auth import Cors, Keys
 from router.api.constraints import Refusal
 from router.api.errors import Refused, error_response, from_http_exception, is_openai
-from router.api.headers import REQUEST_ID, header_value
+from router.api.headers import REQUEST_ID, header_value, label_of
 from router.api.route import Handler, Route
 from router.api.service import Service
 from router.scheduling.request import GenerationFailed
@@ -92,9 +92,11 @@ class Middleware:
     async def _add_headers(self, http: web.Request, response: web.StreamResponse) -> None:
         """Add the common headers. Only here are header values made safe: model names may hold any character.
 
-        A client's own id came as a header, and is returned unchanged.
+        A client's own id came as a header, and is returned unchanged, with refusals too.
         """
         headers = response.headers
+        if REQUEST_ID in http.headers:
+            headers.setdefault(REQUEST_ID, label_of(http))
         headers.update(self._cors.headers(http))
         headers.setdefault("x-helios-model", self._service.target.name)
         headers.setdefault("x-helios-version", self._service.version)

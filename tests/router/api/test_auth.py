@@ -283,3 +283,23 @@ async def test_a_clients_own_id_comes_back_and_is_listed(client: Client, sent: s
     assert f"x-request-id: {kept}\r\n".encode() in answer
     status, listed = await client.get("/ops/requests")
     assert (status, listed["requests"][0]["label"]) == (200, kept)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/generate", 400),
+        ("POST", "/v1/chat/completions", 400),
+        ("GET", "/v1/models/none", 404),
+        ("GET", "/nowhere", 404),
+        ("GET", "/health", 200),
+    ],
+)
+async def test_a_clients_own_id_comes_back_with_every_answer(
+    client: Client, method: str, path: str, status: int
+) -> None:
+    mine = {"x-request-id": "mine"}
+    async with client.session.request(method, client.url + path, headers=mine) as response:
+        assert (response.status, response.headers["x-request-id"]) == (status, "mine")
+    async with client.session.request(method, client.url + path) as response:
+        assert "x-request-id" not in response.headers
