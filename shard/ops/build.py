@@ -43,7 +43,8 @@ def build(cache: Path, cpu: Cpu) -> ctypes.CDLL | None:
     try:
         return _find_or_make(cache, cpu)
     except BuildFailed as error:
-        log.warning("Plain torch operations run, several times slower, since %s.", error)
+        reason = str(error)  # a record with the error would keep the models alive that its traceback sees
+        log.warning("Plain torch operations run, several times slower, since %s.", reason)
         return None
 
 
