@@ -12,7 +12,7 @@ import msgspec
 import tokenizers
 
 from router.text.tokenizer_class import CONFIG, TokenizerClass, check, class_of
-from router.text.tokenizer_files import TokenizerUnreadable, read_object, tokenizer_config
+from router.text.tokenizer_files import TokenizerUnreadable, read_object, read_parts, tokenizer_config
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -27,12 +27,12 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
         raise FileNotFoundError(f"the model folder has no tokenizer: {path} is missing")
     config = tokenizer_config(folder)
     known = class_of(folder, config)
-    described = read_object(path)
+    parts = read_parts(path)
     try:
-        in_file = {token["id"]: _token(token) for token in described.get("added_tokens") or []}
-        if isinstance(described.get("model"), dict):
-            check(folder, config, described, known)
-        backend = known.build(described, config) if known else tokenizers.Tokenizer.from_file(str(path))
+        added = msgspec.json.decode(parts.get("added_tokens", b"[]"), type=list[dict[str, Any]] | None)
+        in_file = {token["id"]: _token(token) for token in added or []}
+        check(folder, config, parts, known)
+        backend = known.build(parts, config) if known else tokenizers.Tokenizer.from_file(str(path))
     except TokenizerUnreadable:
         raise
     except Exception as error:  # the library raises nothing narrower

@@ -31,6 +31,13 @@ _NO_FLAGS = {
 }
 
 
+Parts = dict[str, msgspec.Raw]
+
+
+class _Model(msgspec.Struct):
+    type: str = "BPE"
+
+
 class TokenizerClass(msgspec.Struct, frozen=True):
     """A class that splits text in its own way. `tokens` are its special tokens if the folder names none."""
 
@@ -41,13 +48,11 @@ class TokenizerClass(msgspec.Struct, frozen=True):
     is_byte_level: bool = True
     adds_special_tokens_again: bool = False  # which resets their flags
 
-    def build(self, described: dict[str, Any], config: dict[str, Any]) -> tokenizers.Tokenizer:
+    def build(self, parts: Parts, config: dict[str, Any]) -> tokenizers.Tokenizer:
         """Build the tokenizer from a tokenizer.json, without added tokens. Raises as `tokenizers` does."""
         own: dict[str, Any] = {"normalizer": None, "pre_tokenizer": None, "decoder": None, "added_tokens": []}
-        model = described["model"] | _NO_FLAGS | self.model
-        backend = tokenizers.Tokenizer.from_str(
-            msgspec.json.encode(described | own | {"model": model}).decode()
-        )
+        own["model"] = {**msgspec.json.decode(parts["model"], type=Parts), **_NO_FLAGS, **self.model}
+        backend = tokenizers.Tokenizer.from_str(msgspec.json.encode({**parts, **own}).decode())
         self.set_up(backend, config)
         return backend
 
@@ -129,17 +134,14 @@ def is_byte_level(folder: Path) -> bool:
     return path.is_file() and _BYTE_LEVEL in path.read_bytes()
 
 
-def check(
-    folder: Path, config: dict[str, Any], described: dict[str, Any], known: TokenizerClass | None
-) -> None:
+def check(folder: Path, config: dict[str, Any], parts: Parts, known: TokenizerClass | None) -> None:
     """Raises `TokenizerUnreadable` for what would change ids or texts and is not supported.
 
-    `described` is tokenizer.json, `known` the result of `class_of`.
+    `parts` are those of tokenizer.json, `known` is the result of `class_of`.
     """
     path = folder / CONFIG
-    if known is not None and (
-        described["model"].get("type", "BPE") != "BPE" or is_byte_level(folder) != known.is_byte_level
-    ):
+    is_bpe = msgspec.json.decode(parts.get("model", b"{}"), type=_Model).type == "BPE"
+    if known is not None and (not is_bpe or is_byte_level(folder) != known.is_byte_level):
         raise TokenizerUnreadable(
             f"{path}: a {known.name} (tokenizer_class, or that of the model's family) has no use for the "
             "vocabulary in tokenizer.json, which is of another kind"
@@ -147,11 +149,11 @@ def check(
     for name in ("add_prefix_space", "split_special_tokens"):
         if not isinstance(config.get(name), bool | None):
             raise TokenizerUnreadable(f"{path}: {name} is {config[name]!r}, not true or false")
-    for name, problem in _unsupported(config, described):
+    for name, problem in _unsupported(config, is_bpe):
         raise TokenizerUnreadable(f"{path}: {name} {problem}")
 
 
-def _unsupported(config: dict[str, Any], described: dict[str, Any]) -> list[tuple[str, str]]:
+def _unsupported(config: dict[str, Any], is_bpe: bool) -> list[tuple[str, str]]:
     found = []
     if config.get("auto_map"):
         found.append(("auto_map", "names code of the model's own, which is not run: take the key out"))
@@ -160,7 +162,6 @@ def _unsupported(config: dict[str, Any], described: dict[str, Any]) -> list[tupl
     if any(name != "tokenizer.json" for name in config.get("fast_tokenizer_files") or []):
         found.append(("fast_tokenizer_files", "names other files than tokenizer.json: take the key out"))
     force = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-    is_bpe = described["model"].get("type", "BPE") == "BPE"
     if config.get("clean_up_tokenization_spaces") and (not is_bpe or config.get(force)):
         found.append(("clean_up_tokenization_spaces", "is not supported: take the key out"))
     return found
