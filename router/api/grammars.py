@@ -1,6 +1,7 @@
 """Grammars of constraints, compiled off the event loop in other processes, and cached."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -61,8 +62,7 @@ class Grammars:
         return job
 
     async def _compile(self, constraint: Constraint) -> str | GrammarError:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        loop, started = asyncio.get_running_loop(), time.perf_counter()
         try:
             return await loop.run_in_executor(self._threads, grammar_of, self._processes, constraint)
         except GrammarError as error:
@@ -70,7 +70,7 @@ class Grammars:
         except (TimeoutError, CannotStart):
             raise _busy() from None
         finally:
-            self.observer.on_compiled(loop.time() - started)
+            self.observer.on_compiled(time.perf_counter() - started)
 
     def _end(self, constraint: Constraint, job: "asyncio.Future[str | GrammarError]") -> None:
         del self._under_way[constraint]

@@ -24,7 +24,7 @@ ANNOTATIONS = (
     *("json-string", "color", "int32", "int64", "uint32", "uint64", "float", "double", "decimal"),
 )
 # Keywords that say what is valid, and which value of theirs says nothing.
-_UNSUPPORTED: dict[str, Any] = {
+UNSUPPORTED: dict[str, Any] = {
     "not": None,
     "if": None,
     "then": None,
@@ -121,7 +121,7 @@ def check(root: Any) -> None:
 
 def _check_keywords(schema: Schema, path: str) -> None:
     for key, value in schema.items():
-        if key in _UNSUPPORTED and value != _UNSUPPORTED[key]:
+        if key in UNSUPPORTED and value != UNSUPPORTED[key]:
             raise GrammarError("is not supported" + _instead(key), path + step(key), Reason.UNSUPPORTED)
         if key in _WITH_NAMES and not isinstance(value, dict):
             raise GrammarError("must be an object of schemas", path + step(key))
