@@ -73,7 +73,7 @@ class Connection(RequestHandler):
         return self._wait[0]
 
     def data_received(self, data: bytes) -> None:
-        num_calls, is_head = self._request_count, self._is_between_calls
+        num_calls, is_head = self._request_count, self._is_body_whole
         super().data_received(data)
         if self._request_count != num_calls:
             self._num_head = self._num_body = 0
@@ -88,7 +88,7 @@ class Connection(RequestHandler):
         if not self._messages:
             return
         call, body = self._messages[-1]
-        if isinstance(call, _ErrInfo) and self._body is not None and not self._body.is_eof():
+        if isinstance(call, _ErrInfo) and self._body is not None and not self._is_body_whole:
             self._messages.pop()
             self._break_off(self._body, _reason(call.exc))
         self._body = body
@@ -157,6 +157,11 @@ class Connection(RequestHandler):
         response = error_response(failure, openai=False)
         response.force_close()
         return response
+
+    @property
+    def _is_body_whole(self) -> bool:
+        """What comes next belongs to a head, also where the last call is not taken up or answered yet."""
+        return self._body is None or self._body.is_eof()
 
     @property
     def _is_between_calls(self) -> bool:

@@ -168,6 +168,16 @@ async def test_a_call_that_never_becomes_whole_is_ended(parts: list[bytes]) -> N
         assert client.dispatcher.submitted == client.dispatcher.submitted[: len(parts) - 1]
 
 
+async def test_a_head_that_began_while_another_call_was_answered_is_ended_too() -> None:
+    async with hasty() as client, Raw(client) as raw:
+        client.dispatcher.held.clear()
+        await raw.send(CALL, b"POST /gen")
+        client.dispatcher.held.set()
+        assert (await raw.answer())[0] == 200
+        assert (await raw.answer())[0] == 408
+        await raw.ends()
+
+
 async def test_a_call_that_comes_slowly_but_steadily_is_answered() -> None:
     """Four times as long as a client may keep silent."""
     async with hasty() as client, Raw(client) as raw:
