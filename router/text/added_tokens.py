@@ -12,7 +12,13 @@ import msgspec
 import tokenizers
 
 from router.text.tokenizer_class import CONFIG, TokenizerClass, check, class_of
-from router.text.tokenizer_files import TokenizerUnreadable, read_object, read_parts, tokenizer_config
+from router.text.tokenizer_files import (
+    OWN_TOKENS,
+    TokenizerUnreadable,
+    read_object,
+    read_parts,
+    tokenizer_config,
+)
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -59,9 +65,8 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 def named_texts(config: dict[str, Any]) -> dict[str, str]:
     """The texts of `bos_token` and the like, given as a string or as the token's description."""
-    more = config.get("extra_special_tokens")
-    every = config | (more if isinstance(more, dict) else {})
-    tokens = {name: value for name, value in every.items() if name.endswith("_token")}
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    tokens |= config.get(OWN_TOKENS) or {}
     texts = {
         name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()
     }
@@ -125,25 +130,26 @@ def _older(folder: Path, config: dict[str, Any]) -> dict[int, tokenizers.AddedTo
 
 
 def _contents(config: dict[str, Any]) -> set[str]:
-    """The texts of the special tokens that a configuration names."""
-    named = [config.get(name) for name in _NAMED] + list(config.get("extra_special_tokens") or [])
-    texts = [token.get("content") if isinstance(token, dict) else token for token in named]
+    """Texts of the special tokens that count as such in added_tokens.json: not those of type `AddedToken`."""
+    tokens = [config.get(name) for name in _NAMED] + list(config.get("extra_special_tokens") or [])
+    texts = [
+        token.get("content") if isinstance(token, dict) and "__type" not in token else token
+        for token in tokens
+    ]
     return {text for text in texts if isinstance(text, str)}
 
 
 def _special(config: dict[str, Any]) -> tuple[Tokens, Tokens]:
     """A configuration's special tokens: those with a name, and the additional ones."""
-    extra = config.get("extra_special_tokens") or []
-    own = extra if isinstance(extra, dict) else {}
-    models = [
-        value
+    own = {
+        name: value
         for name, value in config.items()
         if name.endswith("_token") and name not in _NAMED and isinstance(value, str | dict)
-    ]
-    named = [*(config.get(name) for name in _NAMED), *models, *own.values()]
+    } | (config.get(OWN_TOKENS) or {})
+    named = [*(config.get(name) for name in _NAMED), *own.values()]
     return (
         [_token(token, special=True) for token in named if token],
-        [_token(token, special=True) for token in ([] if own else extra) if token],
+        [_token(token, special=True) for token in config.get("extra_special_tokens") or [] if token],
     )
 
 

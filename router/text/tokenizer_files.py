@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+OWN_TOKENS = "model_specific_special_tokens"
+
 
 class TokenizerUnreadable(OSError):
     """A tokenizer file is unusable or asks for something unsupported; the message, one sentence, names it."""
@@ -33,27 +35,30 @@ def read_parts(path: Path) -> dict[str, msgspec.Raw]:
 
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json merged with special_tokens_map.json, which older tools wrote.
+    """tokenizer_config.json, and with it what older tools wrote into special_tokens_map.json.
 
-    The latter wins, but only if the former has no added_tokens_decoder. The result has
-    `additional_special_tokens`, which newer tools call `extra_special_tokens`, under that name.
+    The latter wins, but only where the former has no added_tokens_decoder. Special tokens without a name are
+    in `extra_special_tokens`, whatever they were called; those with a name of the model's in `OWN_TOKENS`.
     """
-    config = _renamed(read_object(folder / "tokenizer_config.json"))
-    if "added_tokens_decoder" in config:
-        return config
-    path = folder / "special_tokens_map.json"
-    older = {name: _special(value) for name, value in read_object(path).items()}
-    listed, more = config.get("extra_special_tokens"), older.get("extra_special_tokens")
-    if isinstance(listed, list) and isinstance(more, list):
-        older["extra_special_tokens"] = [*listed, *(token for token in more if token not in listed)]
-    return config | _renamed(older, is_taken=bool(listed))
+    config = read_object(folder / "tokenizer_config.json")
+    if "additional_special_tokens" in config and not config.get("extra_special_tokens"):
+        config["extra_special_tokens"] = config.pop("additional_special_tokens")
+    _split_named(config)
+    if "added_tokens_decoder" not in config:
+        older = read_object(folder / "special_tokens_map.json")
+        listed, more = config.get("extra_special_tokens"), older.get("extra_special_tokens")
+        config |= {name: _special(value) for name, value in older.items()}
+        if isinstance(listed, list) and isinstance(more, list):
+            config["extra_special_tokens"] = [*listed, *(token for token in more if token not in listed)]
+        _split_named(config)
+    if "additional_special_tokens" in config and "extra_special_tokens" not in config:
+        config["extra_special_tokens"] = config.pop("additional_special_tokens")
+    return config
 
 
-def _renamed(config: dict[str, Any], is_taken: bool = False) -> dict[str, Any]:
-    if not config.get("additional_special_tokens") or config.get("extra_special_tokens"):
-        return config
-    others = {name: value for name, value in config.items() if name != "additional_special_tokens"}
-    return others if is_taken else others | {"extra_special_tokens": config["additional_special_tokens"]}
+def _split_named(config: dict[str, Any]) -> None:
+    if isinstance(config.get("extra_special_tokens"), dict):
+        config[OWN_TOKENS] = (config.get(OWN_TOKENS) or {}) | config.pop("extra_special_tokens")
 
 
 def _special(value: Any) -> Any:

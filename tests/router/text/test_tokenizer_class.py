@@ -5,6 +5,7 @@ A key that is passed over in silence is a prompt cut into other ids than the mod
 
 import inspect
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,7 @@ VALUES: dict[str, list[Any]] = {
     "merges": [["a b"]],
     "model_input_names": [["input_ids"]],
     "model_max_length": [4, 10**30],
+    "model_specific_special_tokens": [{"image_token": "<image>", "other": "<more>"}],
     "name_or_path": ["elsewhere"],
     "pad_token": ["<more>", None],
     "padding_side": ["left"],
@@ -235,3 +237,60 @@ def test_flags_of_the_configuration_win_over_those_of_the_tokenizer(
         tokens = Tokenizer.load(folder).backend.get_added_tokens_decoder()
         if not (is_named and (flag == "special" or name == "Qwen2Tokenizer")):
             assert getattr(tokens[in_file["</s>"]], flag) is other[flag]
+
+
+NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "image_token")
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def files_at_random(draw: random.Random, kind: str) -> dict[str, dict[str, Any]]:
+    """What the files beside tokenizer.json might say together of one another's tokens."""
+    described = json.loads(tokenizer_json(kind))
+    size = len(described["model"]["vocab"])
+
+    def flags() -> dict[str, bool]:
+        return {flag: draw.random() < 0.3 for flag in PLAIN if draw.random() < 0.8}
+
+    def token(name: str) -> Any:
+        own = {"__type": "AddedToken", "content": f"<{name}>"} | flags()
+        return draw.choice([None, "<s>", "</s>", "<more>", "<image>", own])
+
+    config: dict[str, Any] = {"tokenizer_class": draw.choice(CLASSES[1:6] + CLASSES[7:11])}
+    config |= {name: token(name) for name in NAMES if draw.random() < 0.4}
+    for key, values in {
+        "legacy": [True, False],
+        "add_prefix_space": [True, False],
+        "split_special_tokens": [True],
+        "extra_special_tokens": [["<more>", "</s>"], {"own": "<more>", "image_token": "<image>"}, []],
+        "additional_special_tokens": [["<added>"]],
+    }.items():
+        if draw.random() < 0.3:
+            config[key] = draw.choice(values)
+    if draw.random() < 0.5:
+        known = {token["id"]: token["content"] for token in described["added_tokens"]} | {size: "<image>"}
+        kept = {id: content for id, content in known.items() if draw.random() < 0.7}
+        config["added_tokens_decoder"] = {
+            str(id): {"content": content} | flags() for id, content in kept.items()
+        }
+    older = {name: draw.choice(["<s>", "<more>", {"content": "</s>"} | flags()]) for name in NAMES[:2]}
+    lists = {"additional_special_tokens": ["<old>"], "extra_special_tokens": ["<older>"]}
+    older |= {key: value for key, value in lists.items() if draw.random() < 0.4}
+    files = [config, older, {"<image>": size, "<bos_token>": size + 1}]
+    return {
+        name: said for name, said in zip(FILES, files, strict=True) if said is config or draw.random() < 0.4
+    }
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_files_that_speak_of_one_anothers_tokens(tmp_path: Path, seed: int) -> None:
+    draw, num_served = random.Random(seed), 0
+    for number in range(15):
+        kind = draw.choice(KINDS)
+        said = files_at_random(draw, kind)
+        folder = folder_of(tmp_path / str(number), kind, draw.choice(FAMILIES), said.pop(FILES[0]))
+        for name, content in said.items():
+            (folder / name).write_text(json.dumps(content))
+        found = differences(folder)
+        num_served += found == []
+        assert isinstance(found, str) or not found, f"{(folder / FILES[0]).read_text()}, {said}: {found}"
+    assert num_served > 3
