@@ -7,7 +7,7 @@ from router.processes import Bounds, ProcessEnded, Processes
 
 NAME = "compile"
 # Processor time, which does not depend on the load of the machine. A schema of 4 kB takes about 5 ms.
-BOUNDS = Bounds(wait_s=5.0, processor_s=0.4)
+BOUNDS = Bounds(wait_s=5.0, processor_s=0.3)
 SCHEMAS_NAME = "compile-schemas"
 SCHEMAS_BOUNDS = Bounds(wait_s=5.0, processor_s=0.8)  # for all tools of a request together
 

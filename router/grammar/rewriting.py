@@ -20,6 +20,7 @@ _LEFT_OUT = (
     *("x-guidance", "nullable", "uniqueItems", "unevaluatedItems", "unevaluatedProperties", "propertyNames"),
     *("dependencies", "dependentRequired", "dependentSchemas"),
 )
+_DEFINED = "$format-"
 _OF_PARTS = (
     *("items", "additionalItems", "prefixItems", "minItems", "maxItems"),
     *(
@@ -35,7 +36,11 @@ _OF_PARTS = (
 
 def rewritten(root: Schema) -> Schema:
     """The schema as llguidance is to read it; the one given is left as it is."""
-    made: Schema = _Rewriting(root).schema(root)
+    rewriting = _Rewriting(root)
+    made: Schema = rewriting.schema(root)
+    if rewriting.formats:  # each once: they are long
+        exact = {_DEFINED + name: {"allOf": EXACT[name]} for name in sorted(rewriting.formats)}
+        made["$defs"] = made.get("$defs", {}) | exact
     return made
 
 
@@ -43,6 +48,7 @@ class _Rewriting:
     def __init__(self, root: Schema):
         self._root = root
         self._merged = _merged(root)
+        self.formats: set[str] = set()  # that `EXACT` has, as far as they were seen
 
     def schema(self, given: Any) -> Any:
         if not isinstance(given, dict):
@@ -53,7 +59,8 @@ class _Rewriting:
             if key in _LEFT_OUT or (key == "format" and value in ANNOTATIONS):
                 continue
             if key == "format" and value in EXACT:
-                exact = EXACT[value]
+                self.formats.add(value)
+                exact = [{"$ref": f"#/$defs/{_DEFINED}{value}"}]
                 continue
             made[self._name(key, value, given)] = self._value(key, value)
         if id(given) not in self._merged and _is_silent_about_others(given):
