@@ -70,11 +70,11 @@ def of_fields(asked: CommonFields) -> Wanted | None:
     return _only(wanted)
 
 
-def check_together(wanted: Wanted, asked: Parameters) -> None:
-    """Raises `Refusal` for what makes no sense beside a constraint."""
+def check_together(field: str, asked: Parameters) -> None:
+    """Raises `Refusal` for what makes no sense beside a constraint that this field asks for."""
     for name in _EXCLUDED:
         if getattr(asked, name):
-            raise Refusal(name, f"and `{wanted.name}` exclude each other", Reason.CONFLICT)
+            raise Refusal(name, f"and `{field}` exclude each other", Reason.CONFLICT)
 
 
 def refusal_of(error: GrammarError, field: str) -> Refusal:

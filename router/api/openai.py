@@ -10,7 +10,7 @@ from aiohttp import web
 
 from router.api import validation
 from router.api.arrival import ARRIVED
-from router.api.constraints import Refusal
+from router.api.constraints import Refusal, Wanted, check_together
 from router.api.decode import read_body
 from router.api.errors import Invalid
 from router.api.fields import CHAT, COMPLETION, decode_call
@@ -71,14 +71,20 @@ class OpenAIApi:
         asked = decode_call(body, CHAT, ChatRequest)
         self._service.check_model(asked.model)
         with naming(CHAT_NAMES):
-            call = chat_call(asked)
-            prompt = chat_prompt(asked)
-            if call.wanted is not None and prompt.tools is not None:
-                raise Refusal(call.wanted.name, "and `tools` exclude each other", Reason.CONFLICT)
-            self._admit(call, [_told(prompt)])
-            specs = await self._specs(http, call, [await self._checked(prompt)])
+            call, specs = await self.chat_specs(http, asked)
         shape = ChatShape(bool(asked.logprobs))
         return await self._run(http, call, shape, specs)
+
+    async def chat_specs(self, http: web.Request, asked: ChatRequest) -> tuple[Call, list[Spec]]:
+        """A chat's generations, checked and encoded. Raises `Invalid`, which names TGI's parameters."""
+        call, prompt = chat_call(asked), chat_prompt(asked)
+        if prompt.tools is not None:
+            check_together("tools", call.parameters)
+        self._admit(call, [_told(prompt)])
+        specs = await self._specs(http, call, [await self._checked(prompt)])
+        if call.wanted is not None:
+            _check_beside_calls(call.wanted, specs[0].prompt)
+        return call, specs
 
     async def completion_body(self, http: web.Request, body: bytes) -> web.StreamResponse:
         asked = decode_call(body, COMPLETION, CompletionRequest)
@@ -166,6 +172,15 @@ class OpenAIApi:
             model=service.model,
             system_fingerprint="-".join(["helios", version, *service.config.marks]),
         )
+
+
+def _check_beside_calls(wanted: Wanted, prompt: Prompt | None) -> None:
+    """Beside calls that may be made, an answer's constraint must tell which of both it is from the start."""
+    if prompt is None or prompt.tools is None or prompt.tools.must_call or prompt.call_format is None:
+        return
+    if prompt.call_format.begins_answer:
+        problem = "and `tools` exclude each other with this model, whose calls are JSON: set `tool_choice`"
+        raise Refusal(wanted.name, problem, Reason.CONFLICT)
 
 
 def _told(prompt: Prompt) -> str:

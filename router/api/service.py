@@ -168,7 +168,7 @@ class Service:
         if not limits.can_constrain:
             problem = "is not supported: these shards are simulated, or their model has no tokenizer.json"
             raise Refusal(wanted.field, problem, Reason.UNABLE)
-        check_together(wanted, asked)
+        check_together(wanted.name, asked)
         return await self.grammars.of(wanted)
 
     @contextmanager

@@ -314,6 +314,32 @@ async def test_answers_are_held_to_the_schemas(client: Client) -> None:
     assert client.dispatcher.submitted[-1].requirements.constrained
 
 
+FORMAT = {"response_format": {"type": "json_object"}}
+
+
+async def test_beside_calls_the_text_has_its_format(client: Client) -> None:
+    """A call in place of text that fits; where one must be made, there is no text."""
+    await ask(client, **FORMAT)
+    grammar = client.dispatcher.submitted[-1].grammar
+    assert grammar is not None
+    assert "@answer" in grammar.source
+    await ask(client, tool_choice="required", **FORMAT)
+    grammar = client.dispatcher.submitted[-1].grammar
+    assert grammar is not None
+    assert "@answer" not in grammar.source
+
+
+async def test_calls_that_look_like_the_text_stand_alone() -> None:
+    template = '{# "name": function name, "parameters": #}{{ tools | tojson }}{{ messages[0].content }}'
+    async with serving(template) as client:
+        client.dispatcher.max_total_tokens = LONG
+        status, answer = await client.post(PATH, {"messages": TALK, "tools": [WEATHER]} | FORMAT)
+        assert (status, answer["error"]["param"]) == (400, "response_format")
+        assert "set `tool_choice`" in answer["error"]["message"]
+        await ask(client, tool_choice="required", **FORMAT)
+        await ask(client)
+
+
 async def test_the_openai_sdk(client: Client) -> None:
     async with openai.AsyncOpenAI(base_url=f"{client.url}/v1", api_key="none", max_retries=0) as sdk:
         answer = await sdk.chat.completions.create(model="tgi", messages=TALK, tools=[WEATHER])
