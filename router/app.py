@@ -15,12 +15,14 @@ from router.api.docs import DocsApi
 from router.api.middleware import Middleware
 from router.api.openai import OpenAIApi
 from router.api.ops import OpsApi
+from router.api.responses import ResponsesApi
 from router.api.route import Route
 from router.api.routes import (
     command_routes,
     invocation_routes,
     openai_routes,
     ops_routes,
+    responses_routes,
     status_routes,
     text_routes,
     tgi_routes,
@@ -108,6 +110,7 @@ def _routes(
     routes = [
         *tgi_routes(tgi),
         *openai_routes(openai),
+        *responses_routes(ResponsesApi(service, openai)),
         *invocation_routes(tgi, openai),
         *text_routes(TextApi(service)),
         *status_routes(StatusApi(service, metrics)),

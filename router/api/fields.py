@@ -13,6 +13,7 @@ import msgspec
 from router.api.decode import decode
 from router.api.errors import Invalid
 from router.api.openai_structs import ChatRequest, CompletionRequest
+from router.api.responses_structs import ResponsesRequest
 from router.api.tgi_structs import CompatRequest, GenerateRequest, Parameters
 
 T = TypeVar("T")
@@ -55,7 +56,8 @@ class Dialect(msgspec.Struct, frozen=True):
 TGI = Dialect("/generate", (CompatRequest, GenerateRequest), Parameters)
 CHAT = Dialect("/v1/chat/completions", (ChatRequest,))
 COMPLETION = Dialect("/v1/completions", (CompletionRequest,))
-DIALECTS = (TGI, CHAT, COMPLETION)
+RESPONSES = Dialect("/v1/responses", (ResponsesRequest,))
+DIALECTS = (TGI, CHAT, COMPLETION, RESPONSES)
 
 
 def _all(names: str, why: str, *neutral: Any) -> dict[str, Unsupported]:
@@ -83,8 +85,8 @@ REFUSED: dict[str, Unsupported] = {
         "what an answer must look like is said by a schema, a regex, choices or a grammar",
     ),
     **_all("guided_whitespace_pattern", "JSON is written as Python's json.dumps writes it"),
-    **_all("tools", "only /v1/chat/completions calls tools"),
-    **_all("tool_choice", "only /v1/chat/completions calls tools", "none", "auto"),
+    **_all("tools", "only chats and responses call tools"),
+    **_all("tool_choice", "only chats and responses call tools", "none", "auto"),
     **_all("functions", "it is `tools`"),
     **_all("function_call", "it is `tool_choice`", "none", "auto"),
     **_all("modalities", "answers are text", ["text"]),
@@ -98,6 +100,12 @@ REFUSED: dict[str, Unsupported] = {
         "the model's template may know it, by `chat_template_kwargs`",
     ),
     **_all("reasoning_effort", "the model's template may know it, by `chat_template_kwargs`", "none"),
+    **_all(
+        "reasoning",
+        "models here have no levels of reasoning",
+        {"effort": "none"},
+        {"effort": None, "summary": None},
+    ),
     **_all("chat_template", "conversations are written by the model's own template"),
     **_all("documents web_search_options", "prompts are made of what is sent alone"),
     **_all("system", "write it into the prompt, or as a message"),
@@ -107,15 +115,30 @@ REFUSED: dict[str, Unsupported] = {
         "prompts are text or token ids",
     ),
     **_all("add_special_tokens", "prompts get them on this route", True),
-    **_all("truncate truncate_prompt_tokens truncation", "only /generate cuts prompts, by `truncate`", False),
-    **_all("inputs prompt messages", "a prompt is `inputs`, in a completion `prompt`, in a chat `messages`"),
+    **_all(
+        "truncate truncate_prompt_tokens truncation",
+        "only /generate cuts prompts, by `truncate`",
+        False,
+        "disabled",
+    ),
+    **_all(
+        "inputs prompt messages",
+        "a prompt is `inputs`, in a completion `prompt`, in a chat `messages`, in a response `input`",
+    ),
+    **_all(
+        "previous_response_id conversation context_management",
+        "nothing is stored: send the whole conversation as `input`",
+    ),
+    **_all("background", "nothing is stored: the answer is the response", False),
+    **_all("image", "answers are text"),
     **_all("negative_prompt negative_prompt_ids", "there is no guidance"),
     # Who answers
     **_all("adapter_id lora lora_path lora_name lora_request adapters", "no adapters are served"),
     # Names of other dialects
     **_all(
         "max_tokens max_completion_tokens max_new_tokens n_predict max_length",
-        "an answer is bounded by `max_new_tokens` on /generate, by `max_tokens` on /v1",
+        "an answer is bounded by `max_new_tokens` on /generate, by `max_tokens` in chats and completions, by "
+        "`max_output_tokens` in responses",
     ),
     **_all("min_new_tokens", "it is `min_tokens`", 0),
     **_all("min_length", "it is `min_tokens`, which counts the answer alone", 0),
@@ -127,7 +150,7 @@ REFUSED: dict[str, Unsupported] = {
     **_all("repeat_penalty", "it is `repetition_penalty`", 1),
     **_all("typical", "it is `typical_p`", 1),
     **_all("do_sample", "greedy is `temperature` 0 on this route", True),
-    **_all("n", "it is `best_of` on this route, which returns one", 1),
+    **_all("n", "this route returns one answer", 1),
     **_all("num_return_sequences", "it is `n` or `best_of`", 1),
     **_all("best_of", "only /generate and /v1/completions choose among answers", 1),
     **_all(
@@ -166,7 +189,8 @@ REFUSED: dict[str, Unsupported] = {
 HARMLESS: dict[str, str] = {
     **_all_for(
         "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
-        "prompt_cache_options moderation prediction parallel_tool_calls request_id rid",
+        "prompt_cache_options moderation prediction parallel_tool_calls request_id rid access_programs "
+        "max_tool_calls",
         "for OpenAI's books or speed",
     ),
     **_all_for(
@@ -177,7 +201,7 @@ HARMLESS: dict[str, str] = {
     **_all_for(
         "details decoder_input_details top_n_tokens logprobs top_logprobs n_probs return_token_ids "
         "include_reasoning separate_reasoning stream_reasoning output_scores return_dict_in_generate "
-        "return_hidden_states stream stream_options",
+        "return_hidden_states stream stream_options include",
         "more of an answer than this route tells",
     ),
     **_all_for(

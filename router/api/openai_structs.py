@@ -9,6 +9,7 @@ from router.api.constraint_structs import Format, Raw, StructuredOutputs, Unsupp
 from router.api.sampling_parameters import NotNegative, Positive, SamplingParameters
 
 MAX_TOOLS = 128
+NAME_PATTERN = r"^[a-zA-Z0-9_-]{1,64}$"  # of a function
 Temperature = Annotated[float, Meta(ge=0)]
 
 
@@ -35,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class FunctionDefinition(msgspec.Struct, frozen=True):
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=NAME_PATTERN)]
     description: str | None = None
     parameters: Annotated[
         dict[str, Any] | None, Meta(description="A JSON Schema of an object. Default: no parameters.")

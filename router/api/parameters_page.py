@@ -15,8 +15,8 @@ Made from `router/api/fields.py` and the structs beside it by `make docs`; a tes
 A field is *honoured*, or it is *refused* by name since it would change the text and is not supported (422 on
 TGI's routes, 400 on `/v1`), or it is *harmless* and accepted, like any field that nobody knows. null, `""`,
 `[]` and `{}` say nothing where a field is refused; tools may be named where `tool_choice` is "none". `/` and
-`/generate_stream` take what `/generate` takes, under `parameters`; `/invocations` takes any of the three
-bodies, and `/chat_tokenize` that of a chat.
+`/generate_stream` take what `/generate` takes, under `parameters`; `/invocations` takes any of the bodies but
+the last, and `/chat_tokenize` that of a chat.
 """
 
 

@@ -29,6 +29,8 @@ from router.api.ops_structs import (
     SwapRequest,
     ThresholdRequest,
 )
+from router.api.responses import ResponsesApi
+from router.api.responses_structs import Response, ResponseEvent, ResponsesRequest
 from router.api.route import Route
 from router.api.status import StatusApi
 from router.api.text import TextApi
@@ -86,6 +88,20 @@ def openai_routes(api: OpenAIApi) -> list[Route]:
         ),
         Route("GET /v1/models", api.models, "What is served.", gives=Models),
         Route("GET /v1/models/{id:.+}", api.model, "One of them.", gives=Model),
+    ]
+
+
+def responses_routes(api: ResponsesApi) -> list[Route]:
+    return [
+        Route(
+            "POST /v1/responses",
+            api.respond,
+            "Answer a conversation, as items and events.",
+            ResponsesRequest,
+            Response,
+            ResponseEvent,
+            generates=True,
+        )
     ]
 
 

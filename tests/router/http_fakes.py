@@ -50,6 +50,8 @@ def byte_tokenizer(template: str | None = TEMPLATE, special: Sequence[str] = ())
 
 def ask(path: str, text: str = "Hi", **more: Any) -> dict[str, Any]:
     """A body that asks a route for text; `more` goes where its parameters stand."""
+    if path == "/v1/responses":
+        return {"input": text} | more
     if path == "/v1/completions":
         return {"prompt": text} | more
     if path in ("/v1/chat/completions", "/chat_tokenize"):

@@ -8,8 +8,9 @@ import pytest
 from huggingface_hub.inference._generated.types import chat_completion, text_generation
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
-from router.api.fields import CHAT, COMPLETION, DIALECTS, HARMLESS, REFUSED, TGI, Dialect
+from router.api.fields import CHAT, COMPLETION, DIALECTS, HARMLESS, REFUSED, RESPONSES, TGI, Dialect
 from router.api.parameters_page import page
 from tests.router.http_fakes import Client, ask
 
@@ -35,10 +36,11 @@ def test_no_field_has_two_fates() -> None:
     [
         (get_type_hints(chat_create_params.CompletionCreateParamsBase), CHAT),
         (get_type_hints(completion_create_params.CompletionCreateParamsBase), COMPLETION),
+        (get_type_hints(response_create_params.ResponseCreateParamsBase), RESPONSES),
         (chat_completion.ChatCompletionInput.__dataclass_fields__, CHAT),
         (text_generation.TextGenerationInputGenerateParameters.__dataclass_fields__, TGI),
     ],
-    ids=["openai chat", "openai completions", "hub chat", "hub text"],
+    ids=["openai chat", "openai completions", "openai responses", "hub chat", "hub text"],
 )
 def test_every_field_of_the_clients_has_a_fate(fields: dict[str, Any], dialect: Dialect) -> None:
     assert fields.keys() <= honoured_by(dialect) | REFUSED.keys() | HARMLESS.keys()
