@@ -1,6 +1,6 @@
 """Generations in OpenAI's two shapes: chat messages with their deltas, and completions."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -44,6 +44,12 @@ class Part(msgspec.Struct, frozen=True):
     token: Token | None
     offset: int  # where in the choice's text the token begins
     finish_reason: str | None = None
+    may_be_silent: bool = False  # a token within a call may tell nothing
+
+    @property
+    def is_silent(self) -> bool:
+        tells = self.is_first or self.text or self.calls or self.finish_reason
+        return self.may_be_silent and not tells
 
 
 class Shape(Protocol):
@@ -53,7 +59,8 @@ class Shape(Protocol):
 
     def whole(self, head: Head, answers: list[Answer], usage: Usage) -> msgspec.Struct: ...
 
-    def chunk(self, head: Head, part: Part) -> msgspec.Struct: ...
+    def chunk(self, head: Head, part: Part) -> msgspec.Struct | None:
+        """The event of a part, if there is anything to tell."""
 
     def prompt_text(self, index: int) -> str:
         """The text before the answer in the choice's text."""
@@ -83,7 +90,9 @@ class ChatShape:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         return ChatCompletion(**msgspec.structs.asdict(head), choices=choices, usage=usage)
 
-    def chunk(self, head: Head, part: Part) -> ChatChunk:
+    def chunk(self, head: Head, part: Part) -> ChatChunk | None:
+        if part.is_silent and not self._wants_logprobs:
+            return None
         choice = ChatChunkChoice(
             part.index,
             _delta(part),
@@ -112,13 +121,12 @@ class ChatShape:
 
 
 def _delta(part: Part) -> ChatDelta:
-    """What the choice's events have told is not told again: of calls alone, the content is null."""
-    content = None if part.calls and part.is_first and not part.text else part.text
-    return ChatDelta(
-        msgspec.UNSET if part.calls and not part.is_first and not part.text else content,
-        "assistant" if part.is_first else msgspec.UNSET,
-        part.calls or msgspec.UNSET,
-    )
+    """Where calls may be made, content stands only where it is told. In the first delta it may be null."""
+    content: str | msgspec.UnsetType | None = part.text
+    if part.may_be_silent and not part.text:
+        content = None if part.is_first else msgspec.UNSET
+    role: Literal["assistant"] | msgspec.UnsetType = "assistant" if part.is_first else msgspec.UNSET
+    return ChatDelta(content, role, part.calls or msgspec.UNSET)
 
 
 class CompletionShape:

@@ -29,7 +29,10 @@ class Progress:
         """The next part of the choice with this index."""
         self._num_parts += 1
         is_first = self._num_parts == 1
-        return Part(index, is_first, passage.text, passage.calls, token, self.offset, finish_reason)
+        may_be_silent = self.reader.expects_calls
+        return Part(
+            index, is_first, passage.text, passage.calls, token, self.offset, finish_reason, may_be_silent
+        )
 
 
 class OpenAIEvents:
@@ -60,7 +63,7 @@ class OpenAIEvents:
             chunks.append(self._last(index, final, last))
         else:
             chunks += self._tokens(index, news)
-        return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks if chunk is not None])
 
     def end(self) -> bytes:
         if self._count_usage is None:
@@ -71,23 +74,22 @@ class OpenAIEvents:
     def failure(self, error: GenerationFailed) -> bytes:
         return b"data: %b\n\n" % error_body(error, openai=True)
 
-    def _begin(self, index: int) -> list[msgspec.Struct]:
+    def _begin(self, index: int) -> list[msgspec.Struct | None]:
         """The chunk that echoes the prompt before the first token, if asked for."""
         self._progress[index].has_begun = True
-        chunk = self._shape.prompt_chunk(self._head, index, self._requests[index])
-        return [] if chunk is None else [chunk]
+        return [self._shape.prompt_chunk(self._head, index, self._requests[index])]
 
-    def _tokens(self, index: int, tokens: list[Token | Finished]) -> list[msgspec.Struct]:
+    def _tokens(self, index: int, tokens: list[Token | Finished]) -> list[msgspec.Struct | None]:
         return [self._token(index, token) for token in tokens if isinstance(token, Token)]
 
-    def _token(self, index: int, token: Token) -> msgspec.Struct:
+    def _token(self, index: int, token: Token) -> msgspec.Struct | None:
         progress = self._progress[index]
         part = progress.part(index, progress.reader.push(token), token)
         if not token.special:
             progress.offset += len(token.text)
         return self._shape.chunk(self._head, part)
 
-    def _last(self, index: int, token: Token | None, finished: Finished) -> msgspec.Struct:
+    def _last(self, index: int, token: Token | None, finished: Finished) -> msgspec.Struct | None:
         progress = self._progress[index]
         passage = progress.reader.finish(finished)
         reason = progress.reader.reason_of(finished)

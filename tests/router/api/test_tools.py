@@ -127,7 +127,10 @@ async def test_a_stream_joined_is_the_whole(client: Client) -> None:
 
 async def test_a_stream_of_calls_alone_has_no_content(client: Client) -> None:
     parts = await chunks(client)
-    assert all(not part["delta"].get("content") for part in parts)
+    first, *others, last = parts
+    assert first["delta"]["content"] is None
+    assert all(part["delta"].keys() == {"tool_calls"} for part in others)
+    assert last["delta"] == {}
     told = [call for part in parts for call in part["delta"].get("tool_calls", [])]
     assert len(told) > 3, "arguments come in pieces"
     first, *others = told
