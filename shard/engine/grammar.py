@@ -76,24 +76,24 @@ class GrammarCompiler:
             copy.consume_tokens(self._vocabulary().tokenize_str(text, parse_special=True))
         return copy
 
-    def legal_tokens(self, matcher: LLMatcher) -> torch.Tensor:
-        """Which tokens may come next, (V,) bool."""
+    def illegal_tokens(self, matcher: LLMatcher) -> torch.Tensor:
+        """Mask (V,) bool of the tokens that may not come next."""
         started = time.perf_counter()
-        packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        legal = np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(bool)
+        legal = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        illegal = np.unpackbits(~legal, count=self._vocab_size, bitorder="little").view(bool)
         self.tally.masks += 1
         self.tally.mask_ms += (time.perf_counter() - started) * 1000
-        return torch.from_numpy(legal)
+        return torch.from_numpy(illegal)
 
-    def only(self, token_ids: list[int]) -> torch.Tensor:
-        """Legal are these alone, (V,) bool."""
-        legal = torch.zeros(self._vocab_size, dtype=torch.bool)
-        legal[token_ids] = True
-        return legal
+    def all_but(self, token_ids: list[int]) -> torch.Tensor:
+        """Mask (V,) bool of all tokens but these."""
+        illegal = torch.ones(self._vocab_size, dtype=torch.bool)
+        illegal[token_ids] = False
+        return illegal
 
-    def ends(self) -> torch.Tensor:
-        """Legal are the tokens that end an answer, (V,) bool."""
-        return self.only(self._eos_token_ids)
+    def all_but_ends(self) -> torch.Tensor:
+        """Mask (V,) bool of the tokens that do not end an answer."""
+        return self.all_but(self._eos_token_ids)
 
     def ends_an_answer(self, token_id: int) -> bool:
         return token_id in self._eos_token_ids
@@ -152,7 +152,7 @@ class Constraint:
         self._compiled = compiled
         self._matcher: LLMatcher | None = None
         self._read: list[int] = []  # tokens from `start` on that the matcher has taken
-        self._legal: torch.Tensor | None = None  # where the matcher stands
+        self._illegal: torch.Tensor | None = None  # where the matcher stands
         self._forced: list[int] | None = None  # there
 
     @property
@@ -178,7 +178,7 @@ class Constraint:
         return self._forced[0] if self._forced else None
 
     def permits(self, token_ids: list[int], num_tokens: int, token_id: int) -> bool:
-        """Whether a token may stand behind the first `num_tokens`: a hundred times as fast as `legal`."""
+        """Whether a token may stand behind the first `num_tokens`: a hundred times as fast as `illegal`."""
         matcher = self._at(token_ids, num_tokens)
         if matcher is None:
             return True
@@ -187,21 +187,21 @@ class Constraint:
         forced = self.forced_token(token_ids, num_tokens)
         return token_id == forced if forced is not None else matcher.validate_tokens([token_id]) == 1
 
-    def legal(self, token_ids: list[int], num_tokens: int) -> torch.Tensor | None:
-        """Which tokens may stand behind the first `num_tokens`, (V,) bool; None: all."""
+    def illegal(self, token_ids: list[int], num_tokens: int) -> torch.Tensor | None:
+        """Mask (V,) bool of the tokens that may not stand behind the first `num_tokens`; None: all may."""
         matcher = self._at(token_ids, num_tokens)
         if matcher is None:
             return None
-        if self._legal is None:
+        if self._illegal is None:
             forced = self.forced_token(token_ids, num_tokens)
             if forced is not None:
-                self._legal = self._compiler.only([forced])
+                self._illegal = self._compiler.all_but([forced])
             elif matcher.is_stopped():
-                self._legal = self._compiler.ends()
+                self._illegal = self._compiler.all_but_ends()
             else:
-                self._legal = self._compiler.legal_tokens(matcher)
+                self._illegal = self._compiler.illegal_tokens(matcher)
                 self._check(matcher)
-        return None if self.error else self._legal
+        return None if self.error else self._illegal
 
     def note_forced(self) -> None:
         """Count a token that was emitted without a pass."""
@@ -216,23 +216,23 @@ class Constraint:
         if num_read < len(read):
             matcher.rollback(len(read) - num_read)
             del read[num_read:]
-            self._legal = self._forced = None
+            self._illegal = self._forced = None
         for id in token_ids[self._start + num_read : num_tokens]:
             if matcher.is_stopped():
                 break
             matcher.consume_token(id)
             read.append(id)
-            self._legal = self._forced = None
+            self._illegal = self._forced = None
         return None if self._check(matcher) else matcher
 
     def _num_still_read(self, token_ids: list[int], num_tokens: int) -> int:
         """How many of the tokens read are the first ones of those given."""
         read, start = self._read, self._start
         most = min(len(read), num_tokens - start)
-        for index in range(max(0, most - _REPLACEABLE), most):
-            if read[index] != token_ids[start + index]:
-                return index
-        return most
+        first = max(0, most - _REPLACEABLE)
+        if read[first:most] == token_ids[start + first : start + most]:
+            return most
+        return next(index for index in range(first, most) if read[index] != token_ids[start + index])
 
     def _begin(self) -> LLMatcher | None:
         if self.error:

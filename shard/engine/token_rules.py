@@ -61,9 +61,9 @@ class TokenRules:
         for id in _ends_of_bad_words(sequence, num_tokens):
             scores[id] = scores[id].clamp(max=UNWANTED)
         if sequence.constraint is not None:
-            legal = sequence.constraint.legal(sequence.token_ids, num_tokens)
-            if legal is not None:  # below anything that is forbidden otherwise: a grammar has the last word
-                scores.masked_fill_(~legal.to(scores.device), -math.inf)
+            illegal = sequence.constraint.illegal(sequence.token_ids, num_tokens)
+            if illegal is not None:  # below anything that is forbidden otherwise: a grammar has the last word
+                scores.masked_fill_(illegal.to(scores.device), -math.inf)
 
     def _prepare(self, sequence: Sequence, vocab_size: int) -> Prepared:
         sampling, forbidden = sequence.sampling, None

@@ -129,10 +129,12 @@ def test_draws_are_those_of_masked_logits(tiny_model):
         constraint = constraint_of(vocabulary(folder), GRAMMARS[2], len(prompt))
         for at, token in enumerate(made.tokens):
             before = prompt + made.ids[:at]
-            legal = constraint.legal(before, len(before))
-            assert legal is not None and legal[token.id]
+            illegal = constraint.illegal(before, len(before))
+            assert illegal is not None and not illegal[token.id]
             allowed = Sampling(
-                sampling.temperature, seed=sampling.seed, allowed_token_ids=legal.nonzero()[:, 0].tolist()
+                sampling.temperature,
+                seed=sampling.seed,
+                allowed_token_ids=(~illegal).nonzero()[:, 0].tolist(),
             )
             [again] = generate(runner, [before], 1, [allowed], ignore_eos=True)
             if not token.is_forced:
@@ -154,19 +156,19 @@ def test_what_is_legal_depends_on_the_tokens_alone(tiny_model):
     texts = ["[1, 2, 33]", "[1, 2]", "[-3, 40, 7, 1]", "[1, 29]"]
     sequences = [prompt + tokenizer.encode(text).ids + [ends] for text in texts for ends in (260, 9)]
     asked = [(ids, n) for ids in sequences for n in range(3, len(ids) + 1)]
-    fresh = [constraint_of(compiler, GRAMMARS[2], 3).legal(ids, n) for ids, n in asked]
+    fresh = [constraint_of(compiler, GRAMMARS[2], 3).illegal(ids, n) for ids, n in asked]
     constraint = constraint_of(compiler, GRAMMARS[2], 3)
     for at in [*range(0, len(asked), 3), *range(len(asked) - 1, 0, -2), *range(len(asked))]:
         (ids, n), expected = asked[at], fresh[at]
         if expected is None:
             continue  # behind a token that is not legal
-        found = constraint.legal(ids, n)
+        found = constraint.illegal(ids, n)
         if constraint.error:
             constraint = constraint_of(compiler, GRAMMARS[2], 3)
             continue
         assert found is not None and torch.equal(found, expected)
         assert [id for id in range(300) if constraint.permits(ids, n, id)] == [
-            id for id in range(300) if expected[id]
+            id for id in range(300) if not expected[id]
         ]
 
 
@@ -278,12 +280,12 @@ def test_forced_tokens_run_no_layer(tiny_model):
 def test_compiled_grammars_are_bounded_and_counted(tiny_model):
     compiler = vocabulary(tiny_model("llama"))
     for number in range(MAX_COMPILED + 5):
-        constraint_of(compiler, f'start: "{number}"', 1).legal([1], 1)
+        constraint_of(compiler, f'start: "{number}"', 1).illegal([1], 1)
     constraint_of(compiler, f'start: "{MAX_COMPILED}"', 1)
     report = compiler.tally.take()
     assert report is not None
     assert (report.compiled, report.reused) == (MAX_COMPILED + 5, 1)
-    constraint_of(compiler, 'start: "0"', 1).legal([1], 1)
+    constraint_of(compiler, 'start: "0"', 1).illegal([1], 1)
     report = compiler.tally.take()
     assert report is not None and report.compiled == 1
     assert compiler.tally.take() is None
