@@ -13,17 +13,19 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | N
 
 
 def _of_host(meminfo: Path) -> int | None:
-    if not meminfo.exists():
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
         return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
 
 
 def _of_container(cgroup: Path) -> int | None:
     """Bytes left to a control group (version 2). Page cache counts as free."""
     limit, used, details = (cgroup / f"memory.{name}" for name in ("max", "current", "stat"))
-    if not limit.exists() or limit.read_text().strip() == "max":
+    try:
+        most = int(limit.read_text())  # "max": there is no limit
+        counts = dict(line.split() for line in details.read_text().splitlines())
+        return max(0, most - int(used.read_text()) + int(counts.get("inactive_file", 0)))
+    except (OSError, ValueError):
         return None
-    counts = dict(line.split() for line in details.read_text().splitlines())
-    taken = int(used.read_text()) - int(counts.get("inactive_file", 0))
-    return max(0, int(limit.read_text()) - taken)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-NO_LIMIT = 2**63
+from shard.host_memory import available_bytes
+
 _ENOUGH_FILES = 2**17
 
 
@@ -56,30 +57,6 @@ def torch_has_cuda() -> bool:
 
 
 def _available_bytes() -> int:
-    """The smaller of the kernel's available memory and the rest of the container's limit."""
-    return min(_kernel_available_bytes(), cgroup_available_bytes())
-
-
-def _kernel_available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-
-
-def cgroup_available_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        reclaimable = _inactive_file_bytes(folder / "memory.stat")
-    except (OSError, ValueError):
-        return NO_LIMIT
-    return NO_LIMIT if limit == "max" else max(0, int(limit) - used + reclaimable)
-
-
-def _inactive_file_bytes(stat: Path) -> int:
-    """Page cache of the container, which the kernel reclaims before memory runs out."""
-    for line in stat.read_text().splitlines():
-        if line.startswith("inactive_file "):
-            return int(line.split()[1])
-    return 0
+    """What the kernel and the container leave; free pages where neither says."""
+    available = available_bytes()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if available is None else available

@@ -7,8 +7,6 @@ import pytest
 
 from router.settings import machine
 
-GIB = 1024**3
-
 
 @pytest.fixture
 def four_gpus(monkeypatch):
@@ -39,16 +37,6 @@ def test_whether_torch_has_cuda_is_told_as_torch_itself_does():
 
 def test_cores_are_those_this_process_may_use():
     assert machine.inspect({}).num_cores == len(os.sched_getaffinity(0))
-
-
-def test_a_containers_limit_counts_and_its_page_cache_does_not(tmp_path):
-    assert machine.cgroup_available_bytes(tmp_path) > 2**60
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text(f"{3 * GIB}\n")
-    (tmp_path / "memory.stat").write_text(f"anon {GIB}\ninactive_file {2 * GIB}\n")
-    assert machine.cgroup_available_bytes(tmp_path) > 2**60
-    (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
-    assert machine.cgroup_available_bytes(tmp_path) == 3 * GIB
 
 
 def test_available_memory_is_part_of_what_there_is():
