@@ -16,7 +16,8 @@ from router.grammar.rewriting import rewritten
 
 # JSON as json.dumps writes it: bounded, and most of it forced.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_EXACT = {"lenient": False, "coerce_one_of": False}
+# With \u a further key could spell the name of a property that the schema has.
+_EXACT = {"lenient": False, "coerce_one_of": False, "json_allowed_escapes": 'nrbtf\\"'}
 _LOCATING_S = 0.1
 _MAX_PROBLEM_CHARACTERS = 300
 _UNSATISFIABLE = "Unsatisfiable schema: "

@@ -16,6 +16,7 @@ Schema = dict[str, Any]
 MAX_DEPTH = 64  # schemas within each other
 MAX_PROPERTIES = 2_000  # of all its objects
 MAX_ENUM_VALUES = 5_000  # of all its enums
+MAX_NUMBER = 2**53  # beyond it llguidance reads integers inexactly, as many a JSON parser does
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 # Formats of OpenAPI and of pydantic, which say nothing of the text.
@@ -49,6 +50,7 @@ UNSUPPORTED: dict[str, Any] = {
 _WITH_ONE = ("additionalProperties", "items", "additionalItems")
 _WITH_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
+_WITH_NUMBERS = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _PLAIN = re.compile(r"[A-Za-z_$][\w$-]*")
 
 
@@ -125,6 +127,8 @@ def _check_keywords(schema: Schema, path: str) -> None:
             raise GrammarError("is not supported" + _instead(key), path + step(key), Reason.UNSUPPORTED)
         if key in _WITH_NAMES and not isinstance(value, dict):
             raise GrammarError("must be an object of schemas", path + step(key))
+        if key in _WITH_NUMBERS and not _are_exact(value):
+            raise GrammarError(f"must not have integers beyond {MAX_NUMBER}", path + step(key), Reason.BOUND)
     types = schema.get("type", [])
     for kind in types if isinstance(types, list) else [types]:
         if kind not in TYPES:
@@ -133,6 +137,20 @@ def _check_keywords(schema: Schema, path: str) -> None:
     if known not in (*FORMATS, *ANNOTATIONS):
         problem = f"must be of {', '.join(FORMATS)}. Given: {known}"
         raise GrammarError(problem, path + ".format", Reason.UNSUPPORTED)
+
+
+def _are_exact(value: Any) -> bool:
+    """No integer in it is beyond `MAX_NUMBER`."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case int() as number if abs(number) > MAX_NUMBER:
+                return False
+            case list() as items:
+                waiting += items
+            case dict() as members:
+                waiting += members.values()
+    return True
 
 
 def _instead(key: str) -> str:

@@ -88,6 +88,8 @@ def refusal(made: Constraint) -> GrammarError:
         ),
         ({"type": "string", "minLength": "x"}, "", "is not supported", Reason.UNSUPPORTED),
         ({"enum": []}, "", "fits nothing", Reason.INVALID),
+        ({"enum": [1, {"a": [2**53 + 1]}]}, ".enum", f"integers beyond {2**53}", Reason.BOUND),
+        ({"items": {"minimum": -(2**60)}}, ".items.minimum", "integers beyond", Reason.BOUND),
         ({"enum": [0] * 5001}, "", "at most 5000 values in enums. Given: 5001", Reason.BOUND),
         ({"properties": {f"p{n}": {} for n in range(2001)}}, "", "at most 2000 properties", Reason.BOUND),
         ([], "", "must be a JSON Schema", Reason.INVALID),
@@ -217,6 +219,13 @@ def test_a_format_is_written_once_into_a_grammar() -> None:
         return grammar_of(of_schema({"type": "object", "properties": dates}))
 
     assert len(grammar(200)) - len(grammar(100)) < 100 * 100
+
+
+def test_a_further_key_does_not_spell_a_property_in_escapes() -> None:
+    named = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": True}
+    made = of_schema(named)
+    assert accepts(made, r'{"b\n": "x"}')
+    assert not accepts(made, r'{"\u0061": "x"}')
 
 
 def test_a_choice_is_one_of_the_texts() -> None:
