@@ -50,7 +50,8 @@ UNSUPPORTED: dict[str, Any] = {
 _WITH_ONE = ("additionalProperties", "items", "additionalItems")
 _WITH_LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _WITH_NAMES = ("properties", "patternProperties", "$defs", "definitions")
-_WITH_NUMBERS = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_WITH_VALUES = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")  # that JSON writes as \u alone, but for the last
 _PLAIN = re.compile(r"[A-Za-z_$][\w$-]*")
 
 
@@ -127,8 +128,8 @@ def _check_keywords(schema: Schema, path: str) -> None:
             raise GrammarError("is not supported" + _instead(key), path + step(key), Reason.UNSUPPORTED)
         if key in _WITH_NAMES and not isinstance(value, dict):
             raise GrammarError("must be an object of schemas", path + step(key))
-        if key in _WITH_NUMBERS and not _are_exact(value):
-            raise GrammarError(f"must not have integers beyond {MAX_NUMBER}", path + step(key), Reason.BOUND)
+        if key in _WITH_VALUES:
+            _check_values(value, path + step(key))
     types = schema.get("type", [])
     for kind in types if isinstance(types, list) else [types]:
         if kind not in TYPES:
@@ -139,18 +140,19 @@ def _check_keywords(schema: Schema, path: str) -> None:
         raise GrammarError(problem, path + ".format", Reason.UNSUPPORTED)
 
 
-def _are_exact(value: Any) -> bool:
-    """No integer in it is beyond `MAX_NUMBER`."""
+def _check_values(value: Any, path: str) -> None:
+    """Refuse values that answers cannot have."""
     waiting = [value]
     while waiting:
         match waiting.pop():
             case int() as number if abs(number) > MAX_NUMBER:
-                return False
+                raise GrammarError(f"must not have integers beyond {MAX_NUMBER}", path, Reason.BOUND)
+            case str() as text if _CONTROL.search(text):
+                raise GrammarError("must not have control characters", path, Reason.UNSUPPORTED)
             case list() as items:
                 waiting += items
             case dict() as members:
                 waiting += members.values()
-    return True
 
 
 def _instead(key: str) -> str:

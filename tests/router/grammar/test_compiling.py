@@ -89,6 +89,8 @@ def refusal(made: Constraint) -> GrammarError:
         ({"type": "string", "minLength": "x"}, "", "is not supported", Reason.UNSUPPORTED),
         ({"enum": []}, "", "fits nothing", Reason.INVALID),
         ({"enum": [1, {"a": [2**53 + 1]}]}, ".enum", f"integers beyond {2**53}", Reason.BOUND),
+        ({"const": ["a\x7f"]}, ".const", "control characters", Reason.UNSUPPORTED),
+        ({"enum": ["a\n", "\0"]}, ".enum", "control characters", Reason.UNSUPPORTED),
         ({"items": {"minimum": -(2**60)}}, ".items.minimum", "integers beyond", Reason.BOUND),
         ({"enum": [0] * 5001}, "", "at most 5000 values in enums. Given: 5001", Reason.BOUND),
         ({"properties": {f"p{n}": {} for n in range(2001)}}, "", "at most 2000 properties", Reason.BOUND),
