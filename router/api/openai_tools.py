@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from router.api.constraints import Refusal
 from router.api.errors import Invalid
 from router.api.openai_structs import (
     ChatRequest,
@@ -117,7 +118,7 @@ def checked(tools: Tools) -> Tools:
     except GrammarError as error:
         at = _PATH.fullmatch(error.path)
         name = "tools" if at is None else f"tools[{at['index']}].function.parameters{at['path']}"
-        raise Invalid(name, error.problem) from None
+        raise Refusal(name, error.problem, error.reason) from None
     except (TimeoutError, CannotStart):
         problem = "There is no time to check the schemas of `tools` now."
         raise GenerationFailed(problem, "overloaded", 429, 1) from None
