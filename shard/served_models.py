@@ -30,7 +30,7 @@ from shard.messages import (
     SwapFailed,
 )
 
-MAX_DISCARDED = 64  # epochs remembered, since a `Prepare` may be handled after its `Discard`
+MAX_REMEMBERED = 64  # epochs: a `Prepare` may be handled after its `Discard`, a step may name an older one
 
 
 class Engine(Protocol):
@@ -151,7 +151,7 @@ class ServedModels:
     def discard(self, epoch: int) -> None:
         """Drop the model prepared, or being prepared, under an epoch. Any thread may call it."""
         with self._preparing:
-            self._discarded = {old for old in self._discarded if old > epoch - MAX_DISCARDED} | {epoch}
+            self._discarded = {old for old in self._discarded if old > epoch - MAX_REMEMBERED} | {epoch}
         self._forget(epoch)
 
     def commit(self, commit: Commit) -> Committed | SwapFailed:
@@ -189,7 +189,9 @@ class ServedModels:
         renamed = {t: new if to == old else to for t, to in self._renamed.items()}
         if old is not None:
             renamed[old] = new
-        self._renamed = {t: to for t, to in renamed.items() if to in self.living}
+        self._renamed = {
+            epoch: to for epoch, to in renamed.items() if to in self.living and epoch > new - MAX_REMEMBERED
+        }
 
     def _forget(self, epoch: int) -> None:
         with self._preparing:

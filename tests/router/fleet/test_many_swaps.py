@@ -57,6 +57,19 @@ def test_a_shard_remembers_neither_models_nor_what_was_discarded() -> None:
     assert_flat(change)
 
 
+def test_a_shard_that_is_given_what_it_has_remembers_no_old_names() -> None:
+    config = ShardConfig("m", "sim")
+    shard = ServedModels(config, SimLoader())
+
+    def change(number: int) -> None:
+        assert isinstance(shard.prepare(Prepare(number, config)), Prepared)
+        committed = shard.commit(Commit(number))
+        assert isinstance(committed, Committed)
+        assert committed.joined is not None
+
+    assert_flat(change)
+
+
 def test_an_engine_remembers_what_its_shard_may_still_answer() -> None:
     balancer = Balancer(RequestRegistry())
     targets = [make_target(kv_cache_bytes=2**28, num_layers=depth) for depth in (5, 6)]
