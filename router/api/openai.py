@@ -12,7 +12,6 @@ from router.api import validation
 from router.api.arrival import ARRIVED
 from router.api.constraints import Refusal, Wanted, check_together
 from router.api.decode import read_body
-from router.api.errors import Invalid
 from router.api.fields import CHAT, COMPLETION, decode_call
 from router.api.headers import label_of, start_headers, total_headers
 from router.api.openai_messages import chat_prompt
@@ -105,9 +104,9 @@ class OpenAIApi:
         tools = prompt.tools
         if tools is None:
             return prompt
-        ready = self._service.dispatcher.limits
-        if ready is not None and not ready.can_constrain:
-            raise Invalid("tools", "cannot be called: this model's answers cannot be held to their schemas")
+        if not self._service.limits(validation.OPENAI).can_constrain:
+            problem = "cannot be called: these shards are simulated, or their model has no tokenizer.json"
+            raise Refusal("tools", problem, Reason.UNABLE)
         made = await self._service.encoding.run(prompt.num_characters, lambda: checked(tools))
         return msgspec.structs.replace(prompt, tools=made)
 

@@ -141,8 +141,9 @@ class Request:
     def grammar(self) -> Grammar | None:
         """The answer's grammar, with the part of the answer that was re-encoded."""
         prompt = self.spec.prompt
-        held = self.spec.grammar
-        source = held if prompt is None else prompt.grammar(self.tokenizer, held)
+        held, model = self.spec.grammar, self.served_model
+        vocab_size = None if model is None else model.ready.vocab_size
+        source = held if prompt is None else prompt.grammar(self.tokenizer, held, vocab_size)
         return Grammar(source, self._reencoded_text, len(self._reencoded)) if source else None
 
     @property

@@ -93,12 +93,15 @@ class Prompt(msgspec.Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, call_format=tokenizer.call_format or GENERIC)
 
-    def grammar(self, tokenizer: Tokenizer, answer: str = "") -> str:
-        """Grammar of the answer, in this tokenizer's tokens; "" is anything. `answer` is that of no call."""
+    def grammar(self, tokenizer: Tokenizer, answer: str = "", vocab_size: int | None = None) -> str:
+        """Grammar of the answer, in this tokenizer's tokens; "" is anything. `answer` is that of no call.
+
+        `vocab_size` is the model's, which may not have all of the tokens.
+        """
         if self.tools is None:
             return answer
         calls = self.call_format or tokenizer.call_format or GENERIC
-        return grammar_of(self.tools, calls, tokenizer.special_tokens, answer)
+        return grammar_of(self.tools, calls, tokenizer.special_tokens.within(vocab_size), answer)
 
     def encoded(self, tokenizer: Tokenizer, answer: str = "") -> tuple[list[int], list[int]]:
         """Token ids of the prompt and of an unfinished answer. Safe on any thread. Raises ChatTemplateError.

@@ -25,6 +25,13 @@ class SpecialTokens(msgspec.Struct, frozen=True):
     ids: dict[str, int]
     shown: list[int] = []  # of these, the ones that clients see as text all the same
 
+    def within(self, vocab_size: int | None) -> "SpecialTokens":
+        """Those that a model has: a tokenizer may know more. None: all of them."""
+        if vocab_size is None:
+            return self
+        ids = {text: id for text, id in self.ids.items() if id < vocab_size}
+        return SpecialTokens(ids, [id for id in self.shown if id < vocab_size])
+
 
 def grammar_of(tools: Tools, calls: CallFormat, special: SpecialTokens, answer: str = "") -> str:
     """What an answer may be. `answer` is the grammar of one that calls no tool; "": any text.

@@ -113,3 +113,11 @@ def test_a_grammar_is_of_the_tokenizers_own_tokens() -> None:
     assert f"<[{id}]>" in prompt.grammar(Tokenizer(knows.backend))
     assert f"<[{id}]>" not in prompt.grammar(PLAIN)
     assert Prompt(messages=TALK).grammar(PLAIN) == ""
+
+
+def test_a_grammar_names_no_token_that_the_model_lacks() -> None:
+    knows = byte_tokenizer(special=["<tool_call>", "<think>"])
+    prompt = Prompt(messages=TALK, tools=TOOLS, call_format=HERMES)
+    [first] = knows.encode("<tool_call>")
+    assert f"<[{first}]>" in prompt.grammar(knows, vocab_size=first + 1)
+    assert prompt.grammar(knows, vocab_size=first) == prompt.grammar(PLAIN)
