@@ -5,11 +5,14 @@ import fcntl
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 _PREFIX = ".partial-"
-_REMOVALS = 10
+_TRIES = 20
+_PAUSE_S = 0.02
 
 
 def make_once(folder: Path, is_complete: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
@@ -27,11 +30,21 @@ def make_once(folder: Path, is_complete: Callable[[Path], bool], make: Callable[
 
 
 def clear_up(cache: Path) -> None:
-    """Remove folders that killed runs left in `cache`, except where another process is at work."""
+    """Remove what killed runs left in the folders of `cache`, unless someone makes one there now."""
     for parent in {left.parent for left in cache.glob(f"*/{_PREFIX}*")}:
         with contextlib.suppress(OSError), (parent / ".lock").open("w") as file:
+            if _try_lock(file):
+                _remove_left(parent)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """A process that was killed while it started another one frees its lock a moment after its end."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_left(parent)
+            return True
+        time.sleep(_PAUSE_S)
+    return False
 
 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
@@ -46,7 +59,7 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 
 def _remove_left(parent: Path) -> None:
     """Remove folders of killed runs, whose children may be about to end. The caller holds the lock."""
-    for _ in range(_REMOVALS):
+    for _ in range(_TRIES):
         left = list(parent.glob(f"{_PREFIX}*"))
         if not left:
             return

@@ -10,9 +10,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_END_POLLS = 100
+_END_POLL_S = 0.01
 
 
 def run_killable(work: Callable[[], int], clear_up: Callable[[], None], ends_with_stdin: bool = False) -> int:
@@ -36,9 +39,10 @@ def run_killable(work: Callable[[], int], clear_up: Callable[[], None], ends_wit
     while (received := signal.sigwait((*_SIGNALS, signal.SIGCHLD))) == signal.SIGCHLD:
         ended, status = os.waitpid(worker, os.WNOHANG)
         if ended:
-            return _code(os.waitstatus_to_exitcode(status), clear_up)
+            return _code(worker, os.waitstatus_to_exitcode(status), clear_up)
     os.killpg(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
+    _await_end(worker)
     clear_up()
     return 128 + received
 
@@ -73,9 +77,23 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _code(status: int, clear_up: Callable[[], None]) -> int:
+def _await_end(group: int) -> None:
+    """Of all that was killed: until then it may write, and hold locks.
+
+    Bounded, as processes that nobody waits for stay in their group.
+    """
+    for _ in range(_END_POLLS):
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+        time.sleep(_END_POLL_S)
+
+
+def _code(worker: int, status: int, clear_up: Callable[[], None]) -> int:
     if status >= 0:
         return status
+    _await_end(worker)
     clear_up()
     with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
         signal.signal(-status, signal.SIG_DFL)

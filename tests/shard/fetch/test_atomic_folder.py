@@ -1,5 +1,7 @@
 """A folder is whole or not there, whatever happens to who makes it, and made by one at a time."""
 
+import fcntl
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,3 +72,14 @@ def test_clearing_up_leaves_alone_what_is_being_made(tmp_path):
 
 def test_clearing_up_is_no_error_where_nothing_is(tmp_path):
     clear_up(tmp_path / "none")
+
+
+def test_clearing_up_waits_a_moment_for_the_lock_of_who_was_killed(tmp_path):
+    (tmp_path / "models" / ".partial-1").mkdir(parents=True)
+    with (tmp_path / "models" / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        freeing = threading.Timer(0.05, fcntl.flock, [held, fcntl.LOCK_UN])
+        freeing.start()
+        clear_up(tmp_path)
+        freeing.join()
+    assert not list(tmp_path.rglob(".partial-*"))
