@@ -13,6 +13,7 @@ from router.tools.conversation import (
     with_calls_as_text,
     with_description,
     with_description_in_words_of_the_user,
+    with_names,
     with_short_ids,
 )
 from router.tools.grammar import grammar_of
@@ -56,7 +57,8 @@ class Prompt(msgspec.Struct, frozen=True):
             return self.text
         own, tools = tokenizer.call_format, self.tools
         if own is not None and self.call_format in (None, own):
-            messages = with_short_ids(self.messages) if own.has_short_ids else self.messages
+            messages = with_names(self.messages)
+            messages = with_short_ids(messages) if own.has_short_ids else messages
             return self._rendered(tokenizer, messages, None if tools is None else tools.described)
         return self._written_without_template(tokenizer)
 

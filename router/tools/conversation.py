@@ -82,6 +82,19 @@ def _result(message: Message) -> str:
     return f"<tool_response>\n{message['content']}\n</tool_response>"
 
 
+def with_names(messages: Iterable[Message]) -> list[Message]:
+    """A result has the name of its function, which some templates write and OpenAI's clients leave out."""
+    names: dict[str, Any] = {}
+    named: list[Message] = []
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            if isinstance(call.get("function"), dict) and isinstance(call.get("id"), str):
+                names[call["id"]] = call["function"].get("name")
+        name = names.get(message.get("tool_call_id") or "") if message["role"] == "tool" else None
+        named.append({"name": name} | message if name else message)
+    return named
+
+
 def with_short_ids(messages: Iterable[Message]) -> list[Message]:
     """Mistral's templates take ids of nine letters and digits only: others become such ones."""
     return [_with_short_ids(message) for message in messages]

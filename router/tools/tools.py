@@ -18,7 +18,7 @@ class Function(msgspec.Struct, frozen=True):
     @property
     def described(self) -> dict[str, Any]:
         """As chat templates expect it, in OpenAI's shape."""
-        told = {"name": self.name} | ({"description": self.description} if self.description else {})
+        told = {"name": self.name, "description": self.description or ""}
         return {"type": "function", "function": told | {"parameters": self.parameters}}
 
 

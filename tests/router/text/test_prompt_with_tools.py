@@ -59,6 +59,28 @@ def test_a_template_that_knows_tools_gets_them_as_they_are() -> None:
     assert "<tool>sunny" in text
 
 
+def test_a_result_has_the_name_of_its_function() -> None:
+    template = "<tool_call>{{ tools }}{% for m in messages %}{{ m.role }}={{ m.name }} {% endfor %}"
+    text = written(
+        byte_tokenizer(template), [*CALLED, CALLED[2] | {"name": "own"}, CALLED[2] | {"tool_call_id": "x"}]
+    )
+    assert text.split()[-5:] == ["assistant=", "tool=weather", "tool=weather", "tool=own", "tool="]
+
+
+def test_ids_that_are_no_text_are_nobodys() -> None:
+    odd = [TALK[0], CALLED[1] | {"tool_calls": [CALL | {"id": {}}]}, CALLED[2]]
+    assert "<tool>sunny" in written(KNOWING, odd)
+    assert written(STRICT, odd)
+
+
+def test_templates_may_count_on_a_description() -> None:
+    bare = Tools(functions=[Function("f", None, {})], names=["f"])
+    template = (
+        "<tool_call>{% for t in tools or [] %}{{ t.function.name + t.function.description }}{% endfor %}"
+    )
+    assert written(byte_tokenizer(template), TALK, tools=bare) == "<tool_call>f"
+
+
 @pytest.mark.parametrize("tokenizer", [PLAIN, SILENT])
 def test_other_templates_get_tools_and_calls_as_text(tokenizer: Tokenizer) -> None:
     text = written(tokenizer, CALLED)
