@@ -31,7 +31,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     at: float  # Unix time in seconds
     kind: str  # such as evaluate, swap, deepen, stay, pin, unpin, rollback, drain
-    by: str = "loop"  # or an operator's name
+    by: str = "loop"  # or an operator: USER@HOST if the client said so, else the name of the key
+    origin: str = ""  # address that an operator's command came from
     seen: dict[str, Any] = {}
     considered: list[dict[str, Any]] = []
     chosen: dict[str, Any] = {}

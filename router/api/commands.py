@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from router.api.author import Author, author_of
 from router.api.decode import decode, read_body
 from router.api.errors import Invalid, Refused
 from router.api.ops_structs import (
@@ -28,7 +29,6 @@ from telemetry.store import Store
 
 T = TypeVar("T")
 
-OPERATOR = "operator"  # author of a command in the audit log
 MAX_ID_CHARACTERS = 40  # of a request or a decision; ours are shorter
 _MAX_LISTED = 1000
 _DEFAULT_LISTED = 50
@@ -50,7 +50,9 @@ class CommandsApi:
             options = self._options(asked.inflight)
             why = "An operator asked for it."
             return _accepted(
-                self._controller.begin(_change("swap", why, to=to, options=options, shard=asked.shard))
+                self._controller.begin(
+                    _change(self._author(http), "swap", why, to=to, options=options, shard=asked.shard)
+                )
             )
 
     async def pin(self, http: web.Request) -> web.Response:
@@ -59,10 +61,12 @@ class CommandsApi:
         with self._refusals(None):
             to = self._controller.catalog.choose(asked.candidate, asked.depth)
             why = "An operator wants it to stay."
-            return _accepted(self._controller.pin(_change("pin", why, to=to, options=self._options(None))))
+            change = _change(self._author(http), "pin", why, to=to, options=self._options(None))
+            return _accepted(self._controller.pin(change))
 
     async def unpin(self, http: web.Request) -> web.Response:
-        return _accepted(self._controller.unpin(OPERATOR))
+        author = self._author(http)
+        return _accepted(self._controller.unpin(author.by, author.origin))
 
     async def rollback(self, http: web.Request) -> web.Response:
         """Serve what was served before the last change."""
@@ -72,7 +76,9 @@ class CommandsApi:
             to, options = self._controller.before(shard), self._options(None)
             why = "An operator went back to what served before."
             return _accepted(
-                self._controller.begin(_change("rollback", why, to=to, options=options, shard=shard))
+                self._controller.begin(
+                    _change(self._author(http), "rollback", why, to=to, options=options, shard=shard)
+                )
             )
 
     async def threshold(self, http: web.Request) -> web.Response:
@@ -83,9 +89,8 @@ class CommandsApi:
                 "is not supported: one threshold holds for all exits, each exit's own stand in exits.json"
             )
             raise Invalid("exit_layer", problem)
-        was, self._dispatcher.exit_threshold = self._dispatcher.exit_threshold, asked.value
-        why = f"An operator set it; before, it was {was if was is not None else 'that of each exit'}."
-        return _accepted(self._controller.note("threshold", OPERATOR, why, chosen={"threshold": asked.value}))
+        author = self._author(http)
+        return _accepted(self._controller.set_threshold(asked.value, author.by, author.origin))
 
     async def decisions(self, http: web.Request) -> web.Response:
         """List decisions, the latest first."""
@@ -101,6 +106,9 @@ class CommandsApi:
             message = f"There is no decision {id[:MAX_ID_CHARACTERS]}: it was never taken, or long ago."
             raise Refused(message, 404, "decision_not_found")
         return json_response(found)
+
+    def _author(self, http: web.Request) -> Author:
+        return author_of(http, self._config)
 
     def _options(self, inflight: str | None) -> SwapOptions:
         wanted = Inflight(inflight or self._config.swap_inflight)
@@ -125,9 +133,17 @@ def no_such_shard(shards: list[ShardState], shard: int | None) -> Invalid:
 
 
 def _change(
-    kind: str, why: str, *, to: Choice | Target, options: SwapOptions, shard: int | None = None
+    author: Author,
+    kind: str,
+    why: str,
+    *,
+    to: Choice | Target,
+    options: SwapOptions,
+    shard: int | None = None,
 ) -> ChangeRequest:
-    return ChangeRequest(kind=kind, by=OPERATOR, why=why, to=to, options=options, shard=shard)
+    return ChangeRequest(
+        kind=kind, by=author.by, origin=author.origin, why=why, to=to, options=options, shard=shard
+    )
 
 
 def _accepted(decision_id: str) -> web.Response:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
-from router.api.commands import MAX_ID_CHARACTERS, OPERATOR, no_such_shard
+from router.api.author import author_of
+from router.api.commands import MAX_ID_CHARACTERS, no_such_shard
 from router.api.decode import decode, read_body
 from router.api.errors import Refused
 from router.api.ops_structs import (
@@ -52,27 +53,35 @@ class OpsApi:
 
     async def drain(self, http: web.Request) -> web.Response:
         """Stop sending requests to one shard or to all; running requests continue."""
-        return self._tell("drain", self._dispatcher.drain, await read_body(http))
+        return self._tell("drain", self._dispatcher.drain, http, await read_body(http))
 
     async def resume(self, http: web.Request) -> web.Response:
-        return self._tell("resume", self._dispatcher.resume, await read_body(http))
+        return self._tell("resume", self._dispatcher.resume, http, await read_body(http))
 
     async def abort(self, http: web.Request) -> web.Response:
         asked = decode(await read_body(http), AbortRequest)
         request = self._find(str(asked.request_id))
         is_live = request.status is not Status.FINISHED
         self._dispatcher.abort(request, "The request was aborted by an operator.")
+        why = "An operator asked for it." if is_live else "An operator asked for it, but it had ended."
+        self._note("abort", http, why, {"request": request.id})
         return json_response(Aborted(is_live))
 
-    def _tell(self, kind: str, command: Callable[[int | None], None], body: bytes) -> web.Response:
+    def _tell(
+        self, kind: str, command: Callable[[int | None], None], http: web.Request, body: bytes
+    ) -> web.Response:
         asked = decode(body, ShardChoice) if body.strip() else ShardChoice()
         try:
             command(asked.shard)
         except KeyError:
             raise no_such_shard(self._dispatcher.state().shards, asked.shard) from None
         shards: dict[str, object] = {} if asked.shard is None else {"shard": asked.shard}
-        self._controller.note(kind, OPERATOR, "An operator asked for it.", chosen=shards)
+        self._note(kind, http, "An operator asked for it.", shards)
         return json_response(self._state())
+
+    def _note(self, kind: str, http: web.Request, why: str, chosen: dict[str, object]) -> None:
+        author = author_of(http, self._service.config)
+        self._controller.note(kind, author.by, why, origin=author.origin, chosen=chosen)
 
     def _find(self, id: str) -> Request:
         is_id = id.isdecimal() and len(id) <= MAX_ID_CHARACTERS
@@ -98,6 +107,7 @@ class OpsApi:
             objective=self._controller.catalog.objective,
             candidates=[self._candidate_row(choice) for choice in self._controller.catalog.choices],
             pinned=None if self._controller.pinned is None else str(self._controller.pinned),
+            threshold=self._controller.threshold,
             redis="ok" if self._store.is_ok else "lost",
             reassessment=self._loop.state,
         )

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from router.control.loop import LoopState
+from router.control.swap_controller import ThresholdSetting
 from router.fleet.dispatcher import State
 from telemetry.audit import Decision
 
@@ -24,6 +25,7 @@ class StateReport(State, frozen=True, kw_only=True):
     objective: str | None
     candidates: list[CandidateRow]
     pinned: str | None
+    threshold: ThresholdSetting
     redis: str  # ok | lost
     reassessment: LoopState
 

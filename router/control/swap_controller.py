@@ -25,6 +25,7 @@ class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
     by: str
     why: str
     to: Choice | Target
+    origin: str = ""
     options: SwapOptions
     shard: int | None = None  # None: all
     layout: dict[int, Choice] = {}  # instead of `shard`: several, with a choice for each
@@ -42,12 +43,21 @@ class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
         return _named(self.to) | ({} if self.shard is None else {"shard": self.shard})
 
 
+class ThresholdSetting(msgspec.Struct, frozen=True):
+    """The exit threshold of requests that give none, and who set it."""
+
+    value: float | None = None  # None: each exit's own
+    by: str = ""  # "": nobody since the start
+    decision: str = ""  # id
+
+
 class SwapController:
     """Runs swaps, records their decisions, and knows the operator's pin."""
 
     def __init__(self, dispatcher: Dispatcher, catalog: Catalog, audit: AuditLog):
         self.catalog = catalog
         self.pinned: Choice | None = None
+        self.threshold = ThresholdSetting()
         self._dispatcher = dispatcher
         self._audit = audit
         self._busy: set[int] = set()  # shards being changed
@@ -75,12 +85,22 @@ class SwapController:
         if not isinstance(change.to, Choice) or not self._serves_everywhere(change.to):
             return self.begin(change)
         self.pinned = change.to
-        return self.note(change.kind, change.by, f"{change.why} It is what serves.", chosen=_named(change.to))
+        why = f"{change.why} It is what serves."
+        return self.note(change.kind, change.by, why, origin=change.origin, chosen=_named(change.to))
 
-    def unpin(self, by: str) -> str:
+    def unpin(self, by: str, origin: str = "") -> str:
         """Let the loop choose again."""
         was, self.pinned = self.pinned, None
-        return self.note("unpin", by, "Nothing was pinned." if was is None else f"{was} was pinned.")
+        why = "Nothing was pinned." if was is None else f"{was} was pinned."
+        return self.note("unpin", by, why, origin=origin)
+
+    def set_threshold(self, value: float | None, by: str, origin: str = "") -> str:
+        """Set the exit threshold of requests that give none; None: each exit's own."""
+        was, self._dispatcher.exit_threshold = self._dispatcher.exit_threshold, value
+        why = f"An operator set it; before, it was {was if was is not None else 'that of each exit'}."
+        id = self.note("threshold", by, why, origin=origin, chosen={"threshold": value})
+        self.threshold = ThresholdSetting(value, by, id)
+        return id
 
     def before(self, shard: int | None) -> Target:
         """The previous target. Raises `SwapRefused` when there is none, `KeyError` for an unknown shard."""
@@ -117,6 +137,7 @@ class SwapController:
             at=at,
             kind=change.kind,
             by=change.by,
+            origin=change.origin,
             seen=change.seen,
             considered=change.considered,
             chosen=change.chosen,

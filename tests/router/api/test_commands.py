@@ -160,3 +160,33 @@ async def test_state_lists_what_can_be_served(client: Client) -> None:
     rows = [(row["candidate"], row["depth"], row["num_layers"]) for row in state["candidates"]]
     assert rows == [(name, 2, 4), (name, 3, 4), (name, 4, 4)]
     assert state["objective"] == "throughput"
+
+
+async def test_every_command_is_told_with_who_and_from_where(client: Client) -> None:
+    name, who = client.config.model_name, {"x-helios-operator": "ann@desk"}
+    await client.post("/generate", {"inputs": "Hi"})
+    commands = {
+        "swap": {"candidate": name, "depth": 2},
+        "rollback": {},
+        "pin": {"candidate": name, "depth": 2},
+        "unpin": {},
+        "threshold": {"value": 0.5},
+        "drain": {},
+        "resume": {"shard": 0},
+        "abort": {"request_id": 1},
+    }
+    for kind, body in commands.items():
+        status, answer = await client.post(f"/ops/{kind}", body, headers=who)
+        assert status in (200, 202), answer
+        await client.controller.stop()
+        decisions = {told["kind"]: told for told in (await client.get("/ops/decisions"))[1]["decisions"]}
+        assert (decisions[kind]["by"], decisions[kind]["origin"]) == ("ann@desk", "127.0.0.1")
+    _, state = await client.get("/ops/state")
+    assert (state["threshold"]["value"], state["threshold"]["by"]) == (0.5, "ann@desk")
+
+
+@pytest.mark.parametrize("stated", ["loop", "ann", "ann@desk <b>", "a@" + "b" * 65])
+async def test_a_name_that_is_no_user_at_a_host_does_not_count(client: Client, stated: str) -> None:
+    await client.post("/ops/unpin", {}, headers={"x-helios-operator": stated})
+    [decision] = (await client.get("/ops/decisions"))[1]["decisions"]
+    assert decision["by"] == "operator"
