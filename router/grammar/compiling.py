@@ -13,6 +13,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from router.grammar.constraint import Compiled, Constraint, GrammarError, Kind, Reason
 from router.grammar.json_schema import Schema, check, children, resolved
 from router.grammar.rewriting import rewritten
+from shard.messages import MAX_LEXER_STATES
 
 # JSON as json.dumps writes it: bounded, and most of it forced.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -117,7 +118,7 @@ def _tokenizer() -> LLTokenizer:
 
 @functools.cache
 def _limits() -> LLParserLimits:
-    return LLParserLimits(max_lexer_states=50_000, verbose_errors=False)  # as in shards
+    return LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
 
 
 def _error(grammar: str) -> str:

@@ -16,12 +16,12 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from tokenizers import Tokenizer
 
-from shard.messages import Grammar, GrammarReport, NewSequence
+from shard.messages import MAX_LEXER_STATES, Grammar, GrammarReport, NewSequence
 
 MAX_COMPILED = 64  # grammars kept; of more, the one not used for longest is compiled again
 _REPLACEABLE = 64  # tokens at the end of a sequence that drafts may have replaced
 _LIMITS = LLParserLimits(
-    max_lexer_states=50_000,  # of one or two kilobytes each
+    max_lexer_states=MAX_LEXER_STATES,
     verbose_errors=False,  # they would show the grammar
 )
 
