@@ -129,7 +129,7 @@ class ModelRunner:
             weight_bytes=self.model.weight_bytes,
             load_ms=self.load_ms,
             can_score=self.streamed is not None or self.depth == shape.num_layers,
-            can_constrain=self.grammars.is_able,
+            can_constrain=self.grammars.has_tokenizer,
             warnings=self.model.warnings,
         )
 

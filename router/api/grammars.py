@@ -36,11 +36,11 @@ class Grammars:
         """
         constraint = wanted.constraint
         if constraint in self._known:
-            self.observer.on_remembered()
+            self.observer.on_cache_hit()
             self._known.move_to_end(constraint)
             made = self._known[constraint]
         elif constraint in self._under_way:
-            self.observer.on_remembered()
+            self.observer.on_cache_hit()
             made = await asyncio.shield(self._under_way[constraint])
         else:
             made = await asyncio.shield(self._begin(constraint))

@@ -79,7 +79,7 @@ class OpenAIApi:
         call, prompt = chat_call(asked), chat_prompt(asked)
         if prompt.tools is not None:
             check_together("tools", call.parameters)
-        self._admit(call, [_told(prompt)])
+        self._admit(call, [_template_text(prompt)])
         specs = await self._specs(http, call, [await self._checked(prompt)])
         if call.wanted is not None:
             _check_beside_calls(call.wanted, specs[0].prompt)
@@ -182,8 +182,8 @@ def _check_beside_calls(wanted: Wanted, prompt: Prompt | None) -> None:
         raise Refusal(wanted.name, problem, Reason.CONFLICT)
 
 
-def _told(prompt: Prompt) -> str:
-    """About as much as the template will write."""
+def _template_text(prompt: Prompt) -> str:
+    """About as much text as the chat template will write."""
     texts = [message["content"] for message in prompt.messages or []]
     if prompt.tools is not None:
         texts.append(msgspec.json.encode(prompt.tools.described).decode())

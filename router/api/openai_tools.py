@@ -26,7 +26,7 @@ from router.processes import CannotStart, processes
 from router.scheduling.request import Finished, GenerationFailed, Request
 from router.text.tokenizer import Token
 from router.tools.call_format import MARKS
-from router.tools.parser import CallParser, CallPart, Said
+from router.tools.parser import CallParser, CallPart, ParsedText
 from router.tools.tools import MAX_CALLS, Function, Tools
 from shard.messages import FinishReason
 
@@ -135,7 +135,7 @@ def _arguments(schemas: bytes) -> list[str]:
 
 
 class Passage(msgspec.Struct, frozen=True):
-    """What tokens of an answer tell: content, and pieces of calls."""
+    """The visible text and the pieces of calls in some tokens of an answer."""
 
     text: str
     calls: list[ToolCallDelta] = []
@@ -169,8 +169,8 @@ class AnswerReader:
         text = self._visible.finish(finished)
         if self._parser is None:
             return Passage(text)
-        said, rest = self._parser.feed(text), self._parser.finish()
-        return self._passage(Said(said.content + rest.content, said.calls + rest.calls))
+        parsed, rest = self._parser.feed(text), self._parser.finish()
+        return self._passage(ParsedText(parsed.content + rest.content, parsed.calls + rest.calls))
 
     def reason_of(self, finished: Finished) -> str:
         """TGI's three reasons in OpenAI's: where one function had to be called, its call ends with "stop"."""
@@ -178,8 +178,8 @@ class AnswerReader:
             return "length"
         return "tool_calls" if self._ids and self._tools is not None and not self._tools.is_named else "stop"
 
-    def _passage(self, said: Said) -> Passage:
-        return Passage(said.content, [self._delta(part) for part in said.calls])
+    def _passage(self, parsed: ParsedText) -> Passage:
+        return Passage(parsed.content, [self._delta(part) for part in parsed.calls])
 
     def _delta(self, part: CallPart) -> ToolCallDelta:
         if part.name is None:

@@ -65,13 +65,13 @@ class ResponsesApi:
         [answer], [request] = answers, requests
         headers = start_headers(self._service, request)
         headers |= total_headers(answers, http[ARRIVED], asyncio.get_running_loop().time())
-        told = Telling(self._begun(asked, request), request)
-        for _ in told.events([*answer.tokens, answer.finished]):
+        builder = ResponseBuilder(self._begun(asked, request), request)
+        for _ in builder.events([*answer.tokens, answer.finished]):
             pass
-        return json_response(told.response, headers)
+        return json_response(builder.response, headers)
 
     def _open(self, asked: ResponsesRequest, request: Request) -> tuple["ResponseEvents", dict[str, str]]:
-        events = ResponseEvents(Telling(self._begun(asked, request), request))
+        events = ResponseEvents(ResponseBuilder(self._begun(asked, request), request))
         return events, start_headers(self._service, request)
 
     def _begun(self, asked: ResponsesRequest, request: Request) -> Response:
@@ -92,8 +92,8 @@ class ResponsesApi:
         )
 
 
-class Telling:
-    """A response as it grows, and the events of that."""
+class ResponseBuilder:
+    """Builds a response from an answer's tokens, and the events that stream it."""
 
     def __init__(self, begun: Response, request: Request):
         self.response = begun
@@ -103,7 +103,7 @@ class Telling:
         self._has_begun = False
 
     def events(self, news: list[Token | Finished]) -> Iterable[ResponseEvent]:
-        """What the next tokens, or the end, bring."""
+        """The events of the next tokens or of the end."""
         yield from self._begin()
         *others, last = news
         if isinstance(last, Finished):
@@ -151,17 +151,17 @@ class Telling:
 class ResponseEvents:
     """The stream of one response."""
 
-    def __init__(self, telling: Telling):
-        self._telling = telling
+    def __init__(self, builder: ResponseBuilder):
+        self._builder = builder
 
     def events(self, index: int, news: list[Token | Finished]) -> bytes:
-        return _written(self._telling.events(news))
+        return _written(self._builder.events(news))
 
     def end(self) -> bytes:
         return b""
 
     def failure(self, error: GenerationFailed) -> bytes:
-        return _written(self._telling.failure(error))
+        return _written(self._builder.failure(error))
 
 
 def _written(events: Iterable[ResponseEvent]) -> bytes:

@@ -20,7 +20,7 @@ from router.control.loop_observer import LoopObserver
 from router.control.swap_controller import ChangeRequest, SwapController
 from router.fleet.dispatcher import Dispatcher
 from router.fleet.swap import SwapOptions, SwapRefused
-from router.policy.decision import Decision, Kind
+from router.policy.decision import Decision, DecisionKind
 from router.policy.observation import Device
 from router.policy.reassessor import Now, Reassessor
 from router.policy.weighing import UNITS
@@ -194,7 +194,7 @@ class ReassessmentLoop:
         ms = (self._now().ms - began) / len(change.layout)
         for choice in set(change.layout.values()):
             policy_state.note_change(choice, ms)
-        if decision.kind is Kind.EVALUATE:
+        if decision.kind is DecisionKind.EVALUATE:
             num_shards = max(1, len(self._dispatcher.served_models))
             policy_state.watch.on_spent(done.phases_ms.get("hold", 0.0) / num_shards)
         policy_state.took(decision, self._now())
@@ -220,12 +220,14 @@ class ReassessmentLoop:
 
     def _wanted(self, decision: Decision) -> dict[int, Choice]:
         """The choice that each shard is to serve by a decision. One shard evaluates."""
-        if decision.kind is Kind.STAY and not decision.considered:
+        if decision.kind is DecisionKind.STAY and not decision.considered:
             return {}
         shards = list(self._dispatcher.served_models)
         if decision.shards:
             return dict(zip(shards, decision.shards, strict=True))
-        return dict.fromkeys(shards[-1:] if decision.kind is Kind.EVALUATE else shards, decision.choice)
+        return dict.fromkeys(
+            shards[-1:] if decision.kind is DecisionKind.EVALUATE else shards, decision.choice
+        )
 
     def _write_down(self, change: ChangeRequest, decision: Decision) -> None:
         """Record a decision that changes nothing, unless it repeats the last one."""

@@ -10,7 +10,7 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
-from router.grammar.constraint import Compiled, Constraint, GrammarError, Kind, Reason
+from router.grammar.constraint import Compiled, Constraint, ConstraintKind, GrammarError, Reason
 from router.grammar.json_schema import Schema, check, children, resolved
 from router.grammar.rewriting import rewritten
 from shard.messages import MAX_LEXER_STATES
@@ -29,28 +29,28 @@ _TOO_MUCH = ("schema too large", "too big", "too complex", "limit")
 
 def compiled(payload: bytes) -> bytes:
     """In a process: `Compiled` of a `Constraint`."""
-    constraint = msgspec.msgpack.decode(payload, type=Constraint)
-    try:
-        return msgspec.msgpack.encode(Compiled(grammar_of(constraint)))
-    except GrammarError as error:
-        return msgspec.msgpack.encode(Compiled("", error.problem, error.path, error.reason))
-    except Exception as error:  # whatever foreign code raises on a client's constraint is a refusal of it
-        problem = f"is not supported: {_in_one_line(str(error))}"
-        return msgspec.msgpack.encode(Compiled("", problem, reason=Reason.UNSUPPORTED))
+    return msgspec.msgpack.encode(_compiled(msgspec.msgpack.decode(payload, type=Constraint)))
 
 
 def compiled_schemas(payload: bytes) -> bytes:
     """In a process: `Compiled` of a list of JSON Schemas. Its grammar is the list as llguidance reads it."""
     made: list[msgspec.Raw] = []
     for index, schema in enumerate(msgspec.json.decode(payload, type=list[msgspec.Raw])):
-        one = msgspec.msgpack.decode(
-            compiled(msgspec.msgpack.encode(Constraint(Kind.SCHEMA, bytes(schema).decode()))), type=Compiled
-        )
-        if one.problem:
-            return msgspec.msgpack.encode(msgspec.structs.replace(one, path=f"[{index}]{one.path}"))
-        [grammar] = msgspec.json.decode(one.grammar, type=_Grammars).grammars
+        answer = _compiled(Constraint(ConstraintKind.SCHEMA, bytes(schema).decode()))
+        if answer.problem:
+            return msgspec.msgpack.encode(msgspec.structs.replace(answer, path=f"[{index}]{answer.path}"))
+        [grammar] = msgspec.json.decode(answer.grammar, type=_Grammars).grammars
         made.append(grammar.json_schema)
     return msgspec.msgpack.encode(Compiled(msgspec.json.encode(made).decode()))
+
+
+def _compiled(constraint: Constraint) -> Compiled:
+    try:
+        return Compiled(grammar_of(constraint))
+    except GrammarError as error:
+        return Compiled("", error.problem, error.path, error.reason)
+    except Exception as error:  # whatever foreign code raises on a client's constraint is a refusal of it
+        return Compiled("", f"is not supported: {_in_one_line(str(error))}", reason=Reason.UNSUPPORTED)
 
 
 class _Grammar(msgspec.Struct, frozen=True):
@@ -64,15 +64,15 @@ class _Grammars(msgspec.Struct, frozen=True):
 def grammar_of(constraint: Constraint) -> str:
     """The text of a grammar that llguidance has compiled. Raises GrammarError."""
     match constraint.kind:
-        case Kind.SCHEMA:
+        case ConstraintKind.SCHEMA:
             return _of_schema(constraint.source)
-        case Kind.REGEX:
+        case ConstraintKind.REGEX:
             grammar = LLMatcher.grammar_from_regex(constraint.source)
-        case Kind.CHOICE:
+        case ConstraintKind.CHOICE:
             texts = msgspec.json.decode(constraint.source, type=list[str])
             rule = " | ".join(msgspec.json.encode(text).decode() for text in texts)
             grammar = LLMatcher.grammar_from_lark(f"start: {rule}")
-        case Kind.LARK:
+        case ConstraintKind.LARK:
             grammar = _of_lark(constraint.source)
     error = _error(grammar)
     if error:
@@ -104,8 +104,8 @@ def _of_lark(source: str) -> str:
         grammar = LLMatcher.grammar_from_lark(any_to_lark(source))
     except Exception as error:  # of all kinds, about GBNF
         raise GrammarError(f"is neither Lark nor GBNF: {_in_one_line(str(error))}") from None
-    is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
-    if not is_wrong and told:
+    is_wrong, warnings = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
+    if not is_wrong and warnings:
         problem = "must be made of texts and regular expressions, without special tokens"
         raise GrammarError(problem, reason=Reason.UNSUPPORTED)
     return grammar
@@ -172,8 +172,8 @@ def _refusal(error: str, path: str = "") -> GrammarError:
         problem = "must have alternatives that exclude each other by types, constants or required properties"
         return GrammarError(f"{problem}; `anyOf` needs none", f"{path}.oneOf", Reason.UNSUPPORTED)
     of_regex = re.search(r"^error: (.*)", error, re.MULTILINE)
-    told = of_regex[1] if of_regex else error.partition("\n")[0]
-    return GrammarError(f"is not supported: {_in_one_line(told)}", path, Reason.UNSUPPORTED)
+    reason = of_regex[1] if of_regex else error.partition("\n")[0]
+    return GrammarError(f"is not supported: {_in_one_line(reason)}", path, Reason.UNSUPPORTED)
 
 
 def _in_one_line(text: str) -> str:

@@ -31,7 +31,9 @@ class GrammarError(ValueError):
         self.reason = reason
 
 
-class Kind(enum.Enum):
+class ConstraintKind(enum.Enum):
+    """How a constraint is written."""
+
     SCHEMA = "schema"  # JSON that a JSON Schema describes
     REGEX = "regex"  # the whole text matches it
     CHOICE = "choice"  # one of some texts; the source is a JSON list
@@ -41,7 +43,7 @@ class Kind(enum.Enum):
 class Constraint(msgspec.Struct, frozen=True, array_like=True):
     """What the whole answer must be. `source` is as the client wrote it."""
 
-    kind: Kind
+    kind: ConstraintKind
     source: str
 
 
@@ -59,12 +61,12 @@ def schema(source: bytes) -> Constraint:
     check_size(len(source))
     if source.startswith(b'"'):
         source = msgspec.json.decode(source, type=str).encode()
-    return Constraint(Kind.SCHEMA, source.decode())
+    return Constraint(ConstraintKind.SCHEMA, source.decode())
 
 
 def any_object() -> Constraint:
     """Any JSON object."""
-    return Constraint(Kind.SCHEMA, ANY_OBJECT)
+    return Constraint(ConstraintKind.SCHEMA, ANY_OBJECT)
 
 
 def regex(pattern: str) -> Constraint:
@@ -72,7 +74,7 @@ def regex(pattern: str) -> Constraint:
     if len(pattern) > MAX_REGEX_CHARACTERS:
         problem = f"must have at most {MAX_REGEX_CHARACTERS} characters. Given: {len(pattern)}"
         raise GrammarError(problem, reason=Reason.BOUND)
-    return Constraint(Kind.REGEX, pattern)
+    return Constraint(ConstraintKind.REGEX, pattern)
 
 
 def choice(texts: Sequence[str]) -> Constraint:
@@ -82,13 +84,13 @@ def choice(texts: Sequence[str]) -> Constraint:
         raise GrammarError(problem, reason=Reason.BOUND)
     source = msgspec.json.encode(texts)
     check_size(len(source))
-    return Constraint(Kind.CHOICE, source.decode())
+    return Constraint(ConstraintKind.CHOICE, source.decode())
 
 
 def lark(grammar: str) -> Constraint:
     """Raises GrammarError."""
     check_size(len(grammar.encode()))
-    return Constraint(Kind.LARK, grammar)
+    return Constraint(ConstraintKind.LARK, grammar)
 
 
 def check_size(num_bytes: int) -> None:

@@ -55,7 +55,7 @@ _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")  # that JSON writes as \u
 _PLAIN = re.compile(r"[A-Za-z_$][\w$-]*")
 
 
-def step(key: str | int) -> str:
+def path_part(key: str | int) -> str:
     """One part of a path."""
     if isinstance(key, int):
         return f"[{key}]"
@@ -66,15 +66,15 @@ def children(schema: Schema) -> Iterator[tuple[str, Any]]:
     """Every subschema, with the path that leads to it."""
     for key in _WITH_ONE:
         if isinstance(schema.get(key), dict | bool):
-            yield step(key), schema[key]
+            yield path_part(key), schema[key]
     for key in _WITH_LIST:
         if isinstance(schema.get(key), list):
             for index, child in enumerate(schema[key]):
-                yield step(key) + step(index), child
+                yield path_part(key) + path_part(index), child
     for key in _WITH_NAMES:
         if isinstance(schema.get(key), dict):
             for name, child in schema[key].items():
-                yield step(key) + step(name), child
+                yield path_part(key) + path_part(name), child
 
 
 def resolved(root: Schema, reference: Any) -> Any:
@@ -125,11 +125,11 @@ def check(root: Any) -> None:
 def _check_keywords(schema: Schema, path: str) -> None:
     for key, value in schema.items():
         if key in UNSUPPORTED and value != UNSUPPORTED[key]:
-            raise GrammarError("is not supported" + _instead(key), path + step(key), Reason.UNSUPPORTED)
+            raise GrammarError("is not supported" + _instead(key), path + path_part(key), Reason.UNSUPPORTED)
         if key in _WITH_NAMES and not isinstance(value, dict):
-            raise GrammarError("must be an object of schemas", path + step(key))
+            raise GrammarError("must be an object of schemas", path + path_part(key))
         if key in _WITH_VALUES:
-            _check_values(value, path + step(key))
+            _check_values(value, path + path_part(key))
     types = schema.get("type", [])
     for kind in types if isinstance(types, list) else [types]:
         if kind not in TYPES:

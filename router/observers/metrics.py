@@ -148,7 +148,7 @@ class GrammarMetrics(GrammarObserver):
     def on_compiled(self, seconds: float) -> None:
         self._helios.constraint_check.labels(self._model).observe(seconds)
 
-    def on_remembered(self) -> None:
+    def on_cache_hit(self) -> None:
         self._helios.constraint_cache_hits.labels(self._model).inc()
 
     def on_refused(self, reason: Reason) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from router.catalog.repository import Choice
 from router.policy.choosing import better_split, choose
 from router.policy.classes import may_be_tried, shards_for_trial, unfit
-from router.policy.decision import Decision, Kind, change, first_up, split_up, stay
+from router.policy.decision import Decision, DecisionKind, change, first_up, split_up, stay
 from router.policy.eligibility import why_never
 from router.policy.evaluation import affordable, change_ms, to_try
 from router.policy.observation import Observation
@@ -115,7 +115,7 @@ def _evaluate(
     observation: Observation, trials: tuple[Choice, ...], why: str, ranked: list[Ranked] | None = None
 ) -> Decision:
     return Decision(
-        kind=Kind.EVALUATE,
+        kind=DecisionKind.EVALUATE,
         choice=trials[0],
         why=first_up(why),
         considered=tuple(ranked or ()),

@@ -10,7 +10,9 @@ from router.policy.splitting import Split
 from router.policy.weighing import Ranked
 
 
-class Kind(enum.StrEnum):
+class DecisionKind(enum.StrEnum):
+    """What a decision changes."""
+
     STAY = "stay"
     EVALUATE = "evaluate"  # try it on live requests
     DEEPEN = "deepen"  # more layers of the served candidate
@@ -22,7 +24,7 @@ class Kind(enum.StrEnum):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What to do and why. `choice` is to serve from now on, or, for `evaluate`, to be tried."""
 
-    kind: Kind
+    kind: DecisionKind
     choice: Choice  # of a split: the choice with the most load
     why: str  # a sentence for the operator
     considered: tuple[Ranked, ...] = ()
@@ -34,7 +36,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def settles(self) -> bool:
         """All choices were compared and none is to be tried: it counts as a reassessment."""
-        return bool(self.considered) and self.kind is not Kind.EVALUATE
+        return bool(self.considered) and self.kind is not DecisionKind.EVALUATE
 
 
 def stay(
@@ -42,7 +44,7 @@ def stay(
 ) -> Decision:
     """Keep what serves; of a split, with these `shards`."""
     return Decision(
-        kind=Kind.STAY,
+        kind=DecisionKind.STAY,
         choice=observation.serving,
         why=first_up(why),
         considered=tuple(ranked or ()),
@@ -55,9 +57,9 @@ def change(observation: Observation, choice: Choice, why: str, ranked: list[Rank
     """Serve all prompts by one choice."""
     serving = observation.serving
     if observation.split or choice.candidate != serving.candidate:
-        kind = Kind.SWITCH
+        kind = DecisionKind.SWITCH
     else:
-        kind = Kind.DEEPEN if choice.depth > serving.depth else Kind.LIGHTEN
+        kind = DecisionKind.DEEPEN if choice.depth > serving.depth else DecisionKind.LIGHTEN
     return Decision(kind=kind, choice=choice, why=first_up(why), considered=tuple(ranked))
 
 
@@ -66,7 +68,7 @@ def split_up(observation: Observation, split: Split, why: str, ranked: list[Rank
     counts = {choice: split.shards.count(choice) for choice in split.choices.values()}
     return elective(
         Decision(
-            kind=Kind.SPLIT,
+            kind=DecisionKind.SPLIT,
             choice=max(sorted(counts), key=counts.__getitem__),
             why=first_up(why),
             considered=(*ranked, *split.considered),

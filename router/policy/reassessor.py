@@ -12,7 +12,7 @@ from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Choice, Repository
 from router.policy.classes import admitted, classes_excluded_by, demand_for
 from router.policy.decide import decide
-from router.policy.decision import Decision, Kind
+from router.policy.decision import Decision, DecisionKind
 from router.policy.history_rows import Circumstances, brought_up, pooled, row_of, tells
 from router.policy.observation import Device, LoopCounters, Observation
 from router.policy.traffic import Answered, Watch
@@ -147,7 +147,7 @@ class Reassessor:
         """Note that a decision failed; the old choice serves on. It is not retried while history is fresh."""
         new = set(decision.shards).difference(self.served) or {decision.choice}
         self._load_failures |= dict.fromkeys(new, (reason.rstrip("."), now.unix_s))
-        if decision.kind is Kind.EVALUATE:
+        if decision.kind is DecisionKind.EVALUATE:
             self.watch.on_trial_failed(decision)
             self._tried_since_s = now.unix_s
         elif set(decision.shards) <= set(self.served) and decision.split:
@@ -224,7 +224,7 @@ class Reassessor:
 
     def _is_replaced_by(self, decision: Decision) -> bool:
         serves = (self.serving, self.split)
-        return decision.kind is not Kind.EVALUATE and (decision.choice, decision.split) != serves
+        return decision.kind is not DecisionKind.EVALUATE and (decision.choice, decision.split) != serves
 
     def _noted(self, counters: LoopCounters) -> Breach:
         """The breach for which a choice is being left."""

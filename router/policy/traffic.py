@@ -9,7 +9,7 @@ import msgspec
 
 from router.catalog.repository import Choice, Loop
 from router.policy.breach import BreachCounter
-from router.policy.decision import Decision, Kind
+from router.policy.decision import Decision, DecisionKind
 from router.policy.drift import Cusum, Mix
 from router.policy.observation import Demand, Evaluation, LoopCounters
 
@@ -122,7 +122,7 @@ class Watch:
 
     def on_decided(self, decision: Decision) -> None:
         """Note that a decision was carried out, or needed no action."""
-        if decision.kind is Kind.EVALUATE:
+        if decision.kind is DecisionKind.EVALUATE:
             if self.evaluation is None or self.evaluation.trying != decision.choice:
                 self.evaluation = Evaluation(decision.choice, 0, decision.waiting)
             return

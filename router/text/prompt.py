@@ -12,7 +12,7 @@ from router.tools.conversation import (
     description_of,
     with_calls_as_text,
     with_description,
-    with_description_in_words_of_the_user,
+    with_description_in_user_message,
     with_names,
     with_short_ids,
 )
@@ -44,8 +44,8 @@ class Prompt(msgspec.Struct, frozen=True):
     @property
     def num_characters(self) -> int:
         """Estimate of the characters to encode."""
-        told = (self.messages or [], self.template_arguments, self.tools)
-        return len(self.text) + len(msgspec.json.encode(told))
+        parts = (self.messages or [], self.template_arguments, self.tools)
+        return len(self.text) + len(msgspec.json.encode(parts))
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -76,7 +76,7 @@ class Prompt(msgspec.Struct, frozen=True):
         except ChatTemplateError:
             if messages[0]["role"] == "system":
                 raise
-            return self._rendered(tokenizer, with_description_in_words_of_the_user(messages, description))
+            return self._rendered(tokenizer, with_description_in_user_message(messages, description))
 
     def _rendered(
         self, tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None

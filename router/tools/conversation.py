@@ -14,7 +14,7 @@ _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
 def description_of(tools: Sequence[dict[str, Any]], calls: CallFormat) -> str:
-    """What a model is told of tools and of how to call them."""
+    """The text that describes tools to a model, and how to call them."""
     example = calls.written([("<function-name>", "<arguments as a JSON object>")])
     return "\n".join(
         [
@@ -40,14 +40,14 @@ def with_description(messages: Iterable[Message], description: str) -> list[Mess
     return [{"role": "system", "content": description}, *listed]
 
 
-def with_description_in_words_of_the_user(messages: Iterable[Message], description: str) -> list[Message]:
+def with_description_in_user_message(messages: Iterable[Message], description: str) -> list[Message]:
     """For templates that take no system message."""
     listed = list(messages)
     at = next((at for at, message in enumerate(listed) if message["role"] == "user"), None)
     if at is None:
         return listed
-    told = listed[at] | {"content": f"{description}\n\n{listed[at]['content']}"}
-    return [*listed[:at], told, *listed[at + 1 :]]
+    described = listed[at] | {"content": f"{description}\n\n{listed[at]['content']}"}
+    return [*listed[:at], described, *listed[at + 1 :]]
 
 
 def with_calls_as_text(messages: Iterable[Message], calls: CallFormat) -> list[Message]:

@@ -17,8 +17,8 @@ class CallPart(msgspec.Struct, frozen=True):
     name: str | None = None
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What a piece of text has told."""
+class ParsedText(msgspec.Struct, frozen=True):
+    """The content and the parts of calls in a piece of text."""
 
     content: str
     calls: list[CallPart]
@@ -40,7 +40,7 @@ class CallParser:
         self._later = {calls.opening(name): name for name in names}
         self._first = {calls.before_first + opening: name for opening, name in self._later.items()}
         self._state = _State.CONTENT
-        self._pending = ""  # text that is not told yet
+        self._pending = ""  # text that is not parsed yet
         self._begun = ""  # what an opening stands behind
         self._is_later = False  # than the first call
         self._json = JsonEnd()
@@ -49,27 +49,27 @@ class CallParser:
         self._parts: list[CallPart] = []
         self.num_calls = 0
 
-    def feed(self, text: str) -> Said:
+    def feed(self, text: str) -> ParsedText:
         """Take the next piece of the answer."""
         self._pending += text
         while self._pending and self._step():
             pass
-        return self._said()
+        return self._take_parsed()
 
-    def finish(self) -> Said:
+    def finish(self) -> ParsedText:
         """The answer is over: the beginning of a trigger was content, that of a call is nothing."""
         if self._state is _State.CONTENT and not (self.num_calls and self._pending.isspace()):
-            self._tell_content(self._pending)
+            self._add_content(self._pending)
         self._pending = ""
-        return self._said()
+        return self._take_parsed()
 
-    def _said(self) -> Said:
-        said = Said("".join(self._content), _joined(self._parts))
+    def _take_parsed(self) -> ParsedText:
+        parsed = ParsedText("".join(self._content), _joined(self._parts))
         self._content, self._parts = [], []
-        return said
+        return parsed
 
     def _step(self) -> bool:
-        """Tell what can be told; False when more text is needed."""
+        """Parse what can be parsed; False when more text is needed."""
         match self._state:
             case _State.CONTENT:
                 return self._read_content()
@@ -90,7 +90,7 @@ class CallParser:
         if at < 0:
             return self._show_up_to(len(text) - _len_of_beginning(text, trigger))
         if self._has_content or text[:at].strip():
-            self._tell_content(text[:at])
+            self._add_content(text[:at])
         self._open(trigger, text[at + len(trigger) :])
         return True
 
@@ -108,7 +108,7 @@ class CallParser:
         """Blanks that may stand before a call are no content yet."""
         shown = self._pending[:end]
         if self._has_content or shown.strip():
-            self._tell_content(shown)
+            self._add_content(shown)
             self._pending = self._pending[end:]
         return False
 
@@ -162,11 +162,11 @@ class CallParser:
     def _give_up(self, text: str) -> bool:
         """It is no call after all: its first character is content, behind which a trigger may stand."""
         self._state = _State.CONTENT
-        self._tell_content(text[:1])
+        self._add_content(text[:1])
         self._pending = text[1:]
         return True
 
-    def _tell_content(self, text: str) -> None:
+    def _add_content(self, text: str) -> None:
         if text:
             self._content.append(text)
             self._has_content = True

@@ -18,8 +18,8 @@ class Function(msgspec.Struct, frozen=True):
     @property
     def described(self) -> dict[str, Any]:
         """As chat templates expect it, in OpenAI's shape."""
-        told = {"name": self.name, "description": self.description or ""}
-        return {"type": "function", "function": told | {"parameters": self.parameters}}
+        named = {"name": self.name, "description": self.description or ""}
+        return {"type": "function", "function": named | {"parameters": self.parameters}}
 
 
 class Tools(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,7 +41,7 @@ class GrammarCompiler:
         self.tally = Tally()
 
     @property
-    def is_able(self) -> bool:
+    def has_tokenizer(self) -> bool:
         """There is a tokenizer to tell what tokens stand for."""
         return self._path.is_file()
 
@@ -62,7 +62,7 @@ class GrammarCompiler:
 
     def warm_up(self) -> None:
         """Have the vocabulary read meanwhile: it takes most of a second, and the first grammar needs it."""
-        if self.is_able:
+        if self.has_tokenizer:
             self._thread.submit(self._vocabulary)
 
     def wait(self, seconds: float) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from router.catalog.profile import CandidateProfile
 from router.catalog.repository import Candidate, Choice, Floor, Loop, Repository
-from router.policy.decision import Decision, Kind
+from router.policy.decision import Decision, DecisionKind
 from router.policy.observation import Device
 from router.policy.reassessor import Now, Reassessor
 from router.policy.traffic import Answered
@@ -87,7 +87,9 @@ class World:
     def changes(self) -> list[tuple[int, Decision]]:
         """Decisions that changed what serves, with how many requests had been answered by then."""
         return [
-            (at, decision) for at, decision in self.diary if decision.kind not in (Kind.STAY, Kind.EVALUATE)
+            (at, decision)
+            for at, decision in self.diary
+            if decision.kind not in (DecisionKind.STAY, DecisionKind.EVALUATE)
         ]
 
     def serve(self, count: int, kind="chat") -> None:
@@ -150,7 +152,7 @@ class World:
             return True
         if is_new:
             self.policy_state.note_change(decision.choice, 300.0)
-        if is_new and decision.kind is Kind.EVALUATE:
+        if is_new and decision.kind is DecisionKind.EVALUATE:
             self.policy_state.watch.on_spent(300.0)
         self.policy_state.took(decision, self.now)
         return is_new
@@ -189,7 +191,7 @@ class Fleet(World):
             return True
         for choice in new:
             policy_state.note_change(choice, 300.0)
-        if new and decision.kind is Kind.EVALUATE:
+        if new and decision.kind is DecisionKind.EVALUATE:
             policy_state.watch.on_spent(300.0 / len(wanted))
         policy_state.took(decision, self.now)
         policy_state.shards = wanted
@@ -200,7 +202,7 @@ class Fleet(World):
         shards = self.policy_state.shards
         if decision.shards or not decision.considered:
             return decision.shards or shards
-        if decision.kind is Kind.EVALUATE:
+        if decision.kind is DecisionKind.EVALUATE:
             return (*shards[:-1], decision.choice)
         return (decision.choice,) * len(shards)
 

@@ -8,7 +8,7 @@ from router.catalog.repository import Candidate, Choice, Floor, Repository
 from router.catalog.served_model import ServedModel
 from router.control.loop import ReassessmentLoop
 from router.fleet.swap import SwapOptions, SwapRefused
-from router.policy.decision import Kind
+from router.policy.decision import DecisionKind
 from router.policy.traffic import Answered
 from router.text.prompt import Prompt
 from shard.messages import ExitReport, StepOutput
@@ -186,7 +186,10 @@ async def test_it_tries_on_one_shard_while_the_others_serve_and_then_changes_all
     assert served(controller) == ["full", "full", "chat"]
     answer(loop, 5, SHALLOW)
     await loop.reassess()
-    assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (Kind.SWITCH, (0, 1))
+    assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (
+        DecisionKind.SWITCH,
+        (0, 1),
+    )
     assert served(controller) == ["chat"] * 3
     assert controller.changes[-1].seen["prompts"] == {"chat": 1.0}
     assert {row["candidate"] for row in controller.changes[-1].considered} == {"full", "chat"}
@@ -200,7 +203,7 @@ async def test_what_was_tried_and_is_not_chosen_is_taken_back(world):
     profile["chat"] = msgspec.structs.replace(profile["chat"], proven={30: 1.0})
     answer(loop, 5, SHALLOW)
     await loop.reassess()
-    assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (Kind.STAY, (2,))
+    assert (controller.changes[-1].kind, tuple(controller.changes[-1].layout)) == (DecisionKind.STAY, (2,))
     assert served(controller) == ["full"] * 3
 
 
@@ -269,7 +272,7 @@ async def test_breaches_wake_it_and_are_answered(world):
         loop.observer.on_step(number % 3, step)
     assert loop.observer.woken.is_set()
     await loop.reassess()
-    assert controller.changes[-1].kind == Kind.DEEPEN
+    assert controller.changes[-1].kind == DecisionKind.DEEPEN
     assert "under threshold" in controller.changes[-1].why
 
 
@@ -286,7 +289,7 @@ async def test_a_split_changes_just_the_shards_that_serve_something_else(split_w
     loop, controller, _ = split_world
     await until_split(loop)
     change = controller.changes[-1]
-    assert change.kind == Kind.SPLIT
+    assert change.kind == DecisionKind.SPLIT
     assert sorted(served(controller)) == ["chat", "chat", "code", "code"]
     assert len(change.layout) < 4  # the shard that has tried keeps what it has
     assert change.chosen["prompts"] == {"chat": "chat at 15 layers", "code": "code at 15 layers"}
@@ -317,14 +320,14 @@ async def test_a_split_that_fails_leaves_what_served(split_world):
     controller.fails = "There is no such file."
     ask_for_both(loop, 40)
     await loop.reassess()
-    assert controller.changes[-1].kind == Kind.SPLIT
+    assert controller.changes[-1].kind == DecisionKind.SPLIT
     assert not loop.observer.policy_state.split
     assert served(controller) == before
     num_orders = len(controller.changes)
     controller.fails = None
     ask_for_both(loop, 40)
     await loop.reassess()
-    assert all(change.kind != Kind.SPLIT for change in controller.changes[num_orders:])
+    assert all(change.kind != DecisionKind.SPLIT for change in controller.changes[num_orders:])
 
 
 async def test_shards_that_could_not_be_shared_out_anew_are_not_asked_again_at_once(split_world):
@@ -373,7 +376,7 @@ async def test_breaches_of_one_choice_of_a_split_are_answered_though_the_other_h
             step = StepOutput(number, [], [], 10, 20, exits=report, epoch=made.epoch)
             loop.observer.on_step(shard, step)
     await loop.reassess()
-    assert controller.changes[-1].kind == Kind.SWITCH
+    assert controller.changes[-1].kind == DecisionKind.SWITCH
     assert "tokens left code at 15 layers under threshold" in controller.changes[-1].why
     assert not loop.observer.policy_state.split
     assert {made.choice.depth for made in controller.dispatcher.served_models.values()} == {30}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from router.catalog.repository import Choice, Limits, Loop
 from router.policy.decide import decide
-from router.policy.decision import Kind
+from router.policy.decision import DecisionKind
 from router.policy.eligibility import why_never
 from router.policy.observation import Demand, Device, Evaluation, LoopCounters
 from telemetry.history import Interval
@@ -27,23 +27,23 @@ WHOLE, MIDDLE, SHALLOW = Choice("one", 24), Choice("one", 12), Choice("one", 6)
 
 def test_before_it_is_time_nothing_changes():
     observation = observation_of(counters=LoopCounters(num_requests=149, reassessed_at=0))
-    assert decide(observation).kind is Kind.STAY
+    assert decide(observation).kind is DecisionKind.STAY
 
 
 def test_a_cheaper_depth_is_tried_on_live_requests_first():
     decision = decide(observation_of(history=[row(WHOLE)]))
-    assert (decision.kind, decision.choice) == (Kind.EVALUATE, MIDDLE)
+    assert (decision.kind, decision.choice) == (DecisionKind.EVALUATE, MIDDLE)
 
 
 def test_what_history_knows_is_not_tried_again():
     decision = decide(observation_of(history=[row(WHOLE), row(MIDDLE)]))
-    assert (decision.kind, decision.choice) == (Kind.LIGHTEN, MIDDLE)
+    assert (decision.kind, decision.choice) == (DecisionKind.LIGHTEN, MIDDLE)
     assert decision.is_elective
 
 
 def test_stale_history_is_tried_again():
     stale = row(MIDDLE, measured_at=int(NOW_S) - 3601)
-    assert decide(observation_of(history=[row(WHOLE), stale])).kind is Kind.EVALUATE
+    assert decide(observation_of(history=[row(WHOLE), stale])).kind is DecisionKind.EVALUATE
 
 
 def test_what_cannot_change_the_choice_is_not_tried():
@@ -54,15 +54,15 @@ def test_what_cannot_change_the_choice_is_not_tried():
     observation = observation_of(
         small, large, history=[row(Choice("small", 24))], device=Device(20_000 * MIB)
     )
-    assert decide(observation).kind is Kind.STAY
+    assert decide(observation).kind is DecisionKind.STAY
 
 
 def test_evaluation_ends_with_its_budget():
     spent = LoopCounters(num_requests=150, reassessed_at=0, elapsed_ms=60_000, evaluated_ms=1e9)
-    assert decide(observation_of(history=[row(WHOLE)], counters=spent)).kind is not Kind.EVALUATE
+    assert decide(observation_of(history=[row(WHOLE)], counters=spent)).kind is not DecisionKind.EVALUATE
 
 
-@pytest.mark.parametrize(("answered", "kind"), [(4, Kind.EVALUATE), (5, Kind.LIGHTEN)])
+@pytest.mark.parametrize(("answered", "kind"), [(4, DecisionKind.EVALUATE), (5, DecisionKind.LIGHTEN)])
 def test_a_trial_takes_so_many_requests(answered, kind):
     counters = LoopCounters(num_requests=160, reassessed_at=0, evaluation=Evaluation(MIDDLE, answered))
     decision = decide(observation_of(history=[row(WHOLE), row(MIDDLE)], counters=counters))
@@ -72,20 +72,20 @@ def test_a_trial_takes_so_many_requests(answered, kind):
 def test_candidates_are_tried_one_after_the_other():
     counters = LoopCounters(evaluation=Evaluation(MIDDLE, 5, (SHALLOW,)))
     decision = decide(observation_of(counters=counters))
-    assert (decision.kind, decision.choice, decision.waiting) == (Kind.EVALUATE, SHALLOW, ())
+    assert (decision.kind, decision.choice, decision.waiting) == (DecisionKind.EVALUATE, SHALLOW, ())
 
 
 def test_a_small_gain_does_not_make_a_swap():
     observation = observation_of(history=[row(WHOLE, 0.53), row(MIDDLE, 0.95)])
     decision = decide(observation)
-    assert decision.kind is Kind.STAY
+    assert decision.kind is DecisionKind.STAY
     assert "too little less" in decision.why
 
 
 def test_swaps_have_a_budget():
     often = LoopCounters(num_requests=900, reassessed_at=0, swapped_at=(100, 300, 500, 700))
     decision = decide(observation_of(history=[row(WHOLE), row(MIDDLE)], counters=often))
-    assert decision.kind is Kind.STAY
+    assert decision.kind is DecisionKind.STAY
     assert "4 swaps" in decision.why
 
 
@@ -93,7 +93,7 @@ def test_what_is_not_proven_never_serves():
     unproven = profile_of(proven={})
     for history in ([row(WHOLE), row(SHALLOW), row(MIDDLE)], [row(WHOLE)]):
         decision = decide(observation_of(unproven, history=history))
-        assert decision.kind is Kind.STAY
+        assert decision.kind is DecisionKind.STAY
         assert "nothing is proven" in decision.considered[-1].why_not
 
 
@@ -103,7 +103,7 @@ def test_live_answers_revoke_what_was_proven():
         serving=MIDDLE, history=[row(MIDDLE, agreement=bad)], counters=LoopCounters()
     )
     decision = decide(observation)
-    assert (decision.kind, decision.choice) == (Kind.DEEPEN, WHOLE)
+    assert (decision.kind, decision.choice) == (DecisionKind.DEEPEN, WHOLE)
     assert "live answers agree too little" in decision.why
 
 
@@ -129,7 +129,7 @@ def test_exits_made_for_other_prompts_are_left():
         counters=LoopCounters(),
     )
     decision = decide(observation)
-    assert (decision.kind, decision.choice) == (Kind.DEEPEN, WHOLE)
+    assert (decision.kind, decision.choice) == (DecisionKind.DEEPEN, WHOLE)
 
 
 def test_breaches_are_answered_by_the_cheaper_of_more_layers_and_another_model():
@@ -149,13 +149,13 @@ def test_breaches_are_answered_by_the_cheaper_of_more_layers_and_another_model()
 
 def test_what_is_pinned_stays_also_under_breaches():
     decision = decide(observation_of(serving=SHALLOW, counters=LoopCounters(pinned="mona", is_breached=True)))
-    assert decision.kind is Kind.STAY
+    assert decision.kind is DecisionKind.STAY
     assert "pinned by mona" in decision.why
 
 
 def test_what_could_not_be_loaded_is_not_chosen_again():
     observation = observation_of(history=[row(WHOLE), row(MIDDLE)], load_failures={MIDDLE: "no such file"})
-    assert decide(observation).kind is Kind.STAY
+    assert decide(observation).kind is DecisionKind.STAY
 
 
 def test_by_shares_the_paper_takes_the_least_exit_with_three_quarters():
@@ -170,7 +170,7 @@ def test_by_shares_the_paper_takes_the_least_exit_with_three_quarters():
 def test_one_mean_request_has_to_fit_in_memory():
     observation = observation_of(history=[row(WHOLE), row(MIDDLE)], limits=Limits(memory_bytes=100 * MIB))
     decision = decide(observation)
-    assert decision.kind is Kind.STAY
+    assert decision.kind is DecisionKind.STAY
     assert "nothing in the repository may" in decision.why
     observation = observation_of(history=[row(WHOLE)], limits=Limits(memory_bytes=200 * MIB))
     assert decide(observation).choice == MIDDLE
@@ -181,13 +181,13 @@ def test_freed_memory_counts_where_it_makes_the_batch_larger():
     rows = [row(WHOLE, 0.5), row(MIDDLE, 0.8)]
     roomy = observation_of(history=rows, device=Device(20_000 * MIB))
     tight = observation_of(history=rows, device=Device(285 * MIB))
-    assert decide(roomy).kind is Kind.STAY
+    assert decide(roomy).kind is DecisionKind.STAY
     assert decide(tight).choice == MIDDLE
 
 
 def test_a_limit_on_time_between_tokens_rules_out():
     rows = [row(WHOLE, itl_p95_ms=50.0), row(MIDDLE, 1.9, itl_p95_ms=20.0)]
-    assert decide(observation_of(history=rows)).kind is Kind.STAY
+    assert decide(observation_of(history=rows)).kind is DecisionKind.STAY
     decision = decide(observation_of(history=rows, limits=Limits(p95_itl_ms=30)))
     assert decision.choice == MIDDLE
     assert "p95 of time between tokens is 50 ms" in decision.why
@@ -196,7 +196,7 @@ def test_a_limit_on_time_between_tokens_rules_out():
 def test_energy_decides_where_it_is_the_objective():
     rows = [row(WHOLE, 1.0, joules_per_token=1.0), row(MIDDLE, 1.0, joules_per_token=2.0)]
     assert decide(observation_of(history=rows)).choice == MIDDLE
-    assert decide(observation_of(history=rows, objective="energy")).kind is Kind.STAY
+    assert decide(observation_of(history=rows, objective="energy")).kind is DecisionKind.STAY
 
 
 # Whatever it sees
@@ -211,7 +211,7 @@ def _key(choice):
 def test_nothing_is_chosen_that_may_not_serve(observation):
     """Never below the floor, never over memory: what is changed to, or tried, keeps every hard rule."""
     decision = decide(observation)
-    if decision.kind is Kind.STAY:
+    if decision.kind is DecisionKind.STAY:
         return
     trial = observation.counters.evaluation
     is_next_in_line = trial is not None and decision.choice in trial.waiting
@@ -232,7 +232,7 @@ def test_what_may_not_serve_stays_only_where_nothing_may(observation):
     observation = msgspec.structs.replace(
         observation, counters=msgspec.structs.replace(observation.counters, evaluation=None)
     )
-    if why_never(observation, observation.serving) and decide(observation).kind is Kind.STAY:
+    if why_never(observation, observation.serving) and decide(observation).kind is DecisionKind.STAY:
         assert all(
             why_never(observation, choice)
             for profile in observation.profiles.values()
@@ -249,7 +249,7 @@ def test_a_decision_carried_out_is_not_taken_back_on_the_same_evidence(observati
     )
     observation = msgspec.structs.replace(observation, counters=counters)
     first = decide(observation)
-    if first.kind is Kind.STAY:
+    if first.kind is DecisionKind.STAY:
         return
     after = msgspec.structs.replace(observation, serving=first.choice)
     if not why_never(after, first.choice):

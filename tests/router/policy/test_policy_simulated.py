@@ -3,7 +3,7 @@
 import pytest
 
 from router.catalog.repository import Choice, Loop
-from router.policy.decision import Kind
+from router.policy.decision import DecisionKind
 from tests.router.policy_world import paper_world
 
 
@@ -52,7 +52,7 @@ def test_what_history_knows_serves_again_without_trials():
     later = [decision for _, decision in world.diary[num_before:]]
     assert world.policy_state.serving.candidate == "chat"
     assert not any(
-        decision.kind is Kind.EVALUATE and decision.choice.candidate == "chat" for decision in later
+        decision.kind is DecisionKind.EVALUATE and decision.choice.candidate == "chat" for decision in later
     )
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_loaded_is_left_alone():
         sum(
             decision.choice == Choice("chat", 15)
             for _, decision in world.diary
-            if decision.kind is Kind.EVALUATE
+            if decision.kind is DecisionKind.EVALUATE
         )
         == 1
     )
@@ -93,7 +93,7 @@ def test_what_cannot_be_loaded_is_left_alone():
 def test_the_time_spent_on_trials_keeps_to_its_budget():
     world = paper_world(loop=Loop(evaluation_budget=0.0))
     world.serve(600)
-    assert not any(decision.kind is Kind.EVALUATE for _, decision in world.diary)
+    assert not any(decision.kind is DecisionKind.EVALUATE for _, decision in world.diary)
 
 
 def test_what_is_pinned_stays_through_a_shift():

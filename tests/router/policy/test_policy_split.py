@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from router.catalog.repository import Choice, Loop
 from router.policy.classes import single_class_view
 from router.policy.decide import decide
-from router.policy.decision import Kind
+from router.policy.decision import DecisionKind
 from router.policy.observation import Demand, Evaluation, LoopCounters, Observation
 from router.policy.splitting import share_out
 from telemetry.history import Interval
@@ -44,7 +44,7 @@ def carried_out(observation: Observation, decision) -> Observation:
 
 def test_each_kind_of_prompts_gets_the_choice_that_is_best_for_it_alone():
     decision = decide(specialists())
-    assert (decision.kind, decision.split) == (Kind.SPLIT, SPLIT)
+    assert (decision.kind, decision.split) == (DecisionKind.SPLIT, SPLIT)
     assert sorted(decision.shards) == [CHAT, CHAT, CODE, CODE]
     assert decision.is_elective
     assert "chat at 12 layers for chat and code at 12 layers for code cost" in decision.why
@@ -60,34 +60,34 @@ def test_shards_follow_the_work():
 def test_shards_that_would_be_idle_speak_against_it():
     """Of two shards one would do a fifth of the work."""
     observation = specialists(demand=Demand(64, 64, 4, {"chat": 0.8, "code": 0.2}), shards=(FULL,) * 2)
-    assert decide(observation).kind is Kind.STAY
-    assert decide(msgspec.structs.replace(observation, shards=(FULL,) * 10)).kind is Kind.SPLIT
+    assert decide(observation).kind is DecisionKind.STAY
+    assert decide(msgspec.structs.replace(observation, shards=(FULL,) * 10)).kind is DecisionKind.SPLIT
 
 
 @pytest.mark.parametrize("shards", [(), (FULL,)])
 def test_one_shard_serves_one_choice(shards):
-    assert decide(specialists(shards=shards)).kind is Kind.STAY
+    assert decide(specialists(shards=shards)).kind is DecisionKind.STAY
 
 
 def test_what_was_not_measured_for_its_prompts_is_tried_first():
     decision = decide(specialists(history=[row(FULL, prompts="mixed"), row(CHAT)]))
-    assert (decision.kind, decision.choice) == (Kind.EVALUATE, CODE)
+    assert (decision.kind, decision.choice) == (DecisionKind.EVALUATE, CODE)
 
 
 def test_a_split_has_a_budget_like_any_swap():
     often = LoopCounters(num_requests=900, reassessed_at=0, swapped_at=(100, 300, 500, 700))
-    assert decide(specialists(counters=often)).kind is Kind.STAY
+    assert decide(specialists(counters=often)).kind is DecisionKind.STAY
 
 
 def test_a_small_gain_makes_no_split():
     dear = [row(FULL, 0.55, prompts="mixed"), row(CHAT), row(CODE, prompts="code")]
-    assert decide(specialists(history=dear)).kind is Kind.STAY
+    assert decide(specialists(history=dear)).kind is DecisionKind.STAY
 
 
 def test_a_class_that_nobody_is_certified_for_forbids_it():
     profile = [profile_of("full", depths=(), proven={NUM_LAYERS: 0.1}), profile_of("chat", prompts=("chat",))]
     observation = observation_of(*profile, demand=BOTH, shards=(FULL,) * 4, history=[row(CHAT)])
-    assert decide(observation).kind is not Kind.SPLIT
+    assert decide(observation).kind is not DecisionKind.SPLIT
 
 
 def test_a_revoked_choice_ends_the_split():
@@ -118,7 +118,7 @@ def test_a_trial_leaves_each_kind_a_shard(name):
         *profile, demand=BOTH, shards=shards, history=history, split=SPLIT, serving=CHAT
     )
     decision = decide(observation)
-    assert (decision.kind, decision.choice) == (Kind.EVALUATE, Choice(name, 6))
+    assert (decision.kind, decision.choice) == (DecisionKind.EVALUATE, Choice(name, 6))
     assert [choice.candidate for choice in decision.shards] == ["chat", "code"]
 
 
@@ -133,12 +133,12 @@ def test_shards_of_a_split_move_with_the_work_on_steady_evidence():
     decision = decide(shared(3, 1, 0.5))
     assert decision.shards == (CHAT, CHAT, CODE, CODE)
     assert "to have 2 for chat at 12 layers and 2 for code at 12 layers costs" in decision.why
-    assert decide(shared(3, 1, 0.5, is_steady=False)).kind is Kind.STAY
+    assert decide(shared(3, 1, 0.5, is_steady=False)).kind is DecisionKind.STAY
 
 
 def test_shards_of_a_split_do_not_move_for_what_would_be_worth_a_swap_otherwise():
-    assert decide(shared(3, 3, 0.65)).kind is Kind.STAY
-    assert decide(shared(3, 3, 0.8)).kind is Kind.SPLIT
+    assert decide(shared(3, 3, 0.65)).kind is DecisionKind.STAY
+    assert decide(shared(3, 3, 0.8)).kind is DecisionKind.SPLIT
 
 
 def test_what_serves_a_part_of_the_prompts_is_not_left_for_what_failed_elsewhere():
@@ -158,7 +158,7 @@ def test_a_class_that_becomes_rare_does_not_end_a_split_at_once():
     assert decide(specialists(demand=rarer, split=SPLIT, serving=CHAT, shards=shards)).split == SPLIT
     gone = Demand(64, 64, 4, {"chat": 0.98, "code": 0.02})
     decision = decide(specialists(demand=gone, split=SPLIT, serving=CHAT, shards=shards))
-    assert (decision.kind, decision.choice, decision.split) == (Kind.SWITCH, CHAT, {})
+    assert (decision.kind, decision.choice, decision.split) == (DecisionKind.SWITCH, CHAT, {})
     assert "no use any more in telling prompts apart" in decision.why
 
 
@@ -259,13 +259,17 @@ def counted(observation: Observation) -> list[str]:
 @given(fleets())
 def test_no_class_that_counts_is_served_below_the_floor(observation):
     decision = decide(observation)
-    if decision.kind is Kind.SPLIT:
+    if decision.kind is DecisionKind.SPLIT:
         assert len(decision.shards) == len(observation.shards)
         assert set(decision.shards) == set(decision.split.values())
         assert len(set(decision.shards)) > 1
         for name in counted(observation):
             assert is_good_enough(observation, decision.split[name], name)
-    if decision.kind is Kind.EVALUATE and observation.split and decision.choice not in observation.shards:
+    if (
+        decision.kind is DecisionKind.EVALUATE
+        and observation.split
+        and decision.choice not in observation.shards
+    ):
         for name in counted(observation):
             assert any(is_good_enough(observation, choice, name) for choice in decision.shards)
 
@@ -289,9 +293,9 @@ def settled(observation):
 def test_a_split_carried_out_stays_on_the_same_evidence(observation):
     observation = settled(observation)
     first = decide(observation)
-    if first.kind is Kind.SPLIT:
+    if first.kind is DecisionKind.SPLIT:
         second = decide(carried_out(observation, first))
-        assert second.kind is Kind.STAY
+        assert second.kind is DecisionKind.STAY
         assert second.split == first.split
         assert second.shards in ((), first.shards)
 
@@ -310,7 +314,7 @@ def test_a_split_given_up_is_not_taken_up_on_the_same_evidence(observation):
 def test_with_one_shard_nothing_is_as_with_several(observation):
     alone_there = msgspec.structs.replace(observation, shards=(observation.serving,))
     assert decide(alone_there) == decide(observation)
-    assert decide(alone_there).kind is not Kind.SPLIT
+    assert decide(alone_there).kind is not DecisionKind.SPLIT
 
 
 # In a small world with noise
