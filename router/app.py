@@ -26,11 +26,13 @@ from router.api.routes import (
     status_routes,
     text_routes,
     tgi_routes,
+    windows_routes,
 )
 from router.api.service import Service
 from router.api.status import VERSION, StatusApi
 from router.api.text import TextApi
 from router.api.tgi import TgiApi
+from router.api.windows import WindowsApi
 from router.catalog.catalog import Catalog
 from router.catalog.read_profile import profile_of
 from router.control.loop import ReassessmentLoop
@@ -116,6 +118,7 @@ def _routes(
         *status_routes(StatusApi(service, metrics)),
         *ops_routes(OpsApi(service, controller, loop, store)),
         *command_routes(CommandsApi(service, controller, store)),
+        *windows_routes(WindowsApi(store)),
     ]
     keys = Keys(service.config.api_key, service.config.admin_key)
     return routes + DocsApi(routes, VERSION, keys.asked_for).routes

@@ -6,7 +6,6 @@ written again to a Redis that comes back, even an empty one.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from telemetry.audit import AuditLog, Decision, Outcome
 from telemetry.history import History
 from telemetry.link import Link, Pipeline
 from telemetry.outbox import Entry, Outbox
+from telemetry.past_windows import PastWindows, begun_between, data_of
 from telemetry.window import Record
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ _SILENCE_S = 30.0  # after which a router counts as ended
 _ENDED = "The router ended before it was done."
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_records = msgspec.msgpack.Decoder(list[Record]).decode
 
 
 class Store:
@@ -60,6 +59,7 @@ class Store:
         self.windows = Outbox(max_waiting_bytes)
         self._last_id = 0
         self.link = Link(url)
+        self._past = PastWindows(self.link, deployment)
         self._num_flushes = 0
         self._is_known = False  # Redis knew this router at the last flush
         self._task: asyncio.Task[None] | None = None
@@ -109,20 +109,15 @@ class Store:
 
         This router's records are as of the last flush. Looks back a quarter of an hour at most.
         """
-        since = time.time() - min(last_s, _LONGEST_READ_S)
-        routers = await self.link.ask(
-            lambda pipe: pipe.zrangebyscore(keys.routers(self.deployment), since, "+inf")
-        )
-        if routers is None:
-            return None
-        streams = [keys.windows(self.deployment, name.decode(errors="replace")) for name in routers[0]]
-        answers = await self.link.ask(
-            lambda pipe: [pipe.xrange(stream, f"{int(since * 1000)}-0") for stream in streams]
-        )
-        if answers is None:
-            return None
-        entries = [_data(fields) for stream in answers for _, fields in stream]
-        return await asyncio.to_thread(_decode_all, entries)  # may be large, and must not delay tokens
+        return await self._past.since(time.time() - min(last_s, _LONGEST_READ_S))
+
+    async def between(self, since: float, until: float) -> list[Record] | None:
+        """All routers' windows that began in [since, until), Unix time; None while Redis is away."""
+        return await self._past.between(since, until)
+
+    def waiting(self, since: float, until: float) -> list[Record]:
+        """Those of them that this router has not written to Redis yet."""
+        return begun_between([entry.data for entry in self.windows.peek()], since, until)
 
     async def decisions(self, limit: int = 50, since: float = 0.0) -> list[Decision]:
         """The latest decisions of all routers, the latest first; only this router's while Redis is away.
@@ -150,7 +145,7 @@ class Store:
 
     def _all_known(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Decision]:
         """Decisions of the stream and of this router, whose own copy wins; the latest first."""
-        decoded = (audit.decode(_data(fields)) for _, fields in entries)
+        decoded = (audit.decode(data_of(fields)) for _, fields in entries)
         written = [decision for decision in decoded if decision is not None]
         own = [decision for decision in reversed(self.audit.latest()) if decision.router == self.router]
         return audit.settled([*written, *own])
@@ -233,17 +228,3 @@ class Store:
             pipe.hset(key, items=[part for field in rows.items() for part in field])
         pipe.expire(key, keys.HISTORY_TTL_S)
         pipe.hgetall(key)
-
-
-def _data(fields: dict[bytes, bytes]) -> bytes:
-    """The data of a stream's entry; empty if another program wrote it."""
-    return fields.get(b"d", b"")
-
-
-def _decode_all(entries: list[bytes]) -> list[Record]:
-    """Decode records, without those in another version's format."""
-    records: list[Record] = []
-    for entry in entries:
-        with contextlib.suppress(msgspec.MsgspecError):
-            records += _decode_records(entry)
-    return records

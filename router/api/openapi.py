@@ -112,11 +112,19 @@ def _operation(route: Route, schemas: dict[str, Json], keys: frozenset[Auth]) ->
         body = _schema(route.takes, schemas)
         required = not route.is_body_optional
         operation["requestBody"] = {"required": required, "content": {"application/json": {"schema": body}}}
-    names = re.findall(r"{(\w+)}", route.path)
-    if names:
-        text = {"in": "path", "required": True, "schema": {"type": "string"}}
-        operation["parameters"] = [{"name": name} | text for name in names]
+    parameters = _parameters(route)
+    if parameters:
+        operation["parameters"] = parameters
     return operation
+
+
+def _parameters(route: Route) -> list[Json]:
+    text = {"in": "path", "required": True, "schema": {"type": "string"}}
+    in_path = [{"name": name} | text for name in re.findall(r"{(\w+)}", route.path)]
+    return in_path + [
+        {"name": one.name, "in": "query", "description": one.description, "schema": one.schema}
+        for one in route.query
+    ]
 
 
 def _success(route: Route, schemas: dict[str, Json]) -> Json:
@@ -154,7 +162,7 @@ def _statuses(route: Route, keys: frozenset[Auth]) -> Iterator[str]:
         yield "404"
     if route.method == "POST":
         yield from ("400", "413", "415", "500")
-    if route.method == "POST" and not is_openai(route.path):
+    if route.query or (route.method == "POST" and not is_openai(route.path)):
         yield "422"
     if route.method == "POST" and route.auth is Auth.ADMIN:
         yield "409"

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from router.api.auth import Auth
+from router.api.query import Parameter
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -26,6 +27,7 @@ class Route(msgspec.Struct, frozen=True):
     status: int = 200  # of success
     is_body_optional: bool = False
     may_be_unready: bool = False  # then 503
+    query: tuple[Parameter, ...] = ()
     generates: bool = False  # counted, and never answered with 503
 
     @property

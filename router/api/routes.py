@@ -47,6 +47,8 @@ from router.api.tgi_structs import (
     TokenizedText,
     TokenizeRequest,
 )
+from router.api.windows import PARAMETERS, WindowsApi
+from router.api.windows_structs import Windows
 from router.text.tokenizer import Span
 from telemetry.audit import Decision
 
@@ -189,4 +191,17 @@ def ops_routes(api: OpsApi) -> list[Route]:
         optional("POST /ops/drain", api.drain, "Give a shard nothing new.", ShardChoice, StateReport),
         optional("POST /ops/resume", api.resume, "Undo drain.", ShardChoice, StateReport),
         route("POST /ops/abort", api.abort, "End a request.", AbortRequest, Aborted),
+    ]
+
+
+def windows_routes(api: WindowsApi) -> list[Route]:
+    return [
+        Route(
+            "GET /ops/windows",
+            api.windows,
+            "What was served, as time series.",
+            gives=Windows,
+            query=PARAMETERS,
+            auth=Auth.ADMIN,
+        )
     ]

@@ -3,7 +3,7 @@
 import msgspec
 
 from router.catalog.repository import Choice
-from shard.quality.agreement import Sums
+from shard.quality.agreement import Share, Sums
 from telemetry.cost import CostFit
 from telemetry.history import Interval, Row
 from telemetry.window import Answers, Window
@@ -97,9 +97,15 @@ def pooled(earlier: Row | None, new: Row) -> Row:
 
 def interval_of(answers: Answers) -> Interval | None:
     """Agreement with its bounds; None without scored answers."""
+    share = share_of(answers)
+    return None if share is None else Interval(share.agreement, share.low, share.high, answers.num_answers)
+
+
+def share_of(answers: Answers) -> Share | None:
+    """Agreement with its bounds and tokens; None without scored answers."""
     if not answers.tokens:
         return None
-    share = Sums(
+    return Sums(
         answers.num_answers,
         answers.tokens,
         answers.agreeing,
@@ -107,4 +113,3 @@ def interval_of(answers: Answers) -> Interval | None:
         answers.agreeing_squared,
         answers.agreeing_by_tokens,
     ).share()
-    return Interval(share.agreement, share.low, share.high, answers.num_answers)

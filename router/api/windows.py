@@ -1,0 +1,139 @@
+"""`/ops/windows`: time series of what was served, from the store: by all routers, ended ones too."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+
+from router.api.errors import Invalid
+from router.api.query import Number, Parameter, Word
+from router.api.respond import json_response
+from router.api.windows_structs import Percentiles, Point, Series, Windows
+from router.policy.history_rows import share_of
+from telemetry.series import Steps, keep_largest, series_by
+from telemetry.sketch import Sketch
+from telemetry.store import Store
+from telemetry.window import Record, Window
+
+MAX_SPAN_S = 86_400
+MAX_STEPS = 1440  # of one series
+MAX_SERIES = 64
+MAX_POINTS = 8640  # of all series; the smallest are summed up if there would be more
+DEFAULT_SPAN_S = 900
+_DEFAULT_STEPS = 300
+_NICE_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)  # seconds
+_LATEST = 1e11  # Unix time
+
+_SINCE = Number("since", "Unix time in seconds; a quarter of an hour before `until`.", 0, _LATEST)
+_UNTIL = Number("until", "Unix time in seconds; now.", 0, _LATEST)
+_STEP = Number("step", "Seconds; such that there are 300 steps at most.", 1, 3600, is_whole=True)
+_BY = Word("by", "A series for each candidate at each depth, or for each shard.", ("candidate", "shard"))
+PARAMETERS: tuple[Parameter, ...] = (_SINCE, _UNTIL, _STEP, _BY)
+
+SeriesKey = tuple[str, int]  # candidate and depth, or router and shard
+
+
+class WindowsApi:
+    """The handler."""
+
+    def __init__(self, store: Store, unix_s: Callable[[], float] = time.time):
+        self._store = store
+        self._unix_s = unix_s
+
+    async def windows(self, http: web.Request) -> web.Response:
+        now = self._unix_s()
+        until = _UNTIL.read(http, now)
+        since = _SINCE.read(http, max(0.0, until - DEFAULT_SPAN_S))
+        step = int(_STEP.read(http, 0)) or _step_of(until - since)
+        by = _BY.read(http)
+        _check(since, until, step)
+        since = since // step * step
+        found = await self._store.between(since, until)
+        records, redis = (self._store.waiting(since, until), "lost") if found is None else (found, "ok")
+        series = await asyncio.to_thread(_all_series, records, step, by, now)
+        return json_response(Windows(since=since, until=until, step=step, by=by, redis=redis, series=series))
+
+
+def _step_of(span_s: float) -> int:
+    fitting = (step for step in _NICE_STEPS if step * _DEFAULT_STEPS >= span_s)
+    return next(fitting, _NICE_STEPS[-1])
+
+
+def _check(since: float, until: float, step: int) -> None:
+    """Raises `Invalid`."""
+    if not since < until:
+        raise Invalid("since", f"must be less than `until`, which is {until:.15g}. Given: {since:.15g}")
+    if until - since > MAX_SPAN_S:
+        least = until - MAX_SPAN_S
+        raise Invalid("since", f"must be a day before `until` at most, {least:.15g}. Given: {since:.15g}")
+    if until - since > step * MAX_STEPS:
+        least = -(-(until - since) // MAX_STEPS)
+        raise Invalid("step", f"must be {least:.0f} at least for {until - since:.0f} seconds. Given: {step}")
+
+
+def _all_series(records: list[Record], step: int, by: str, now: float) -> list[Series]:
+    key_of = _candidate_of if by == "candidate" else _shard_of
+    found = series_by(records, step, key_of)
+    num_steps = max(map(len, found.values()), default=1)
+    kept, others = keep_largest(found, max(1, min(MAX_SERIES, MAX_POINTS // num_steps)))
+    series = [_series(by, key, _points(kept[key], step, now)) for key in sorted(kept)]
+    return series + ([Series(name="others", points=_points(others, step, now))] if others else [])
+
+
+def _candidate_of(record: Record) -> SeriesKey:
+    return record.candidate, record.depth
+
+
+def _shard_of(record: Record) -> SeriesKey:
+    return record.router, record.shard
+
+
+def _series(by: str, key: SeriesKey, points: list[Point]) -> Series:
+    if by == "candidate":
+        return Series(name=f"{key[0]}@{key[1]}", candidate=key[0], depth=key[1], points=points)
+    return Series(name=f"{key[0]}/{key[1]}", router=key[0], shard=key[1], points=points)
+
+
+def _points(steps: Steps, step: int, now: float) -> list[Point]:
+    return [_point(at, min(float(step), max(1.0, now - at)), steps[at]) for at in sorted(steps)]
+
+
+def _point(at: int, seconds: float, window: Window) -> Point:
+    tokens = window.tokens
+    layers = sum(layer * count for layer, count in window.tokens_by_exit.items())
+    return Point(
+        at=at,
+        seconds=round(seconds, 3),
+        tokens=tokens,
+        tokens_per_s=tokens / seconds,
+        tokens_by_exit=window.tokens_by_exit,
+        mean_exit_layer=layers / tokens if tokens else None,
+        requests=window.requests,
+        failures=window.failures,
+        ttft_ms=_percentiles(window.ttft_ms),
+        itl_ms=_percentiles(window.itl_ms),
+        mean_batch=window.batched / window.num_steps if window.num_steps else None,
+        kv_use=_kv_use(window),
+        agreement=share_of(window.answers),
+        scored_answers=window.answers.num_answers,
+        breaches=window.breaches,
+        breach_rate=window.breach_rate,
+        joules=window.joules,
+        joules_per_token=window.joules_per_token,
+        busy_s=window.step_ms / 1000,
+    )
+
+
+def _percentiles(sketch: Sketch) -> Percentiles | None:
+    shares = [sketch.quantile(share) for share in (0.5, 0.95, 0.99)]
+    p50, p95, p99 = (None if ms is None else round(ms, 3) for ms in shares)
+    if p50 is None or p95 is None or p99 is None:
+        return None
+    return Percentiles(sketch.num, p50, p95, p99)
+
+
+def _kv_use(window: Window) -> float | None:
+    if not window.most_blocks or window.fewest_free_blocks is None:
+        return None
+    return max(0.0, 1 - window.fewest_free_blocks / window.most_blocks)
