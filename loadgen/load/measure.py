@@ -76,7 +76,7 @@ async def _draw(runner: Runner, pace: Pace, screen: Screen) -> None:
     planned_s = None if pace.duration_s == float("inf") else pace.duration_s
     while True:
         await asyncio.sleep(PICTURE_S)
-        screen.view.show(progress.look(planned_s, pace.num_requests, screen.note))
+        screen.view.show(progress.snapshot(planned_s, pace.num_requests, screen.note))
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Progress:
-    """Follows the records of a run; skips those that had ended by the last look."""
+    """Follows the records of a run; skips those that had ended by the last snapshot."""
 
     def __init__(self, title: str, records: Sequence[Record], meter: LagMeter):
         self._title = title
@@ -45,7 +45,7 @@ class Progress:
         self._settled_tokens = 0
         self._last = (self._began, 0)
 
-    def look(self, planned_s: float | None, planned_requests: int | None, note: str = "") -> Snapshot:
+    def snapshot(self, planned_s: float | None, planned_requests: int | None, note: str = "") -> Snapshot:
         self._settle()
         fresh = self._records[self._settled :]
         tokens = self._settled_tokens + sum(record.num_tokens for record in fresh)

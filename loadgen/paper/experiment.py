@@ -33,7 +33,7 @@ class Load(msgspec.Struct, frozen=True):
     in_flight: int
 
 
-class Done(msgspec.Struct, frozen=True):
+class SystemRun(msgspec.Struct, frozen=True):
     """One run of one system."""
 
     system: str
@@ -48,11 +48,11 @@ class Part(msgspec.Struct, frozen=True):
     budget: Budget
     systems: list[System]
     loads: list[Load]
-    runs: list[Done]
+    runs: list[SystemRun]
 
     def runs_of(self, system: str, load: Load) -> list[Measured]:
         """A system's runs under a load, by round."""
-        return [done.measured for done in self.runs if (done.system, done.load) == (system, load)]
+        return [run.measured for run in self.runs if (run.system, run.load) == (system, load)]
 
 
 class Experiment:
@@ -82,7 +82,9 @@ class Experiment:
                 runs += await self._round(subject, system, loads, index)
         return Part(subject, budget, systems, loads, runs)
 
-    async def _round(self, subject: Subject, system: System, loads: Sequence[Load], index: int) -> list[Done]:
+    async def _round(
+        self, subject: Subject, system: System, loads: Sequence[Load], index: int
+    ) -> list[SystemRun]:
         """All loads on one server, from its start to its end."""
         done, flags = [], (*system.flags, *_room(loads[-1].in_flight, system))
         async with serving(flags) as url:
@@ -91,7 +93,7 @@ class Experiment:
                 async with reach(url, plan) as target:
                     run = await measure(target, plan, self._screen, seed_offset=index)
                 run.label = f"{self._screen.title}, {load.name}"
-                done.append(Done(system.name, load, Measured(run, summarise(run, plan.slo, plan.trim))))
+                done.append(SystemRun(system.name, load, Measured(run, summarise(run, plan.slo, plan.trim))))
         return done
 
     async def _budget(self, subject: Subject) -> Budget:

@@ -52,7 +52,7 @@ class Awaited(enum.Enum):
 
 
 class Connection(RequestHandler):
-    """One connection. `awaited` and `waited_s` were updated by the last `look`."""
+    """One connection. `awaited` and `waited_s` were updated by the last `update_wait`."""
 
     __slots__ = ("_body", "_num_body", "_num_head", "_num_unsent", "_since", "_wait", "address", "waited_s")
 
@@ -65,7 +65,7 @@ class Connection(RequestHandler):
         self._body: StreamReader | None = None  # of the last call whose head is complete
         self._num_head = 0  # bytes of a head that is not complete
         self._num_body = 0  # bytes since the last head
-        self._num_unsent = 0  # bytes, at the last look
+        self._num_unsent = 0  # bytes, at the last `update_wait`
 
     @property
     def awaited(self) -> Awaited | None:
@@ -101,7 +101,7 @@ class Connection(RequestHandler):
         self._lingering_time = 0.0
         self.close()
 
-    def look(self, now: float) -> None:
+    def update_wait(self, now: float) -> None:
         """Update what the connection waits for, and since when."""
         wait = (self._what_is_awaited(), self._request_count)
         if wait != self._wait:
@@ -176,7 +176,7 @@ class Connection(RequestHandler):
         return Awaited.BODY if request is not None and not request.content.is_eof() else None
 
     def _is_unread(self) -> bool:
-        """The client has read nothing of the pending output since the last look."""
+        """The client has read nothing of the pending output since the last `update_wait`."""
         before = self._num_unsent
         self._num_unsent = 0 if self.transport is None else self.transport.get_write_buffer_size()
         return 0 < before <= self._num_unsent
@@ -196,7 +196,7 @@ class Connections(web.Server):
         self._patience = patience
         self._open: dict[Connection, str] = {}
         self._by_address: Counter[str] = Counter()
-        self._waiting: dict[Connection, None] = {}  # as of the last look, the longest wait first
+        self._waiting: dict[Connection, None] = {}  # as of the last `update_wait`, the longest wait first
 
     def __call__(self) -> RequestHandler:
         return Connection(
@@ -230,7 +230,7 @@ class Connections(web.Server):
             await asyncio.sleep(min(_LOOK_EVERY_S, self._patience.client_s / 4))
             waiting = []
             for number, connection in enumerate(list(self._open)):
-                connection.look(loop.time())
+                connection.update_wait(loop.time())
                 if connection.is_overdue(self._patience.client_s):
                     connection.give_up()
                 elif connection.awaited is not None:
@@ -250,7 +250,7 @@ class Connections(web.Server):
         for connection in list(self._waiting):
             if address in (None, connection.address):
                 del self._waiting[connection]
-                connection.look(asyncio.get_running_loop().time())
+                connection.update_wait(asyncio.get_running_loop().time())
                 if connection.awaited is not None and connection in self._open:
                     connection.give_up()
                     return True

@@ -81,7 +81,7 @@ class _Answer:
         self._beginning = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
-        self._timer = self._loop.call_later(keep_alive_s, self._look)
+        self._timer = self._loop.call_later(keep_alive_s, self._check_silence)
         self._comment: asyncio.Task[None] | None = None
 
     async def write(self, data: bytes) -> None:
@@ -105,12 +105,13 @@ class _Answer:
             await self.response.prepare(self._http)
             self.has_begun = True
 
-    def _look(self) -> None:
+    def _check_silence(self) -> None:
         silent_s = self._loop.time() - self._written_at
         is_due = silent_s >= self._keep_alive_s
         if is_due and (self._comment is None or self._comment.done()):
             self._comment = tasks.begin(self._keep_alive(), "Keeping a stream alive")
-        self._timer = self._loop.call_later(self._keep_alive_s - (0 if is_due else silent_s), self._look)
+        next_s = self._keep_alive_s - (0 if is_due else silent_s)
+        self._timer = self._loop.call_later(next_s, self._check_silence)
 
     async def _keep_alive(self) -> None:
         with contextlib.suppress(ConnectionError):  # who writes next finds out

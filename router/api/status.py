@@ -42,11 +42,11 @@ class StatusApi:
         return json_response(TgiError("not ready", "healthcheck"), status=503)
 
     async def metrics(self, http: web.Request) -> web.Response:
-        self._look()
+        self._set_gauges()
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
-    def _look(self) -> None:
-        """Update the gauges, which show states rather than events."""
+    def _set_gauges(self) -> None:
+        """Set the gauges, which show states rather than events."""
         state = self._service.dispatcher.state()
         tgi, helios, model = self._metrics.tgi, self._metrics.helios, self._service.model
         tgi.queue_size.set(state.waiting)

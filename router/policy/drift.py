@@ -52,7 +52,7 @@ class Mix:
     def __init__(self) -> None:
         self._weights: dict[str, float] = {}
         self._before: dict[str, float] = {}
-        self._looked_at: dict[str, float] = {}
+        self._marked: dict[str, float] = {}
         self._since: Counter[str] = Counter()
 
     def add(self, name: str) -> None:
@@ -85,13 +85,13 @@ class Mix:
             return False
         return _distance(self._before, self.shares) > _MIX_SHIFT
 
-    def look(self) -> None:
+    def mark(self) -> None:
         """Note the current shares, on which a decision is being made; carrying it out may take long."""
-        self._looked_at = self.shares
+        self._marked = self.shares
 
     def remember(self) -> None:
-        """Measure shifts from the shares at the last `look`."""
-        self._before = self._looked_at
+        """Measure shifts from the shares at the last `mark`."""
+        self._before = self._marked
         self._since.clear()
 
 

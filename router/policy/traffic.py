@@ -118,7 +118,7 @@ class Watch:
 
     def on_deciding(self) -> None:
         """Mark all events so far as considered."""
-        self._mix.look()
+        self._mix.mark()
 
     def on_decided(self, decision: Decision) -> None:
         """Note that a decision was carried out, or needed no action."""

@@ -26,7 +26,7 @@ from shard.stopwatch import synchronizer
 log = logging.getLogger("helios.shard")
 
 
-class Reading:
+class ScoringJob:
     """One sequence being scored through the missing layers."""
 
     def __init__(self, sequence: Sequence):
@@ -60,20 +60,20 @@ class StreamedScoring:
         self._make_batch = make_batch
         self._budget = budget
         self._synchronize = synchronizer(make_batch.device)
-        self._readings: dict[int, Reading] = {}  # by sequence id
+        self._jobs: dict[int, ScoringJob] = {}  # by sequence id
         self._credit_ms = 0.0
 
     def take(self, chunk: Chunk) -> None:
         """Run a chunk of a sequence through the loaded layers."""
         sequence = chunk.sequence
         if chunk.start == 0:
-            self._readings[sequence.id] = Reading(sequence)
-        reading = self._readings[sequence.id]
-        reading.hidden.append(self._full_depth.run_layers(chunk))
+            self._jobs[sequence.id] = ScoringJob(sequence)
+        job = self._jobs[sequence.id]
+        job.hidden.append(self._full_depth.run_layers(chunk))
         if chunk.end == sequence.num_tokens:
             sequence.waits = True
-            reading.pieces = self._pieces(sequence, torch.cat(reading.hidden))
-            reading.hidden = []
+            job.pieces = self._pieces(sequence, torch.cat(job.hidden))
+            job.hidden = []
 
     def earn(self, ms: float) -> None:
         """Add a share of a step's time to the budget."""
@@ -84,39 +84,35 @@ class StreamedScoring:
 
         A piece may exceed the budget, since its time is not known before; later steps make up for it.
         """
-        self._readings = {
-            id: reading for id, reading in self._readings.items() if table.holds(reading.sequence)
-        }
+        self._jobs = {id: job for id, job in self._jobs.items() if table.holds(job.sequence)}
         finished: list[Finished] = []
         while is_idle or self._credit_ms >= 0:
-            reading = next(
-                (reading for reading in self._readings.values() if reading.pieces is not None), None
-            )
-            if reading is None:
+            job = next((job for job in self._jobs.values() if job.pieces is not None), None)
+            if job is None:
                 self._credit_ms = 0.0
                 break
-            ms = self.advance(reading)
-            if reading.pieces is None:
-                finished.append(Finished(reading.sequence, reading.scores))
+            ms = self.advance(job)
+            if job.pieces is None:
+                finished.append(Finished(job.sequence, job.scores))
             if is_idle:
                 break
             self._credit_ms -= ms
         return finished
 
-    def advance(self, reading: Reading) -> float:
+    def advance(self, job: ScoringJob) -> float:
         """Run one piece; returns milliseconds. After the last one the sequence no longer waits."""
         started = time.perf_counter()
-        assert reading.pieces is not None
+        assert job.pieces is not None
         try:
-            scores = next(reading.pieces, None)
+            scores = next(job.pieces, None)
         except CheckpointError as error:
             log.warning("An answer is not scored: %s.", error)
-            scores, reading.scores = None, []
+            scores, job.scores = None, []
         if scores is not None:
-            reading.scores += scores
+            job.scores += scores
         else:
-            reading.pieces, reading.sequence.waits = None, False
-            del self._readings[reading.sequence.id]
+            job.pieces, job.sequence.waits = None, False
+            del self._jobs[job.sequence.id]
         self._synchronize()
         return (time.perf_counter() - started) * 1000
 

@@ -13,7 +13,7 @@ POSITIONS = 2048  # positions whose whole logits are held at once
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ExitPredictions(msgspec.Struct, frozen=True):
     """One exit's predictions at N positions."""
 
     agrees: torch.Tensor  # (N,) bool
@@ -38,16 +38,16 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 @torch.no_grad()
-def look(
+def predictions_of(
     student: Student,
     vocabulary: torch.Tensor,
     sources: Sequence[Source],
     places: Sequence[Place],
     states: bool,
-) -> dict[int, Seen]:
+) -> dict[int, ExitPredictions]:
     """Evaluate every exit at the places' positions, by layer; `vocabulary` (V, R) is the served one."""
     rows, own = vocabulary.to(student.to), student.back.head.to(student.to)
-    parts: dict[int, list[Seen]] = {layer: [] for layer in student.layers}
+    parts: dict[int, list[ExitPredictions]] = {layer: [] for layer in student.layers}
     for some in batches_of(sources, places, POSITIONS):
         batch = load_batch(sources, some, student.layers, student.to)
         for head in student.heads:
@@ -55,7 +55,7 @@ def look(
             logits = logits_of(head, features, rows, own)
             best = logits.max(-1)
             parts[head.layer].append(
-                Seen(
+                ExitPredictions(
                     best.indices == batch.targets.choice,
                     (best.values - logits.logsumexp(-1)).exp(),
                     batch.rows.select(batch.states[head.layer]) if states else None,
@@ -87,9 +87,9 @@ def curve_of(agrees: torch.Tensor, confidence: torch.Tensor) -> Curve:
     return Curve(len(agrees), float(agrees.float().mean()), points)
 
 
-def _joined(parts: list[Seen]) -> Seen:
+def _joined(parts: list[ExitPredictions]) -> ExitPredictions:
     hidden = [part.hidden for part in parts if part.hidden is not None]
-    return Seen(
+    return ExitPredictions(
         torch.cat([part.agrees for part in parts]).cpu(),
         torch.cat([part.confidence for part in parts]).cpu(),
         torch.cat(hidden) if hidden else None,

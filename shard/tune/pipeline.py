@@ -10,7 +10,7 @@ import torch
 from shard.exits.exit_heads import HeadKind
 from shard.tune import folder as exit_folder
 from shard.tune.batches import Place, Source, places_of
-from shard.tune.evaluation import Curve, curve_of, look
+from shard.tune.evaluation import Curve, curve_of, predictions_of
 from shard.tune.heads import Head, HeadSpec, first_weights
 from shard.tune.layers import Backbone, Tensors
 from shard.tune.loss import Measured
@@ -21,8 +21,8 @@ from shard.tune.vocabulary import Fixed, LowRank, Vocabulary, first_factors, low
 
 FACTOR_PASSAGES = 400  # passages whose features determine the first factors
 SAVE_STEPS = 100
-LOOK_STEPS = 200
-LOOK_PASSAGES = 24  # held-out passages of each text, evaluated during training
+EVALUATION_STEPS = 200
+EVALUATION_PASSAGES = 24  # held-out passages of each text, evaluated during training
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -37,7 +37,7 @@ class Wanted(msgspec.Struct, frozen=True):
     resume: bool = False
 
 
-class Looked(msgspec.Struct, frozen=True):
+class HeldOutAgreement(msgspec.Struct, frozen=True):
     """Held-out agreement of each exit at one step of training, by text."""
 
     step: int
@@ -49,7 +49,7 @@ class Result(msgspec.Struct, frozen=True):
 
     num_training_tokens: dict[str, int]
     num_steps: int
-    history: list[Looked]
+    history: list[HeldOutAgreement]
     exits: dict[int, dict[str, Curve]]
     probes: dict[int, dict[str, Curve]]  # by the probe's confidence instead of the exit's
 
@@ -66,7 +66,7 @@ class Tuning:
         self._wanted = wanted
         self._folder = folder
         self._to = to  # an empty tensor of the device and dtype of products
-        self._history: list[Looked] = []
+        self._history: list[HeldOutAgreement] = []
 
     def run(self, tell: Tell) -> Result:
         """Train everything and write the exit folder, including vocabulary and probes."""
@@ -162,27 +162,27 @@ class Tuning:
         trainer = Trainer(student, self._sources, plan)
         path = self._folder / f"{stage}.training"
         if self._wanted.resume and path.exists():
-            self._history = trainer.resume(path, list[Looked])
+            self._history = trainer.resume(path, list[HeldOutAgreement])
         for measured in trainer.run():
             tell(stage, trainer.step, plan.num_steps, measured)
             done = trainer.step == plan.num_steps
-            if stage == "exits" and (trainer.step % LOOK_STEPS == 0 or done):
-                self._history.append(self._look(student, trainer.step))
+            if stage == "exits" and (trainer.step % EVALUATION_STEPS == 0 or done):
+                self._history.append(self._held_out_agreement(student, trainer.step))
             if trainer.step % SAVE_STEPS == 0 or done:
                 trainer.save(path, self._history)
         for parameter in student.parameters.values():
             parameter.requires_grad_(False)
 
-    def _look(self, student: Student, step: int) -> Looked:
+    def _held_out_agreement(self, student: Student, step: int) -> HeldOutAgreement:
         """Agreement on some held-out passages of each text."""
         whole, agreement = student.vocabulary.whole(), {}
         for number, source in enumerate(self._sources):
-            places = [(number, passage) for passage in source.held_out[:LOOK_PASSAGES]]
-            seen = look(student, whole, self._sources, places, states=False)
+            places = [(number, passage) for passage in source.held_out[:EVALUATION_PASSAGES]]
+            seen = predictions_of(student, whole, self._sources, places, states=False)
             agreement[source.name] = {
                 layer: float(judged.agrees.float().mean()) for layer, judged in seen.items()
             }
-        return Looked(step, agreement)
+        return HeldOutAgreement(step, agreement)
 
     def _served(self, student: Student) -> Student:
         """The student with weights rounded as in the files."""
@@ -202,7 +202,7 @@ class Tuning:
 
     def _probes(self, served: Student) -> dict[int, Tensors]:
         places = places_of(self._sources, "probing") or places_of(self._sources, "training")
-        seen = look(served, served.vocabulary.whole(), self._sources, places, states=True)
+        seen = predictions_of(served, served.vocabulary.whole(), self._sources, places, states=True)
         return {
             layer: fit_probe(judged.hidden, judged.agrees)
             for layer, judged in seen.items()
@@ -222,7 +222,7 @@ class Tuning:
         for number, source in enumerate(self._sources):
             for kind, passages in source.kinds(source.held_out).items():
                 places = [(number, passage) for passage in passages]
-                for layer, seen in look(
+                for layer, seen in predictions_of(
                     served, served.vocabulary.whole(), self._sources, places, True
                 ).items():
                     assert seen.hidden is not None

@@ -20,7 +20,7 @@ WAVE_PROMPTS = 512
 TEMPERATURES = (0.7, 1.0)
 
 
-class Generation(msgspec.Struct, frozen=True):
+class AnswerPlan(msgspec.Struct, frozen=True):
     """The text to generate."""
 
     prompts: list[str]
@@ -41,7 +41,7 @@ class _Task(msgspec.Struct, frozen=True):
 
 
 def generate(
-    runner: Callable[[], ModelRunner], model: Path, wanted: Generation, folder: Path
+    runner: Callable[[], ModelRunner], model: Path, wanted: AnswerPlan, folder: Path
 ) -> Iterator[list[Passage]]:
     """Yields the text by waves; existing waves are read from the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def _answer(engine: OfflineEngine, tasks: list[_Task], max_new_tokens: int) -> l
     ]
 
 
-def _tasks(model: Path, wanted: Generation) -> list[_Task]:
+def _tasks(model: Path, wanted: AnswerPlan) -> list[_Task]:
     prompts = shuffled(wanted.prompts, wanted.seed)
     encoded = encode_prompts(model, prompts)
     longest = max(map(len, encoded))
@@ -86,7 +86,7 @@ def _tasks(model: Path, wanted: Generation) -> list[_Task]:
     return tasks
 
 
-def _sampling(prompt: str, turn: int, wanted: Generation) -> Sampling:
+def _sampling(prompt: str, turn: int, wanted: AnswerPlan) -> Sampling:
     """Sampling: greedy at every other turn, else at one of the temperatures, with the prompt's own seed."""
     if turn % 2 == 0:
         return Sampling()

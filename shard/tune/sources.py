@@ -15,7 +15,7 @@ from shard.tune.given_text import read_text
 from shard.tune.preflight import check_disk
 from shard.tune.progress import Progress
 from shard.tune.prompts import read_prompts
-from shard.tune.self_text import Generation, generate
+from shard.tune.self_text import AnswerPlan, generate
 from shard.tune.states import cache_bytes, open_or_make
 from shard.tune.text import Passage, digest
 from shard.tune.tune_config import Ask
@@ -51,7 +51,7 @@ def _own_text(ask: Ask, name: str, runner: Callable[[], ModelRunner], progress: 
     text = ask.text
     max_tokens = min(MAX_TOKENS, shape_of(read_config(ask.model)).max_positions)
     prompts = read_prompts(name)
-    wanted = Generation(prompts, text.num_answers, text.max_new_tokens, max_tokens, seed=text.seed)
+    wanted = AnswerPlan(prompts, text.num_answers, text.max_new_tokens, max_tokens, seed=text.seed)
     key = msgspec.json.encode([model_digest(ask.model), ask.machine.dtype, wanted])
     folder = ask.machine.work / "text" / f"{_stem(name)}-{_named(key)}"
     passages: list[Passage] = []

@@ -26,7 +26,7 @@ def test_a_look_counts_what_ended_and_what_is_open() -> None:
     open_one.ended = None
     progress = Progress("x", [*records, open_one], Meter())
     for _ in range(2):  # a second look must not count twice
-        found = progress.look(None, 10)
+        found = progress.snapshot(None, 10)
         assert (found.started, found.open, found.ended, found.tokens) == (3, 1, {"ok": 1, "reset": 1}, 4)
     assert found.ttft_p50_ms == pytest.approx(100)
     assert found.lag_ms == 3

@@ -8,7 +8,7 @@ from loadgen.client.records import Segment
 from loadgen.client.scrape import Scrape
 from loadgen.load.slo import SLO
 from loadgen.load.trim import Trim
-from loadgen.paper.experiment import Done, Load, Part
+from loadgen.paper.experiment import Load, Part, SystemRun
 from loadgen.paper.footprint import Load as Loaded
 from loadgen.paper.footprint import footprint_of
 from loadgen.paper.subject import Subject
@@ -73,7 +73,7 @@ def part(is_replay: bool = True, round_speeds: tuple[float, ...] = (1.0, 1.5, 0.
     budget = Budget(footprint.total_bytes(24, 8, 100), 100, footprint)
     asked = subject(is_replay)
     runs = [
-        Done(system, load, measured(system, speed))
+        SystemRun(system, load, measured(system, speed))
         for speed in round_speeds
         for load in LOADS
         for system in (FULL, EARLY, HELIOS)

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from shard.tune.batches import Source
-from shard.tune.evaluation import look
+from shard.tune.evaluation import predictions_of
 from shard.tune.folder import load_heads, load_vocabulary
 from shard.tune.layers import read_backbone
 from shard.tune.prompts import encode_prompts, is_held_out, read_prompts
@@ -63,7 +63,7 @@ def test_on_prompts_never_seen_each_exit_says_what_full_depth_says_more_often_th
     vocabulary = load_vocabulary(FOLDER / variant, torch.device("cpu"))
     student = Student(back, heads, Fixed(vocabulary), torch.empty(0, dtype=torch.bfloat16))
     places = [(0, passage) for passage in range(len(passages))]
-    seen = look(student, vocabulary, [source], places, states=False)
+    seen = predictions_of(student, vocabulary, [source], places, states=False)
     agreement = [float(votes.agrees.float().mean()) for votes in seen.values()]
     assert agreement == sorted(agreement)
     assert agreement[0] > 0.3
