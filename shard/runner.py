@@ -182,7 +182,7 @@ class ModelRunner:
             step_ms=(ended - started) * 1000,
             idle_ms=idle_ms,
             exits=exits,
-            grammar=self.grammars.tally.take(),
+            grammar=self.grammars.take_report(),
         )
 
     def _run_chunks(self, chunks: list[Chunk]) -> tuple[list[SequenceOutput], ExitReport | None]:

@@ -88,7 +88,7 @@ class Swap:
         except BaseException:
             self._client.send(Discard(self._epoch))
             raise
-        self._note_told(prepared.phases_ms | committed.phases_ms | {"gap": committed.gap_ms})
+        self._record_shard_phases(prepared.phases_ms | committed.phases_ms | {"gap": committed.gap_ms})
         num_migrated = self._num_evicted + self._migrate(options)
         return SwapResult(self._served_model(committed), self._phases_ms, num_migrated)
 
@@ -128,7 +128,7 @@ class Swap:
                 if was_at_rest or self._end is not None:
                     raise
             with self._timed("drain"):
-                has_ended = await self._somebody_ends(num_running, give_up)
+                has_ended = await self._wait_for_end(num_running, give_up)
             if not has_ended:
                 await self._evict(self._served_model(prepared))
 
@@ -154,7 +154,7 @@ class Swap:
             self._wake()
         return num_migrated
 
-    async def _somebody_ends(self, num_running: int, give_up: float) -> bool:
+    async def _wait_for_end(self, num_running: int, give_up: float) -> bool:
         """Wait until fewer than `num_running` requests run; False on timeout."""
         try:
             async with asyncio.timeout_at(give_up):
@@ -207,7 +207,7 @@ class Swap:
         finally:
             self._phases_ms[phase] = self._phases_ms.get(phase, 0.0) + 1000 * (self._loop.time() - began)
 
-    def _note_told(self, told_ms: dict[str, float]) -> None:
+    def _record_shard_phases(self, shard_ms: dict[str, float]) -> None:
         """Record the shard's own phases, under names distinct from ours."""
-        for phase, ms in told_ms.items():
+        for phase, ms in shard_ms.items():
             self._phases_ms[f"shard {phase}" if phase in self._phases_ms else phase] = ms

@@ -1,4 +1,4 @@
-"""What an answer must be: grammars compiled by llguidance, and each constrained sequence's place in its own.
+"""Grammars, compiled by llguidance, and the place of each constrained sequence in its own.
 
 Which tokens are legal is a pure function of the answer so far, so that preemption, replay, drafts and
 scoring all find the same. Where the grammar leaves one way to go on, its tokens are *forced*: they are
@@ -38,15 +38,15 @@ class GrammarCompiler:
         self._eos_token_ids = eos_token_ids
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
-        self.tally = Tally()
+        self.counters = GrammarCounters()
 
     @property
     def has_tokenizer(self) -> bool:
-        """There is a tokenizer to tell what tokens stand for."""
+        """True if the model's folder has a tokenizer.json, without which no grammar can be compiled."""
         return self._path.is_file()
 
     def constrain(self, new: NewSequence) -> "Constraint | None":
-        """A sequence's constraint, at once: whether its grammar is compiled by now is for it to tell."""
+        """A new sequence's constraint, without waiting for its grammar to be compiled; None without one."""
         if new.grammar is None:
             return None
         source = new.grammar.source
@@ -57,20 +57,20 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
         else:
             self._compiled.move_to_end(source)
-            self.tally.reused += 1
+            self.counters.reused += 1
         return Constraint(new.grammar, new.num_prompt_tokens, self, compiled)
 
     def warm_up(self) -> None:
-        """Have the vocabulary read meanwhile: it takes most of a second, and the first grammar needs it."""
+        """Begin to read the vocabulary, which the first grammar needs: it takes most of a second."""
         if self.has_tokenizer:
             self._thread.submit(self._vocabulary)
 
     def wait(self, seconds: float) -> None:
-        """Give what is being compiled some time."""
+        """Wait up to `seconds` for the grammars that are being compiled."""
         wait([compiled for compiled in self._compiled.values() if not compiled.done()], seconds)
 
     def begin_at(self, matcher: LLMatcher, text: str) -> LLMatcher:
-        """A copy that has read the beginning of an answer."""
+        """A copy of a matcher behind `text`, the beginning of an answer."""
         copy = matcher.deep_copy()
         if text:
             copy.consume_tokens(self._vocabulary().tokenize_str(text, parse_special=True))
@@ -81,8 +81,8 @@ class GrammarCompiler:
         started = time.perf_counter()
         legal = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         illegal = np.unpackbits(~legal, count=self._vocab_size, bitorder="little").view(bool)
-        self.tally.masks += 1
-        self.tally.mask_ms += (time.perf_counter() - started) * 1000
+        self.counters.masks += 1
+        self.counters.mask_ms += (time.perf_counter() - started) * 1000
         return torch.from_numpy(illegal)
 
     def all_but(self, token_ids: list[int]) -> torch.Tensor:
@@ -98,13 +98,18 @@ class GrammarCompiler:
     def ends_an_answer(self, token_id: int) -> bool:
         return token_id in self._eos_token_ids
 
+    def take_report(self) -> GrammarReport | None:
+        """What was counted since the last report; None: nothing."""
+        report, self.counters = GrammarReport(**vars(self.counters)), GrammarCounters()
+        return None if report == GrammarReport() else report
+
     def _compile(self, source: str) -> LLMatcher:
         """Raises `ValueError` with one sentence."""
         started = time.perf_counter()
         matcher = LLMatcher(self._vocabulary(), source, log_level=0, limits=_LIMITS)
         matcher.compute_bitmask()  # the first takes a hundred times as long as others
-        self.tally.compiled += 1
-        self.tally.compile_ms += (time.perf_counter() - started) * 1000
+        self.counters.compiled += 1
+        self.counters.compile_ms += (time.perf_counter() - started) * 1000
         if matcher.is_error():
             raise ValueError(_first_line(matcher.get_error()))
         return matcher
@@ -115,25 +120,19 @@ class GrammarCompiler:
 
 @functools.lru_cache(maxsize=2)  # while a model is changed, there are two; depths of one have the same
 def read_vocabulary(path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> LLTokenizer:
-    """What each token id stands for, by a tokenizer.json, and how it cuts text."""
+    """The vocabulary of a tokenizer.json, as llguidance reads it."""
     backend = Tokenizer.from_file(str(path))
     backend.no_truncation()
     backend.no_padding()
     return LLTokenizer(backend.to_str(), n_vocab=vocab_size, eos_token=list(eos_token_ids))
 
 
-class Tally:
-    """What is counted between two reports; a mask more or less between threads is no matter."""
+class GrammarCounters:
+    """Counts and times since the last report. Threads add without a lock, and may lose an addition."""
 
     def __init__(self) -> None:
         self.compiled = self.reused = self.masks = self.forced_tokens = 0
         self.compile_ms = self.mask_ms = 0.0
-
-    def take(self) -> GrammarReport | None:
-        """What was counted since, if anything was."""
-        report = GrammarReport(**vars(self))
-        self.__init__()  # type: ignore[misc]
-        return None if report == GrammarReport() else report
 
 
 class Constraint:
@@ -157,7 +156,7 @@ class Constraint:
 
     @property
     def is_ready(self) -> bool:
-        """To ask for anything else does not wait."""
+        """The grammar is compiled, so that no other method waits."""
         return self._compiled.done()
 
     def is_over(self, token_ids: list[int]) -> bool:
@@ -205,7 +204,7 @@ class Constraint:
 
     def note_forced(self) -> None:
         """Count a token that was emitted without a pass."""
-        self._compiler.tally.forced_tokens += 1
+        self._compiler.counters.forced_tokens += 1
 
     def _at(self, token_ids: list[int], num_tokens: int) -> LLMatcher | None:
         """The matcher behind the first `num_tokens`, or behind the grammar's end if that came before."""
@@ -226,7 +225,7 @@ class Constraint:
         return None if self._check(matcher) else matcher
 
     def _num_still_read(self, token_ids: list[int], num_tokens: int) -> int:
-        """How many of the tokens read are the first ones of those given."""
+        """Length of the common beginning of the tokens read and those given."""
         read, start = self._read, self._start
         most = min(len(read), num_tokens - start)
         first = max(0, most - _REPLACEABLE)
@@ -246,7 +245,7 @@ class Constraint:
         return matcher
 
     def _check(self, matcher: LLMatcher) -> bool:
-        """Note what the matcher has failed of, if it has."""
+        """Record the matcher's error, if it has one; True if there is one."""
         if not self.error and matcher.is_error():
             self.error = f"The answer's grammar cannot be followed: {_first_line(matcher.get_error())}"
         return bool(self.error)

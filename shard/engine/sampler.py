@@ -90,8 +90,8 @@ class Sampler:
     def _draw(self, logits: torch.Tensor, draws: list[Draw]) -> torch.Tensor:
         """Token ids (B,). Only rows whose scores change before the draw go through float32 copies.
 
-        A grammar's do not unless what was drawn is illegal: what is drawn among all tokens and is legal would
-        have been drawn among the legal ones.
+        A grammar alone changes scores only where the token drawn is illegal: a legal token drawn among all
+        tokens is also the one drawn among the legal ones.
         """
         temperatures = [draw.sequence.sampling.temperature for draw in draws]
         chosen = self._choose(logits, draws, temperatures)
@@ -114,7 +114,7 @@ class Sampler:
         return changes_scores(sequence.sampling) or self.rules.change_scores(sequence, draw.num_tokens)
 
     def _illegal(self, chosen: torch.Tensor, draws: list[Draw], others: set[int]) -> list[int]:
-        """Rows, `others` left aside, for which a token was drawn that their grammar does not permit."""
+        """Rows outside `others` whose grammar does not permit the token drawn."""
         constrained = [
             i for i, d in enumerate(draws) if d.sequence.constraint is not None and i not in others
         ]

@@ -282,10 +282,10 @@ def test_compiled_grammars_are_bounded_and_counted(tiny_model):
     for number in range(MAX_COMPILED + 5):
         constraint_of(compiler, f'start: "{number}"', 1).illegal([1], 1)
     constraint_of(compiler, f'start: "{MAX_COMPILED}"', 1)
-    report = compiler.tally.take()
+    report = compiler.take_report()
     assert report is not None
     assert (report.compiled, report.reused) == (MAX_COMPILED + 5, 1)
     constraint_of(compiler, 'start: "0"', 1).illegal([1], 1)
-    report = compiler.tally.take()
+    report = compiler.take_report()
     assert report is not None and report.compiled == 1
-    assert compiler.tally.take() is None
+    assert compiler.take_report() is None
