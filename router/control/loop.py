@@ -35,6 +35,16 @@ _PAUSE_S = 1.0  # between two decisions
 _CUT_S = 1.0  # length of a telemetry window
 
 
+class Breaches(msgspec.Struct, frozen=True):
+    """A choice's recent tokens under threshold. More than `limit` of `window` make the loop act."""
+
+    choice: str
+    breaches: int
+    tokens: int
+    limit: int
+    window: int
+
+
 class LoopState(msgspec.Struct, frozen=True):
     """What `/ops/state` shows of the loop."""
 
@@ -43,6 +53,8 @@ class LoopState(msgspec.Struct, frozen=True):
     trying: str | None
     why: str  # reason of the last decision, or for holding still
     num_requests: int  # answered so far
+    next_in: int | None = None  # answers until it compares again, if nothing calls for it before
+    breaches: list[Breaches] = []
 
 
 class _Sum(msgspec.Struct):
@@ -94,8 +106,11 @@ class ReassessmentLoop:
     @property
     def state(self) -> LoopState:
         policy_state = self.observer.policy_state
-        if self._task is None or policy_state is None:
-            return LoopState("off", None, None, "There is nothing to choose.", 0)
+        if policy_state is None:
+            return LoopState("off", None, None, "No shard has served yet.", 0)
+        if self._task is None:
+            why, breaches = "There is nothing to choose.", self._breaches(policy_state)
+            return LoopState("off", _served(policy_state), None, why, 0, breaches=breaches)
         state = "holding" if self._holds else "trying" if policy_state.trying else "watching"
         trying = None if policy_state.trying is None else str(policy_state.trying)
         return LoopState(
@@ -104,7 +119,16 @@ class ReassessmentLoop:
             trying,
             self._holds or self._last[1],
             policy_state.watch.num_requests,
+            policy_state.watch.num_until_due,
+            self._breaches(policy_state),
         )
+
+    def _breaches(self, policy_state: Reassessor) -> list[Breaches]:
+        settings = self._repository.loop
+        return [
+            Breaches(str(choice), *counts, settings.breach_limit, settings.breach_window)
+            for choice, counts in policy_state.watch.breaches_by_choice.items()
+        ]
 
     async def _run(self) -> None:
         while True:

@@ -59,6 +59,7 @@ class ShardState(msgspec.Struct, frozen=True):
     kernels: str = ""  # native | plain | cuda
     dtype_reason: str = ""  # why these types, and what they cost
     waiting: int = 0  # requests in the queue that all shards share
+    swap_phase: str = ""  # of a change under way: prepare, hold, commit, drain or migrate
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +70,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     is_draining: bool
     shards: list[ShardState]
+    held: int = 0  # of those that wait, while changes keep every serving shard from beginning any
     agreement: Report = Report()  # of answers scored at full depth since the start
 
 
@@ -281,8 +283,15 @@ class Dispatcher:
             running=sum(shard.running for shard in shards),
             is_draining=self._is_closed,
             shards=shards,
+            held=len(queue) if self._is_held else 0,
             agreement=self._balancer.agreement.report(),
         )
+
+    @property
+    def _is_held(self) -> bool:
+        """Every shard that serves begins nothing because of a change."""
+        schedulers = [engine.scheduler for engine in self.engines if engine.scheduler is not None]
+        return bool(schedulers) and all(scheduler.is_holding for scheduler in schedulers)
 
     @property
     def max_running_tokens(self) -> int:
@@ -376,4 +385,5 @@ def _state_of(engine: Engine) -> ShardState:
         compute_dtype=ready.compute_dtype if ready else "",
         kernels=ready.kernels if ready else "",
         dtype_reason=ready.dtype_reason if ready else "",
+        swap_phase=engine.swap_phase,
     )

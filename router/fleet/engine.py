@@ -102,6 +102,11 @@ class Engine:
         return "loading" if self.last_death is None else "dead"
 
     @property
+    def swap_phase(self) -> str:
+        """Phase of the change under way; "" without one."""
+        return "" if self._swap is None else self._swap.phase
+
+    @property
     def ready(self) -> Ready | None:
         """The shard's `Ready` for the model that requests begin on."""
         return None if self.served_model is None else self.served_model.ready

@@ -72,6 +72,7 @@ class Swap:
         self._scheduler = scheduler
         self._wake = wake  # makes the engine schedule
         self._loop = asyncio.get_running_loop()
+        self.phase = ""  # that it is in: prepare, hold, commit, drain or migrate
         self._phases_ms: dict[str, float] = {}
         self._answer: asyncio.Future[Answered] | None = None
         self._heard = asyncio.Event()
@@ -201,10 +202,11 @@ class Swap:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        began = self._loop.time()
+        began, outer, self.phase = self._loop.time(), self.phase, phase
         try:
             yield
         finally:
+            self.phase = outer
             self._phases_ms[phase] = self._phases_ms.get(phase, 0.0) + 1000 * (self._loop.time() - began)
 
     def _record_shard_phases(self, shard_ms: dict[str, float]) -> None:

@@ -33,6 +33,11 @@ class BreachCounter:
         return self._num_breaches * self._window > self._limit * size
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """Tokens under threshold, and all tokens in the window."""
+        return self._num_breaches, self._num_tokens
+
+    @property
     def rate(self) -> float:
         return self._num_breaches / max(1, self._num_tokens)
 

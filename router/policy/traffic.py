@@ -112,6 +112,20 @@ class Watch:
         return next((choice for choice, counter in self._breaches.items() if counter.has_run_over), None)
 
     @property
+    def breaches_by_choice(self) -> dict[Choice, tuple[int, int]]:
+        """Recent tokens under threshold, and all recent tokens, of each choice."""
+        return {choice: counter.counts for choice, counter in self._breaches.items()}
+
+    @property
+    def num_until_due(self) -> int:
+        """Answers until choices are compared again, if nothing calls for it before."""
+        loop, trial, at = self._loop, self.evaluation, self._reassessed_at
+        if trial is not None:
+            return max(0, loop.evaluation_requests - trial.num_answered)
+        due_at = loop.evaluation_requests if at is None else at + loop.reassess_every
+        return max(0, due_at - self.num_requests)
+
+    @property
     def breach_rate(self) -> float:
         """The highest share of breaches among the counters."""
         return max((counter.rate for counter in self._breaches.values()), default=0.0)

@@ -398,3 +398,20 @@ async def test_what_runs_on_from_before_a_split_is_no_breach_of_it(split_world):
     loop.observer.on_finished(stranger)
     loop.observer.on_step(shard, StepOutput(2, [], [], 10, 500, exits=report, epoch=epoch))
     assert loop.observer.policy_state.watch.is_breached
+
+
+async def test_its_state_tells_when_it_compares_again_and_how_many_tokens_breached(world):
+    loop, controller, _ = world
+    loop.start()
+    assert loop.state.next_in == 5
+    answer(loop, 3)
+    assert loop.state.next_in == 2
+    answer(loop, 2)
+    await loop.reassess()
+    epoch = controller.dispatcher.served_models[0].epoch
+    report = ExitReport(tokens_by_exit={30: 8}, breaches=2)
+    loop.observer.on_step(0, StepOutput(1, [], [], 10, 8, exits=report, epoch=epoch))
+    [breaches] = loop.state.breaches
+    assert (breaches.choice, breaches.breaches, breaches.tokens) == ("full at 30 layers", 2, 8)
+    assert (breaches.limit, breaches.window) == (50, 100)
+    await loop.stop()

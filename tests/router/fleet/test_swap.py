@@ -161,7 +161,12 @@ async def test_what_does_not_fit_beside_waits_for_what_runs_and_then_moves_it(tm
         await until(lambda: sim.dispatcher.engines[0].scheduler.is_holding)
         late = specs(3, start=50)
         held = sim.submit(*late)
+        state = sim.dispatcher.state()
+        assert state.held == 3
+        assert state.shards[0].swap_phase in ("commit", "drain")
         done = await swapping
+        state = sim.dispatcher.state()
+        assert (state.held, [shard.swap_phase for shard in state.shards]) == (0, [""])
         assert done.phases_ms["drain"] >= 190
         assert done.num_migrated == 8
         assert await outcomes([*requests, *held]) == expected([*asked, *late])
