@@ -37,6 +37,8 @@ def copy(tmp_path: Path) -> Path:
         ("router/api/sse.py", "import shard.runner", "a simulated one BROKEN"),
         ("router/text/tokenizer.py", "import torch", "router/ never loads torch BROKEN"),
         ("shard/messages.py", "import telemetry.keys", "do not know each other BROKEN"),
+        ("router/policy/decide.py", "import time", "no clock, no socket, no Redis BROKEN"),
+        ("telemetry/keys.py", "import telemetry.store", "no circle of files or folders BROKEN"),
     ],
 )
 def test_an_arrow_against_the_contract_is_found(copy: Path, file: str, arrow: str, contract: str) -> None:
