@@ -116,7 +116,7 @@ def _routes(
         *invocation_routes(tgi, openai),
         *text_routes(TextApi(service)),
         *status_routes(StatusApi(service, metrics)),
-        *ops_routes(OpsApi(service, controller, loop, store)),
+        *ops_routes(OpsApi(service, controller, loop, store, metrics.tgi)),
         *command_routes(CommandsApi(service, controller, store)),
         *windows_routes(WindowsApi(store)),
     ]

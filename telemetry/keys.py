@@ -8,6 +8,7 @@ DAY_S = 24 * HOUR_S
 
 ROUTERS_TTL_S = HOUR_S
 WINDOWS_TTL_S = HOUR_S
+SNAPSHOT_TTL_S = HOUR_S
 HISTORY_TTL_S = 30 * DAY_S
 DECISIONS_TTL_S = 30 * DAY_S
 
@@ -24,6 +25,11 @@ def routers(deployment: str) -> str:
 def windows(deployment: str, router: str) -> str:
     """Stream: windows of a router's shards, one entry per flush; `d` is a list of records in MessagePack."""
     return _key(deployment, f"windows:{router}")
+
+
+def snapshot(deployment: str, router: str) -> str:
+    """String: a router's last snapshot in MessagePack (`telemetry/snapshot.py`)."""
+    return _key(deployment, f"snapshot:{router}")
 
 
 def history(deployment: str) -> str:

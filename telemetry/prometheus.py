@@ -103,6 +103,12 @@ class TgiMetrics:
         self.batch_forward_duration = seconds("batch_forward_duration", "Steps, on the device.", "method")
         self._begin()
 
+    @property
+    def failures(self) -> dict[str, int]:
+        """Failed calls by error type; those there were none of are left out."""
+        samples = (sample for metric in self.request_failure.collect() for sample in metric.samples)
+        return {sample.labels["err"]: int(sample.value) for sample in samples if sample.value}
+
     def _begin(self) -> None:
         """Start all counts at 0, so that differences are right from the start."""
         for failure in FAILURES:

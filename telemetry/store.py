@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from telemetry import audit, keys, tasks
+from telemetry import audit, keys, snapshot, tasks
 from telemetry.audit import AuditLog, Decision, Outcome
 from telemetry.history import History
 from telemetry.link import Link, Pipeline
 from telemetry.outbox import Entry, Outbox
 from telemetry.past_windows import PastWindows, begun_between, data_of
+from telemetry.snapshot import Snapshot
 from telemetry.window import Record
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ class Store:
         self.audit = AuditLog(router)
         self.history = History()
         self.on_flush: list[Callable[[], None]] = []
+        self.describe: Callable[[], Snapshot] | None = (
+            None  # what this router does now; written with each flush
+        )
         self._flush_interval_s = flush_interval_s
         self.windows = Outbox(max_waiting_bytes)
         self._last_id = 0
@@ -183,11 +187,15 @@ class Store:
 
     async def _flush(self) -> bool:
         entries, decisions, rows = self.windows.peek(), self.audit.unwritten(), self.history.unwritten()
+        described = None if self.describe is None else snapshot.encode(self.describe())
 
         def write(pipe: Pipeline) -> None:
             self._write_presence(pipe)
             self._write_windows(pipe, entries)
             self._write_decisions(pipe, decisions)
+            if described is not None:
+                key = keys.snapshot(self.deployment, self.router)
+                pipe.set(key, described, px=1000 * keys.SNAPSHOT_TTL_S)
             self._exchange_history(pipe, rows)
 
         answers = await self.link.ask(write)

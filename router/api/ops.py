@@ -23,22 +23,48 @@ from router.api.ops_structs import (
 )
 from router.api.respond import json_response
 from router.api.service import Service
+from router.api.snapshots import snapshot_of
 from router.catalog.repository import Choice
 from router.control.loop import ReassessmentLoop
 from router.control.swap_controller import SwapController
 from router.scheduling.request import GenerationFailed, Request, Status
+from telemetry.overview_reader import OverviewReader
+from telemetry.prometheus import TgiMetrics
+from telemetry.snapshot import MAX_REQUESTS, Snapshot
 from telemetry.store import Store
 
 
 class OpsApi:
-    """Handlers of `/ops` that change no model. `store` holds the telemetry."""
+    """Handlers of `/ops` that change no model. `store` holds the telemetry, and is told what goes on."""
 
-    def __init__(self, service: Service, controller: SwapController, loop: ReassessmentLoop, store: Store):
+    def __init__(
+        self,
+        service: Service,
+        controller: SwapController,
+        loop: ReassessmentLoop,
+        store: Store,
+        metrics: TgiMetrics,
+    ):
         self._service = service
         self._dispatcher = service.dispatcher
         self._controller = controller
         self._loop = loop
         self._store = store
+        self._metrics = metrics
+        self._overviews = OverviewReader(store)
+        self._reading = asyncio.Lock()
+        store.describe = self.snapshot
+
+    def snapshot(self) -> Snapshot:
+        """What this router does now."""
+        now, requests = asyncio.get_running_loop().time(), self._dispatcher.requests()
+        reports = [_report(request, now) for request in requests[:MAX_REQUESTS]]
+        return snapshot_of(self._store.router, self._state(), reports)
+
+    async def overview(self, http: web.Request) -> web.Response:
+        """The whole deployment; without Redis this router alone."""
+        async with self._reading:
+            return json_response(await self._overviews.read())
 
     async def state(self, http: web.Request) -> web.Response:
         return json_response(self._state())
@@ -108,6 +134,8 @@ class OpsApi:
             candidates=[self._candidate_row(choice) for choice in self._controller.catalog.choices],
             pinned=None if self._controller.pinned is None else str(self._controller.pinned),
             threshold=self._controller.threshold,
+            floor=self._controller.catalog.repository.floor.agreement,
+            refusals=self._metrics.failures,
             redis="ok" if self._store.is_ok else "lost",
             reassessment=self._loop.state,
         )

@@ -26,6 +26,8 @@ class StateReport(State, frozen=True, kw_only=True):
     candidates: list[CandidateRow]
     pinned: str | None
     threshold: ThresholdSetting
+    floor: float  # least agreement with full depth that may serve
+    refusals: dict[str, int]  # failed calls since the start, by error type
     redis: str  # ok | lost
     reassessment: LoopState
 

@@ -51,6 +51,7 @@ from router.api.windows import PARAMETERS, WindowsApi
 from router.api.windows_structs import Windows
 from router.text.tokenizer import Span
 from telemetry.audit import Decision
+from telemetry.overview import Overview
 
 
 def tgi_routes(api: TgiApi) -> list[Route]:
@@ -186,6 +187,9 @@ def ops_routes(api: OpsApi) -> list[Route]:
     optional = partial(route, is_body_optional=True)
     return [
         route("GET /ops/state", api.state, "Shards and queue.", gives=StateReport),
+        route(
+            "GET /ops/overview", api.overview, "All routers, with figures of the last minute.", gives=Overview
+        ),
         route("GET /ops/requests", api.requests, "Live requests and the last that ended.", gives=Requests),
         route("GET /ops/requests/{id}", api.request, "The time line of one.", gives=RequestReport),
         optional("POST /ops/drain", api.drain, "Give a shard nothing new.", ShardChoice, StateReport),

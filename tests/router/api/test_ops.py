@@ -89,3 +89,23 @@ async def test_an_unknown_shard_is_422_and_the_known_ones_are_named(client: Clie
     status, answer = await client.post("/ops/drain", {"shard": 7})
     assert status == 422
     assert "`shard` must be one of 0. Given: 7" in answer["error"]
+
+
+async def test_the_overview_of_a_router_has_its_state_and_none_of_its_clients_words(client: Client) -> None:
+    await client.post("/generate", {"inputs": "My secret"}, headers={"x-request-id": "label of mine"})
+    await client.post("/generate", {"inputs": 3})
+    async with client.session.get(client.url + "/ops/overview") as response:
+        text = await response.text()
+        overview = await response.json()
+    _, state = await client.get("/ops/state")
+    [router], [shard] = overview["routers"], overview["shards"]
+    assert overview["redis"] == "lost"
+    assert {
+        name: shard["shard"].get(name) for name in ("state", "model", "version", "depth", "num_blocks")
+    } == {name: state["shards"][0][name] for name in ("state", "model", "version", "depth", "num_blocks")}
+    assert router["snapshot"]["refusals"] == state["refusals"] == {"validation": 1}
+    assert router["snapshot"]["floor"] == state["floor"] == 0.95
+    [request] = router["snapshot"]["requests"]
+    assert (request["status"], request["num_generated_tokens"]) == ("finished", 7)
+    assert request["timeline"][0]["what"] == "arrived"
+    assert not any(words in text for words in ("secret", "label of mine", client.dispatcher.says))

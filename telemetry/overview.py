@@ -1,0 +1,168 @@
+"""A deployment at a moment, for `helios top`: what routers wrote of themselves, and sums of windows. Pure."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from telemetry.audit import Decision
+from telemetry.history import Row
+from telemetry.snapshot import ShardView, Snapshot
+from telemetry.window import Record, Window
+
+SPAN_S = 60.0  # time that figures of models cover
+RATE_S = 10.0  # time that rates cover
+ALIVE_S = 5.0  # silence after which a router counts as down
+HIDDEN_S = 30.0  # silence after which a router is left out, if others are alive
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Milliseconds within 2%; None without samples."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over the last `SPAN_S`, of one candidate at a depth or of all."""
+
+    candidate: str = ""
+    depth: int = 0
+    requests: int = 0  # answered
+    failures: int = 0
+    tokens: int = 0
+    tokens_by_exit: dict[int, int] = {}
+    breaches: int = 0
+    tokens_per_s: float = 0.0  # over the last `RATE_S`
+    ttft_ms: Percentiles = Percentiles()
+    itl_ms: Percentiles = Percentiles()
+    scored_tokens: int = 0
+    agreeing_tokens: int = 0
+    joules_per_token: float | None = None
+
+
+class ShardFigures(msgspec.Struct, frozen=True):
+    """Rates of a shard over the last `RATE_S`. `watts` are those of its busy time; None: not metered."""
+
+    tokens_per_s: float = 0.0
+    watts: float | None = None
+
+
+class ShardRow(msgspec.Struct, frozen=True):
+    """A shard with its router."""
+
+    router: str
+    shard: ShardView
+    figures: ShardFigures = ShardFigures()
+
+
+class RouterRow(msgspec.Struct, frozen=True):
+    """A router with its last snapshot, but for shards, and that snapshot's age."""
+
+    age_s: float
+    is_alive: bool
+    snapshot: Snapshot
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `helios top` shows. `at` is when it was read, Unix time in seconds."""
+
+    at: float
+    deployment: str
+    redis: str = "ok"  # ok | lost: without Redis there are no figures, and no other routers
+    span_s: float = SPAN_S
+    routers: list[RouterRow] = []
+    shards: list[ShardRow] = []
+    total: Figures = Figures()
+    models: list[Figures] = []
+    history: list[Row] = []
+    decisions: list[Decision] = []  # the latest first
+
+    @property
+    def is_alive(self) -> bool:
+        return any(router.is_alive for router in self.routers)
+
+    @property
+    def age_s(self) -> float | None:
+        """Age of the latest snapshot; None without any."""
+        return min((router.age_s for router in self.routers), default=None)
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """The records of one flush, merged: by candidate and depth, and of each shard what its rates need."""
+
+    at: float
+    models: dict[tuple[str, int], Window]
+    shards: dict[int, tuple[int, float, float]]  # tokens, joules, busy milliseconds
+
+
+def tick_of(at: float, records: Iterable[Record]) -> Tick:
+    """Merge the records of one flush of one router. Takes the windows over."""
+    models: dict[tuple[str, int], Window] = {}
+    shards: dict[int, tuple[int, float, float]] = {}
+    for record in records:
+        window = record.window
+        tokens, joules, busy_ms = shards.get(record.shard, (0, 0.0, 0.0))
+        shards[record.shard] = tokens + window.tokens, joules + window.joules, busy_ms + window.step_ms
+        known = models.setdefault(record.key, window)
+        if known is not window:
+            known.merge(window)
+    return Tick(at, models, shards)
+
+
+def figures_of(ticks: Iterable[Tick], now: float) -> list[Figures]:
+    """The figures of each candidate and depth, and first those of all together."""
+    total, models, fresh = Window(), dict[tuple[str, int], Window](), dict[tuple[str, int], int]()
+    for tick in ticks:
+        if tick.at <= now - SPAN_S:
+            continue
+        for key, window in tick.models.items():
+            models.setdefault(key, Window()).merge(window)
+            if tick.at > now - RATE_S:
+                fresh[key] = fresh.get(key, 0) + window.tokens
+    for window in models.values():
+        total.merge(window)
+    rows = [_figures(*key, models[key], fresh.get(key, 0)) for key in sorted(models)]
+    return [_figures("", 0, total, sum(fresh.values())), *rows]
+
+
+def shard_figures(ticks: Iterable[Tick], now: float) -> dict[int, ShardFigures]:
+    """The rates of one router's shards."""
+    sums: dict[int, tuple[int, float, float]] = {}
+    for tick in ticks:
+        if tick.at > now - RATE_S:
+            for shard, (tokens, joules, busy_ms) in tick.shards.items():
+                before = sums.get(shard, (0, 0.0, 0.0))
+                sums[shard] = before[0] + tokens, before[1] + joules, before[2] + busy_ms
+    return {shard: _shard_figures(*parts) for shard, parts in sums.items()}
+
+
+def visible(routers: list[RouterRow]) -> list[RouterRow]:
+    """The routers to show: those that are alive or were so just now; without such all, by name."""
+    routers = sorted(routers, key=lambda row: row.snapshot.router)
+    if not any(row.is_alive for row in routers):
+        return routers
+    return [row for row in routers if row.age_s <= HIDDEN_S]
+
+
+def _shard_figures(tokens: int, joules: float, busy_ms: float) -> ShardFigures:
+    watts = 1000 * joules / busy_ms if joules and busy_ms else None
+    return ShardFigures(tokens / RATE_S, watts)
+
+
+def _figures(candidate: str, depth: int, window: Window, num_fresh: int) -> Figures:
+    return Figures(
+        candidate=candidate,
+        depth=depth,
+        requests=window.requests,
+        failures=window.failures,
+        tokens=window.tokens,
+        tokens_by_exit=dict(sorted(window.tokens_by_exit.items())),
+        breaches=window.breaches,
+        tokens_per_s=num_fresh / RATE_S,
+        ttft_ms=Percentiles(*map(window.ttft_ms.quantile, (0.5, 0.95, 0.99))),
+        itl_ms=Percentiles(*map(window.itl_ms.quantile, (0.5, 0.95, 0.99))),
+        scored_tokens=window.answers.tokens,
+        agreeing_tokens=window.answers.agreeing,
+        joules_per_token=window.joules_per_token,
+    )
