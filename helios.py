@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
     "score": ("shard.score.command", "compare answers in a file with what the full model says"),
     "calibrate": ("shard.tune.calibrate", "find thresholds for exits that keep a promise about quality"),
+    "ops": ("telemetry.terminal.ops.__main__", "inspect a running server, and give it commands"),
     "shard": ("shard.__main__", "run one shard for a router on another host"),
 }
 

@@ -60,7 +60,16 @@ def test_an_unknown_command_names_those_there_are():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["serve"], ["pull"], ["bench", "engine"], ["bench", "serve"], ["score"], ["calibrate"], ["shard"]],
+    [
+        ["serve"],
+        ["pull"],
+        ["bench", "engine"],
+        ["bench", "serve"],
+        ["score"],
+        ["calibrate"],
+        ["shard"],
+        ["ops"],
+    ],
 )
 def test_every_command_has_help(arguments):
     result = run(*arguments, "--help")

@@ -1,0 +1,1 @@
+"""`helios ops`: inspects a running server and gives it commands."""
