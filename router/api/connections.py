@@ -18,7 +18,14 @@ from aiohttp.http_exceptions import InvalidURLError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from router.api.errors import Refused, error_body, error_response, from_http_exception, is_openai
+from router.api.errors import (
+    Refused,
+    error_body,
+    error_response,
+    from_http_exception,
+    internal_error,
+    is_openai,
+)
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +158,7 @@ class Connection(RequestHandler):
             failure = Refused(f"The call is no valid HTTP: {reason}.", 400, "malformed")
         else:
             log.error("A call from %s failed.", request.remote, exc_info=exc)
-            failure = Refused("The server failed; its log says more.", 500, "incomplete_generation")
+            failure = internal_error()
         if request.writer.output_size > 0:
             raise ConnectionError("An answer has begun.")
         response = error_response(failure, openai=False)

@@ -17,6 +17,11 @@ class Refused(GenerationFailed):
         self.field = field
 
 
+def internal_error() -> Refused:
+    """An error of the server's own; the caller logs it."""
+    return Refused("The server failed; its log says more.", 500, "incomplete_generation")
+
+
 class MethodNotAllowed(Refused):
     """A route was called by a method other than the `allowed` ones."""
 

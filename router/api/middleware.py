@@ -8,7 +8,7 @@ from aiohttp import web
 from router.api.arrival import ARRIVED, FAILURE, SUBMITTED
 from router.api.auth import Cors, Keys
 from router.api.constraints import Refusal
-from router.api.errors import Refused, error_response, from_http_exception, is_openai
+from router.api.errors import error_response, from_http_exception, internal_error, is_openai
 from router.api.headers import REQUEST_ID, header_value, label_of
 from router.api.route import Handler, Route
 from router.api.service import Service
@@ -47,7 +47,7 @@ class Middleware:
             raise  # the client has gone, and nobody is left to tell
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
-            failure = Refused("The server failed; its log says more.", 500, "incomplete_generation")
+            failure = internal_error()
         return error_response(failure, is_openai(request.path))
 
     async def _guarded(self, http: web.Request, handler: Handler) -> web.StreamResponse:

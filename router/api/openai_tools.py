@@ -134,6 +134,10 @@ def _arguments(schemas: bytes) -> list[str]:
     return [bytes(schema).decode() for schema in schemas_of(processes(), schemas)]
 
 
+def random_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(_ID_BYTES)}"
+
+
 class Passage(msgspec.Struct, frozen=True):
     """The visible text and the pieces of calls in some tokens of an answer."""
 
@@ -184,7 +188,7 @@ class AnswerReader:
     def _delta(self, part: CallPart) -> ToolCallDelta:
         if part.name is None:
             return ToolCallDelta(part.index, FunctionCallDelta(part.arguments))
-        id = f"call_{secrets.token_hex(_ID_BYTES)}"
+        id = random_id("call")
         self._ids.append(id)
         return ToolCallDelta(part.index, FunctionCallDelta(part.arguments, part.name), id, "function")
 

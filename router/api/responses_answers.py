@@ -1,12 +1,11 @@
 """An answer as `/v1/responses` has it: items of output, and the events that tell of them as they grow."""
 
-import secrets
 from collections.abc import Iterable
 
 import msgspec
 
 from router.api.openai_structs import ToolCallDelta
-from router.api.openai_tools import Passage
+from router.api.openai_tools import Passage, random_id
 from router.api.responses_structs import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -24,11 +23,9 @@ from router.api.responses_structs import (
     TextDone,
 )
 
-_ID_BYTES = 12
-
 
 class Output:
-    """The items of an answer, the last of which may still grow. Numbers the events that it tells of them."""
+    """The items of an answer, of which the last may still grow, and their numbered events."""
 
     def __init__(self) -> None:
         self.items: list[OutputItem] = []
@@ -69,7 +66,7 @@ class Output:
         if delta.id is not msgspec.UNSET:
             yield from self.close() if self.items else ()
             assert delta.function.name is not msgspec.UNSET
-            yield self._add(OutputCall(_id("fc"), "in_progress", delta.id, delta.function.name, ""))
+            yield self._add(OutputCall(random_id("fc"), "in_progress", delta.id, delta.function.name, ""))
         call, arguments = self.items[-1], delta.function.arguments
         assert isinstance(call, OutputCall)
         if arguments:
@@ -82,7 +79,7 @@ class Output:
             )
 
     def _begin_message(self) -> Iterable[ResponseEvent]:
-        message = OutputMessage(_id("msg"), "in_progress", [])
+        message = OutputMessage(random_id("msg"), "in_progress", [])
         yield self._add(message)
         part = OutputText("")
         self._grow(content=[part])
@@ -124,7 +121,3 @@ class Output:
     @property
     def _index(self) -> int:
         return len(self.items) - 1
-
-
-def _id(prefix: str) -> str:
-    return f"{prefix}_{secrets.token_hex(_ID_BYTES)}"

@@ -29,7 +29,7 @@ from router.text.tokenizer import Token, Tokenizer
 
 _ALIASES = ("", "tgi", "dummy", "default")  # sent by clients that know no model name
 _ADDRESSES = ("http://", "https://")  # Hugging Face's clients send the server's address
-_CHARACTERS_PER_TOKEN = 4  # of English; good enough to refuse by
+CHARACTERS_PER_TOKEN = 4  # of English; good enough to refuse by
 _BODIES_ENCODED = 2  # bodies of the largest size encoded at a time
 _LOADING_RETRY_S = 5
 
@@ -214,4 +214,4 @@ async def _answer_of(request: Request) -> Answer:
 
 
 def _estimate_tokens(prompt: str | list[int]) -> int:
-    return len(prompt) // _CHARACTERS_PER_TOKEN + 1 if isinstance(prompt, str) else len(prompt)
+    return len(prompt) // CHARACTERS_PER_TOKEN + 1 if isinstance(prompt, str) else len(prompt)

@@ -9,6 +9,7 @@ from typing import Protocol
 from aiohttp import web
 
 from router.api.arrival import FAILURE
+from router.api.errors import internal_error
 from router.scheduling.request import Finished, GenerationFailed, Request
 from router.text.tokenizer import Token
 from telemetry import tasks
@@ -122,7 +123,7 @@ def _failure_of(error: Exception) -> GenerationFailed:
     if isinstance(error, GenerationFailed):
         return error
     log.error("a stream failed", exc_info=error)
-    return GenerationFailed("The server failed; its log says more.", "incomplete_generation", 500)
+    return internal_error()
 
 
 async def _one(request: Request) -> AsyncGenerator[Batch]:

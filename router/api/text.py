@@ -12,13 +12,12 @@ from router.api.errors import Invalid
 from router.api.fields import CHAT, decode_call
 from router.api.openai_messages import chat_prompt
 from router.api.openai_structs import ChatRequest
-from router.api.service import Service, template_errors
+from router.api.service import CHARACTERS_PER_TOKEN, Service, template_errors
 from router.api.tgi_structs import DetokenizedText, DetokenizeRequest, TokenizedText, TokenizeRequest
 from router.text.prompt import Prompt
 from router.text.tokenizer import Span
 
 _SPANS_AT_ONCE = 10_000  # encoded as JSON per write
-_CHARACTERS_PER_TOKEN = 4
 
 _json = msgspec.json.Encoder().encode
 
@@ -59,7 +58,7 @@ class TextApi:
             validation.check_token_ids("tokens", asked.tokens, tokenizer.vocab_size)
             return _json(DetokenizedText(tokenizer.decode(asked.tokens)))
 
-        return await self._answer(http, _CHARACTERS_PER_TOKEN * len(asked.tokens), work)
+        return await self._answer(http, CHARACTERS_PER_TOKEN * len(asked.tokens), work)
 
     async def chat_tokenize(self, http: web.Request) -> web.StreamResponse:
         """The prompt text of a conversation, and its tokens."""

@@ -17,11 +17,10 @@ from router.scheduling.admission import EVERYTHING, AdmissionQuota
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.scheduler import Scheduler
 from router.scheduling.shadow_scoring import ScoreQueue, ShadowScore
-from router.scheduling.waiting_queue import Lane, WaitingQueue
+from router.scheduling.waiting_queue import BEGUN, Lane, WaitingQueue
 from shard.quality.agreement import Agreement
 
 _MOST_COMPARED = 8  # shards: of many, the least loaded of a few is nearly as good (Mitzenmacher 2001)
-_BEGUN = (Lane.RETURNED, Lane.SUSPECT)
 
 
 class Shard(Protocol):
@@ -224,7 +223,7 @@ class Balancer:
 
 
 def _lanes(shard: Shard) -> tuple[Lane, ...]:
-    return _BEGUN if shard.is_draining else EVERYTHING.lanes
+    return BEGUN if shard.is_draining else EVERYTHING.lanes
 
 
 def _abandonment(requirements: Requirements) -> GenerationFailed:

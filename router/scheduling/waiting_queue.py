@@ -44,7 +44,7 @@ def _any(requirements: Requirements) -> bool:
     return True
 
 
-_BEGUN = (Lane.RETURNED, Lane.SUSPECT)
+BEGUN = (Lane.RETURNED, Lane.SUSPECT)  # lanes of requests that a shard has lost
 
 
 class WaitingQueue:
@@ -105,7 +105,7 @@ class WaitingQueue:
 
     def affinities(self) -> set[ModelIdentity]:
         """Models that interrupted requests would go back to."""
-        waiting = (requirements for lane in _BEGUN for requirements, _ in self._heaps(lane))
+        waiting = (requirements for lane in BEGUN for requirements, _ in self._heaps(lane))
         return {requirements.affinity for requirements in waiting if requirements.affinity is not None}
 
     def take(self, request: Request) -> None:
