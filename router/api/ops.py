@@ -27,11 +27,14 @@ from router.api.snapshots import snapshot_of
 from router.catalog.repository import Choice
 from router.control.loop import ReassessmentLoop
 from router.control.swap_controller import SwapController
+from router.scheduling.moves import Move
 from router.scheduling.request import GenerationFailed, Request, Status
 from telemetry.overview_reader import OverviewReader
 from telemetry.prometheus import TgiMetrics
 from telemetry.snapshot import MAX_REQUESTS, Snapshot
 from telemetry.store import Store
+
+MAX_EXIT_LAYERS = 2048  # of the latest tokens
 
 
 class OpsApi:
@@ -169,11 +172,34 @@ def _outcome(request: Request) -> str | None:
 
 
 def _report(request: Request, now: float) -> RequestReport:
-    line = request.timeline
-    moments = [("arrived", line.arrived), ("started", line.started), ("first_token", line.first_token)]
-    ending = _outcome(request)
-    if ending is not None:
-        moments.append((f"finished: {ending}", line.finished))
-    timeline = [Moment(round(1000 * (at - line.arrived), 3), what) for what, at in moments if at is not None]
     error = str(request.outcome) if isinstance(request.outcome, GenerationFailed) else None
-    return RequestReport(_row(request, now), timeline, request.mean_exit_layer, error)
+    since = max(0, len(request.outputs) - MAX_EXIT_LAYERS)
+    return RequestReport(
+        request=_row(request, now),
+        timeline=_moments(request),
+        mean_exit_layer=request.mean_exit_layer,
+        error=error,
+        exit_layers=[output.exit_layer for output in request.outputs[since:]],
+        exit_layers_from=since,
+    )
+
+
+def _moments(request: Request) -> list[Moment]:
+    line = request.timeline
+
+    def moment(at: float, what: str, move: Move | None = None, num_tokens: int = 0) -> Moment:
+        at_ms = round(1000 * (at - line.arrived), 3)
+        if move is None:
+            return Moment(at_ms, what, num_generated_tokens=num_tokens)
+        return Moment(at_ms, what, move.shard, move.model, move.depth, move.num_generated_tokens)
+
+    moments = [moment(line.arrived, "queued")]
+    moments += [moment(move.at, move.what, move) for move in request.moves]
+    if line.first_token is not None:
+        moments.append(moment(line.first_token, "first_token", num_tokens=1))
+    moments.sort(key=lambda one: one.at_ms)
+    if line.finished is not None:
+        moments.append(
+            moment(line.finished, f"finished: {_outcome(request)}", num_tokens=len(request.outputs))
+        )
+    return moments

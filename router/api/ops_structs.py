@@ -85,17 +85,29 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """An event of a request, and its time in milliseconds after arrival."""
+    """An event of a request, and its time in milliseconds after arrival.
+
+    `what`: queued, started, first_token, `finished: ` and the outcome; on the way preempted, shard_died or
+    model_changed, by which it returned to the queue, then resumed, or moved to another shard or model.
+    """
 
     at_ms: float
     what: str
+    shard: int | None = None  # on which it starts, or which it leaves
+    model: str | None = None
+    depth: int | None = None
+    num_generated_tokens: int = 0  # by then
 
 
 class RequestReport(msgspec.Struct, frozen=True):
+    """The latest 64 moves from shard to shard, and the latest 2048 tokens' exit layers."""
+
     request: RequestRow
     timeline: list[Moment]
     mean_exit_layer: float | None
     error: str | None
+    exit_layers: list[int]  # by token; 0: a grammar forced it
+    exit_layers_from: int  # the token that the first of them belongs to
 
 
 class Requests(msgspec.Struct, frozen=True):

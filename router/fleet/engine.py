@@ -15,6 +15,7 @@ from router.fleet.balancer import Balancer
 from router.fleet.client import Answered, ShardClient, ShardDied
 from router.fleet.launcher import Launcher
 from router.fleet.swap import Swap, SwapError, SwapOptions, SwapRefused, SwapResult
+from router.scheduling.moves import What
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request, Status
 from router.scheduling.scheduler import Delivery, Limits, Scheduler
@@ -344,7 +345,10 @@ class Engine:
         update = scheduler.update(output)
         for delivery in update.deliveries:
             self._put(scheduler, delivery, now)
+        for request in update.gone:
+            request.note_return(What.MODEL_CHANGED, now)
         for request in update.preempted:
+            request.note_return(What.PREEMPTED, now)
             self._tell(_preemption(request))
         if update.scored is not None:
             self._balancer.note_scores(update.scored)
@@ -395,10 +399,14 @@ class Engine:
 
         During a swap no request is blamed: the swap is the likelier cause.
         """
+        running = list(scheduler.running.values())
         if self._swap is not None:
             scheduler.release()
         for request in scheduler.lose():
             self._balancer.registry.fail(request, _condemnation(request), now)
+        for request in running:
+            if request.status is Status.WAITING:
+                request.note_return(What.SHARD_DIED, now)
 
     def _is_useless(self, death: ShardDied) -> bool:
         """The shard has never served, and never will."""

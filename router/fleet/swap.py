@@ -13,6 +13,8 @@ import msgspec
 
 from router.catalog.served_model import ServedModel, Target
 from router.fleet.client import Answered, ShardClient
+from router.scheduling.moves import What
+from router.scheduling.request import Request
 from router.scheduling.scheduler import Scheduler
 from shard.messages import Commit, Committed, Discard, Prepare, Prepared, SwapFailed
 
@@ -142,7 +144,7 @@ class Swap:
                 "(exact, too long for it, or given as token ids of another tokenizer)."
             )
         with self._timed("migrate"):
-            self._num_evicted += len(self._scheduler.evict())
+            self._num_evicted += self._note_returns(self._scheduler.evict())
             self._wake()
             await self._until(lambda: self._scheduler.is_at_rest)
 
@@ -151,9 +153,14 @@ class Swap:
         if options.inflight is not Inflight.MIGRATE:
             return 0
         with self._timed("migrate"):
-            num_migrated = len(self._scheduler.migrate())
+            num_migrated = self._note_returns(self._scheduler.migrate())
             self._wake()
         return num_migrated
+
+    def _note_returns(self, requests: list[Request]) -> int:
+        for request in requests:
+            request.note_return(What.MODEL_CHANGED, self._loop.time())
+        return len(requests)
 
     async def _wait_for_end(self, num_running: int, give_up: float) -> bool:
         """Wait until fewer than `num_running` requests run; False on timeout."""

@@ -6,10 +6,12 @@ Knows no HTTP, no sockets and no clock: times are arguments, in seconds of the e
 import asyncio
 import enum
 import functools
+from collections import deque
 
 import msgspec
 
 from router.catalog.served_model import ModelIdentity, Requirements, Segment, ServedModel
+from router.scheduling.moves import MAX_MOVES, Move, What
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
 from router.text.prompt_class import PromptClass
@@ -98,6 +100,7 @@ class Request:
         self.prompt_scores: list[TokenOutput] = []
         self.served_model: ServedModel | None = None  # the model that runs it
         self.segments: list[Segment] = []
+        self.moves: deque[Move] = deque(maxlen=MAX_MOVES)
         self.lost_affinity = False  # the model that began it is no longer on its shard
         self.outcome: FinishReason | GenerationFailed | None = None
         self._num_outputs_at_death: int | None = None
@@ -261,6 +264,7 @@ class Request:
         self.served_model = served_model
         self.lost_affinity = False
         self._begin_segment(served_model)
+        self._note_start(shard, served_model, now)
         if self.timeline.started is None:
             self.timeline.started = now
 
@@ -273,6 +277,12 @@ class Request:
         self.num_in_flight_tokens = 0
         if not self._has_prompt_scores:
             self.prompt_scores.clear()
+
+    def note_return(self, what: What, now: float) -> None:
+        """Note why it has just left its shard for the queue."""
+        last = self.moves[-1]
+        num_tokens = len(self.outputs)
+        self.moves.append(msgspec.structs.replace(last, at=now, what=what, num_generated_tokens=num_tokens))
 
     def note_shard_death(self) -> None:
         """Note that a shard died while running it: it may be the cause."""
@@ -338,6 +348,15 @@ class Request:
         self._forget_idle_segment()
         if not self.segments or self.segments[-1].identity != served_model.identity:
             self.segments.append(served_model.segment(len(self.outputs)))
+
+    def _note_start(self, shard: int, served_model: ServedModel, now: float) -> None:
+        model, depth, num_tokens = served_model.target.name, served_model.ready.depth, len(self.outputs)
+        what = What.STARTED
+        if self.moves:
+            last = self.moves[-1]
+            stayed = (last.shard, last.model, last.depth) == (shard, model, depth)
+            what = What.RESUMED if stayed else What.MOVED
+        self.moves.append(Move(now, what, shard, model, depth, num_tokens))
 
     def _forget_idle_segment(self) -> None:
         if self.segments and self.segments[-1].from_token == len(self.outputs):

@@ -48,6 +48,7 @@ class Update(msgspec.Struct, frozen=True):
     deliveries: list[Delivery]
     preempted: list[Request]
     scored: ShadowScore | None = None  # a completely scored answer
+    gone: list[Request] = []  # in the queue too, as the shard no longer has their model
 
 
 class Scheduler:
@@ -177,10 +178,10 @@ class Scheduler:
                 if made.finish is not None or made.error:
                     del self.running[made.id]
         scored = self._scorer.update(output) if self._scorer is not None else None
-        self._return(output.gone, lost_affinity=True)
+        gone = self._return(output.gone, lost_affinity=True)
         preempted = self._return(output.preempted)
         self._loaded_models.update(output, self.running.values())
-        return Update(deliveries, preempted, scored)
+        return Update(deliveries, preempted, scored, gone)
 
     def take_unfit(self) -> list[tuple[Request, GenerationFailed]]:
         """Requests that their model cannot take, and why; clears the list."""

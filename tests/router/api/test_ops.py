@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from tests.router.http_fakes import Client
 
 SHARD_FIELDS = {
@@ -42,7 +44,7 @@ async def test_a_request_has_a_time_line(client: Client) -> None:
     status, report = await client.get(f"/ops/requests/{row['id']}")
     assert status == 200
     assert [moment["what"] for moment in report["timeline"]] == [
-        "arrived",
+        "queued",
         "started",
         "first_token",
         "finished: eos_token",
@@ -51,6 +53,18 @@ async def test_a_request_has_a_time_line(client: Client) -> None:
     assert times == sorted(times)
     assert times[0] == 0
     assert report["mean_exit_layer"] == 3
+    assert (report["exit_layers"], report["exit_layers_from"]) == ([3] * 7, 0)
+    started = report["timeline"][1]
+    assert (started["shard"], started["depth"], started["num_generated_tokens"]) == (0, 4, 0)
+    assert started["model"] == row["model"]
+    assert report["timeline"][-1]["num_generated_tokens"] == 7
+
+
+async def test_depth_by_token_is_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.api.ops.MAX_EXIT_LAYERS", 3)
+    await client.post("/generate", {"inputs": "Hi"})
+    _, report = await client.get("/ops/requests/1")
+    assert (report["exit_layers"], report["exit_layers_from"]) == ([3] * 3, 4)
 
 
 async def test_an_unknown_request_is_404(client: Client) -> None:
