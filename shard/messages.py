@@ -126,6 +126,7 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     scores: bool = False  # generate nothing: say what full depth chooses in place of each answer token given
     epoch: int = 0  # epoch of the `Prepare` of the model that it runs on
     grammar: Grammar | None = None  # None: the answer may be anything
+    cache_salt: str = ""  # KV is shared among sequences of the same salt only
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
@@ -150,6 +151,7 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     max_batch_size: int = 64  # sequences in one step
     max_batch_tokens: int = 512  # tokens computed in one step
     num_threads: int | None = None  # CPU compute threads; None: all cores divided by the shards
+    prefix_cache: bool = False  # what sequences begin alike with is computed once
     exit_mode: Mode = Mode.FULL
     exit_criterion: Criterion = Criterion.SOFTMAX
     exit_threshold: float = 0.9  # default of exits without their own
@@ -293,6 +295,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt: list[TokenOutput] = []
     finish: FinishReason | None = None
     scores: list[Score] = []  # of this step's answer tokens, when it was asked for scores
+    num_cached_tokens: int = 0  # that were computed before it came; said once
     error: str = ""  # why it cannot go on, in a sentence: the sequence has ended without an answer
 
 
@@ -321,6 +324,15 @@ class GrammarReport(msgspec.Struct, frozen=True, omit_defaults=True):
     masks: int = 0  # sets of legal tokens that were computed
     mask_ms: float = 0.0
     forced_tokens: int = 0  # of answers, that no layer was run for
+
+
+class CacheReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the prefix cache did since the report before, and what it holds."""
+
+    queried_tokens: int = 0  # of new sequences
+    hit_tokens: int = 0
+    evicted_blocks: int = 0
+    cached_blocks: int = 0  # free ones with content
 
 
 class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -360,6 +372,7 @@ class StepOutput(msgspec.Struct, frozen=True, tag=True):
     joules: float | None = None  # since the last report, all models together; None: not known
     gone: list[tuple[int, int]] = []  # (id, attempt) to be queued again, for the newest: see above
     grammar: GrammarReport | None = None  # None: no sequence has one
+    cache: CacheReport | None = None  # None: there is no prefix cache
 
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):

@@ -73,6 +73,7 @@ class ModelRunner:
             self.model.eos_token_ids,
             self._max_tokens,
             self.grammars.constrain,
+            config.prefix_cache,
         )
         self._sampler = Sampler(self.ops, self._device, self.model.eos_token_ids)
         self.make_batch = BatchMaker(config.block_tokens, self._device)
@@ -183,6 +184,7 @@ class ModelRunner:
             idle_ms=idle_ms,
             exits=exits,
             grammar=self.grammars.take_report(),
+            cache=self.table.take_report(),
         )
 
     def _run_chunks(self, chunks: list[Chunk]) -> tuple[list[SequenceOutput], ExitReport | None]:

@@ -38,6 +38,10 @@ class Sequence:
         self.waits = False  # at the first exit, with all tokens computed up to it
         self.num_computed_tokens = 0
         self.blocks: list[int] = []
+        self.block_keys: list[bytes] = []  # of its first blocks: those found, and those others may find
+        self.cache_salt = new.cache_salt
+        self.num_cached_tokens = 0  # computed before it came
+        self.approximate_from: int | None = None  # the first token with KV that is only projected
 
     @property
     def num_tokens(self) -> int:
@@ -66,6 +70,15 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Number of known tokens without KV: a whole prompt at first, one while decoding."""
         return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def num_final_tokens(self) -> int:
+        """Its first tokens whose KV, of all layers, is what a full pass computes."""
+        if self.waits or (self.runner_state is not None and self.runner_state.has_pending):
+            return 0
+        if self.approximate_from is None:
+            return self.num_computed_tokens
+        return min(self.num_computed_tokens, self.approximate_from)
 
     @property
     def holds_back(self) -> bool:

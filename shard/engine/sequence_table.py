@@ -8,49 +8,22 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from shard.engine.block_pool import BlockPool, Keys
 from shard.engine.sequence import Constraint, Sequence
-from shard.messages import FinishReason, NewSequence, Score, SequenceOutput, Step, TokenOutput, Work
+from shard.messages import (
+    CacheReport,
+    FinishReason,
+    NewSequence,
+    Score,
+    SequenceOutput,
+    Step,
+    TokenOutput,
+    Work,
+)
 
 MAX_FORCED = 64  # tokens of a grammar's that follow one that was drawn; more follow the next
 
 Constrain = Callable[[NewSequence], Constraint | None]
-
-
-class BlockPool:
-    """Free KV blocks by number, and the limit of blocks in use. Knows no sequence and no memory."""
-
-    def __init__(self, num_blocks: int):
-        self.num_blocks = num_blocks  # limit of blocks in use, at most as many as it began with
-        self.num_reached = 0  # one more than the highest number ever taken
-        self._num_numbers = num_blocks
-        self.free = list(range(num_blocks - 1, -1, -1))
-
-    @property
-    def num_taken(self) -> int:
-        return self._num_numbers - len(self.free)
-
-    @property
-    def num_free(self) -> int:
-        return self.num_blocks - self.num_taken
-
-    def limit(self, num_blocks: int) -> list[int]:
-        """Set the limit, at least the number in use; returns free blocks that are now beyond it."""
-        if not self.num_taken <= num_blocks <= self._num_numbers:
-            raise ValueError(
-                f"{num_blocks} of {self._num_numbers} blocks, of which {self.num_taken} are taken"
-            )
-        self.num_blocks = num_blocks
-        return self.free[: len(self.free) - self.num_free]
-
-    def take(self, count: int) -> list[int]:
-        """Take `count` blocks; the caller must check `num_free` first."""
-        taken = self.free[len(self.free) - count :]
-        del self.free[len(self.free) - count :]
-        self.num_reached = max(self.num_reached, max(taken, default=-1) + 1)
-        return taken[::-1]
-
-    def give_back(self, blocks: list[int]) -> None:
-        self.free.extend(reversed(blocks))
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -95,6 +68,7 @@ class SequenceTable:
         eos_token_ids: list[int],
         max_total_tokens: int,
         constrain: Constrain | None = None,
+        caches_prefixes: bool = False,
     ):
         if max_total_tokens > num_blocks * block_size:
             raise ValueError(f"{num_blocks} blocks of {block_size} cannot hold {max_total_tokens} tokens")
@@ -104,6 +78,9 @@ class SequenceTable:
         self.eos_token_ids = frozenset(eos_token_ids)
         self.sequences: dict[int, Sequence] = {}
         self._constrain = constrain
+        self._caches_prefixes = caches_prefixes
+        self._keys = Keys(block_size)
+        self._queried = self._hit = self._reported_evictions = 0
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -127,10 +104,12 @@ class SequenceTable:
     def repack(self, num_blocks: int) -> list[int]:
         """Change the number of blocks, moving those in use to the front; returns their old numbers."""
         self.pool = BlockPool(num_blocks)
-        held = []
+        held = list(dict.fromkeys(block for s in self.sequences.values() for block in s.blocks))
+        number_of = dict(zip(held, self.pool.take(len(held)), strict=True))
         for sequence in self.sequences.values():
-            held += sequence.blocks
-            sequence.blocks = self.pool.take(len(sequence.blocks))
+            sequence.blocks = [number_of[block] for block in sequence.blocks]
+            self.pool.share(sequence.blocks)
+        self.pool.give_back(list(number_of.values()))
         return held
 
     def forget(self, id: int) -> None:
@@ -146,6 +125,7 @@ class SequenceTable:
             sequence = self.sequences[new.id] = Sequence(new)
             if self._constrain is not None:
                 sequence.constraint = self._constrain(new)
+            self._begin(sequence)
         chunks: dict[int, Chunk] = {}
         preempted: list[tuple[int, int]] = []
         for work in step.work:
@@ -181,6 +161,7 @@ class SequenceTable:
             kept += forced
         if not tokens and not sequence.num_pending_tokens and not sequence.waits:  # only scored
             finish = sequence.finish_reason(self.eos_token_ids, self.max_total_tokens)
+        self._keep(sequence)
         if sequence.error:
             self._remove(sequence.id)
             return SequenceOutput(
@@ -196,7 +177,42 @@ class SequenceTable:
             prompt or [],
             finish,
             scores or [],
+            num_cached_tokens=sequence.num_cached_tokens if chunk.start == sequence.num_cached_tokens else 0,
         )
+
+    def take_report(self) -> CacheReport | None:
+        """What the prefix cache did since the last report; None without one."""
+        if not self._caches_prefixes:
+            return None
+        evicted = self.pool.num_evicted
+        report = CacheReport(
+            self._queried, self._hit, max(0, evicted - self._reported_evictions), self.pool.num_cached
+        )
+        self._queried = self._hit = 0
+        self._reported_evictions = evicted
+        return report
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Take what is computed already of a new sequence; at least one token is left to compute."""
+        if not self._caches_prefixes or sequence.is_scored:
+            return
+        most = sequence.num_tokens - 1
+        self._keys.extend(sequence.block_keys, sequence.cache_salt, sequence.token_ids, most)
+        sequence.blocks = self.pool.find(sequence.block_keys)
+        self.pool.share(sequence.blocks)
+        del sequence.block_keys[len(sequence.blocks) :]
+        sequence.num_computed_tokens = sequence.num_cached_tokens = len(sequence.blocks) * self.block_size
+        self._queried += most
+        self._hit += sequence.num_cached_tokens
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Let others find the blocks that a sequence has filled, as far as their KV is final."""
+        if not self._caches_prefixes or sequence.is_scored:
+            return
+        first, num_final = len(sequence.block_keys), sequence.num_final_tokens
+        self._keys.extend(sequence.block_keys, sequence.cache_salt, sequence.token_ids, num_final)
+        for index in range(first, len(sequence.block_keys)):
+            self.pool.enter(sequence.blocks[index], sequence.block_keys[index])
 
     def _force(self, sequence: Sequence) -> tuple[list[TokenOutput], FinishReason | None]:
         """Append what the grammar leaves no choice about; it is computed with the next token."""

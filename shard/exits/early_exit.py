@@ -18,6 +18,7 @@ import torch
 
 from shard.engine.full_depth import FullDepth
 from shard.engine.sampler import Sampler
+from shard.engine.sequence import Sequence
 from shard.engine.sequence_table import Chunk
 from shard.exits.criterion import ConfidenceCriterion
 from shard.exits.deferral import MAX_WAIT_STEPS, Deferral
@@ -191,10 +192,16 @@ class EarlyExit:
         pieces, gone = active.pieces(), set(leaving)
         for i in leaving:
             active.rows[i].pending_states.keep(segment + 1, pieces[i])
+            self._note_projected(active.rows[i].sequence, active.rows[i].chunk.end - len(pieces[i]))
         staying = [i for i in range(len(active.rows)) if i not in gone]
         if not staying:
             return None
         return self._segmented.activate([active.rows[i] for i in staying], [pieces[i] for i in staying])
+
+    def _note_projected(self, sequence: Sequence, position: int) -> None:
+        """Keep others from KV that is only projected, of this token and of those that attend to it."""
+        if self._settings.fill is Fill.PROJECT and sequence.approximate_from is None:
+            sequence.approximate_from = position
 
     def _meet(
         self, active: ActiveRows | None, waiting: list[Row], tally: Tally

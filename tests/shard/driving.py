@@ -63,6 +63,7 @@ class Generation(msgspec.Struct):
     prompt: list[TokenOutput] = []
     finish: str | None = None
     num_preemptions: int = 0
+    num_cached_tokens: int = 0
     error: str = ""
 
     @property
@@ -128,6 +129,7 @@ def _take(generation: Generation, part: SequenceOutput) -> None:
     generation.tokens += part.tokens
     generation.prompt += part.prompt
     generation.finish = part.finish
+    generation.num_cached_tokens += part.num_cached_tokens
     generation.error = part.error
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from shard.engine.sequence_table import BlockPool, SequenceTable
+from shard.engine.block_pool import BlockPool
+from shard.engine.sequence_table import SequenceTable
 from shard.messages import FinishReason, NewSequence, Sampling, Step, TokenOutput, Work
 
 EOS = 2
