@@ -168,6 +168,10 @@ class HeliosMetrics:
         )
         self._add_exits(counter, gauge)
         self._add_grammars(counter)
+        self.cache_queries = counter("prefix_cache_queried_tokens", "Tokens looked for in a prefix cache.")
+        self.cache_hits = counter("prefix_cache_hit_tokens", "Those found: they are not computed again.")
+        self.cache_evictions = counter("prefix_cache_evicted_blocks", "Blocks whose content was given up.")
+        self.cache_blocks = gauge("prefix_cache_blocks", "Free blocks that hold what may be found.", "shard")
 
     def begin(self, model: str, outcomes: Iterable[str]) -> None:
         """Start all counts at 0; `outcomes` are the possible outcomes of a request."""

@@ -194,7 +194,7 @@ HARMLESS: dict[str, str] = {
         "for OpenAI's books or speed",
     ),
     **_all_for(
-        "cache_salt cache_prompt id_slot use_cache kv_transfer_params mm_processor_kwargs keep_alive options "
+        "cache_prompt id_slot use_cache kv_transfer_params mm_processor_kwargs keep_alive options "
         "num_assistant_tokens prompt_lookup_num_tokens timings_per_token",
         "how an engine works, not what it says",
     ),

@@ -21,6 +21,7 @@ def start_headers(service: Service, request: Request) -> dict[str, str]:
         "x-compute-type": "" if ready is None else ready.device,
         "x-helios-model": begun[0].model if begun else service.target.name,
         "x-helios-version": begun[0].version if begun else service.version,
+        "x-cached-tokens": str(request.num_cached_tokens),
         REQUEST_ID: request.spec.label or str(request.id),
         **{f"x-helios-{mark}": "true" for mark in service.config.marks},
     }
@@ -59,7 +60,8 @@ def total_headers(answers: Sequence[Answer], arrived: float, now: float) -> dict
 
 
 def mean_exit_layer(answers: Sequence[Answer]) -> float | None:
-    layers = [token.exit_layer for answer in answers for token in answer.tokens]
+    """Mean exit layer of the tokens drawn; None if none was."""
+    layers = [token.exit_layer for answer in answers for token in answer.tokens if token.exit_layer]
     return sum(layers) / len(layers) if layers else None
 
 

@@ -16,6 +16,7 @@ from router.api.openai_structs import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
+    PromptTokensDetails,
     ToolCallDelta,
     Usage,
 )
@@ -75,7 +76,9 @@ def usage_of(requests: list[Request], per_prompt: int) -> Usage:
     """Token counts of all `requests`. Each prompt, shared by `per_prompt` adjacent answers, counts once."""
     num_prompt_tokens = sum(request.num_prompt_tokens for request in requests[::per_prompt])
     num_generated = sum(len(request.outputs) for request in requests)
-    return Usage(num_prompt_tokens, num_generated, num_prompt_tokens + num_generated)
+    num_cached = sum(request.num_cached_tokens for request in requests[::per_prompt])
+    details = PromptTokensDetails(num_cached)
+    return Usage(num_prompt_tokens, num_generated, num_prompt_tokens + num_generated, details)
 
 
 class ChatShape:

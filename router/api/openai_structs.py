@@ -138,10 +138,15 @@ class CompletionRequest(CommonFields, frozen=True, kw_only=True):
 # Answers
 
 
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int  # that a shard had computed before
+
+
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class TopLogprob(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ from router.api.responses_structs import (
     Incomplete,
     IncompleteDetails,
     InProgress,
+    InputTokensDetails,
     Response,
     ResponseEvent,
     ResponseFailure,
@@ -138,7 +139,12 @@ class ResponseBuilder:
         self._change(
             status="incomplete" if is_cut else "completed",
             output=self._output.items,
-            usage=ResponseUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
+            usage=ResponseUsage(
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                usage.total_tokens,
+                InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
+            ),
             incomplete_details=IncompleteDetails() if is_cut else None,
         )
         last = Incomplete if is_cut else Completed

@@ -73,6 +73,10 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
         Fraction | None, Meta(description="Confidence at which a token may leave early; 1: never.")
     ] = None
     exact: Annotated[bool | None, Meta(description="Only output equal to the full-depth model's.")] = None
+    cache_salt: Annotated[
+        Annotated[str, Meta(max_length=256)] | None,
+        Meta(description="Prompts share what is computed of them only with those of the same salt."),
+    ] = None
     priority: Annotated[int | None, Meta(description="Higher goes first.")] = None
     deadline_ms: Annotated[
         Positive | None, Meta(description="Refuse it unless it can start within this time.")

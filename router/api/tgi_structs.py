@@ -90,6 +90,7 @@ class Details(Marked, frozen=True, kw_only=True):
     finish_reason: FinishReason
     generated_tokens: int
     seed: int | None  # null: greedy
+    cached_tokens: int  # of the prompt, that a shard had computed before
     prefill: list[PrefillToken]
     tokens: list[GeneratedToken]
     top_tokens: list[list[TopToken]] | msgspec.UnsetType = msgspec.UNSET
@@ -108,6 +109,7 @@ class StreamDetails(Marked, frozen=True, kw_only=True):
     generated_tokens: int
     seed: int | None
     input_length: int
+    cached_tokens: int
     mean_exit_layer: float | None
     segments: list[Segment]
 

@@ -185,6 +185,7 @@ def spec_of(asked: Parameters, encoded: Encoded, limits: Limits, now: float, lab
         deadline_s=None if asked.deadline_ms is None else now + asked.deadline_ms / 1000,
         exit_threshold=asked.exit_threshold,
         exact=bool(asked.exact),
+        cache_salt=asked.cache_salt or "",
         label=label,
     )
 

@@ -5,7 +5,15 @@ from router.grammar.constraint import Reason
 from router.grammar.observer import GrammarObserver
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
-from shard.messages import ExitReport, FinishReason, GrammarReport, Score, StepOutput, TokenOutput
+from shard.messages import (
+    CacheReport,
+    ExitReport,
+    FinishReason,
+    GrammarReport,
+    Score,
+    StepOutput,
+    TokenOutput,
+)
 from telemetry.prometheus import FAILURES, HeliosMetrics, Metrics
 from telemetry.store import Store
 
@@ -59,6 +67,8 @@ class MetricsObserver(Observer):
             helios.tokens.labels(self._model, str(layer)).inc(num_tokens)
         if output.num_blocks is not None:
             helios.kv_blocks.labels(*labels).set(output.num_blocks)
+        if output.cache is not None:
+            self._count_cache(shard, output.cache)
         if output.joules is not None:
             helios.joules.labels(*labels).inc(output.joules)
         for older in output.older:
@@ -107,6 +117,13 @@ class MetricsObserver(Observer):
         helios.fill.labels(model).inc(exits.fill_ms / 1000)
         for segment, ms in enumerate(exits.segment_ms):
             helios.segment.labels(model, str(segment)).inc(ms / 1000)
+
+    def _count_cache(self, shard: int, cache: CacheReport) -> None:
+        helios, model = self._helios, self._model
+        helios.cache_queries.labels(model).inc(cache.queried_tokens)
+        helios.cache_hits.labels(model).inc(cache.hit_tokens)
+        helios.cache_evictions.labels(model).inc(cache.evicted_blocks)
+        helios.cache_blocks.labels(model, str(shard)).set(cache.cached_blocks)
 
     def _count_grammars(self, grammar: GrammarReport) -> None:
         helios, model = self._helios, self._model

@@ -54,6 +54,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     exit_threshold: float | None = None
     exact: bool = False
     grammar: str = ""  # what the answer must be, for llguidance, in no vocabulary's token ids; "": anything
+    cache_salt: str = ""  # keys and values are shared with requests of the same salt only
     label: str = ""  # the client's own request id, for logs and /ops/requests
 
     @property
@@ -94,6 +95,7 @@ class Request:
         self.attempt = 0
         self.num_preemptions = 0
         self.num_shard_deaths = 0
+        self.num_cached_tokens = 0  # of the prompt, that its first shard had computed before
         self.num_computed_tokens = 0  # as reported by the shard
         self.num_in_flight_tokens = 0  # asked for in steps that the shard has not answered
         self.outputs: list[TokenOutput] = []
@@ -288,6 +290,11 @@ class Request:
         """Note that a shard died while running it: it may be the cause."""
         self.num_shard_deaths += 1
         self._num_outputs_at_death = len(self.outputs)
+
+    def note_cached(self, num_tokens: int) -> None:
+        """Note what a shard had computed of it before it came; what it finds again of itself is no news."""
+        if self.attempt == 0:
+            self.num_cached_tokens = max(self.num_cached_tokens, num_tokens)
 
     def put_prompt(self, scores: list[TokenOutput]) -> None:
         """Take scores of the prompt's next tokens. Those repeated by a replay are ignored."""

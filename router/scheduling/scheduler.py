@@ -174,6 +174,7 @@ class Scheduler:
             request = self._find(made.id, made.attempt)
             if request is not None:
                 request.num_computed_tokens = made.num_computed_tokens
+                request.note_cached(made.num_cached_tokens)
                 deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish, made.error))
                 if made.finish is not None or made.error:
                     del self.running[made.id]

@@ -40,4 +40,5 @@ def new_sequence(request: Request, served_model: int) -> NewSequence:
         spec.exact,
         epoch=served_model,
         grammar=request.grammar,
+        cache_salt=spec.cache_salt,
     )

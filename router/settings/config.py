@@ -173,6 +173,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         Count | None,
         setting("Batching and memory", "Tokens computed in one step. Default: 512 on CPU, 2048 on GPU."),
     ] = None
+    no_prefix_cache: Annotated[
+        bool, setting("Batching and memory", "Compute each prompt anew, whatever it begins with.")
+    ] = False
     kv_cache_bytes: Annotated[
         Annotated[int, Meta(ge=MIB)] | None,
         setting(
@@ -484,6 +487,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             kv_fill=self.kv_fill,
             exit_fallback=not self.no_exit_fallback,
             score_budget=self.score_budget,
+            prefix_cache=not self.no_prefix_cache,
             replay_exits=_absolute(self.replay_exits),
             watts=self.watts,
             swap_reserve_bytes=self.swap_reserve_bytes,

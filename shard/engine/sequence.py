@@ -41,6 +41,7 @@ class Sequence:
         self.block_keys: list[bytes] = []  # of its first blocks: those found, and those others may find
         self.cache_salt = new.cache_salt
         self.num_cached_tokens = 0  # computed before it came
+        self.has_pending = False  # some layers were not run yet for some of its tokens
         self.approximate_from: int | None = None  # the first token with KV that is only projected
 
     @property
@@ -74,7 +75,7 @@ class Sequence:
     @property
     def num_final_tokens(self) -> int:
         """Its first tokens whose KV, of all layers, is what a full pass computes."""
-        if self.waits or (self.runner_state is not None and self.runner_state.has_pending):
+        if self.waits or self.has_pending:
             return 0
         if self.approximate_from is None:
             return self.num_computed_tokens

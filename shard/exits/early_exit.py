@@ -110,6 +110,8 @@ class EarlyExit:
             self._run_segments(rows, tally)
             self._draw(tally)
             self._note_costs(rows, tally)
+        for row in rows:
+            row.sequence.has_pending = row.pending_states.has_pending
         if len(decoding) == len(rows):
             num_tokens, ms = sum(len(row.tokens) for row in rows), (time.perf_counter() - started) * 1000
             self.fallback.note(len(rows), num_tokens, ms, tally.num_waiting)

@@ -101,7 +101,11 @@ class SimRunner:
         wanted_tokens = config.max_total_tokens or costs.max_total_tokens
         max_total_tokens = min(wanted_tokens, self.max_blocks * config.block_tokens)
         self.table = SequenceTable(
-            self.max_blocks, config.block_tokens, [costs.eos_token_id], max_total_tokens
+            self.max_blocks,
+            config.block_tokens,
+            [costs.eos_token_id],
+            max_total_tokens,
+            caches_prefixes=config.prefix_cache,
         )
         self.resizes_freely = True
         self.phases_ms: dict[str, float] = {}
@@ -181,6 +185,7 @@ class SimRunner:
             step_ms=step_ms,
             idle_ms=idle_ms,
             exits=report_of(self._leaves.values(), step_ms) if chunks and self._exits.reports else None,
+            cache=self.table.take_report(),
         )
 
     def _layer(self, chunk: Chunk) -> int:

@@ -48,7 +48,12 @@ async def test_a_conversation_is_answered(client: Client) -> None:
             "logprobs": None,
         }
     ]
-    assert answer["usage"] == {"prompt_tokens": 14, "completion_tokens": 7, "total_tokens": 21}
+    assert answer["usage"] == {
+        "prompt_tokens": 14,
+        "completion_tokens": 7,
+        "total_tokens": 21,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert prompts(client) == [CHAT_PROMPT]
 
 
@@ -84,7 +89,12 @@ async def test_usage_comes_last_when_asked_for(client: Client) -> None:
     options = {"include_usage": True, "a_key_of_tomorrow": 1}
     *_, last = await chunks(client, "/v1/chat/completions", CHAT | {"stream_options": options})
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 14, "completion_tokens": 7, "total_tokens": 21}
+    assert last["usage"] == {
+        "prompt_tokens": 14,
+        "completion_tokens": 7,
+        "total_tokens": 21,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 @pytest.mark.parametrize("stop", ["lo", ["x", "lo"], ["lo!", "lo"]])
@@ -116,7 +126,12 @@ async def test_several_answers_have_other_noise_and_count_the_prompt_once(client
     answer = await chat(client, n=3, seed=5)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert [r.spec.sampling.seed for r in client.dispatcher.submitted] == [5, 6, 7]
-    assert answer["usage"] == {"prompt_tokens": 14, "completion_tokens": 21, "total_tokens": 35}
+    assert answer["usage"] == {
+        "prompt_tokens": 14,
+        "completion_tokens": 21,
+        "total_tokens": 35,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 async def test_several_answers_stream_side_by_side(client: Client) -> None:
@@ -177,7 +192,12 @@ async def test_a_prompt_is_scored_without_generating(client: Client) -> None:
         "top_logprobs": [None, {"i": -0.5}],
         "text_offset": [0, 1],
     }
-    assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2}
+    assert answer["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 0,
+        "total_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 async def test_echo_puts_the_prompt_before_text_and_logprobs(client: Client) -> None:

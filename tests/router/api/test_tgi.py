@@ -173,6 +173,7 @@ async def test_events_have_tgis_shape(client: Client) -> None:
         "generated_tokens": 3,
         "seed": None,
         "input_length": 2,
+        "cached_tokens": 0,
         "mean_exit_layer": 3,
         "segments": [{"model": answer_model(client), "version": "v1", "depth": 4, "from_token": 0}],
     }
