@@ -138,7 +138,7 @@ def processes() -> Processes:
 
 
 def work_for_router(workers: Mapping[str, Callable[[bytes], bytes]]) -> None:
-    """Serve the router at the other end of standard input until it is gone."""
+    """Answer the router's requests on standard input until it is gone."""
     sock = socket.socket(fileno=0)
     with contextlib.suppress(ValueError, OSError):  # without such a limit the router's timeout remains
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))

@@ -1,4 +1,4 @@
-"""What a client says an answer must look like, in any dialect, as one constraint. Pure."""
+"""Reads the constraint that a client puts on an answer, in any dialect. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,12 +56,12 @@ class Refusal(Invalid):
 
 
 def of_parameters(asked: Parameters) -> Wanted | None:
-    """What TGI's client asked for. Raises `Refusal`."""
+    """The constraint in TGI's parameters. Raises `Refusal`."""
     return None if asked.grammar is None else _of_format(asked.grammar, "grammar")
 
 
 def of_fields(asked: CommonFields) -> Wanted | None:
-    """What OpenAI's or vLLM's client asked for. Raises `Refusal`."""
+    """The constraint in OpenAI's and vLLM's fields. Raises `Refusal`."""
     wanted = list(_given(asked, "guided_", ""))
     if asked.structured_outputs is not None:
         wanted += _of_structured_outputs(asked.structured_outputs)
@@ -71,14 +71,14 @@ def of_fields(asked: CommonFields) -> Wanted | None:
 
 
 def check_together(field: str, asked: Parameters) -> None:
-    """Raises `Refusal` for what makes no sense beside a constraint that this field asks for."""
+    """Raises `Refusal` for parameters that exclude a constraint; `field` is the one that asks for it."""
     for name in _EXCLUDED:
         if getattr(asked, name):
             raise Refusal(name, f"and `{field}` exclude each other", Reason.CONFLICT)
 
 
 def refusal_of(error: GrammarError, field: str) -> Refusal:
-    """Why there is no grammar, about the client's own field."""
+    """A grammar's error as the refusal of a client's field."""
     return Refusal(field + error.path, error.problem, error.reason)
 
 
@@ -132,7 +132,7 @@ def _of_structured_outputs(asked: StructuredOutputs) -> Iterator[Wanted]:
 
 
 def _given(asked: Any, prefix: str, at: str) -> Iterator[Wanted]:
-    """vLLM's four ways, in fields of either name. An empty one says nothing."""
+    """The constraints in vLLM's four fields, with or without their prefix. An empty field is none."""
     yield from _schemas(getattr(asked, f"{prefix}json"), f"{at}{prefix}json", *_EMPTY)
     kinds: dict[str, Callable[[Any], Constraint]] = {
         "regex": constraint.regex,
@@ -151,7 +151,7 @@ def _only(wanted: list[Wanted]) -> Wanted | None:
 
 
 def _schemas(raw: Raw, field: str, *nothing: bytes) -> Iterator[Wanted]:
-    """The schema, unless there is none, or one that says `nothing`."""
+    """The schema's constraint; none for a missing schema, null, or one of `nothing`."""
     given = b"null" if raw is msgspec.UNSET else bytes(raw)
     if given not in (b"null", *nothing):
         yield _made(constraint.schema, given, field)

@@ -174,7 +174,7 @@ class OpenAIApi:
 
 
 def _check_beside_calls(wanted: Wanted, prompt: Prompt | None) -> None:
-    """Beside calls that may be made, an answer's constraint must tell which of both it is from the start."""
+    """Refuse a constraint beside optional calls whose first character could begin either."""
     if prompt is None or prompt.tools is None or prompt.tools.must_call or prompt.call_format is None:
         return
     if prompt.call_format.begins_answer:

@@ -124,7 +124,7 @@ class ChatShape:
 
 
 def _delta(part: Part) -> ChatDelta:
-    """Where calls may be made, content stands only where it is told. In the first delta it may be null."""
+    """Where calls may be made, a delta without text has no content; the first one has null."""
     content: str | msgspec.UnsetType | None = part.text
     if part.may_be_silent and not part.text:
         content = None if part.is_first else msgspec.UNSET

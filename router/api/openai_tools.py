@@ -108,7 +108,7 @@ def _named(names: list[str], at: str, known: list[str]) -> list[str]:
 
 
 def checked(tools: Tools) -> Tools:
-    """The tools with schemas that answers can be held to. Takes a thread.
+    """The tools with their schemas compiled. Slow: for a thread.
 
     Raises `Invalid`, and `GenerationFailed` 429 when there is too much to do.
     """

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/responses`, without a memory: it answers the conversation that is sent."""
+"""OpenAI's `/v1/responses`, stateless: the client sends the whole conversation."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What a client of `/v1/responses` asks for, as the chat that it is."""
+"""Translates requests to `/v1/responses` into chat requests."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +39,7 @@ _TEXTS = ("input_text", "output_text", "text")
 
 @contextmanager
 def naming() -> Iterator[None]:
-    """Errors about a chat's fields name those of a response."""
+    """Renames the fields of a chat in errors to those of a response."""
     try:
         yield
     except Invalid as error:
@@ -51,7 +51,7 @@ def naming() -> Iterator[None]:
 
 
 def chat_of(asked: ResponsesRequest) -> ChatRequest:
-    """Raises `Invalid`. What the assistant said last is answered, not continued."""
+    """The chat request. Raises `Invalid`. A last message of the assistant is answered, not continued."""
     shared = {name: getattr(asked, name) for name in SamplingParameters.__struct_fields__}
     return ChatRequest(
         **shared,
@@ -77,7 +77,7 @@ def _format(text: TextOptions) -> Format | None:
 
 
 def _messages(asked: ResponsesRequest) -> list[Message]:
-    """Calls belong to the assistant's message before them, as in a chat."""
+    """The messages of a chat, in which calls belong to the assistant's message before them."""
     messages = [] if asked.instructions is None else [Message("system", asked.instructions)]
     if isinstance(asked.input, str):
         return [*messages, Message("user", asked.input)]

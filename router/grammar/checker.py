@@ -1,4 +1,4 @@
-"""Constraints compiled in a process that can be ended: a hostile one would take hours, or all memory."""
+"""Compiles constraints in a process that can be killed: a hostile one would take hours, or all memory."""
 
 import msgspec
 
@@ -21,9 +21,9 @@ def grammar_of(processes: Processes, constraint: Constraint) -> str:
 
 
 def schemas_of(processes: Processes, schemas: bytes) -> list[msgspec.Raw]:
-    """JSON Schemas, given as a JSON list, as llguidance reads them within a larger grammar.
+    """Compiles a JSON list of JSON Schemas for use within a larger grammar.
 
-    Raises like `grammar_of`; the path of a GrammarError begins with an index.
+    Raises like `grammar_of`; the path of a GrammarError begins with the index of a schema.
     """
     made = _asked(processes, SCHEMAS_NAME, schemas, SCHEMAS_BOUNDS)
     return msgspec.json.decode(made, type=list[msgspec.Raw])

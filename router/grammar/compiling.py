@@ -1,4 +1,4 @@
-"""A constraint compiled by llguidance, and if it cannot be, why not and where. Runs in a worker's process."""
+"""Compiles a constraint by llguidance, or says why not and where in a schema. Runs in a worker's process."""
 
 import functools
 import re
@@ -33,7 +33,7 @@ def compiled(payload: bytes) -> bytes:
 
 
 def compiled_schemas(payload: bytes) -> bytes:
-    """In a process: `Compiled` of a list of JSON Schemas. Its grammar is the list as llguidance reads it."""
+    """In a process: `Compiled` of a JSON list of schemas; its `grammar` is the list of compiled ones."""
     made: list[msgspec.Raw] = []
     for index, schema in enumerate(msgspec.json.decode(payload, type=list[msgspec.Raw])):
         answer = _compiled(Constraint(ConstraintKind.SCHEMA, bytes(schema).decode()))
@@ -99,7 +99,7 @@ def _grammar(schema: Schema) -> str:
 
 
 def _of_lark(source: str) -> str:
-    """Tokens may not be named: an answer is text, and may go on under another tokenizer."""
+    """Refuses special tokens: an answer is text, and may go on under another tokenizer."""
     try:
         grammar = LLMatcher.grammar_from_lark(any_to_lark(source))
     except Exception as error:  # of all kinds, about GBNF
@@ -122,7 +122,7 @@ def _limits() -> LLParserLimits:
 
 
 def _error(grammar: str) -> str:
-    """What llguidance says against it; "": nothing."""
+    """llguidance's error about a grammar; "" without one."""
     matcher = LLMatcher(_tokenizer(), grammar, log_level=0, limits=_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()  # which finds out whether there is a first byte
@@ -133,7 +133,7 @@ def _error(grammar: str) -> str:
 
 
 def _path(root: Schema, error: str) -> str:
-    """Where the smallest part stands of which llguidance says the same, as far as is found in short time."""
+    """The path of the smallest subschema with the same error, as far as it is found in `_LOCATING_S`."""
     deadline = time.process_time() + _LOCATING_S
     schema, path, seen = root, "", {id(root)}
     while True:
@@ -163,7 +163,7 @@ def _parts(root: Schema, schema: Schema, path: str) -> Iterator[tuple[str, Any]]
 
 
 def _refusal(error: str, path: str = "") -> GrammarError:
-    """llguidance's error in words that follow the name of a field."""
+    """llguidance's error as a sentence that follows the name of a field."""
     if error.startswith(_UNSATISFIABLE):
         return GrammarError(f"fits nothing: {error.removeprefix(_UNSATISFIABLE)}", path)
     if any(words in error for words in _TOO_MUCH):

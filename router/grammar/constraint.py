@@ -1,4 +1,4 @@
-"""A constraint on an answer's text, as a client gave it, and how much of one is taken."""
+"""A client's constraint on the text of an answer, and the bounds of constraints."""
 
 import enum
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Compiled(msgspec.Struct, frozen=True, array_like=True):
-    """The text of a grammar, as shards take it, or the reason why there is none: that of a `GrammarError`."""
+    """A grammar as shards take it, or what a `GrammarError` says."""
 
     grammar: str = ""
     problem: str = ""

@@ -1,4 +1,4 @@
-"""What llguidance's formats leave out: leap years, the year 0, seconds of 60, the lengths of addresses."""
+"""Schemas of formats of which llguidance accepts too much: leap years, the year 0, second 60, long names."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""JSON Schema, as far as it is read here: where its subschemas are, what is bounded, and what is refused.
+"""Finds the subschemas of a JSON Schema, checks bounds, and refuses what is not supported. Pure.
 
-llguidance names the keyword that it cannot express, and not where it stands; what a schema's draft does not
-know it skips. So keywords are looked for here first. Pure.
+llguidance names an unsupported keyword without its place, and skips keywords that the schema's draft does
+not know. So keywords are checked here first.
 """
 
 import re
@@ -56,7 +56,7 @@ _PLAIN = re.compile(r"[A-Za-z_$][\w$-]*")
 
 
 def path_part(key: str | int) -> str:
-    """One part of a path."""
+    """The path from a value to one of its members."""
     if isinstance(key, int):
         return f"[{key}]"
     return f".{key}" if _PLAIN.fullmatch(key) else f"[{key!r}]"
@@ -78,7 +78,7 @@ def children(schema: Schema) -> Iterator[tuple[str, Any]]:
 
 
 def resolved(root: Schema, reference: Any) -> Any:
-    """What a `$ref` points to within its schema. None: nothing, as far as pointers go."""
+    """The target of a `$ref` within its schema; None if it is no JSON pointer to a part of it."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None
     if reference[1:2] not in ("", "/"):
@@ -96,7 +96,7 @@ def resolved(root: Schema, reference: Any) -> Any:
 
 
 def check(root: Any) -> None:
-    """Raises GrammarError with the path for what is over a bound, or not supported."""
+    """Raises GrammarError, with a path, for what exceeds a bound or is not supported."""
     if not isinstance(root, dict):
         raise GrammarError("must be a JSON Schema, which is an object")
     num_properties = num_values = 0

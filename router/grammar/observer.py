@@ -1,4 +1,4 @@
-"""What observers are told of constraints."""
+"""The interface of observers of constraints."""
 
 from router.grammar.constraint import Reason
 

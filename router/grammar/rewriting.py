@@ -1,9 +1,9 @@
-"""A schema made into one that llguidance takes, and that leads to no answer which the schema refuses. Pure.
+"""Rewrites a schema so that llguidance takes it and every answer is valid under the original. Pure.
 
 - `oneOf` becomes `anyOf` where its alternatives exclude each other.
 - An object that names its properties, and says nothing of others, gets no others: as in OpenAI's strict mode,
   and a small model would go on adding some.
-- What says nothing of the text is left out, and formats are narrowed to what is valid.
+- Keywords that do not constrain the text are left out, and formats are narrowed to what is valid.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _OF_PARTS = (
 
 
 def rewritten(root: Schema) -> Schema:
-    """The schema as llguidance is to read it; the one given is left as it is."""
+    """The schema for llguidance; the given one is not changed."""
     rewriting = _Rewriting(root)
     made: Schema = rewriting.schema(root)
     if rewriting.formats:  # each once: they are long
@@ -90,7 +90,7 @@ class _Rewriting:
         )
 
     def _disjoint(self, one: Any, other: Any, depth: int) -> bool:
-        """No value is valid under both, as far as that is easily seen."""
+        """True if no value is valid under both; False also where that is hard to see."""
         one, other = self._followed(one), self._followed(other)
         if not isinstance(one, dict) or not isinstance(other, dict) or depth > _MAX_REFERENCES:
             return False
@@ -110,7 +110,7 @@ class _Rewriting:
         )
 
     def _followed(self, schema: Any) -> Any:
-        """Itself, or what it refers to: what stands beside a reference only narrows it."""
+        """The schema, or the target of its `$ref`, which keywords beside it only narrow."""
         for _ in range(_MAX_REFERENCES):
             if not isinstance(schema, dict) or "$ref" not in schema:
                 return schema
@@ -119,7 +119,7 @@ class _Rewriting:
 
 
 def _types(schema: Schema) -> set[str]:
-    """That it allows; an integer is a number."""
+    """The types that a schema allows; an integer is a number."""
     values = _values(schema)
     if values is not None:
         return {kind for kind, _ in values}
@@ -129,14 +129,14 @@ def _types(schema: Schema) -> set[str]:
 
 
 def _values(schema: Schema) -> set[tuple[str, bytes]] | None:
-    """Of a const or an enum, each with its type. None: it names none."""
+    """The values of a const or an enum, each with its type; None without either."""
     if "const" in schema:
         return {_value(schema["const"])}
     return set(map(_value, schema["enum"])) if isinstance(schema.get("enum"), list) else None
 
 
 def _value(value: Any) -> tuple[str, bytes]:
-    """Equal for what JSON Schema takes for equal: 1.0 is 1."""
+    """A value with its type; equal where JSON Schema takes values for equal: 1.0 is 1."""
     match value:
         case None:
             kind = "null"
@@ -172,7 +172,7 @@ def _lacks(one: Schema, other: Schema) -> bool:
 
 
 def _is_silent_about_others(schema: Schema) -> bool:
-    """It names its properties, all that it requires among them, and does not tell of others."""
+    """True if it names its properties, required ones included, and says nothing of others."""
     if "properties" not in schema or "additionalProperties" in schema or "patternProperties" in schema:
         return False
     num_required = schema.get("minProperties", 0)
@@ -181,7 +181,10 @@ def _is_silent_about_others(schema: Schema) -> bool:
 
 
 def _merged(root: Schema) -> set[int]:
-    """Schemas, by `id`, of which others see the same value: if they were closed, nothing would be left."""
+    """The `id` of each subschema that applies to a value together with others.
+
+    If one of them were closed, it would forbid the properties of the others.
+    """
     found: set[int] = set()
     waiting = [schema for schema in _all(root) if _combines(schema)]
     while waiting:
@@ -205,7 +208,7 @@ def _all(root: Any) -> Iterator[Schema]:
 
 
 def _combines(schema: Schema) -> bool:
-    """Several of its parts speak of the same value."""
+    """True if several of its parts apply to the same value."""
     num_parts = len(schema["allOf"]) if isinstance(schema.get("allOf"), list) else 0
     num_parts += sum(key in schema for key in ("anyOf", "oneOf", "$ref"))
     return num_parts + any(key in schema for key in _OF_PARTS) > 1 and num_parts > 0

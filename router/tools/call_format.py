@@ -1,6 +1,6 @@
-"""Texts that stand around a call's name and arguments, one set for each family of models.
+"""Formats of tool calls: the texts around names and arguments, by family of models.
 
-One table serves prompts that describe it, grammars that force it and the parser that reads it back.
+One table serves prompts that describe a format, grammars that force it and the parser that reads it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import msgspec
 
 
 class CallFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written beside the name and the arguments of calls."""
+    """The texts around the names and arguments of calls."""
 
     name: str
     trigger: str  # begins the calls of an answer: what stands before is text

@@ -1,4 +1,4 @@
-"""Conversations about tools for templates that have no words for them: tools, calls and results as text."""
+"""Rewrites conversations for templates without support of tools: tools, calls and results become text."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def description_of(tools: Sequence[dict[str, Any]], calls: CallFormat) -> str:
 
 
 def with_description(messages: Iterable[Message], description: str) -> list[Message]:
-    """The description follows the system message, which is added if there is none."""
+    """The messages, with the description after the system message's text. Without one it is added."""
     listed = list(messages)
     if listed and listed[0]["role"] == "system":
         first = listed[0]
@@ -41,7 +41,7 @@ def with_description(messages: Iterable[Message], description: str) -> list[Mess
 
 
 def with_description_in_user_message(messages: Iterable[Message], description: str) -> list[Message]:
-    """For templates that take no system message."""
+    """The messages, with the description before the first user's text, for templates without system messages."""
     listed = list(messages)
     at = next((at for at, message in enumerate(listed) if message["role"] == "user"), None)
     if at is None:
@@ -51,7 +51,7 @@ def with_description_in_user_message(messages: Iterable[Message], description: s
 
 
 def with_calls_as_text(messages: Iterable[Message], calls: CallFormat) -> list[Message]:
-    """Calls stand in the assistant's content, and results are messages of the user."""
+    """The messages, with calls as the assistant's text and results as messages of the user."""
     written: list[Message] = []
     follows_result = False
     for message in messages:
@@ -83,7 +83,7 @@ def _result(message: Message) -> str:
 
 
 def with_names(messages: Iterable[Message]) -> list[Message]:
-    """A result has the name of its function, which some templates write and OpenAI's clients leave out."""
+    """The messages, each result with its function's name, which clients may omit and some templates write."""
     names: dict[str, Any] = {}
     named: list[Message] = []
     for message in messages:
@@ -96,7 +96,7 @@ def with_names(messages: Iterable[Message]) -> list[Message]:
 
 
 def with_short_ids(messages: Iterable[Message]) -> list[Message]:
-    """Mistral's templates take ids of nine letters and digits only: others become such ones."""
+    """The messages, with ids of nine letters and digits, as Mistral's templates require."""
     return [_with_short_ids(message) for message in messages]
 
 

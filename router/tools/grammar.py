@@ -1,7 +1,7 @@
-"""The grammar of answers that may, or must, call tools: llguidance's Lark.
+"""The grammar of answers that may, or must, call tools, in llguidance's Lark.
 
-Marks of a format are single tokens in some tokenizers, which no text in a grammar matches, so a grammar is of
-one tokenizer; for another it is made again.
+Some tokenizers have the marks of a format as single tokens, which no text in a grammar matches. So a grammar
+is of one tokenizer, and is made again for another.
 """
 
 import json
@@ -26,7 +26,7 @@ class SpecialTokens(msgspec.Struct, frozen=True):
     shown: list[int] = []  # of these, the ones that clients see as text all the same
 
     def within(self, vocab_size: int | None) -> "SpecialTokens":
-        """Those that a model has: a tokenizer may know more. None: all of them."""
+        """The tokens below the model's `vocab_size`: a tokenizer may have more. None: all."""
         if vocab_size is None:
             return self
         ids = {text: id for text, id in self.ids.items() if id < vocab_size}
@@ -34,10 +34,10 @@ class SpecialTokens(msgspec.Struct, frozen=True):
 
 
 def grammar_of(tools: Tools, calls: CallFormat, special: SpecialTokens, answer: str = "") -> str:
-    """What an answer may be. `answer` is the grammar of one that calls no tool; "": any text.
+    """The grammar of an answer. `answer` is the grammar of one that calls no tool; "": any text.
 
-    An answer that must call a tool has none of the other kind. Where both kinds may begin with the same
-    characters, as in Llama's format beside JSON, llguidance takes the call.
+    Where a call is required, `answer` has no effect. Where both kinds may begin alike, as in Llama's format
+    beside JSON, llguidance takes the call.
     """
     held = "" if tools.must_call else answer
     rules = ["%llguidance {}", *_starts(tools, calls, special, bool(held))]
@@ -47,7 +47,7 @@ def grammar_of(tools: Tools, calls: CallFormat, special: SpecialTokens, answer: 
 
 
 def _beside(text: str, answer: str) -> str:
-    """Both in one; the second by the name that the first one has for it."""
+    """One grammar of both, in which that of calls refers to the other as `_ANSWER`."""
     try:
         others = json.loads(answer)["grammars"]
     except ValueError:
@@ -90,7 +90,7 @@ def _call(tool: Function, calls: CallFormat, special: SpecialTokens) -> str:
 
 
 def _terminals(text: str, special: SpecialTokens) -> str:
-    """A literal, with marks that are tokens as tokens."""
+    """A text as terminals: marks that are tokens as tokens, the rest as literals."""
     parts = [part for part in _MARKS.split(text) if part]
     joined: list[str] = []
     was_text = False

@@ -1,4 +1,4 @@
-"""Where a JSON value ends that comes in pieces."""
+"""Finds the end of a JSON value that comes in pieces."""
 
 
 class JsonEnd:
@@ -10,7 +10,7 @@ class JsonEnd:
         self._is_escaped = False
 
     def find(self, text: str) -> int | None:
-        """Take the next piece; behind which of its characters the value ends, None if it goes on."""
+        """Take the next piece; returns the length of its part of the value, None if the value goes on."""
         for at, character in enumerate(text):
             if self._is_in_string:
                 self._take_in_string(character)

@@ -1,4 +1,4 @@
-"""Splits an answer into content and calls while it streams. The result does not depend on how it is cut."""
+"""Splits a streamed answer into content and calls. The result does not depend on how the stream is cut."""
 
 import enum
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from router.tools.json_end import JsonEnd
 
 
 class CallPart(msgspec.Struct, frozen=True):
-    """What follows of a call. The first part of it has the name."""
+    """A part of a call; the first one has the name."""
 
     index: int
     arguments: str
@@ -33,7 +33,7 @@ class _State(enum.Enum):
 
 
 class CallParser:
-    """The parser of one answer. What is no call after all is content."""
+    """The parser of one answer. What proves to be no call is content."""
 
     def __init__(self, calls: CallFormat, names: Sequence[str]):
         self._format = calls
@@ -57,7 +57,7 @@ class CallParser:
         return self._take_parsed()
 
     def finish(self) -> ParsedText:
-        """The answer is over: the beginning of a trigger was content, that of a call is nothing."""
+        """Parse the rest: an incomplete trigger is content, an incomplete call is dropped."""
         if self._state is _State.CONTENT and not (self.num_calls and self._pending.isspace()):
             self._add_content(self._pending)
         self._pending = ""
@@ -95,7 +95,7 @@ class CallParser:
         return True
 
     def _read_beginning(self) -> bool:
-        """Calls begin where the answer does, or nowhere."""
+        """Read calls at the beginning of the answer: elsewhere there are none."""
         trigger, text = self._format.trigger, self._pending.lstrip()
         if self._has_content or (text and not text.startswith(trigger)):
             return self._show_up_to(len(self._pending))
@@ -105,7 +105,7 @@ class CallParser:
         return True
 
     def _show_up_to(self, end: int) -> bool:
-        """Blanks that may stand before a call are no content yet."""
+        """Add content up to `end`; blanks that may stand before a call are held back."""
         shown = self._pending[:end]
         if self._has_content or shown.strip():
             self._add_content(shown)
@@ -150,7 +150,7 @@ class CallParser:
         return self._skip(after_last, _State.CONTENT)
 
     def _skip(self, expected: str, then: _State) -> bool:
-        """Over what a format writes; something else in its place is content."""
+        """Skip what the format writes; anything else is content."""
         if self._pending.startswith(expected):
             self._pending = self._pending[len(expected) :]
             self._state = then
@@ -160,7 +160,7 @@ class CallParser:
         return self._give_up(self._pending)
 
     def _give_up(self, text: str) -> bool:
-        """It is no call after all: its first character is content, behind which a trigger may stand."""
+        """Take a text that is no call as content: its first character, behind which a trigger may stand."""
         self._state = _State.CONTENT
         self._add_content(text[:1])
         self._pending = text[1:]
@@ -173,7 +173,7 @@ class CallParser:
 
 
 def _joined(parts: Iterable[CallPart]) -> list[CallPart]:
-    """Each call once."""
+    """The parts, one for each call."""
     joined: list[CallPart] = []
     for part in parts:
         if joined and joined[-1].index == part.index:
