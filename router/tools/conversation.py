@@ -41,7 +41,7 @@ def with_description(messages: Iterable[Message], description: str) -> list[Mess
 
 
 def with_description_in_user_message(messages: Iterable[Message], description: str) -> list[Message]:
-    """The messages, with the description before the first user's text, for templates without system messages."""
+    """The messages, with the description before the first user text, for templates without a system role."""
     listed = list(messages)
     at = next((at for at, message in enumerate(listed) if message["role"] == "user"), None)
     if at is None:
