@@ -93,7 +93,6 @@ class Client:
         self.address = address
         self.patience = patience or Patience()
         self.name = f"loadgen-{os.getpid()}"  # prefix of every stream's x-request-id
-        self.num_open = 0  # streams under way
         self._num_watches = 0
         self._headers = headers or {}
         self.idle: list[Connection] = []
@@ -126,7 +125,6 @@ class Client:
         def make() -> StreamExchange:
             return StreamExchange(self._backlog, record, dialect.reader(record), cancel)
 
-        self.num_open += 1
         try:
             exchange = await self._carry_out(make, request)
             record.outcome, record.detail = exchange.done.result()
@@ -136,7 +134,6 @@ class Client:
             record.outcome = Outcome.CANCELLED
             raise
         finally:
-            self.num_open -= 1
             record.ended = record.ended or monotonic()
 
     async def fetch(

@@ -56,7 +56,6 @@ class LagMeter:
     """Samples how late the event loop is, a hundred times a second, in seconds."""
 
     def __init__(self) -> None:
-        self.times = array("d")
         self.lags = array("d")
         self._pacer = Pacer(self._beats(), self._note)
 
@@ -67,7 +66,6 @@ class LagMeter:
         self._pacer.stop()
 
     def _note(self, due: float) -> None:
-        self.times.append(due)
         self.lags.append(monotonic() - due)
 
     def _beats(self) -> Iterator[float]:

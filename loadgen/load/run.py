@@ -54,7 +54,6 @@ class Run(msgspec.Struct, kw_only=True):
     ended: float = 0.0
     last_start: float = 0.0
     records: list[Record] = []
-    lag_times: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
     lags: "array[float]" = msgspec.field(default_factory=lambda: array("d"))
     cpu_s: float = 0.0
     scrapes: list[Scrape] = []

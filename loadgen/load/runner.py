@@ -90,7 +90,7 @@ class Runner:
         run.ended = monotonic()
         run.cpu_s = process_time() - cpu_before
         run.last_start = self._last_start or run.ended
-        run.records, run.lag_times, run.lags = self.records, meter.times, meter.lags
+        run.records, run.lags = self.records, meter.lags
         return run
 
     def _is_over(self, elapsed_s: float) -> bool:

@@ -7,7 +7,7 @@ from tests.loadgen.making import record, run_of
 
 def run_with(lag_ms: float, count: int = 1000, **changes: object) -> Run:
     lags = array("d", [lag_ms / 1e3] * count)
-    return run_of([record(0.0, [10.0])], lags=lags, lag_times=lags, **changes)
+    return run_of([record(0.0, [10.0])], lags=lags, **changes)
 
 
 def test_a_client_in_time_is_fine() -> None:
