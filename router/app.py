@@ -69,6 +69,7 @@ async def serve(
     dispatcher.add_observer(MetricsObserver(metrics, config.model_name))
     dispatcher.add_observer(Recorder(store))
     watch_store(metrics.helios, store, config.model_name)
+    metrics.helios.agreement_floor.labels(config.model_name).set(catalog.repository.floor.agreement)
     service = Service(
         config, dispatcher, target, catalog.names, GrammarMetrics(metrics.helios, config.model_name)
     )

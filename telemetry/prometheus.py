@@ -222,4 +222,5 @@ class HeliosMetrics:
         self.agreement = gauge("agreement", "Share of tokens that full depth would have taken too.")
         self.agreement_low = gauge("agreement_low", "Lower end of its 95% interval.")
         self.agreement_high = gauge("agreement_high", "Upper end of its 95% interval.")
+        self.agreement_floor = gauge("agreement_floor", "Agreement that the model repository asks for.")
         self.perplexity = gauge("perplexity", "Of the answers read again, under full depth.")
