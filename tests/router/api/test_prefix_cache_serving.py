@@ -1,0 +1,80 @@
+"""The prefix cache through the whole server: what clients are told of it, and that no answer changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.router.exit_client import Client, session
+from tests.running import Server
+
+PROMPT = "The quick brown dog thinks about the weather and about its dinner, and then it thinks again"
+
+
+@pytest.fixture(scope="module")
+def start(serve: Callable[..., Server], tiny_model: Callable[[str], Path]) -> Callable[..., Server]:
+    def start(**settings: object) -> Server:
+        usual = {"model_id": tiny_model("llama"), "dtype": "float32", "device": "cpu", "num_threads": 1}
+        return serve(**usual, kv_cache_bytes="16MiB", redis_url="redis://127.0.0.1:1", **settings)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def caching(start: Callable[..., Server]) -> Server:
+    return start()
+
+
+@pytest.fixture(scope="module")
+def computing(start: Callable[..., Server]) -> Server:
+    return start(no_prefix_cache=True)
+
+
+def cached(answer: dict[str, dict[str, int]]) -> int:
+    return answer["details"]["cached_tokens"]
+
+
+async def test_the_second_time_most_is_found_and_nothing_changes(caching: Server, computing: Server) -> None:
+    async with session() as http:
+        client, other = Client(http, caching), Client(http, computing)
+        texts = []
+        for longer in ("", "", ", and eats"):
+            asked = {"details": True, "max_new_tokens": 30, "ignore_eos": True, "cache_salt": "one"}
+            answer = await client.answer(PROMPT + longer, **asked)
+            expected = await other.answer(PROMPT + longer, **asked)
+            texts.append((answer["generated_text"], expected["generated_text"], cached(answer)))
+            assert cached(expected) == 0
+        assert all(text == computed for text, computed, _ in texts)
+        assert texts[0][2] == 0
+        assert texts[1][2] >= 16
+        assert texts[2][2] >= 16
+        assert texts[1][2] % 16 == 0
+        hits = await client.metric("helios_prefix_cache_hit_tokens_total")
+        assert sum(hits.values()) >= texts[1][2] + texts[2][2]
+        assert sum((await other.metric("helios_prefix_cache_queried_tokens_total")).values()) == 0
+
+
+async def test_salts_are_apart_and_scored_prompts_are_computed(caching: Server) -> None:
+    async with session() as http:
+        client = Client(http, caching)
+        asked = {"details": True, "max_new_tokens": 4}
+        for salt in ("a", "b"):
+            assert cached(await client.answer(PROMPT, cache_salt=salt, **asked)) == 0
+        assert cached(await client.answer(PROMPT, cache_salt="a", **asked)) >= 16
+        scored = await client.answer(PROMPT, cache_salt="a", decoder_input_details=True, **asked)
+        assert cached(scored) == 0
+        assert len(scored["details"]["prefill"]) > 16
+        assert await client.header("x-cached-tokens", PROMPT, cache_salt="b", **asked) not in (None, "0")
+        status, refused = await client.post(PROMPT, cache_salt="x" * 257)
+        assert status == 422
+        assert "cache_salt" in refused["error"]
+
+
+async def test_openais_usage_tells_of_it(caching: Server) -> None:
+    async with session() as http:
+        body = {"prompt": PROMPT, "max_tokens": 2, "cache_salt": "usage", "temperature": 0}
+        found = []
+        for _ in range(2):
+            async with http.post(f"{caching.url}/v1/completions", json=body) as got:
+                found.append((await got.json())["usage"]["prompt_tokens_details"]["cached_tokens"])
+        assert found[0] == 0 < found[1]
