@@ -38,7 +38,7 @@ class Output:
         return self._num_events - 1
 
     def take(self, passage: Passage) -> Iterable[ResponseEvent]:
-        """What the next tokens told. Text stands before calls."""
+        """The events of the next tokens, whose text stands before their calls."""
         if passage.text:
             yield from self._take_text(passage.text)
         for delta in passage.calls:

@@ -45,7 +45,7 @@ class GrammarCompiler:
         """True if the model's folder has a tokenizer.json, without which no grammar can be compiled."""
         return self._path.is_file()
 
-    def constrain(self, new: NewSequence) -> "Constraint | None":
+    def constrain(self, new: NewSequence) -> "GrammarState | None":
         """A new sequence's constraint, without waiting for its grammar to be compiled; None without one."""
         if new.grammar is None:
             return None
@@ -58,7 +58,7 @@ class GrammarCompiler:
         else:
             self._compiled.move_to_end(source)
             self.counters.reused += 1
-        return Constraint(new.grammar, new.num_prompt_tokens, self, compiled)
+        return GrammarState(new.grammar, new.num_prompt_tokens, self, compiled)
 
     def warm_up(self) -> None:
         """Begin to read the vocabulary, which the first grammar needs: it takes most of a second."""
@@ -135,8 +135,8 @@ class GrammarCounters:
         self.compile_ms = self.mask_ms = 0.0
 
 
-class Constraint:
-    """A sequence's place in its grammar. Positions count tokens of the sequence, prompt included.
+class GrammarState:
+    """A sequence's `Constraint`: its place in its grammar. Positions count the prompt's tokens too.
 
     It never raises: once `error` says why it cannot tell what is legal, everything is.
     """

@@ -6,7 +6,10 @@ from shard.messages import FinishReason, NewSequence, Sampling
 
 
 class Constraint(Protocol):
-    """What its answer must be, as `shard.engine.grammar` knows it. Positions count the prompt's tokens."""
+    """What may follow in a sequence. Positions count the prompt's tokens.
+
+    An interface, since `GrammarState` imports torch and llguidance, which simulated shards do without.
+    """
 
     error: str
 

@@ -129,7 +129,7 @@ async def test_answers_are_any_text_unless_it_is_said(
 
 
 @pytest.mark.parametrize(
-    ("path", "more", "told"),
+    ("path", "more", "problem"),
     [
         (
             CHAT,
@@ -208,9 +208,9 @@ async def test_answers_are_any_text_unless_it_is_said(
         ("/generate", tgi(type="json"), "`parameters.grammar.value` is missing"),
     ],
 )
-async def test_a_constraint_is_refused_by_name(client: Client, path: str, more: Any, told: str) -> None:
+async def test_a_constraint_is_refused_by_name(client: Client, path: str, more: Any, problem: str) -> None:
     message = await refused(client, path, more)
-    assert told in message
+    assert problem in message
     assert len(message) < 400
 
 
@@ -237,8 +237,8 @@ async def test_what_becomes_of_constraints_is_counted(client: Client) -> None:
         await client.post(CHAT, ask(CHAT, guided_regex=pattern))
     await client.post(CHAT, ask(CHAT, guided_regex="a", min_tokens=2))
     async with client.session.get(client.url + "/metrics") as response:
-        told = await response.text()
-    lines = dict(line.rsplit(" ", 1) for line in told.splitlines() if not line.startswith("#"))
+        metrics = await response.text()
+    lines = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
     named = {name.partition("{")[0]: float(value) for name, value in lines.items()}
     assert named["helios_constraint_check_seconds_count"] == 2
     assert named["helios_constraint_cache_hits_total"] == 2

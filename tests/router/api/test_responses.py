@@ -59,13 +59,13 @@ async def events(client: Client, **more: Any) -> list[Any]:
     ) as response:
         assert response.status == 200, await response.text()
         blocks = (await response.text()).removesuffix("\n\n").split("\n\n")
-    told = []
+    received = []
     for block in blocks:
         name, data = block.split("\n")
-        told.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {told[-1]['type']}"
-    assert [event["sequence_number"] for event in told] == list(range(len(told)))
-    return told
+        received.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {received[-1]['type']}"
+    assert [event["sequence_number"] for event in received] == list(range(len(received)))
+    return received
 
 
 def prompt_text(client: Client) -> str:
@@ -99,23 +99,23 @@ async def test_what_length_cuts_off_is_incomplete(client: Client) -> None:
 
 
 async def test_text_streams_in_events_of_their_order(client: Client) -> None:
-    told = await events(client)
-    assert [event["type"] for event in told] == TEXT_EVENTS
-    assert "".join(event["delta"] for event in told if "delta" in event) == "Hello!"
-    assert told[0]["response"]["status"] == told[1]["response"]["status"] == "in_progress"
-    assert told[-1]["response"]["output"] == [told[-2]["item"]]
-    assert without_ids(told[-1]["response"]["output"]) == without_ids((await respond(client))["output"])
+    received = await events(client)
+    assert [event["type"] for event in received] == TEXT_EVENTS
+    assert "".join(event["delta"] for event in received if "delta" in event) == "Hello!"
+    assert received[0]["response"]["status"] == received[1]["response"]["status"] == "in_progress"
+    assert received[-1]["response"]["output"] == [received[-2]["item"]]
+    assert without_ids(received[-1]["response"]["output"]) == without_ids((await respond(client))["output"])
 
 
 async def test_calls_stream_behind_text(client: Client) -> None:
     client.dispatcher.says = "I look.\n" + HERMES.written([ROME, OSLO])
-    told = await events(client, tools=[WEATHER])
-    done = [event["item"] for event in told if event["type"] == "response.output_item.done"]
+    received = await events(client, tools=[WEATHER])
+    done = [event["item"] for event in received if event["type"] == "response.output_item.done"]
     assert [item["type"] for item in done] == ["message", "function_call", "function_call"]
-    assert told[-1]["response"]["output"] == done
+    assert received[-1]["response"]["output"] == done
     assert without_ids((await respond(client, tools=[WEATHER]))["output"]) == without_ids(done)
     for index, (_, arguments) in enumerate([ROME, OSLO], 1):
-        own = [event for event in told if event.get("output_index") == index]
+        own = [event for event in received if event.get("output_index") == index]
         kinds = [event["type"].removeprefix("response.") for event in own]
         assert kinds[0] == "output_item.added"
         assert {*kinds[1:-2]} == {"function_call_arguments.delta"}
@@ -258,9 +258,9 @@ async def test_the_sdk_calls_tools_and_goes_on(client: Client, sdk: openai.Async
     assert call.type == "function_call"
     assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Rome"})
     async with sdk.responses.stream(model="tgi", input=talk, tools=[WEATHER]) as stream:
-        told = [event async for event in stream]
+        received = [event async for event in stream]
         final = await stream.get_final_response()
-    deltas = [event.delta for event in told if event.type == "response.function_call_arguments.delta"]
+    deltas = [event.delta for event in received if event.type == "response.function_call_arguments.delta"]
     [again] = final.output
     assert again.type == "function_call"
     assert "".join(deltas) == again.arguments == '{"city": "Rome"}'

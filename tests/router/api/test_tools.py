@@ -131,9 +131,9 @@ async def test_a_stream_of_calls_alone_has_no_content(client: Client) -> None:
     assert first["delta"]["content"] is None
     assert all(part["delta"].keys() == {"tool_calls"} for part in others)
     assert last["delta"] == {}
-    told = [call for part in parts for call in part["delta"].get("tool_calls", [])]
-    assert len(told) > 3, "arguments come in pieces"
-    first, *others = told
+    deltas = [call for part in parts for call in part["delta"].get("tool_calls", [])]
+    assert len(deltas) > 3, "arguments come in pieces"
+    first, *others = deltas
     assert first["function"]["name"] == "weather"
     assert "".join(call["function"]["arguments"] for call in [first, *others]) == '{"city": "Rome"}'
 
@@ -384,8 +384,8 @@ async def test_hugging_faces_client(client: Client) -> None:
     [call] = answer.choices[0].message.tool_calls or []
     assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Rome"}')
     events = await asyncio.to_thread(lambda: list(hub.chat_completion(**asked, stream=True)))
-    told = [call for event in events for call in event.choices[0].delta.tool_calls or []]
-    assert "".join(call.function.arguments for call in told) == '{"city": "Rome"}'
+    deltas = [call for event in events for call in event.choices[0].delta.tool_calls or []]
+    assert "".join(call.function.arguments for call in deltas) == '{"city": "Rome"}'
     choice = huggingface_hub.ChatCompletionInputToolChoiceClass(
         function=huggingface_hub.ChatCompletionInputFunctionName(name="weather")
     )

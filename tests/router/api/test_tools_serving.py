@@ -44,12 +44,12 @@ def sdk(
 
 
 def check(name: str, arguments: str) -> None:
-    told = json.loads(arguments)
+    received = json.loads(arguments)
     if name == "pick":
-        assert told in ({"color": "red"}, {"color": "blue"})
+        assert received in ({"color": "red"}, {"color": "blue"})
     else:
-        assert told.keys() == {"sides", "fair"}
-        assert (told["sides"] in (6, 20), type(told["fair"])) == (True, bool)
+        assert received.keys() == {"sides", "fair"}
+        assert (received["sides"] in (6, 20), type(received["fair"])) == (True, bool)
 
 
 @pytest.mark.parametrize("seed", range(4))

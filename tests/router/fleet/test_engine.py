@@ -48,7 +48,7 @@ class PlayedShard:
         self.configs: list[ShardConfig] = []  # that each life was started with
         self.cannot_load: set[str] = set()  # models
         self.sent: list[Step] = []
-        self.told: list[Prepare | Commit | Discard] = []
+        self.received: list[Prepare | Commit | Discard] = []
         self.answers: list[Answered] = []
         self.death: ShardDied | None = None
 
@@ -68,7 +68,7 @@ class PlayedShard:
         if isinstance(message, Step):
             self.sent.append(message)
         else:
-            self.told.append(message)
+            self.received.append(message)
 
     def take_answers(self) -> list[Answered]:
         if self.death is not None:
@@ -204,9 +204,9 @@ async def swapping(stage: Stage, inflight: Inflight = Inflight.FINISH) -> asynci
     """A swap that has been prepared and whose commit the shard has been asked for."""
     swap = asyncio.create_task(stage.engine.swap(TARGET, SwapOptions(inflight, drain_s=10.0)))
     await asyncio.sleep(0)
-    assert stage.shard.told == [Prepare(1, TARGET.config)]
+    assert stage.shard.received == [Prepare(1, TARGET.config)]
     await stage.shard.say(Prepared(1, OTHER, {"read": 3.0}))
-    assert stage.shard.told[1:] == [Commit(1)]
+    assert stage.shard.received[1:] == [Commit(1)]
     return swap
 
 
@@ -237,7 +237,7 @@ async def test_a_shard_that_says_no_keeps_what_it_has(stage: Stage) -> None:
     await stage.shard.say(SwapFailed(1, "It has another shape."))
     with pytest.raises(SwapError, match="another shape"):
         await swap
-    assert stage.shard.told[-1] == Discard(1)
+    assert stage.shard.received[-1] == Discard(1)
     request = await stage.submit(1)
     assert request.segments[0].model == "m"
     assert stage.engine.target.name == "m"
@@ -247,12 +247,12 @@ async def test_where_both_do_not_fit_it_commits_again_when_somebody_has_ended(st
     request = await stage.submit(1)
     swap = await swapping(stage)
     await stage.shard.say(SwapFailed(1, "There is no room."))
-    assert stage.shard.told[-1] == Commit(1)
-    assert len(stage.shard.told) == 2
+    assert stage.shard.received[-1] == Commit(1)
+    assert len(stage.shard.received) == 2
     stage.balancer.registry.fail(request, GenerationFailed("aborted"), 0.0)
     stage.engine.drop(request)
     await stage.shard.answer(stage.shard.sent[0])
-    assert stage.shard.told[2:] == [Commit(1)]
+    assert stage.shard.received[2:] == [Commit(1)]
     await stage.shard.say(Committed(1, OTHER, 2.0, {}))
     assert (await swap).num_migrated == 0
 

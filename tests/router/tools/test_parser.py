@@ -39,7 +39,7 @@ def read(parser: CallParser, cut: list[str]) -> tuple[str, list[tuple[str, str]]
             if part.name is not None:
                 calls.append([part.name, ""])
             calls[part.index][1] += part.arguments
-    return content, [(name, told) for name, told in calls]
+    return content, [(name, arguments) for name, arguments in calls]
 
 
 @st.composite

@@ -12,7 +12,7 @@ import torch
 from llguidance import LLMatcher
 from tokenizers import Tokenizer
 
-from shard.engine.grammar import MAX_COMPILED, Constraint, GrammarCompiler
+from shard.engine.grammar import MAX_COMPILED, GrammarCompiler, GrammarState
 from shard.messages import Grammar, NewSequence, Sampling, Step, TokenOutput, Work
 from tests.shard.driving import Generation, generate, kv_bytes, make_runner, prompts_of, score
 
@@ -141,7 +141,7 @@ def test_draws_are_those_of_masked_logits(tiny_model):
                 assert again.ids == [token.id]
 
 
-def constraint_of(compiler: GrammarCompiler, grammar: str, num_prompt: int, **begun: Any) -> Constraint:
+def constraint_of(compiler: GrammarCompiler, grammar: str, num_prompt: int, **begun: Any) -> GrammarState:
     new = NewSequence(0, 0, [1] * num_prompt, num_prompt, 9, grammar=Grammar(grammar, **begun))
     constraint = compiler.constrain(new)
     assert constraint is not None
@@ -214,7 +214,7 @@ def test_a_grammar_that_is_being_compiled_holds_nobody_up(tiny_model):
     folder = tiny_model("llama")
     runner = make_runner(folder)
     slow: Future[Any] = Future()
-    constraint = Constraint(Grammar("start: /x/"), 20, runner.grammars, slow)
+    constraint = GrammarState(Grammar("start: /x/"), 20, runner.grammars, slow)
     runner.table = type(runner.table)(
         64, 16, runner.model.eos_token_ids, 256, lambda new: constraint if new.grammar else None
     )
