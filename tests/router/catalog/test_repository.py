@@ -1,5 +1,6 @@
 """The model repository: what its file says, and one sentence with line and field for what it cannot say."""
 
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -114,6 +115,12 @@ def test_the_embedded_models_repository_is_whole_first():
     assert repository.candidates[0].mode == "full"
     assert {candidate.name for candidate in repository.candidates} == {"full", "chat", "code"}
     assert {candidate.model for candidate in repository.candidates} == {"smollm2-135m-instruct"}
+
+
+def test_the_embedded_models_exits_are_where_its_repository_says():
+    folders = [Path(each.exits) for each in read_repository(default_path()).candidates if each.exits]
+    assert folders
+    assert all((folder / "exits.json").is_file() for folder in folders)
 
 
 def test_a_choice_reads_as_a_person_would_say_it():
