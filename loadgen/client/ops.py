@@ -46,8 +46,8 @@ class Operator:
 
     async def swap(self, candidate: str, depth: int | None, inflight: str | None = None) -> Fetched:
         """Request a swap; status 202 and `decision_id` if it has begun."""
-        wish = {"candidate": candidate, "depth": depth, "inflight": inflight}
-        body = {name: value for name, value in wish.items() if value is not None}
+        fields = {"candidate": candidate, "depth": depth, "inflight": inflight}
+        body = {name: value for name, value in fields.items() if value is not None}
         return await self._client.fetch("POST", "/ops/swap", body, self._headers)
 
     async def outcome(self, decision_id: str, patience_s: float) -> Decision | None:

@@ -25,5 +25,5 @@ async def run(behaviour: Behaviour) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        wish = sys.argv[1] if len(sys.argv) > 1 else "{}"
-        asyncio.run(run(msgspec.json.decode(wish, type=Behaviour)))
+        behaviour = sys.argv[1] if len(sys.argv) > 1 else "{}"
+        asyncio.run(run(msgspec.json.decode(behaviour, type=Behaviour)))

@@ -21,11 +21,11 @@ class Operations:
         self._swap_ms = swap_ms
         self._swap: asyncio.Task[None] | None = None
 
-    def swap(self, wish: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def swap(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Begin a swap; returns status and body."""
-        candidate = str(wish.get("candidate", ""))
+        candidate = str(body.get("candidate", ""))
         depths = CANDIDATES.get(candidate)
-        depth = wish.get("depth") or (depths[-1] if depths else 0)
+        depth = body.get("depth") or (depths[-1] if depths else 0)
         if depths is None or depth not in depths:
             return 422, {"error": f"no candidate {candidate} at depth {depth}; there are {CANDIDATES}"}
         if self._swap is not None and not self._swap.done():

@@ -223,7 +223,7 @@ def ready() -> Ready:
     )
 
 
-def menu_of(config: Config, tokenizer: Tokenizer) -> Catalog:
+def catalog_of(config: Config, tokenizer: Tokenizer) -> Catalog:
     """The model that serves, left early at two of its layers, and a small one that is not to be had."""
     tiny = Candidate(name=config.model_name, model="/models/tiny", exits="/exits", depths=(2, 3))
     gone = Candidate(name="gone", model="/models/gone")
@@ -284,7 +284,7 @@ async def serving(
     tokenizer = byte_tokenizer(template, special)
     config = Config(**{"hostname": "127.0.0.1", "port": 0, **settings})
     dispatcher = FakeDispatcher(tokenizer, config.model_name)
-    store, catalog = Store(None, "poems", "one"), menu_of(config, tokenizer)
+    store, catalog = Store(None, "poems", "one"), catalog_of(config, tokenizer)
     metrics = Metrics()
     observer = GrammarMetrics(metrics.helios, config.model_name)
     service = Service(config, dispatcher, dispatcher.target, catalog.names, observer)

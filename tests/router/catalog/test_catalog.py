@@ -25,10 +25,10 @@ def folder(tmp_path: Path) -> Path:
 def by_flags(folder: Path, **settings: object) -> Catalog:
     config = Config(model_id="mine", device="cpu", **settings)
     repository = repository_of(config)
-    return menu_of(config, repository, folder)
+    return catalog_of(config, repository, folder)
 
 
-def menu_of(config: Config, repository: Repository, folder: Path) -> Catalog:
+def catalog_of(config: Config, repository: Repository, folder: Path) -> Catalog:
     entries = [entry_of(config, candidate, folder) for candidate in repository.candidates]
     catalog = Catalog(config, repository, entries)
     catalog.tokenizers[folder] = byte_tokenizer()
@@ -73,7 +73,7 @@ async def test_candidates_of_a_repository_differ_in_their_exits(folder: Path) ->
     chat = Candidate(name="chat", model="m", exits=str(folder), mode="per_row", depths=(2, 9))
     plain = Candidate(name="plain", model="m")
     config = Config(device="cpu", repository="some.toml")
-    catalog = menu_of(config, Repository(candidates=(chat, plain)), folder)
+    catalog = catalog_of(config, Repository(candidates=(chat, plain)), folder)
     assert catalog.choices == [Choice("chat", 2), Choice("chat", 8), Choice("plain", 8)]
     target = await catalog.target(Choice("chat", 2))
     assert (target.name, target.config.exit_mode, target.config.exits) == ("chat", "capped", str(folder))
@@ -85,7 +85,7 @@ def test_what_cannot_be_had_is_not_offered_and_says_why(folder: Path) -> None:
     gone = Candidate(name="gone", model="m", exits=str(folder / "nowhere"), depths=(2,))
     here = Candidate(name="here", model="m")
     config = Config(device="cpu", repository="some.toml")
-    catalog = menu_of(config, Repository(candidates=(here, gone)), folder)
+    catalog = catalog_of(config, Repository(candidates=(here, gone)), folder)
     assert catalog.choices == [Choice("here", 8)]
     with pytest.raises(UnknownCandidate, match="exits are missing"):
         catalog.choose("gone", 2)
