@@ -15,6 +15,7 @@ import msgspec
 PROTOCOL_VERSION = 4
 COLDEST = 1e-5  # temperatures below are 0, as in vLLM
 MAX_FRAME_BYTES = 256 * 1024 * 1024
+EMBEDDED_MODEL = "smollm2-135m-instruct"  # the name under which shard.fetch knows it
 MAX_LEXER_STATES = 50_000  # of a grammar, one or two kilobytes each: a shard refuses more
 
 

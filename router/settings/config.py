@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from router.settings.exit_flags import ExitChoice
 from router.settings.machine import Machine
-from router.settings.model_names import EMBEDDED_MODEL, hub_id, short_name
+from router.settings.model_names import hub_id, short_name
 from router.settings.options import ConfigError, setting
-from shard.messages import Criterion, Fill, Mode, ShardConfig
+from shard.messages import EMBEDDED_MODEL, Criterion, Fill, Mode, ShardConfig
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB

@@ -4,7 +4,8 @@ import re
 from os.path import exists, expanduser  # leaves a home that is not known as it is written
 from pathlib import Path
 
-EMBEDDED_MODEL = "smollm2-135m-instruct"
+from shard.messages import EMBEDDED_MODEL
+
 _EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")  # a folder of huggingface_hub's cache

