@@ -6,6 +6,7 @@ The only module of the router that reads the environment.
 import asyncio
 import errno
 import faulthandler
+import importlib.util
 import logging
 import os
 import secrets
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(argv, os.environ)
         options.take_secrets(Config, os.environ)  # children would inherit them
         check_redis(config)
+        check_tracing(config)
         machine.raise_file_limit()
         repository = repository_of(config)
         config = begun_with(config, repository).settle(machine.inspect(os.environ))
@@ -97,6 +99,14 @@ def check_redis(config: Config) -> None:
             check_url(config.redis_url)
     except ValueError as error:
         raise ConfigError("redis_url", f"redis_url {error}") from None
+
+
+def check_tracing(config: Config) -> None:
+    """Raises `ConfigError` if traces are asked for and OpenTelemetry is not installed."""
+    if config.otlp_endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
+        raise ConfigError(
+            "otlp_endpoint", "otlp_endpoint needs OpenTelemetry: pip install 'helios-serve[otel]'."
+        )
 
 
 def _warn_of_secrets(argv: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ from router.fleet.swap import Inflight, SwapOptions
 from router.observers.metrics import GrammarMetrics, MetricsObserver, watch_store
 from router.observers.recorder import Recorder
 from router.processes import processes
+from router.scheduling.observer import Observer
 from router.settings.config import Config
 from telemetry import tasks
 from telemetry.prometheus import Metrics
@@ -81,7 +82,10 @@ async def serve(
     )
     dispatcher.add_observer(loop.observer)
     await asyncio.to_thread(processes().start)
-    async with listening(build_app(service, controller, loop, metrics, store), config) as address:
+    app = build_app(service, controller, loop, metrics, store)
+    async with _tracing(config) as traces, listening(app, config) as address:
+        for observer in traces:
+            dispatcher.add_observer(observer)
         try:
             if await _starts(dispatcher, stop):
                 gc.freeze()  # objects made at start-up stay; the collector need not scan them again
@@ -92,6 +96,21 @@ async def serve(
             await dispatcher.stop(drain=True)
             await loop.stop()
             await controller.stop()
+
+
+@contextlib.asynccontextmanager
+async def _tracing(config: Config) -> AsyncIterator[list[Observer]]:
+    """The observer that sends traces, if they are asked for: only then OpenTelemetry is loaded."""
+    if config.otlp_endpoint is None:
+        yield []
+        return
+    from router.observers.traces import observer_for
+
+    observer = observer_for(config.otlp_endpoint, config.otlp_service_name)
+    try:
+        yield [observer]
+    finally:
+        await observer.stop()
 
 
 def build_app(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import msgspec
 from aiohttp import web
 
-from router.api.arrival import SUBMITTED
+from router.api.arrival import ARRIVED, SUBMITTED
 from router.api.constraints import Refusal, Wanted, check_together
 from router.api.encoding import SHORT_CHARACTERS, EncodingPool
 from router.api.errors import Invalid, Refused
@@ -180,7 +180,9 @@ class Service:
         requests: list[Request] = []
         try:
             for spec in specs:
-                requests.append(self.dispatcher.submit(spec))  # noqa: PERF401 (a refusal keeps the earlier)
+                request = self.dispatcher.submit(spec)
+                request.timeline.received = http.get(ARRIVED)
+                requests.append(request)
             http[SUBMITTED] = asyncio.get_running_loop().time()
             yield requests
         finally:

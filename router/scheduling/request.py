@@ -74,11 +74,12 @@ class Finished(msgspec.Struct, frozen=True):
 class Timeline(msgspec.Struct):
     """Loop times in seconds; None: not yet."""
 
-    arrived: float
+    arrived: float  # in the queue
     started: float | None = None  # first put into a step
     first_token: float | None = None
     last_token: float | None = None
     finished: float | None = None
+    received: float | None = None  # by HTTP, before it was checked and encoded
 
 
 class Request:

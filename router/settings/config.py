@@ -279,6 +279,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     deployment: Annotated[
         str, setting("Telemetry", "The name this deployment's telemetry is kept under.")
     ] = "helios"
+    otlp_endpoint: Annotated[
+        str | None,
+        setting(
+            "Telemetry", "Send a trace of each request to this collector, such as http://localhost:4318."
+        ),
+    ] = None
+    otlp_service_name: Annotated[str, setting("Telemetry", "The service's name in these traces.")] = "helios"
     json_output: Annotated[bool, setting("Telemetry", "Log as JSON lines.")] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], setting("Telemetry", "Least level that is logged.")
@@ -292,6 +299,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             raise ConfigError("redis_url", "redis_url must begin with redis://, rediss:// or unix://.")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ConfigError("otlp_endpoint", "otlp_endpoint must begin with http:// or https://.")
         self._check_texts()
         self._check_lengths()
         self._check_shards()
