@@ -121,5 +121,5 @@ async def test_the_overview_of_a_router_has_its_state_and_none_of_its_clients_wo
     assert router["snapshot"]["floor"] == state["floor"] == 0.95
     [request] = router["snapshot"]["requests"]
     assert (request["status"], request["num_generated_tokens"]) == ("finished", 7)
-    assert request["timeline"][0]["what"] == "arrived"
+    assert request["timeline"][0]["what"] == "queued"
     assert not any(words in text for words in ("secret", "label of mine", client.dispatcher.says))

@@ -80,6 +80,8 @@ def example(option):
         return "tcp://one:1,tcp://two:2", ("tcp://one:1", "tcp://two:2")
     if option.name == "redis_url":
         return "redis://somewhere", "redis://somewhere"
+    if option.name == "otlp_endpoint":
+        return "http://somewhere", "http://somewhere"
     text = option.choices[-1] if option.choices else "something"
     return text, (text,) if option.is_many else text
 
