@@ -31,6 +31,7 @@ class Server:
         self.process = process
         self.url = ""
         self.ready_line = ""
+        self.said = ""  # on standard output, up to that line
         self._log = log
 
     def __enter__(self) -> Self:
@@ -56,7 +57,11 @@ class Server:
         """Raises `AssertionError` with the log when it ends, or says nothing, before it is ready."""
         assert self.process.stdout is not None
         with _killed_after(READY_TIMEOUT_S, self.process):
-            self.ready_line = next((line for line in self.process.stdout if "http://" in line), "")
+            for line in self.process.stdout:
+                self.said += line
+                if "http://" in line:
+                    self.ready_line = line
+                    break
         if not self.ready_line:
             raise AssertionError(f"not ready, exit code {self.process.wait(END_TIMEOUT_S)}:\n{self.log}")
         self.url = re.findall(r"http://[^\s/]+", self.ready_line)[0]
