@@ -18,6 +18,7 @@ COMMANDS = {
     "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
     "score": ("shard.score.command", "compare answers in a file with what the full model says"),
     "calibrate": ("shard.tune.calibrate", "find thresholds for exits that keep a promise about quality"),
+    "top": ("telemetry.terminal.top.__main__", "watch shards, exits, queue and decisions in a terminal"),
     "ops": ("telemetry.terminal.ops.__main__", "inspect a running server, and give it commands"),
     "shard": ("shard.__main__", "run one shard for a router on another host"),
 }
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.main(arguments[len(name.split()) :]) or 0)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # as in `helios ops state | head`; Python would complain again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _command(arguments: Sequence[str]) -> str | None:

@@ -12,7 +12,7 @@ from telemetry.window import Record, Window
 SPAN_S = 60.0  # time that figures of models cover
 RATE_S = 10.0  # time that rates cover
 ALIVE_S = 5.0  # silence after which a router counts as down
-HIDDEN_S = 30.0  # silence after which a router is left out, if others are alive
+HIDDEN_S = 30.0  # a router that is silent for so much longer than another is left out
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -83,6 +83,11 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
         return any(router.is_alive for router in self.routers)
 
     @property
+    def current(self) -> list[RouterRow]:
+        """The routers whose states count: those that are alive; without such all, as of their last words."""
+        return [router for router in self.routers if router.is_alive] or self.routers
+
+    @property
     def age_s(self) -> float | None:
         """Age of the latest snapshot; None without any."""
         return min((router.age_s for router in self.routers), default=None)
@@ -138,11 +143,10 @@ def shard_figures(ticks: Iterable[Tick], now: float) -> dict[int, ShardFigures]:
 
 
 def visible(routers: list[RouterRow]) -> list[RouterRow]:
-    """The routers to show: those that are alive or were so just now; without such all, by name."""
-    routers = sorted(routers, key=lambda row: row.snapshot.router)
-    if not any(row.is_alive for row in routers):
-        return routers
-    return [row for row in routers if row.age_s <= HIDDEN_S]
+    """The routers to show, by name: those that were alive last, or shortly before."""
+    least = min((row.age_s for row in routers), default=0.0)
+    shown = [row for row in routers if row.age_s <= least + HIDDEN_S]
+    return sorted(shown, key=lambda row: row.snapshot.router)
 
 
 def _shard_figures(tokens: int, joules: float, busy_ms: float) -> ShardFigures:

@@ -85,7 +85,13 @@ class OverviewReader:
         for name, (_, _, entries) in zip(names, parts, strict=True):
             await self._learn(name, entries)
         self._drop_old(max(scores.values(), default=0.0))
-        return [row for data, ttl_ms, _ in parts if (row := _router_row(data, ttl_ms)) is not None]
+        rows = [row for data, ttl_ms, _ in parts if (row := _router_row(data, ttl_ms)) is not None]
+        own = self._own_row()  # which is newer than what was flushed
+        return rows if own is None else [own, *(r for r in rows if r.snapshot.router != self._store.router)]
+
+    def _own_row(self) -> RouterRow | None:
+        """The router that this process is, as of now; None elsewhere."""
+        return None if self._store.describe is None else RouterRow(0.0, True, self._store.describe())
 
     def _since(self, router: str, score: float) -> str:
         """From which entry on to read a router's windows."""
@@ -135,10 +141,10 @@ class OverviewReader:
 
     async def _own(self) -> Overview | None:
         """What this process knows without Redis; None if it is no router."""
-        own = None if self._store.describe is None else self._store.describe()
-        if own is None:
+        row = self._own_row()
+        if row is None:
             return None
-        row = RouterRow(0.0, True, own)
+        own = row.snapshot
         return Overview(
             at=time.time(),
             deployment=self._store.deployment,

@@ -7,6 +7,8 @@ fields are those of `/ops/state`.
 import msgspec
 
 MAX_REQUESTS = 50  # live ones first, in order of arrival
+MAX_MOMENTS = 20  # of a request, the latest
+MAX_EXIT_LAYERS = 64  # of a request
 
 
 class ShardView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -87,11 +89,15 @@ class CandidateView(msgspec.Struct, frozen=True):
     num_layers: int
 
 
-class MomentView(msgspec.Struct, frozen=True):
-    """An event of a request, and its time in milliseconds after arrival."""
+class MomentView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event of a request, and its time in milliseconds after arrival, as in `/ops/requests/ID`."""
 
     at_ms: float
     what: str
+    shard: int | None = None
+    model: str | None = None
+    depth: int | None = None
+    num_generated_tokens: int = 0
 
 
 class RequestView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -110,6 +116,7 @@ class RequestView(msgspec.Struct, frozen=True, omit_defaults=True):
     num_shard_deaths: int = 0
     age_ms: float = 0.0
     mean_exit_layer: float | None = None
+    exit_layers: list[int] = []  # of the latest tokens; 0: a grammar forced it
     timeline: list[MomentView] = []
 
 

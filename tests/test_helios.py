@@ -69,6 +69,7 @@ def test_an_unknown_command_names_those_there_are():
         ["calibrate"],
         ["shard"],
         ["ops"],
+        ["top"],
     ],
 )
 def test_every_command_has_help(arguments):

@@ -144,9 +144,13 @@ def request(body: Body) -> RenderableType:
         ("exits", "" if layer is None else f"after layer {rounded(layer)} on average"),
         ("moved", f"{row['num_preemptions']} preemptions, {row['num_shard_deaths']} deaths of a shard"),
     ]
-    line = _table(">AFTER_MS WHAT")
+    line = _table(">AFTER_MS WHAT SHARD MODEL >TOKENS")
     for moment in body["timeline"]:
-        _row(line, milliseconds(moment["at_ms"]), moment["what"])
+        model = f"{moment['model']} at {moment['depth']} layers" if moment["model"] else ""
+        shard = "" if moment["shard"] is None else moment["shard"]
+        _row(
+            line, milliseconds(moment["at_ms"]), moment["what"], shard, model, moment["num_generated_tokens"]
+        )
     return Group(_pairs((name, text) for name, text in lines if text.strip()), line)
 
 

@@ -1,0 +1,1 @@
+"""`helios top`: shows a deployment, live. It only reads."""
