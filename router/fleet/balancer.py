@@ -108,14 +108,14 @@ class Balancer:
         )
 
     def nudge(self) -> None:
-        """Wake the least loaded of the shards that could start a waiting request.
+        """Wake a shard that could start a waiting request: one that knows its prompt, or the least loaded.
 
         A shard with all steps in flight needs no waking: it schedules when its next output comes.
         """
         if not self.queue:
             return
-        able = itertools.islice(filter(self._may_take, self._others(None)), _MOST_COMPARED)
-        chosen = min(able, key=_load, default=None)
+        able = list(itertools.islice(filter(self._may_take, self._others(None)), _MOST_COMPARED))
+        chosen = self._knowing(able) or min(able, key=_load, default=None)
         if chosen is not None and chosen.scheduler is not None and chosen.scheduler.has_slot:
             chosen.wake()
 
@@ -153,6 +153,20 @@ class Balancer:
         while (request := self.queue.head()) is not None:
             self.queue.take(request)
             self.registry.fail(request, error, now)
+
+    def _knowing(self, able: list[Shard]) -> Shard | None:
+        """The shard that has computed most of what the next request begins with, within its quota.
+
+        What it has computed counts against its load, so that no shard gets all that begins alike.
+        """
+        head = self.queue.head()
+        if head is None or len(able) < 2:
+            return None
+        cached = {id(shard): _num_cached(shard, head) for shard in able}
+        best = min(able, key=lambda shard: _load(shard) - cached[id(shard)])
+        if not cached[id(best)] or _load(best) > self.quota(best).max_outstanding_tokens:
+            return None
+        return best
 
     def _serving(self) -> Iterator[ServedModel]:
         """For each shard that begins requests, the model that they begin on."""
@@ -243,6 +257,10 @@ def _is_idle(shard: Shard) -> bool:
     if scheduler is None or shard.is_draining:
         return False
     return scheduler.can_score and scheduler.num_in_flight == 0
+
+
+def _num_cached(shard: Shard, request: Request) -> int:
+    return 0 if shard.scheduler is None else shard.scheduler.num_cached_tokens(request)
 
 
 def _load(shard: Shard) -> int:

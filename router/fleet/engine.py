@@ -17,6 +17,7 @@ from router.fleet.launcher import Launcher
 from router.fleet.swap import Swap, SwapError, SwapOptions, SwapRefused, SwapResult
 from router.scheduling.moves import What
 from router.scheduling.observer import Observer
+from router.scheduling.prefix_index import PrefixIndex
 from router.scheduling.request import GenerationFailed, Request, Status
 from router.scheduling.scheduler import Delivery, Limits, Scheduler
 from router.text.tokenizer import Tokenizer
@@ -268,7 +269,9 @@ class Engine:
         self._last_epoch = 0
         self._num_blocks_at_start = ready.num_blocks
         queue, score_queue = self._balancer.queue, self._balancer.score_queue
-        self.scheduler = Scheduler(self.shard, limits, self.served_model, queue, score_queue)
+        caches = self.served_model.target.config.prefix_cache and len(self._balancer.shards) > 1
+        prefixes = PrefixIndex(ready.num_blocks) if caches else None
+        self.scheduler = Scheduler(self.shard, limits, self.served_model, queue, score_queue, prefixes)
         self._balancer.routes.refresh()
         self._balancer.serving.set()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, served_model))

@@ -12,6 +12,7 @@ import msgspec
 
 from router.catalog.served_model import ModelIdentity, Requirements, Segment, ServedModel
 from router.scheduling.moves import MAX_MOVES, Move, What
+from router.scheduling.prefix_index import block_keys
 from router.text.chat_template import ChatTemplateError
 from router.text.prompt import Prompt
 from router.text.prompt_class import PromptClass
@@ -113,6 +114,7 @@ class Request:
         self._num_characters = 0  # of the answer's text so far
         self._num_characters_before = 0  # the same before its latest token
         self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
+        self._block_keys: tuple[tuple[int, str, int], list[int]] | None = None  # and what they are of
         self.events: list[Token | Finished | GenerationFailed] = []
         self._reader: asyncio.Future[None] | None = None
 
@@ -291,6 +293,13 @@ class Request:
         """Note that a shard died while running it: it may be the cause."""
         self.num_shard_deaths += 1
         self._num_outputs_at_death = len(self.outputs)
+
+    def block_keys(self, block_size: int) -> list[int]:
+        """Keys of the full blocks of its tokens so far, for a `PrefixIndex`; made once while it waits."""
+        known = (block_size, self.tokenizer.digest, self.num_tokens)
+        if self._block_keys is None or self._block_keys[0] != known:
+            self._block_keys = known, block_keys(self.spec.cache_salt, self.token_ids, block_size)
+        return self._block_keys[1]
 
     def note_cached(self, num_tokens: int) -> None:
         """Note what a shard had computed of it before it came; what it finds again of itself is no news."""

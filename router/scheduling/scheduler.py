@@ -12,6 +12,7 @@ import msgspec
 from router.catalog.served_model import ModelIdentity, Requirements, ServedModel
 from router.scheduling.admission import EVERYTHING, AdmissionQuota, ShardAdmission
 from router.scheduling.loaded_models import LoadedModel, LoadedModels
+from router.scheduling.prefix_index import PrefixIndex
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.shadow_scoring import ScoreQueue, ShadowScore, scorer_for
 from router.scheduling.step_builder import Batch, new_sequence
@@ -65,6 +66,7 @@ class Scheduler:
         served_model: ServedModel,
         queue: WaitingQueue,
         score_queue: ScoreQueue | None = None,
+        prefixes: PrefixIndex | None = None,
     ):
         self.shard = shard
         self.limits = limits
@@ -72,6 +74,7 @@ class Scheduler:
         self._loaded_models = LoadedModels(served_model)
         self._admission = ShardAdmission(queue, self._loaded_models, limits.block_size)
         self._score_queue = score_queue
+        self._prefixes = prefixes
         self._scorer = scorer_for(served_model, score_queue)
         self.running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
@@ -178,6 +181,7 @@ class Scheduler:
                 deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish, made.error))
                 if made.finish is not None or made.error:
                     del self.running[made.id]
+                    self._note_prefix(request)
         scored = self._scorer.update(output) if self._scorer is not None else None
         gone = self._return(output.gone, lost_affinity=True)
         preempted = self._return(output.preempted)
@@ -210,6 +214,15 @@ class Scheduler:
             self._drops += self._scorer.give_up()
         self._loaded_models.adopt(served_model, joined, self.running.values())
         self._scorer = scorer_for(served_model, self._score_queue)
+        if self._prefixes is not None and joined is None:
+            self._prefixes.clear()
+
+    def num_cached_tokens(self, request: Request) -> int:
+        """Tokens of a waiting request's prompt that the shard has most likely computed."""
+        if self._prefixes is None:
+            return 0
+        size = self.limits.block_size
+        return self._prefixes.num_found(request.block_keys(size)) * size
 
     def stays(self, served_model: ServedModel) -> list[Request]:
         """Running requests that could not go on with another model."""
@@ -285,9 +298,14 @@ class Scheduler:
             self.running[request.id] = request
             self.num_outstanding_tokens += request.num_outstanding_tokens
             request.start(self.shard, loaded_model.served_model, now)
+            self._note_prefix(request)
             new.append(new_sequence(request, loaded_model.epoch))
             batch.fill([request])
         return new
+
+    def _note_prefix(self, request: Request) -> None:
+        if self._prefixes is not None and not request.sampling.prompt_logprobs:
+            self._prefixes.add(request.block_keys(self.limits.block_size))
 
     def _next(self, quota: AdmissionQuota) -> tuple[Request, LoadedModel] | None:
         """The waiting request that may start now, and its model."""

@@ -11,10 +11,11 @@ from router.catalog.repository import Choice
 from router.catalog.served_model import ModelIdentity, Requirements, ServedModel
 from router.fleet.balancer import Balancer, water_level
 from router.fleet.live_requests import RequestRegistry
+from router.scheduling.prefix_index import PrefixIndex
 from router.scheduling.request import Request
 from router.scheduling.scheduler import Limits, Scheduler
 from router.text.prompt import Prompt
-from tests.router.fakes import FakeTokenizer, make_request, make_served_model, make_target
+from tests.router.fakes import FakeTokenizer, make_request, make_served_model, make_spec, make_target
 
 TEXTS = {"chat": "Tell me about the sea.", "code": "Write a python function."}
 SERVED_MODELS = {name: make_served_model(target=make_target(name)) for name in ("full", "chat", "code")}
@@ -258,3 +259,46 @@ def test_nobody_starves_and_nobody_is_answered_by_less_than_is_there(
                 assert not any(shard.num_running < 8 and shard.scheduler.has_slot for shard in mine)
 
     asyncio.run(play())
+
+
+def knowing(num_shards: int) -> Any:
+    balancer = Balancer(RequestRegistry())
+    for number in range(num_shards):
+        shard = PlayedShard(number, balancer, make_served_model())
+        shard.scheduler = Scheduler(
+            number, LIMITS, make_served_model(), balancer.queue, prefixes=PrefixIndex(100)
+        )
+        balancer.shards.append(shard)
+    return balancer
+
+
+async def test_a_request_goes_where_its_beginning_was_computed() -> None:
+    balancer = knowing(4)
+    spec, places = make_spec(num_prompt_tokens=64, first=5000), []
+    for number in range(8):  # whichever shard is compared first
+        request = Request(number, spec, 0.0)
+        balancer.add(request)
+        [woken] = [shard for shard in balancer.shards if shard.num_wakes]
+        places.append(balancer.shards.index(woken))
+        woken.scheduler.schedule(0.0, balancer.quota(woken))
+        woken.scheduler.drop(request)
+        woken.scheduler.in_flight.clear()
+        woken.scheduler.schedule(0.0)
+        woken.scheduler.in_flight.clear()
+        woken.num_wakes = 0
+    assert set(places) == {places[0]}
+
+
+async def test_no_shard_gets_all_that_begins_alike() -> None:
+    balancer = knowing(3)
+    spec, taken = make_spec(num_prompt_tokens=64, max_new_tokens=64, first=5000), [0, 0, 0]
+    for number in range(18):
+        balancer.add(Request(number, spec, 0.0))
+        woken = max(balancer.shards, key=lambda shard: shard.num_wakes)
+        assert woken.num_wakes == 1
+        woken.num_wakes = 0
+        woken.scheduler.schedule(0.0, balancer.quota(woken))
+        woken.scheduler.in_flight.clear()
+        taken[balancer.shards.index(woken)] += 1
+        assert not balancer.queue
+    assert min(taken) >= 4

@@ -373,4 +373,4 @@ def test_the_cost_of_a_step_does_not_depend_on_how_many_wait() -> None:
         sys.setprofile(None)
         return calls
 
-    assert num_calls(5_000) == num_calls(20)
+    assert num_calls(5_000) == pytest.approx(num_calls(20), rel=0.01)  # the collector calls too

@@ -1,0 +1,36 @@
+"""What the router believes of a shard's prefix cache."""
+
+from router.scheduling.prefix_index import PrefixIndex, block_keys
+from router.scheduling.request import Request
+from tests.router.fakes import make_request, make_spec
+
+
+def test_keys_are_of_full_blocks_and_all_before_them() -> None:
+    keys = block_keys("", list(range(70)), 16)
+    assert len(keys) == 4
+    assert block_keys("", [*range(40), 7, *range(41, 70)], 16)[:2] == keys[:2]
+    assert not set(block_keys("", [*range(40), 7, *range(41, 70)], 16)[2:]) & set(keys)
+    assert not set(block_keys("salt", list(range(70)), 16)) & set(keys)
+
+
+def test_what_was_used_last_is_kept_beginnings_longest() -> None:
+    index = PrefixIndex(5)
+    first, second = block_keys("", list(range(64)), 16), block_keys("", list(range(100, 164)), 16)
+    index.add(first)
+    assert index.num_found(first) == 4
+    index.add(second)
+    assert index.num_found(second) == 4
+    assert index.num_found(first) == 1
+    index.add(first[:1])
+    index.add(block_keys("", list(range(300, 316)), 16))
+    assert (index.num_found(first), index.num_found(second)) == (1, 3)
+    index.clear()
+    assert index.num_found(first) == 0
+
+
+def test_a_requests_keys_follow_its_tokens() -> None:
+    request: Request = make_request(1, spec=make_spec(num_prompt_tokens=40))
+    keys = request.block_keys(16)
+    assert len(keys) == 2
+    assert request.block_keys(16) is keys
+    assert len(request.block_keys(8)) == 5
