@@ -65,6 +65,7 @@ class Grid(Widget, can_focus=True):
         self._rows: Sequence[GridRow] = ()
         self._cursor = 0
         self._first = 0  # row in sight
+        self._widths: dict[int, int] = {}  # the greatest so far, so that columns do not move
         self._layout: list[tuple[int, Column, int]] = []  # index, column and width of those in sight
 
     @property
@@ -86,6 +87,7 @@ class Grid(Widget, can_focus=True):
         self._columns, self._rows, self.is_stale = columns, rows, is_stale
         if is_other:
             self._cursor = self._first = 0
+            self._widths.clear()
         else:
             self._cursor = next((index for index, row in enumerate(rows) if row.key == key), self._cursor)
         self._settle()
@@ -121,6 +123,7 @@ class Grid(Widget, can_focus=True):
             self.post_message(self.Opened(self._rows[self._cursor].key))
 
     def on_resize(self) -> None:
+        self._widths.clear()
         self._settle()
 
     def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
@@ -146,10 +149,10 @@ class Grid(Widget, can_focus=True):
     def _laid_out(self) -> list[tuple[int, Column, int]]:
         rows = self._rows[self._first : self._first + self.num_visible]
         columns = list(enumerate(self._columns))
-        widths = {
-            index: min(column.most, max([len(column.name), *(cell_len(row.cells[index]) for row in rows)]))
-            for index, column in columns
-        }
+        for index, column in columns:
+            wanted = max([len(column.name), *(cell_len(row.cells[index]) for row in rows)])
+            self._widths[index] = max(self._widths.get(index, 0), min(column.most, wanted))
+        widths = self._widths
         while len(columns) > 1 and sum(widths[index] + _GAP for index, _ in columns) - _GAP > self.size.width:
             least = max(columns, key=lambda numbered: numbered[1].rank)
             if not least[1].rank:

@@ -33,8 +33,13 @@ def summary(overview: Overview, width: int) -> list[Text]:
 
 
 def histogram(overview: Overview, width: int, max_lines: int) -> list[Text]:
-    """Tokens by exit layer, a line for each candidate at a depth; those with the most tokens first."""
-    models = sorted(overview.models, key=lambda model: -model.tokens)
+    """Tokens by exit layer, a line for each candidate at a depth; what serves first, then by tokens."""
+    serving = {(row.shard.model, row.shard.depth) for row in overview.shards}
+
+    def rank(model: Figures) -> tuple[bool, int]:
+        return (model.candidate, model.depth) not in serving, -model.tokens
+
+    models = sorted(overview.models, key=rank)
     models = [model for model in models if model.tokens][:max_lines]
     if not models:
         return [_line("exits", "no tokens in the last minute", width)]
@@ -154,7 +159,7 @@ def _loop(router: RouterRow) -> str:
     if loop.trying:
         parts.append(f"trying {loop.trying}")
     if loop.next_in is not None:
-        parts.append(f"next in {loop.next_in} answers")
+        parts.append(f"next in {loop.next_in} answers" if loop.next_in else "a decision is due")
     return ", ".join(parts) + (f": {loop.why}" if loop.why else "")
 
 

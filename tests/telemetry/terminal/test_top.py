@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from textual.widgets import Static
 
@@ -308,6 +309,19 @@ async def test_what_an_operator_asks_first_is_on_the_first_screen(size: tuple[in
     assert max(map(len, text.splitlines())) <= size[0]
 
 
+async def test_of_many_models_those_that_serve_are_shown_where_tokens_left() -> None:
+    overview = made()
+    replaced = [
+        Figures(candidate=f"old{depth}", depth=depth, tokens=1000, tokens_by_exit={depth: 1000})
+        for depth in (10, 15)
+    ]
+    app = Top(Given(msgspec.structs.replace(overview, models=[*replaced, *overview.models])), interval_s=0.05)
+    async with app.run_test(size=SMALL):
+        text = await until(app, r"chat@20 +10 █+ 40%")
+        assert text.index("chat@20 ") < text.index("old10@10 ")
+        assert "old15@15" not in text
+
+
 async def test_keys_look_into_a_shard_a_candidate_a_decision_and_a_request() -> None:
     app = Top(Given(made()), interval_s=0.05)
     async with app.run_test(size=SMALL) as pilot:
@@ -350,6 +364,25 @@ async def test_the_cursor_stays_on_its_row_and_any_number_of_rows_is_reached() -
         await pilot.press("enter")
         await pilot.pause()
         assert "shard 997" in text_of(app)
+
+
+async def test_columns_stay_where_they_are_while_their_cells_change() -> None:
+    source = Given(made())
+    app = Top(source, interval_s=0.05)
+
+    def header() -> str:
+        return app.screen.query_one(Grid).render_line(0).text
+
+    async with app.run_test(size=SMALL):
+        await until(app, r"swapping \(commit\)")
+        before = header()
+        row = source.overview.shards[0]
+        shard = msgspec.structs.replace(row.shard, state="serving", swap_phase="")
+        source.overview = msgspec.structs.replace(
+            source.overview, shards=[msgspec.structs.replace(row, shard=shard)]
+        )
+        await until(app, r"chat +20/30 +capped +serving")
+        assert header() == before
 
 
 async def test_what_stands_in_a_reason_is_neither_markup_nor_obeyed() -> None:
