@@ -71,7 +71,8 @@ def grammar_of(constraint: Constraint) -> str:
         case ConstraintKind.CHOICE:
             texts = msgspec.json.decode(constraint.source, type=list[str])
             rule = " | ".join(msgspec.json.encode(text).decode() for text in texts)
-            grammar = LLMatcher.grammar_from_lark(f"start: {rule}")
+            # One terminal: as alternatives of a rule, 2000 texts would be too many for the parser.
+            grammar = LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: {rule}")
         case ConstraintKind.LARK:
             grammar = _of_lark(constraint.source)
     error = _error(grammar)

@@ -235,6 +235,14 @@ def test_a_choice_is_one_of_the_texts() -> None:
     made = constraint.choice(texts)
     assert all(accepts(made, text) for text in texts)
     assert not any(accepts(made, text) for text in ("", "b", "aab", "a "))
+    assert accepts(constraint.choice(["", "a"]), "")
+
+
+def test_as_many_choices_as_are_taken_can_be_followed() -> None:
+    texts = [f"v{number}" for number in range(constraint.MAX_CHOICES)]
+    made = constraint.choice(texts)
+    assert all(accepts(made, text) for text in ("v0", "v49", "v4999"))
+    assert not accepts(made, "v5000")
 
 
 def test_a_regex_is_matched_by_the_whole_text() -> None:
