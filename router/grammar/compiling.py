@@ -20,11 +20,12 @@ _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": 
 # With \u a further key could spell the name of a property that the schema has.
 _EXACT = {"lenient": False, "coerce_one_of": False, "json_allowed_escapes": 'nrbtf\\"'}
 _LOCATING_S = 0.1
+_MAX_FORCED_BYTES = 256
 _MAX_PROBLEM_CHARACTERS = 300
 _UNSATISFIABLE = "Unsatisfiable schema: "
 _NO_TEXT = "NoExtension"
 _ONE_OF = "oneOf constraints are not supported"
-_TOO_MUCH = ("schema too large", "too big", "too complex", "limit")
+_TOO_MUCH = ("schema too large", "too big", "too complex", "limit", "max is")
 
 
 def compiled(payload: bytes) -> bytes:
@@ -127,10 +128,24 @@ def _error(grammar: str) -> str:
     matcher = LLMatcher(_tokenizer(), grammar, log_level=0, limits=_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()  # which finds out whether there is a first byte
+        _follow(matcher)
     error = matcher.get_error()
     if error.startswith(_NO_TEXT):
         return _UNSATISFIABLE + "there is no such text"
     return error.partition("\n  while processing")[0]
+
+
+def _follow(matcher: LLMatcher) -> None:
+    """Go on to where there is a choice, and one byte further: a row there may be too long for the parser."""
+    forced = matcher.compute_ff_tokens()[:_MAX_FORCED_BYTES]
+    if forced and not matcher.consume_tokens(forced):
+        return
+    mask = matcher.compute_bitmask()
+    for byte in range(256):
+        if not matcher.is_stopped() and mask[byte // 8] >> byte % 8 & 1:
+            matcher.consume_token(byte)
+            matcher.compute_bitmask()
+            return
 
 
 def _path(root: Schema, error: str) -> str:

@@ -15,6 +15,7 @@ Schema = dict[str, Any]
 
 MAX_DEPTH = 64  # schemas within each other
 MAX_PROPERTIES = 2_000  # of all its objects
+MAX_OPTIONAL = 400  # of one object: each is several items of the parser's row, which has at most 2000
 MAX_ENUM_VALUES = 5_000  # of all its enums
 MAX_NUMBER = 2**53  # beyond it llguidance reads integers inexactly, as many a JSON parser does
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -130,6 +131,7 @@ def _check_keywords(schema: Schema, path: str) -> None:
             raise GrammarError("must be an object of schemas", path + path_part(key))
         if key in _WITH_VALUES:
             _check_values(value, path + path_part(key))
+    _check_numbers_of_properties(schema, path)
     types = schema.get("type", [])
     for kind in types if isinstance(types, list) else [types]:
         if kind not in TYPES:
@@ -138,6 +140,19 @@ def _check_keywords(schema: Schema, path: str) -> None:
     if known not in (*FORMATS, *ANNOTATIONS):
         problem = f"must be of {', '.join(FORMATS)}. Given: {known}"
         raise GrammarError(problem, path + ".format", Reason.UNSUPPORTED)
+
+
+def _check_numbers_of_properties(schema: Schema, path: str) -> None:
+    required = schema.get("required")
+    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    num_optional = len(schema.get("properties", {}).keys() - names)
+    if num_optional > MAX_OPTIONAL:
+        problem = f"must have at most {MAX_OPTIONAL} that are not required. Given: {num_optional}"
+        raise GrammarError(problem, path + ".properties", Reason.BOUND)
+    least = schema.get("minProperties", 0)
+    if isinstance(least, int | float) and least > len(names) + 1:
+        problem = "must be at most 1 more than `required` names, since other keys could repeat each other"
+        raise GrammarError(f"{problem}. Given: {least}", path + ".minProperties", Reason.UNSUPPORTED)
 
 
 def _check_values(value: Any, path: str) -> None:

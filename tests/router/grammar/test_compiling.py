@@ -57,6 +57,18 @@ def refusal(made: Constraint) -> GrammarError:
         ({"format": "ipv9"}, ".format", "Given: ipv9", Reason.UNSUPPORTED),
         ({"items": {"$ref": "https://x/y"}}, ".items.$ref", "part of the same schema", Reason.UNSUPPORTED),
         ({"$ref": "#/$defs/gone"}, ".$ref", "refers to nothing", Reason.INVALID),
+        (
+            {"items": {"additionalProperties": TEXT, "minProperties": 2}},
+            ".items.minProperties",
+            "at most 1 more",
+            Reason.UNSUPPORTED,
+        ),
+        (
+            {"items": {"properties": {f"p{number}": TEXT for number in range(401)}}},
+            ".items.properties",
+            "Given: 401",
+            Reason.BOUND,
+        ),
         ({"$ref": "#"}, "", "fits nothing: there is no such text", Reason.INVALID),
         (
             {"properties": {"a": {"anyOf": [TEXT, {"minLength": 3, "maxLength": 2, "type": "string"}]}}},
@@ -93,7 +105,12 @@ def refusal(made: Constraint) -> GrammarError:
         ({"enum": ["a\n", "\0"]}, ".enum", "control characters", Reason.UNSUPPORTED),
         ({"items": {"minimum": -(2**60)}}, ".items.minimum", "integers beyond", Reason.BOUND),
         ({"enum": [0] * 5001}, "", "at most 5000 values in enums. Given: 5001", Reason.BOUND),
-        ({"properties": {f"p{n}": {} for n in range(2001)}}, "", "at most 2000 properties", Reason.BOUND),
+        (
+            {"anyOf": [{"properties": {f"p{n}": {} for n in range(400)}}] * 5 + [CAT]},
+            "",
+            "at most 2000 properties",
+            Reason.BOUND,
+        ),
         ([], "", "must be a JSON Schema", Reason.INVALID),
         (True, "", "must be a JSON Schema", Reason.INVALID),
     ],
@@ -243,6 +260,18 @@ def test_as_many_choices_as_are_taken_can_be_followed() -> None:
     made = constraint.choice(texts)
     assert all(accepts(made, text) for text in ("v0", "v49", "v4999"))
     assert not accepts(made, "v5000")
+
+
+def test_a_row_that_is_too_long_for_the_parser_is_refused_before_it_is_met() -> None:
+    alternatives = " | ".join(f'"v{number}"' for number in range(3000))
+    error = refusal(constraint.lark(f"start: {alternatives}"))
+    assert "too complex" in error.problem
+    assert error.reason is Reason.BOUND
+
+
+def test_as_many_optional_properties_as_are_taken_can_be_followed() -> None:
+    named = {"properties": {f"p{number}": {"type": "integer"} for number in range(400)}}
+    assert accepts(of_schema({"type": "object"} | named), '{"p0": 1, "p399": 2}')
 
 
 def test_a_regex_is_matched_by_the_whole_text() -> None:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from router.grammar.checker import BOUNDS
 from router.grammar.constraint import MAX_CHOICES, MAX_REGEX_CHARACTERS, MAX_SOURCE_BYTES, Reason
-from router.grammar.json_schema import FORMATS, MAX_DEPTH, MAX_ENUM_VALUES, MAX_PROPERTIES, UNSUPPORTED
+from router.grammar.json_schema import (
+    FORMATS,
+    MAX_DEPTH,
+    MAX_ENUM_VALUES,
+    MAX_OPTIONAL,
+    MAX_PROPERTIES,
+    UNSUPPORTED,
+)
 
 PAGE = (Path(__file__).parents[3] / "docs" / "structured-output.md").read_text(encoding="utf-8")
 HISTORICAL = {"extends", "disallow", "divisibleBy"}  # of drafts that nobody writes
@@ -16,6 +23,7 @@ def test_every_bound_stands_in_the_table() -> None:
         f"{MAX_SOURCE_BYTES} bytes",
         str(MAX_DEPTH),
         str(MAX_PROPERTIES),
+        str(MAX_OPTIONAL),
         str(MAX_ENUM_VALUES),
         str(MAX_CHOICES),
         f"{MAX_REGEX_CHARACTERS} characters",
