@@ -95,11 +95,9 @@ class OverviewReader:
 
     def _since(self, router: str, score: float) -> str:
         """From which entry on to read a router's windows."""
-        last = self._last_ids.get(router)
-        if last is None:
-            return f"{int(1000 * max(0.0, score - SPAN_S))}-0"
-        ms, _, number = last.decode().partition("-")
-        return f"{ms}-{int(number) + 1}"
+        oldest_ms = int(1000 * max(0.0, score - SPAN_S))
+        ms, _, number = self._last_ids.get(router, b"0-0").decode().partition("-")
+        return f"{ms}-{int(number) + 1}" if int(ms) >= oldest_ms else f"{oldest_ms}-0"
 
     async def _learn(self, router: str, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         if entries:

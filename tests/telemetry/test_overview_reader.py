@@ -128,3 +128,22 @@ async def test_another_program_or_version_is_no_trouble(redis: RedisServer) -> N
     assert overview is not None
     assert (overview.routers, overview.total.tokens) == ([], 0)
     await asyncio.gather(one.stop(), reader.stop())
+
+
+async def test_a_reader_that_has_paused_reads_the_last_minute_alone(redis: RedisServer) -> None:
+    one, reader = router(redis, "one"), Store(redis.url, "poems", "")
+    overviews, now, stream = OverviewReader(reader), time.time(), keys.windows("poems", "one")
+    with redis.client() as client:
+        client.zadd(keys.routers("poems"), {"one": now - 1000})
+        client.xadd(stream, {"d": b"\x90"}, id=f"{int(1000 * now) - 1_000_000}-0")
+        await overviews.read()
+        pipe = client.pipeline()
+        for age_ms in range(900_000, 900_000 - 2500, -1):
+            pipe.xadd(stream, {"d": b"\x90"}, id=f"{int(1000 * now) - age_ms}-0")
+        pipe.execute()
+    one.put([record(one, 10)])
+    await one.flush()
+    overview = await overviews.read()
+    assert overview is not None
+    assert overview.total.tokens == 10
+    await asyncio.gather(one.stop(), reader.stop())
