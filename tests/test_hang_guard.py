@@ -55,7 +55,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     "options",
-    [("-p", "no:xdist", "-o", "test_grace=2"), ("-n", "2", "-o", "suite_timeout=4")],
+    [("-p", "no:xdist", "-o", "test_grace=2"), ("-n", "2", "-o", "suite_timeout=12")],
     ids=["its own bound", "the bound of the suite, in a worker"],
 )
 def test_a_teardown_that_hangs_ends_the_run_and_shows_where(tmp_path: Path, options: tuple[str, ...]) -> None:

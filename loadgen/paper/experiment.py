@@ -109,7 +109,8 @@ class Experiment:
         """Flags of every system."""
         longest = ("--max-total-tokens", str(budget.request_tokens + SPARE_TOKENS))
         watts = ("--watts", str(self._options.watts)) if self._options.watts else ()
-        return (*longest, *watts, "--admin-key", self._admin_key, *self._device_flags)
+        # rounds repeat their prompts, which the paper's systems compute each time
+        return (*longest, *watts, "--no-prefix-cache", "--admin-key", self._admin_key, *self._device_flags)
 
     @property
     def _device_flags(self) -> tuple[str, ...]:
