@@ -121,6 +121,67 @@ def check(root: Any) -> None:
     if num_values > MAX_ENUM_VALUES:
         problem = f"must have at most {MAX_ENUM_VALUES} values in enums. Given: {num_values}"
         raise GrammarError(problem, reason=Reason.BOUND)
+    _check_ends(root)
+
+
+def _check_ends(root: Schema) -> None:
+    """Refuse schemas whose values would hold themselves without end: a list whose `next` is required."""
+    found = _reachable(root)
+    ending: set[int] = set()
+    while True:
+        before = len(ending)
+        for schema in reversed(found.values()):
+            if id(schema) not in ending and _ends(root, schema, ending):
+                ending.add(id(schema))
+        if len(ending) == before:
+            break
+    for path, schema in found.items():
+        if id(schema) not in ending and "$ref" not in schema:
+            raise GrammarError("fits nothing: its values would hold themselves without end", path)
+
+
+def _reachable(root: Schema) -> dict[str, Schema]:
+    """The schemas that apply to a value or to its parts, each once, by path."""
+    found: dict[str, Schema] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        path, schema = waiting.pop()
+        if not isinstance(schema, dict) or id(schema) in seen:
+            continue
+        seen.add(id(schema))
+        found[path] = schema
+        if "$ref" in schema:
+            target = schema["$ref"].removeprefix("#").replace("/", ".")
+            waiting.append((target, resolved(root, schema["$ref"])))
+        waiting += [
+            (path + at, child)
+            for at, child in children(schema)
+            if not at.startswith((".$defs", ".definitions"))
+        ]
+    return found
+
+
+def _ends(root: Schema, schema: Schema, ending: set[int]) -> bool:
+    """True if a value can end, where those of `ending` can. True also where that is hard to see."""
+
+    def ends(part: Any) -> bool:
+        return not isinstance(part, dict) or id(part) in ending
+
+    if "$ref" in schema and not ends(resolved(root, schema["$ref"])):
+        return False
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list) and not any(map(ends, schema[key])):
+            return False
+    parts: list[Any] = schema["allOf"] if isinstance(schema.get("allOf"), list) else []
+    if schema.get("type") == "object" and isinstance(schema.get("required"), list):
+        properties = schema.get("properties", {})
+        parts = parts + [properties.get(name) for name in schema["required"] if isinstance(name, str)]
+    least = schema.get("minItems", 0)
+    if schema.get("type") == "array" and isinstance(least, int) and least > 0:
+        first = schema["prefixItems"][:least] if isinstance(schema.get("prefixItems"), list) else []
+        parts = parts + first + [schema.get("items")] * (least > len(first))
+    return all(map(ends, parts))
 
 
 def _check_keywords(schema: Schema, path: str) -> None:

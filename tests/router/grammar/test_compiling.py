@@ -22,6 +22,9 @@ CAT = {
 }
 DOG = {"type": "object", "properties": {"kind": {"enum": ["dog", "hound"]}}, "required": ["kind"]}
 
+NODE = {"type": "object", "properties": {"value": TEXT, "next": {"$ref": "#/$defs/n"}}}
+TREE = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}
+
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Processes]:
@@ -68,6 +71,20 @@ def refusal(made: Constraint) -> GrammarError:
             ".items.properties",
             "Given: 401",
             Reason.BOUND,
+        ),
+        (
+            {"$defs": {"n": NODE | {"required": ["value", "next"]}}, "items": {"$ref": "#/$defs/n"}},
+            ".$defs.n",
+            "without end",
+            Reason.INVALID,
+        ),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "", "without end", Reason.INVALID),
+        ({"$defs": {"n": NODE | {"required": ["value"]}}, "$ref": "#/$defs/n"}, None, "", Reason.INVALID),
+        (
+            {"$defs": {"n": TREE | {"required": ["children"]}}, "$ref": "#/$defs/n"},
+            None,
+            "",
+            Reason.INVALID,
         ),
         ({"$ref": "#"}, "", "fits nothing: there is no such text", Reason.INVALID),
         (
