@@ -157,7 +157,7 @@ class AnswerReader:
         if self._tools is not None:
             assert prompt is not None
             assert prompt.call_format is not None
-            self._parser = CallParser(prompt.call_format, self._tools.names)
+            self._parser = CallParser(prompt.call_format, self._tools.names, must_call=self._tools.must_call)
 
     @property
     def expects_calls(self) -> bool:

@@ -33,10 +33,14 @@ class _State(enum.Enum):
 
 
 class CallParser:
-    """The parser of one answer. What proves to be no call is content."""
+    """The parser of one answer. What proves to be no call is content.
 
-    def __init__(self, calls: CallFormat, names: Sequence[str]):
+    `must_call`: the answer's grammar begins with a call, so that the beginning of a trigger is never content.
+    """
+
+    def __init__(self, calls: CallFormat, names: Sequence[str], *, must_call: bool = False):
         self._format = calls
+        self._must_call = must_call
         self._later = {calls.opening(name): name for name in names}
         self._first = {calls.before_first + opening: name for opening, name in self._later.items()}
         self._state = _State.CONTENT
@@ -57,8 +61,9 @@ class CallParser:
         return self._take_parsed()
 
     def finish(self) -> ParsedText:
-        """Parse the rest: an incomplete trigger is content, an incomplete call is dropped."""
-        if self._state is _State.CONTENT and not (self.num_calls and self._pending.isspace()):
+        """Parse the rest: an incomplete call is dropped, an incomplete trigger where there must be a call."""
+        is_blank = self.num_calls > 0 and self._pending.isspace()
+        if self._state is _State.CONTENT and not (is_blank or self._must_call):
             self._add_content(self._pending)
         self._pending = ""
         return self._take_parsed()

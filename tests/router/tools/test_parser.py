@@ -83,6 +83,15 @@ def test_text_is_told_at_once_unless_a_trigger_may_begin(calls: CallFormat) -> N
     assert parser.feed(" world <x [y").content == " world <x [y"
 
 
+@BY_NAME
+def test_where_a_call_is_required_an_incomplete_trigger_is_no_content(calls: CallFormat) -> None:
+    text = calls.trigger[: len(calls.trigger) // 2 + 1]
+    for cut in ([text], list(text)):
+        content, made = read(CallParser(calls, NAMES, must_call=True), cut)
+        assert (content, made) == ("", [])
+    assert read(CallParser(HERMES, NAMES), ["<tool_"]) == ("<tool_", [])
+
+
 def test_a_beginning_of_a_trigger_is_held_only_while_it_may_be_one() -> None:
     parser = CallParser(HERMES, NAMES)
     assert parser.feed("a <tool").content == "a "
