@@ -27,6 +27,11 @@ def windows(deployment: str, router: str) -> str:
     return _key(deployment, f"windows:{router}")
 
 
+def rollup(deployment: str, step_s: int, number: int) -> str:
+    """Hash: sums of windows in MessagePack (`telemetry/rollup.py`), one field per step and router."""
+    return _key(deployment, f"rollup:{step_s}:{number}")
+
+
 def snapshot(deployment: str, router: str) -> str:
     """String: a router's last snapshot in MessagePack (`telemetry/snapshot.py`)."""
     return _key(deployment, f"snapshot:{router}")

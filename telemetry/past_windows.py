@@ -7,6 +7,7 @@ import msgspec
 
 from telemetry import keys
 from telemetry.link import Link
+from telemetry.rollup import CandidateSum, Resolution, decode_between
 from telemetry.window import Record
 
 _LONGEST_FLUSH_S = 10.0  # from a window's beginning to the id of its entry, but for a router that hangs
@@ -30,6 +31,15 @@ class PastWindows:
         """Records of windows that began in [since, until), Unix time; None while Redis is away."""
         entries = await self._entries(since, f"{int((until + _LONGEST_FLUSH_S) * 1000)}")
         return None if entries is None else await asyncio.to_thread(begun_between, entries, since, until)
+
+    async def sums(self, resolution: Resolution, since: float, until: float) -> list[CandidateSum] | None:
+        """Sums of all routers' steps that began in [since, until); None while Redis is away."""
+        names = [
+            keys.rollup(self._deployment, resolution.step_s, number)
+            for number in resolution.hashes(since, until)
+        ]
+        found = await self._link.ask(lambda pipe: [pipe.hgetall(name) for name in names])
+        return None if found is None else await asyncio.to_thread(decode_between, found, since, until)
 
     async def _entries(self, since: float, last_id: str) -> list[bytes] | None:
         routers = await self._link.ask(

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
+from telemetry.rollup import CandidateSum
 from telemetry.window import Record, Window
 
 Key = TypeVar("Key", bound=Hashable)
+Measured = TypeVar("Measured", Record, CandidateSum)
 Steps = dict[int, Window]  # by the step's start, Unix time in seconds
 
 
-def series_by(records: Iterable[Record], step_s: int, key_of: Callable[[Record], Key]) -> dict[Key, Steps]:
+def series_by(
+    records: Iterable[Measured], step_s: int, key_of: Callable[[Measured], Key]
+) -> dict[Key, Steps]:
     """A series for each key. A window counts in the step in which it began; empty steps are left out."""
     found: dict[Key, Steps] = {}
     for record in records:

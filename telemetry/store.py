@@ -18,6 +18,7 @@ from telemetry.history import History
 from telemetry.link import Link, Pipeline
 from telemetry.outbox import Entry, Outbox
 from telemetry.past_windows import PastWindows, begun_between, data_of
+from telemetry.rollup import CandidateSum, Resolution, Rollup, StepEntry, field_of, summed
 from telemetry.snapshot import Snapshot
 from telemetry.window import Record
 
@@ -30,6 +31,10 @@ _CLOCK_SKEW_S = 60.0  # allowed between routers and Redis
 _MAX_SEARCHED = 4000  # entries
 _MAX_SETTLED = 50  # decisions
 SETTLE_EVERY = 30  # flushes
+RESOLUTIONS = (  # each step a multiple of the first
+    Resolution(step_s=5, hash_s=300, kept_s=keys.HOUR_S),
+    Resolution(step_s=60, hash_s=keys.HOUR_S, kept_s=keys.DAY_S),
+)
 _SILENCE_S = 30.0  # after which a router counts as ended
 _ENDED = "The router ended before it was done."
 
@@ -61,6 +66,7 @@ class Store:
         )
         self._flush_interval_s = flush_interval_s
         self.windows = Outbox(max_waiting_bytes)
+        self.rollups = tuple(map(Rollup, RESOLUTIONS))
         self._last_id = 0
         self.link = Link(url)
         self._past = PastWindows(self.link, deployment)
@@ -101,6 +107,9 @@ class Store:
         if records:
             self._last_id = max(self._last_id + 1, int(time.time() * 1000))
             self.windows.put(Entry(_encode(records), f"{self._last_id}-0", len(records)))
+            sums = summed(records, RESOLUTIONS[0].step_s)
+            for rollup in self.rollups:
+                rollup.add(sums)
 
     async def flush(self) -> bool:
         """Write pending data in one pipeline, and read other routers' history. False if Redis is away."""
@@ -118,6 +127,10 @@ class Store:
     async def between(self, since: float, until: float) -> list[Record] | None:
         """All routers' windows that began in [since, until), Unix time; None while Redis is away."""
         return await self._past.between(since, until)
+
+    async def sums(self, rollup: Rollup, since: float, until: float) -> list[CandidateSum] | None:
+        """Sums of all routers' steps that began in [since, until); None while Redis is away."""
+        return await self._past.sums(rollup.resolution, since, until)
 
     def waiting(self, since: float, until: float) -> list[Record]:
         """Those of them that this router has not written to Redis yet."""
@@ -187,11 +200,13 @@ class Store:
 
     async def _flush(self) -> bool:
         entries, decisions, rows = self.windows.peek(), self.audit.unwritten(), self.history.unwritten()
+        steps = [rollup.unwritten() for rollup in self.rollups]
         described = None if self.describe is None else snapshot.encode(self.describe())
 
         def write(pipe: Pipeline) -> None:
             self._write_presence(pipe)
             self._write_windows(pipe, entries)
+            self._write_rollups(pipe, steps)
             self._write_decisions(pipe, decisions)
             if described is not None:
                 key = keys.snapshot(self.deployment, self.router)
@@ -203,6 +218,8 @@ class Store:
             return False
         self.link.note_success()
         self.windows.written(entries)
+        for rollup, written in zip(self.rollups, steps, strict=True):
+            rollup.written(written)
         self.audit.written(decisions)
         if answers[0] and self._is_known:  # it has lost our presence, so all data
             self.audit.write_again()
@@ -223,6 +240,14 @@ class Store:
             most = min(keys.MAX_WINDOW_ENTRIES, 1 + keys.MAX_WINDOW_BYTES // len(entry.data))
             pipe.xadd(key, {"d": entry.data}, id=entry.id, maxlen=most)
         pipe.expire(key, keys.WINDOWS_TTL_S)
+
+    def _write_rollups(self, pipe: Pipeline, steps: list[list[StepEntry]]) -> None:
+        for rollup, entries in zip(self.rollups, steps, strict=True):
+            kept = rollup.resolution
+            for entry in entries:
+                key = keys.rollup(self.deployment, kept.step_s, entry.start // kept.hash_s)
+                pipe.hset(key, field_of(entry.start, self.router), entry.data)
+                pipe.expire(key, kept.kept_s + kept.hash_s)
 
     def _write_decisions(self, pipe: Pipeline, decisions: list[Decision]) -> None:
         key = keys.decisions(self.deployment)

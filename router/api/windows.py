@@ -11,10 +11,12 @@ from router.api.query import Number, Parameter, Word
 from router.api.respond import json_response
 from router.api.windows_structs import Percentiles, Point, Series, Windows
 from router.policy.history_rows import share_of
+from telemetry import keys
+from telemetry.rollup import Rollup
 from telemetry.series import Steps, keep_largest, series_by
 from telemetry.sketch import Sketch
 from telemetry.store import Store
-from telemetry.window import Record, Window
+from telemetry.window import Window
 
 MAX_SPAN_S = 86_400
 MAX_STEPS = 1440  # of one series
@@ -45,18 +47,63 @@ class WindowsApi:
         now = self._unix_s()
         until = _UNTIL.read(http, now)
         since = _SINCE.read(http, max(0.0, until - DEFAULT_SPAN_S))
-        step = int(_STEP.read(http, 0)) or _step_of(until - since)
         by = _BY.read(http)
+        step = int(_STEP.read(http, 0)) or _step_of(until - since, by)
         _check(since, until, step)
         since = since // step * step
+        rollup = self._rollup_for(step) if by == "candidate" else None
+        if rollup is not None:
+            until = -(-until // rollup.resolution.step_s) * rollup.resolution.step_s
+            series, is_complete = await self._summed(rollup, since, until, step, now)
+        else:
+            series, is_complete = await self._by_window(since, until, step, by, now)
+        answer = Windows(
+            since=since,
+            until=until,
+            step=step,
+            by=by,
+            kept_s=keys.WINDOWS_TTL_S if rollup is None else rollup.resolution.kept_s,
+            redis="ok" if is_complete else "lost",
+            series=series,
+        )
+        return json_response(answer)
+
+    def _rollup_for(self, step: int) -> Rollup | None:
+        """The one with the longest steps of which such steps consist."""
+        fitting = (rollup for rollup in self._store.rollups if step % rollup.resolution.step_s == 0)
+        return max(fitting, key=lambda rollup: rollup.resolution.step_s, default=None)
+
+    async def _summed(
+        self, rollup: Rollup, since: float, until: float, step: int, now: float
+    ) -> tuple[list[Series], bool]:
+        """The series, and whether they are from Redis."""
+        found = await self._store.sums(rollup, since, until)
+        sums = rollup.between(since, until) if found is None else found
+
+        def make() -> list[Series]:
+            return _all_series(series_by(sums, step, lambda one: (one.candidate, one.depth)), step, now)
+
+        return await asyncio.to_thread(make), found is not None
+
+    async def _by_window(
+        self, since: float, until: float, step: int, by: str, now: float
+    ) -> tuple[list[Series], bool]:
+        """The same from the windows themselves, which are kept for an hour."""
         found = await self._store.between(since, until)
-        records, redis = (self._store.waiting(since, until), "lost") if found is None else (found, "ok")
-        series = await asyncio.to_thread(_all_series, records, step, by, now)
-        return json_response(Windows(since=since, until=until, step=step, by=by, redis=redis, series=series))
+        records = self._store.waiting(since, until) if found is None else found
+
+        def make() -> list[Series]:
+            if by == "candidate":
+                return _all_series(series_by(records, step, lambda one: one.key), step, now)
+            shards = series_by(records, step, lambda one: (one.router, one.shard))
+            return _all_series(shards, step, now, _shard_series)
+
+        return await asyncio.to_thread(make), found is not None
 
 
-def _step_of(span_s: float) -> int:
-    fitting = (step for step in _NICE_STEPS if step * _DEFAULT_STEPS >= span_s)
+def _step_of(span_s: float, by: str) -> int:
+    least = 60 if by == "candidate" and span_s > keys.WINDOWS_TTL_S else 1  # what is kept for a day
+    fitting = (step for step in _NICE_STEPS if step >= least and step * _DEFAULT_STEPS >= span_s)
     return next(fitting, _NICE_STEPS[-1])
 
 
@@ -72,27 +119,24 @@ def _check(since: float, until: float, step: int) -> None:
         raise Invalid("step", f"must be {least:.0f} at least for {until - since:.0f} seconds. Given: {step}")
 
 
-def _all_series(records: list[Record], step: int, by: str, now: float) -> list[Series]:
-    key_of = _candidate_of if by == "candidate" else _shard_of
-    found = series_by(records, step, key_of)
+def _candidate_series(key: SeriesKey, points: list[Point]) -> Series:
+    return Series(name=f"{key[0]}@{key[1]}", candidate=key[0], depth=key[1], points=points)
+
+
+def _shard_series(key: SeriesKey, points: list[Point]) -> Series:
+    return Series(name=f"{key[0]}/{key[1]}", router=key[0], shard=key[1], points=points)
+
+
+def _all_series(
+    found: dict[SeriesKey, Steps],
+    step: int,
+    now: float,
+    named: Callable[[SeriesKey, list[Point]], Series] = _candidate_series,
+) -> list[Series]:
     num_steps = max(map(len, found.values()), default=1)
     kept, others = keep_largest(found, max(1, min(MAX_SERIES, MAX_POINTS // num_steps)))
-    series = [_series(by, key, _points(kept[key], step, now)) for key in sorted(kept)]
+    series = [named(key, _points(kept[key], step, now)) for key in sorted(kept)]
     return series + ([Series(name="others", points=_points(others, step, now))] if others else [])
-
-
-def _candidate_of(record: Record) -> SeriesKey:
-    return record.candidate, record.depth
-
-
-def _shard_of(record: Record) -> SeriesKey:
-    return record.router, record.shard
-
-
-def _series(by: str, key: SeriesKey, points: list[Point]) -> Series:
-    if by == "candidate":
-        return Series(name=f"{key[0]}@{key[1]}", candidate=key[0], depth=key[1], points=points)
-    return Series(name=f"{key[0]}/{key[1]}", router=key[0], shard=key[1], points=points)
 
 
 def _points(steps: Steps, step: int, now: float) -> list[Point]:

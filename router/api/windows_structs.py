@@ -54,5 +54,6 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
     until: float
     step: int  # seconds
     by: str  # candidate | shard
+    kept_s: int  # how long steps of this length are kept, by shard or by candidate
     redis: str  # ok | lost: only what this router has not written yet
     series: list[Series]

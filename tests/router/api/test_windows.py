@@ -12,6 +12,7 @@ from aiohttp import ClientSession, web
 from router.api.errors import Refused, error_response
 from router.api.windows import MAX_POINTS, PARAMETERS, WindowsApi
 from router.api.windows_structs import Windows
+from telemetry.rollup import CandidateSum, Rollup
 from telemetry.store import Store
 from telemetry.window import Record, Window
 from tests.router.http_fakes import Client
@@ -25,9 +26,14 @@ class KnownStore(Store):
     def __init__(self, records: list[Record], is_away: bool = False):
         super().__init__(None, "poems", "one")
         self._records, self._is_away = records, is_away
+        for rollup in self.rollups:
+            rollup.add(records)
 
     async def between(self, since: float, until: float) -> list[Record] | None:
         return None if self._is_away else self.waiting(since, until)
+
+    async def sums(self, rollup: Rollup, since: float, until: float) -> list[CandidateSum] | None:
+        return None if self._is_away else rollup.between(since, until)
 
     def waiting(self, since: float, until: float) -> list[Record]:
         return [record for record in self._records if since <= record.window.start < until]
@@ -108,6 +114,32 @@ async def test_by_shard_the_same_tokens_are_told_apart() -> None:
         _, body = await ask("by=shard")
         found = {(one["router"], one["shard"]): one["points"][0]["tokens"] for one in body["series"]}
         assert found == {("x", 0): 3, ("x", 1): 4, ("y", 0): 8}
+
+
+async def test_a_day_is_told_by_minutes_and_an_hour_by_seconds() -> None:
+    made = [NOW - 86_000, NOW - 4000, NOW - 100, NOW - 1]
+    records = [Record(shard, "a", 30, window(at, tokens_by_exit={30: 1})) for at in made for shard in (0, 1)]
+    async with served(*records) as ask:
+        for query, step, kept_s in [
+            (f"since={NOW - 86_400}", 300, 86_400),
+            (f"since={NOW - 86_400}&step=60", 60, 86_400),
+            (f"since={NOW - 3700}", 60, 86_400),
+            (f"since={NOW - 3600}", 15, 3600),
+            (f"since={NOW - 3700}&by=shard", 15, 3600),
+        ]:
+            _, body = await ask(query)
+            assert (body["step"], body["kept_s"]) == (step, kept_s), query
+            points = [point for one in body["series"] for point in one["points"]]
+            expected = 2 * sum(at >= body["since"] for at in made)
+            assert sum(point["tokens"] for point in points) == expected, query
+        assert body["until"] == NOW
+
+
+async def test_with_steps_of_minutes_whole_minutes_are_told() -> None:
+    async with served(Record(0, "a", 30, window(NOW, tokens_by_exit={30: 5}))) as ask:
+        _, body = await ask(f"since={NOW - 600}&until={NOW - 30}&step=60")
+        assert (body["since"], body["until"]) == (NOW - 640, NOW - 40 + 60)
+        assert body["series"][0]["points"][0]["at"] == NOW - 40
 
 
 async def test_the_answer_is_bounded_and_nothing_is_left_out_of_its_sum() -> None:

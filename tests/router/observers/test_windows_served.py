@@ -78,4 +78,5 @@ def test_a_known_load_is_told_by_every_router_and_after_one_was_killed(start: Ca
         first.kill()
         with start() as third:
             assert total(points_until(third, 67), "tokens") == 67
+            assert total(points_until(third, 67, "step=60"), "tokens") == 67
             assert total(points_until(second, 67), "tokens") == 67
