@@ -13,7 +13,8 @@ from router.processes import CannotStart, Processes
 from router.scheduling.request import GenerationFailed
 
 _NUM_THREADS = 2
-_MAX_WAITING = 16  # hostile ones take three seconds together
+_MAX_WAITING = 128  # more than honest ones of 10 to 20 ms take in `_MAX_WAIT_S`
+_MAX_WAIT_S = 3.0  # for a thread: hostile ones ahead take 0.3 s each
 MAX_BYTES = 8 << 20  # of the cache
 _RETRY_S = 1
 
@@ -63,14 +64,20 @@ class Grammars:
 
     async def _compile(self, constraint: Constraint) -> str | GrammarError:
         loop, started = asyncio.get_running_loop(), time.perf_counter()
+        begin_by = time.monotonic() + _MAX_WAIT_S
         try:
-            return await loop.run_in_executor(self._threads, grammar_of, self._processes, constraint)
+            return await loop.run_in_executor(self._threads, self._compile_by, begin_by, constraint)
         except GrammarError as error:
             return error
         except (TimeoutError, CannotStart):
             raise _busy() from None
         finally:
             self.observer.on_compiled(time.perf_counter() - started)
+
+    def _compile_by(self, begin_by: float, constraint: Constraint) -> str:
+        if time.monotonic() > begin_by:
+            raise TimeoutError
+        return grammar_of(self._processes, constraint)
 
     def _end(self, constraint: Constraint, job: "asyncio.Future[str | GrammarError]") -> None:
         del self._under_way[constraint]

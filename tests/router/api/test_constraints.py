@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from io import BytesIO
 from typing import Any
 
@@ -299,12 +300,31 @@ async def test_a_client_that_goes_away_leaves_the_work_to_others() -> None:
 
 async def test_too_many_at_once_are_told_to_come_again() -> None:
     grammars = Grammars(Slow(), GrammarObserver())
-    calls = [asyncio.ensure_future(grammars.of(wanted(f"a{n}"))) for n in range(20)]
+    calls = [asyncio.ensure_future(grammars.of(wanted(f"a{n}"))) for n in range(132)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     failures = [result for result in results if isinstance(result, GenerationFailed)]
     assert len(failures) == 4
     assert {failure.status for failure in failures} == {429}
-    assert await grammars.of(wanted("a19"))
+    assert await grammars.of(wanted("a131"))
+    grammars.close()
+
+
+async def test_what_waits_too_long_for_its_turn_is_told_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Slower(Slow):
+        def ask(self, name: str, payload: bytes, bounds: Any) -> bytes:
+            time.sleep(0.3)
+            return super().ask(name, payload, bounds)
+
+    monkeypatch.setattr("router.api.grammars._MAX_WAIT_S", 0.1)
+    processes = Slower()
+    grammars = Grammars(processes, GrammarObserver())
+    calls = [asyncio.ensure_future(grammars.of(wanted(f"a{n}"))) for n in range(6)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, GenerationFailed)]
+    assert [failure.status for failure in failures] == [429] * 4
+    assert processes.num_asked == 2
     grammars.close()
 
 
