@@ -180,6 +180,8 @@ class AnswerReader:
         """TGI's three reasons in OpenAI's: where one function had to be called, its call ends with "stop"."""
         if finished.reason is FinishReason.LENGTH:
             return "length"
+        if self._parser is not None and self._parser.is_within_arguments:
+            return "stop"  # at a stop string: such arguments are no JSON, and nobody should make this call
         return "tool_calls" if self._ids and self._tools is not None and not self._tools.is_named else "stop"
 
     def _passage(self, parsed: ParsedText) -> Passage:

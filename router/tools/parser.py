@@ -53,6 +53,11 @@ class CallParser:
         self._parts: list[CallPart] = []
         self.num_calls = 0
 
+    @property
+    def is_within_arguments(self) -> bool:
+        """The last call's arguments have not come to their end."""
+        return self._state is _State.ARGUMENTS
+
     def feed(self, text: str) -> ParsedText:
         """Take the next piece of the answer."""
         self._pending += text

@@ -165,6 +165,7 @@ async def test_logprobs_stand_beside_calls(client: Client) -> None:
 
 async def test_a_stop_text_ends_a_call_too(client: Client) -> None:
     answered = await choice(client, stop="om")
+    assert answered["finish_reason"] == "stop"  # and not "tool_calls": the arguments are no JSON
     assert answered["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "R'
     assert joined(await chunks(client, stop="om")) == ("", [("weather", '{"city": "R')])
 
