@@ -38,6 +38,7 @@ FAILURES = (
 )
 _METHODS = ("prefill", "decode")
 _SWAP_OUTCOMES = ("committed", "failed")
+_SWAP_PHASES = ("prepare", "drain", "hold", "commit", "migrate", "gap")  # beside those of loading
 # The client library adds a suffix to counters; TGI's have none.
 _TGI_COUNTER = re.compile(rb"\b(tgi_\w+)_total\b")
 
@@ -182,6 +183,8 @@ class HeliosMetrics:
             self.requests.labels(model, outcome)
         for outcome in _SWAP_OUTCOMES:
             self.swaps.labels(model, outcome)
+        for phase in _SWAP_PHASES:
+            self.swap_phase.labels(model, phase)
 
     def begin_shard(self, model: str, shard: str, exit_layers: Iterable[int]) -> None:
         """Start a shard's counts at 0, also those by exit layer."""

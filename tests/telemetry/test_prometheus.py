@@ -56,3 +56,11 @@ def test_two_servers_in_one_process_count_apart() -> None:
     first.tgi.request_count.inc()
     assert b"tgi_request_count 1.0" in first.render()
     assert b"tgi_request_count 0.0" in second.render()
+
+
+def test_differences_are_right_from_the_first_swap_on(metrics: Metrics) -> None:
+    metrics.helios.begin("poet", ["length"])
+    text = metrics.render().decode()
+    assert 'helios_swaps_total{model="poet",outcome="failed"} 0.0' in text
+    for phase in ("prepare", "hold", "commit", "gap"):
+        assert f'helios_swap_phase_seconds_count{{model="poet",phase="{phase}"}} 0.0' in text
