@@ -68,7 +68,7 @@ async def serve(
     dispatcher = Dispatcher(config, target, catalog.max_total_tokens)
     metrics = Metrics()
     dispatcher.add_observer(MetricsObserver(metrics, config.model_name))
-    dispatcher.add_observer(Recorder(store))
+    dispatcher.add_observer(Recorder(store, num_waiting=lambda: dispatcher.num_waiting))
     watch_store(metrics.helios, store, config.model_name)
     metrics.helios.agreement_floor.labels(config.model_name).set(catalog.repository.floor.agreement)
     service = Service(

@@ -73,6 +73,7 @@ class Window(msgspec.Struct, omit_defaults=True):
     step_ms: float = 0.0
     idle_ms: float = 0.0  # between steps, while there was work
     batched: int = 0  # sum of sequences over steps
+    waiting: int = 0  # sum of the requests in the router's queue over steps
     computed_tokens: int = 0
     tokens_by_exit: dict[int, int] = {}  # tokens generated, by exit layer
     confidence_sum: float = 0.0
@@ -163,8 +164,8 @@ def add_counts(counts: dict[int, int], more: dict[int, int]) -> None:
 
 
 _SUMS = (
-    "num_steps", "step_ms", "idle_ms", "batched", "computed_tokens", "confidence_sum", "num_confident",
-    "breaches", "drafted", "accepted", "requests", "failures", "joules", "metered_tokens",
+    "num_steps", "step_ms", "idle_ms", "batched", "waiting", "computed_tokens", "confidence_sum",
+    "num_confident", "breaches", "drafted", "accepted", "requests", "failures", "joules", "metered_tokens",
 )  # fmt: skip
 
 

@@ -158,6 +158,7 @@ def _point(at: int, seconds: float, window: Window) -> Point:
         ttft_ms=_percentiles(window.ttft_ms),
         itl_ms=_percentiles(window.itl_ms),
         mean_batch=window.batched / window.num_steps if window.num_steps else None,
+        mean_waiting=window.waiting / window.num_steps if window.num_steps else None,
         kv_use=_kv_use(window),
         agreement=share_of(window.answers),
         scored_answers=window.answers.num_answers,

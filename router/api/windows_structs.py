@@ -28,6 +28,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     ttft_ms: Percentiles | None
     itl_ms: Percentiles | None
     mean_batch: float | None  # sequences in a step of the device
+    mean_waiting: float | None  # requests in a router's queue, over the same steps
     kv_use: float | None  # greatest share of a shard's KV blocks in use
     agreement: Share | None  # of answers scored at full depth
     scored_answers: int

@@ -144,6 +144,11 @@ class Dispatcher:
         await tasks.cancel(*self._tasks)
 
     @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._balancer.queue)
+
+    @property
     def max_queued_tokens(self) -> int:
         """The configured limit, else the KV caches' size in tokens: about one turnover of the batches."""
         if self._config.max_queued_tokens is not None:

@@ -20,8 +20,15 @@ MAX_LIVING = 64  # latest models of one shard that may still have sequences
 class Recorder(Observer):
     """Fills one window per shard, candidate and depth between two flushes."""
 
-    def __init__(self, store: Store, unix_s: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        store: Store,
+        unix_s: Callable[[], float] = time.time,
+        num_waiting: Callable[[], int] = lambda: 0,
+    ):
+        """`num_waiting` is the length of the queue now."""
         self._store = store
+        self._num_waiting = num_waiting
         self._unix_s = unix_s
         self._windows: dict[tuple[int, str, int], Window] = {}  # by shard, candidate, depth
         self._served_models: dict[tuple[int, int], ServedModel] = {}  # by shard and epoch
@@ -96,6 +103,8 @@ class Recorder(Observer):
     def _add_newest(self, window: Window, served_model: ServedModel, output: StepOutput) -> None:
         window.idle_ms += output.idle_ms
         _add_step(window, output.num_tokens, output.step_ms, output.num_sequences)
+        if output.num_tokens:
+            window.waiting += self._num_waiting()
         window.joules += (output.joules or 0.0) * _share(output.step_ms, output)
         window.most_blocks = max(window.most_blocks, output.num_blocks or served_model.ready.num_blocks)
         fewest = window.fewest_free_blocks

@@ -39,7 +39,8 @@ class Recorded:
         self.store = Store(None, "poems", "one")
         self.records: list[Record] = []
         self.store.put = self.records.extend  # type: ignore[assignment, method-assign]
-        self.observer = Recorder(self.store)
+        self.num_waiting = 0
+        self.observer = Recorder(self.store, num_waiting=lambda: self.num_waiting)
         self.observer.on_shard_ready(0, FULL)
 
     def windows(self) -> dict[tuple[int, str, int], Window]:
@@ -224,3 +225,11 @@ def test_a_cost_sample_counts_what_layers_were_run_for() -> None:
     assert sample_of(step(2, outputs=made), 30) == StepSample(20, 2, 40, 20.0)
     assert sample_of(step(4, outputs=made), 30) == StepSample(30, 4, 100, 20.0)
     assert sample_of(step(1, outputs=[SequenceOutput(1, 0, 9, [forced])]), 30) is None
+
+
+def test_the_queue_is_summed_up_over_steps(recorded: Recorded) -> None:
+    for recorded.num_waiting in (0, 4, 5):
+        recorded.observer.on_step(0, step())
+    recorded.observer.on_step(0, step(num_tokens=0))
+    window = recorded.window()
+    assert (window.waiting, window.num_steps) == (9, 3)
