@@ -170,6 +170,7 @@ def test_manifests_have_what_their_kinds_require() -> None:
             assert one["spec"]["selector"]["matchLabels"].items() <= labels.items()
             pod = one["spec"]["template"]["spec"]
             assert pod["securityContext"]["runAsNonRoot"]
+            assert pod["enableServiceLinks"] is False  # settings are read from the environment
             volumes = {volume["name"] for volume in pod.get("volumes", [])}
             volumes |= {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])}
             for inside in pod["containers"]:
