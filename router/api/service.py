@@ -182,6 +182,7 @@ class Service:
             for spec in specs:
                 request = self.dispatcher.submit(spec)
                 request.timeline.received = http.get(ARRIVED)
+                request.traceparent = http.headers.get("traceparent", "")
                 requests.append(request)
             http[SUBMITTED] = asyncio.get_running_loop().time()
             yield requests

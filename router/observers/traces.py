@@ -14,12 +14,14 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Span, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from router.scheduling.moves import Move, What
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
 
 _EXPORT_TIMEOUT_S = 5.0
+_CALLER = TraceContextTextMapPropagator()
 _STARTS = (What.STARTED, What.RESUMED, What.MOVED)
 
 Attributes = dict[str, str | int | float]
@@ -51,7 +53,10 @@ class TraceObserver(Observer):
         start, end = line.arrived if line.received is None else line.received, line.finished
         assert end is not None
         root = self._tracer.start_span(
-            "request", start_time=self._unix_ns(start), attributes=_attributes_of(request)
+            "request",
+            context=_CALLER.extract({"traceparent": request.traceparent}),
+            start_time=self._unix_ns(start),
+            attributes=_attributes_of(request),
         )
         if isinstance(request.outcome, GenerationFailed):
             root.set_status(Status(StatusCode.ERROR, request.outcome.kind))

@@ -92,6 +92,7 @@ class Request:
         self.tokenizer = spec.tokenizer  # of the model that runs it, or is to run it
         self.prompt_token_ids = spec.prompt_token_ids
         self.timeline = Timeline(arrived)
+        self.traceparent = ""  # the caller's span, as W3C Trace Context writes it
         self.status = Status.WAITING
         self.shard: int | None = None
         self.attempt = 0

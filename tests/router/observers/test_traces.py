@@ -67,9 +67,9 @@ def collector() -> Iterator[Collector]:
     server.server_close()
 
 
-def generate(server: Server, text: str) -> None:
+def generate(server: Server, text: str, **more: str) -> None:
     asked = {"inputs": text, "parameters": {"max_new_tokens": 5, "ignore_eos": True}}
-    headers = {"content-type": "application/json", "x-request-id": "s3cret-name"}
+    headers = {"content-type": "application/json", "x-request-id": "s3cret-name"} | more
     request = urllib.request.Request(server.url + "/generate", json.dumps(asked).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200
@@ -103,6 +103,20 @@ def test_each_request_is_one_tree(
     sent = b"".join(body for _, body in collector.bodies)
     assert b"poems" in sent
     assert b"s3cret" not in sent
+
+
+def test_a_callers_trace_goes_on(
+    serve: Callable[..., Server], tiny_model: Callable[[str], Path], collector: Collector
+) -> None:
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with serve(model_id=tiny_model("llama"), device="sim", otlp_endpoint=collector.url) as server:
+        generate(server, "Hi", traceparent=f"00-{trace}-{caller}-01")
+        generate(server, "Hi", traceparent="nonsense")
+        generate(server, "Hi", traceparent=f"00-{trace}-{caller}-00")  # the caller records nothing
+        assert server.stop() == 0
+    roots = [span for span in collector.spans() if span.name == "request"]
+    parents = {span.trace_id.hex() == trace: span.parent_span_id.hex() for span in roots}
+    assert (len(roots), parents) == (2, {True: caller, False: ""})
 
 
 async def test_a_move_is_another_turn_in_the_queue_and_on_a_shard(tmp_path: Path) -> None:
