@@ -13,8 +13,8 @@ from router.processes import CannotStart, Processes
 from router.scheduling.request import GenerationFailed
 
 _NUM_THREADS = 2
-_MAX_WAITING = 128  # more than honest ones of 10 to 20 ms take in `_MAX_WAIT_S`
-_MAX_WAIT_S = 3.0  # for a thread: hostile ones ahead take 0.3 s each
+_MAX_WAITING = 128  # more than honest ones of 10 to 20 ms take in `MAX_WAIT_S`
+MAX_WAIT_S = 3.0  # for a thread: hostile ones ahead take 0.3 s each
 MAX_BYTES = 8 << 20  # of the cache
 _RETRY_S = 1
 
@@ -64,7 +64,7 @@ class Grammars:
 
     async def _compile(self, constraint: Constraint) -> str | GrammarError:
         loop, started = asyncio.get_running_loop(), time.perf_counter()
-        begin_by = time.monotonic() + _MAX_WAIT_S
+        begin_by = time.monotonic() + MAX_WAIT_S
         try:
             return await loop.run_in_executor(self._threads, self._compile_by, begin_by, constraint)
         except GrammarError as error:

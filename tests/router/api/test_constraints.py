@@ -317,7 +317,7 @@ async def test_what_waits_too_long_for_its_turn_is_told_to_come_again(
             time.sleep(0.3)
             return super().ask(name, payload, bounds)
 
-    monkeypatch.setattr("router.api.grammars._MAX_WAIT_S", 0.1)
+    monkeypatch.setattr("router.api.grammars.MAX_WAIT_S", 0.1)
     processes = Slower()
     grammars = Grammars(processes, GrammarObserver())
     calls = [asyncio.ensure_future(grammars.of(wanted(f"a{n}"))) for n in range(6)]
