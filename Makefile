@@ -20,7 +20,7 @@ serve: $(INSTALLED)
 test: $(INSTALLED)
 	@$(BIN)/helios pull
 	@OMP_NUM_THREADS=1 GOMP_SPINCOUNT=5000 $(AT_MOST) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-	  -o suite_timeout=$(SUITE_TIMEOUT) $(ARGS)
+	  --no-loadscope-reorder -o suite_timeout=$(SUITE_TIMEOUT) $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

@@ -15,6 +15,15 @@ from tests.tiny_models import SHAPES, write_tiny_model
 imitate(os.environ)  # before any test loads torch
 pytest_plugins = ["tests.hang_guard"]
 
+LONGEST = (  # files that take a worker half a minute or more: begun last, one would keep the others waiting
+    "tests/router/test_openapi.py",
+    "tests/shard/test_rows.py",
+    "tests/gpu/test_run.py",
+    "tests/shard/test_runner.py",
+    "tests/test_hang_guard.py",
+    "tests/loadgen/paper/test_bench.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -22,6 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("DEVICE", "cpu"),
         help="where the shard's tests compute: cpu or cuda",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_configure(config: pytest.Config) -> None:
