@@ -18,7 +18,7 @@ EQUALITY = (
 SWAPS = ("tests/shard/test_loader.py",)
 NEEDED = (  # packages that the parts import
     *("torch", "transformers", "safetensors", "tokenizers", "numpy", "msgspec", "rich", "psutil"),
-    *("pytest", "pytest_asyncio", "pytest_timeout", "xdist", "hypothesis"),
+    *("llguidance", "pytest", "pytest_asyncio", "pytest_timeout", "xdist", "hypothesis"),
 )
 
 

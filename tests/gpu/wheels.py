@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from tests.gpu.plan import ROOT
 
 PYTHON = {"python_version": "3.12", "python_full_version": "3.12.3", "extra": ""}
-PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
+PLATFORMS = (*(f"manylinux_2_{n}" for n in (34, 31, 28, 27, 17)), "manylinux2014", "manylinux1")
 IN_PLACE = ("torch", "transformers", "accelerate")  # with all that they alone need
 TESTING = ("hypothesis", "psutil", "pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist")
 
