@@ -259,6 +259,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     kernels: str = ""  # native | plain | cuda | sim
     dtype_reason: str = ""  # why these types, and what they cost: one sentence
     warnings: list[str] = []  # sentences on what the exits' certificate does not cover
+    exit_thresholds: dict[int, float] = {}  # of exits in use, by layer; 1: not left; {}: no thresholds
 
 
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):

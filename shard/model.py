@@ -73,6 +73,14 @@ class Model:
         """Bytes held, including padding, widened weights and copies."""
         return sum(self.reader.num_bytes.values())
 
+    @property
+    def exit_thresholds(self) -> dict[int, float]:
+        """The thresholds of requests that give none, by exit layer; `speculative` compares none."""
+        if self.settings.mode.is_lossless:
+            return {}
+        criterion, default = self.settings.criterion, self.settings.threshold
+        return {exit_head.layer: exit_head.threshold(criterion, default) for exit_head in self.exits}
+
     def _version(self, heads: str) -> str:
         """Digest of all that answers depend on; of exits only in modes that do not verify."""
         config, mode = self.config, self.settings.mode
@@ -96,10 +104,6 @@ class Model:
         ignored = [f"Of the files in {config.model}, {', '.join(unread)} are not read."] if unread else []
         if config.replay_exits:
             return ignored
-        thresholds = {
-            exit_head.layer: exit_head.threshold(settings.criterion, settings.threshold)
-            for exit_head in self.exits
-        }
         served = Served(
             mode=settings.mode,
             fill=settings.fill,
@@ -107,7 +111,7 @@ class Model:
             dtype=self.precision.dtype,
             model=digest(Path(config.model)),
             depth=self.decoder.depth,
-            thresholds=thresholds,
+            thresholds=self.exit_thresholds,
         )
         return ignored + objections(served, Path(config.exits) if config.exits else None)
 

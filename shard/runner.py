@@ -132,6 +132,7 @@ class ModelRunner:
             can_score=self.streamed is not None or self.depth == shape.num_layers,
             can_constrain=self.grammars.has_tokenizer,
             warnings=self.model.warnings,
+            exit_thresholds=self.model.exit_thresholds,
         )
 
     @memory_errors()

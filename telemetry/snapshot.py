@@ -32,6 +32,7 @@ class ShardView(msgspec.Struct, frozen=True, omit_defaults=True):
     dtype: str = ""
     kernels: str = ""
     swap_phase: str = ""
+    exit_thresholds: dict[int, float] = {}
 
 
 class BreachesView(msgspec.Struct, frozen=True):

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import msgspec
+
 from router.api.openai_structs import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from router.scheduling.request import Request
 from router.text.tokenizer import Token
@@ -14,18 +16,21 @@ def chat_logprobs(tokens: Iterable[Token]) -> ChatLogprobs:
 
 def _chat_logprob(token: Token) -> TokenLogprob:
     top = [TopLogprob(alone.text, logprob, list(alone.raw)) for _, alone, logprob in token.top]
-    return TokenLogprob(token.alone.text, token.logprob, list(token.alone.raw), top)
+    raw = list(token.alone.raw)
+    return TokenLogprob(token.alone.text, token.logprob, raw, top, token.exit_layer, token.confidence)
 
 
 def completion_logprobs(tokens: Iterable[Token], offset: int = 0) -> CompletionLogprobs:
     """`offset` is where in the choice's text the first of the tokens begins."""
-    shape = CompletionLogprobs([], [], [], [])
+    shape = CompletionLogprobs([], [], [], [], [], [])
     for token in tokens:
         text = token.alone.text
         shape.tokens.append(text)
         shape.token_logprobs.append(token.logprob)
         shape.top_logprobs.append(_alternatives(token, text))
         shape.text_offset.append(offset)
+        shape.exit_layers.append(token.exit_layer)
+        shape.confidences.append(token.confidence)
         offset += 0 if token.special else len(token.text)
     return shape
 
@@ -37,16 +42,13 @@ def prompt_logprobs(request: Request) -> CompletionLogprobs:
     scored = [detokenizer.push(score) for score in (first, *request.prompt_scores)]
     shape = completion_logprobs(scored)
     shape.token_logprobs[0] = shape.top_logprobs[0] = None
-    return shape
+    nothing = [None] * len(scored)
+    return msgspec.structs.replace(shape, exit_layers=nothing, confidences=nothing)
 
 
 def joined(prompt: CompletionLogprobs, answer: CompletionLogprobs) -> CompletionLogprobs:
-    return CompletionLogprobs(
-        prompt.tokens + answer.tokens,
-        prompt.token_logprobs + answer.token_logprobs,
-        prompt.top_logprobs + answer.top_logprobs,
-        prompt.text_offset + answer.text_offset,
-    )
+    fields = CompletionLogprobs.__struct_fields__
+    return CompletionLogprobs(*(getattr(prompt, name) + getattr(answer, name) for name in fields))
 
 
 def _alternatives(token: Token, text: str) -> dict[str, float]:

@@ -160,6 +160,8 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     logprob: float
     bytes: list[int]
     top_logprobs: list[TopLogprob]
+    exit_layer: Annotated[int, Meta(description="Ours: the layer at which it left; 0: a grammar forced it.")]
+    confidence: Annotated[float | None, Meta(description="Ours: at that exit; null where none was asked.")]
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
@@ -244,12 +246,17 @@ class ChatChunk(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Parallel lists, one entry per token; null for a prompt's first token, which nothing predicts."""
+    """Parallel lists, one entry per token; null for a prompt's first token, which nothing predicts.
+
+    The last two are ours: prompts leave at no layer, so that their tokens have null there.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    exit_layers: list[int | None]
+    confidences: list[float | None]
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):

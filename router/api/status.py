@@ -99,6 +99,8 @@ class StatusApi:
             kernels=None if ready is None else ready.kernels,
             dtype_reason=None if ready is None else ready.dtype_reason,
             supports_exact=dispatcher.supports_exact,
+            supports_chat=self._service.target.tokenizer.chat_template is not None,
+            exit_thresholds={} if ready is None else ready.exit_thresholds,
             num_shards=config.num_replicas,
             is_ready=dispatcher.is_ready,
             exit_mode=self._service.target.config.exit_mode,

@@ -186,6 +186,8 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     kernels: str | None  # native | plain | cuda
     dtype_reason: str | None  # why these types, and what they cost
     supports_exact: bool
+    supports_chat: bool  # the model has a chat template
+    exit_thresholds: dict[int, float]  # by exit layer, of requests that give none; 1: not left
     num_shards: int
     is_ready: bool
     exit_mode: str

@@ -58,6 +58,7 @@ class ShardState(msgspec.Struct, frozen=True):
     compute_dtype: str = ""  # of activations and products
     kernels: str = ""  # native | plain | cuda
     dtype_reason: str = ""  # why these types, and what they cost
+    exit_thresholds: dict[int, float] = {}  # by exit layer, of requests that give none
     waiting: int = 0  # requests in the queue that all shards share
     swap_phase: str = ""  # of a change under way: prepare, hold, commit, drain or migrate
 
@@ -390,5 +391,6 @@ def _state_of(engine: Engine) -> ShardState:
         compute_dtype=ready.compute_dtype if ready else "",
         kernels=ready.kernels if ready else "",
         dtype_reason=ready.dtype_reason if ready else "",
+        exit_thresholds=ready.exit_thresholds if ready else {},
         swap_phase=engine.swap_phase,
     )

@@ -82,6 +82,15 @@ class SimExits:
         """True in modes whose shards report exits."""
         return self._mode != Mode.FULL
 
+    @property
+    def thresholds(self) -> dict[int, float]:
+        """The thresholds of requests that give none, by exit layer."""
+        if self._mode.is_lossless:
+            return {}
+        layers = self._layers or sorted({layer for known in self._classes for layer in known.settled})
+        used = [self._depth] if self._mode == Mode.CAPPED else [at for at in layers if at < self._depth]
+        return dict.fromkeys(used, self._threshold)
+
     def leaves(self, sequences: list[Sequence]) -> dict[int, Leave]:
         """By sequence id: how the next token exits."""
         leaves = {sequence.id: self._leave(sequence) for sequence in sequences}

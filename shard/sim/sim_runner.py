@@ -156,6 +156,7 @@ class SimRunner:
             weight_bytes=weight_bytes([self.weights]),
             load_ms=sum(self.phases_ms.values()),
             can_score=self.depth == self._costs.num_layers,
+            exit_thresholds=self._exits.thresholds,
         )
 
     def run(self, step: Step) -> StepOutput:

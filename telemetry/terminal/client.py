@@ -112,9 +112,9 @@ def who_am_i() -> str:
     return "@".join(parts)
 
 
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
+def add_server_flags(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """Flags of the address and the keys. Each may be in the environment instead, as HELIOS_URL and so on."""
-    group = parser.add_argument_group("Server")
+    group = parser.add_argument_group("Server", argument_default=default)
     group.add_argument("--url", help=f"address of the router [HELIOS_URL, else {DEFAULT_URL}]")
     group.add_argument("--admin-key", metavar="KEY", help="as a flag it shows in `ps` [HELIOS_ADMIN_KEY]")
     group.add_argument("--admin-key-file", metavar="FILE", help="file with that key [HELIOS_ADMIN_KEY_FILE]")

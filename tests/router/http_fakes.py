@@ -220,6 +220,7 @@ def ready() -> Ready:
         weight_bytes=1,
         load_ms=1.0,
         can_constrain=True,
+        exit_thresholds={3: 0.9},
     )
 
 

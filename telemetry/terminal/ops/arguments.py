@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 
 from telemetry.terminal.client import add_server_flags
@@ -22,18 +22,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="helios ops", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    _add_common(parser, False, None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, about: str) -> ArgumentParser:
         command = commands.add_parser(name, help=about, description=f"{about.capitalize()}.")
-        command.add_argument("--json", action="store_true", help="print what the server said, as JSON")
-        add_server_flags(command)
+        _add_common(command, SUPPRESS, SUPPRESS)
         return command
 
     _add_views(add)
     _add_changes(add)
     _add_others(add)
     return parser.parse_args(list(argv))
+
+
+def _add_common(parser: ArgumentParser, as_json: bool | str, default: str | None) -> None:
+    """Flags that may stand before or behind the command's name, which leaves those before it as they are."""
+    about = "print what the server said, as JSON"
+    parser.add_argument("--json", action="store_true", default=as_json, help=about)
+    add_server_flags(parser, default)
 
 
 def _add_views(add: _Add) -> None:

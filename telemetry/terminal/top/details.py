@@ -12,6 +12,7 @@ from telemetry.history import Row
 from telemetry.overview import Overview, ShardRow
 from telemetry.snapshot import MomentView, RequestView
 from telemetry.terminal.top.grid import Key
+from telemetry.terminal.top.summary import own_thresholds
 from telemetry.terminal.wording import choice, clean, clock, count, duration, milliseconds, percent, rounded
 
 _NAME_WIDTH = 14
@@ -62,6 +63,7 @@ def _shard(row: ShardRow) -> Pairs:
     yield "state", f"{shard.state} ({shard.swap_phase})" if shard.swap_phase else shard.state
     yield "model", f"{shard.model}, version {shard.version}"
     yield "depth", f"{shard.depth} of {shard.num_layers} layers, mode {shard.exit_mode}"
+    yield "exits", own_thresholds([shard])
     yield "types", f"{shard.dtype or '-'}, kernels {shard.kernels or '-'}"
     yield "loaded", f"{shard.num_models} models"
     yield "batch", f"{shard.running} requests"

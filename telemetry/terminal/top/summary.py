@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 
 from telemetry.overview import Figures, Overview, Percentiles, RouterRow
-from telemetry.snapshot import ShareView
+from telemetry.snapshot import ShardView, ShareView
 from telemetry.terminal.top.grid import fit
 from telemetry.terminal.wording import clean, count, milliseconds, percent, rounded
 
@@ -26,7 +26,7 @@ def summary(overview: Overview, width: int) -> list[Text]:
         ("answers", _answers(overview, width)),
         ("latency", _latency(overview.total)),
         ("quality", _quality(overview)),
-        ("exits", _thresholds(overview.current) + _breaches(overview.current)),
+        ("exits", _thresholds(overview) + _breaches(overview.current)),
     ]
     loops = [line for name, text in _loops(overview.current) for line in _wrapped(name, text, width)]
     return [*(_line(name, text, width) for name, text in lines), *loops]
@@ -54,6 +54,17 @@ def histogram(overview: Overview, width: int, max_lines: int) -> list[Text]:
 def router_name(router: str) -> str:
     """The part of a router's name that differs between routers of one machine."""
     return clean(router.rsplit("-", 1)[-1])
+
+
+def own_thresholds(shards: Sequence[ShardView]) -> str:
+    """Such as `own thresholds 15: 0.648, 20: never`, by exit layer; or that models have different ones."""
+    if not any(shard.exit_thresholds for shard in shards):
+        return "no thresholds in use"
+    found = {tuple(sorted(shard.exit_thresholds.items())) for shard in shards if shard.exit_thresholds}
+    if len(found) > 1:
+        return "each exit's own threshold, which differ by model"
+    limits = (f"{layer}: {limit:.3g}" if limit < 1 else f"{layer}: never" for layer, limit in found.pop())
+    return f"own thresholds {', '.join(limits)}"
 
 
 def _serving(overview: Overview) -> str:
@@ -132,14 +143,15 @@ def _agreement(share: ShareView) -> str:
     return f"agreement {percent(share.agreement)} [{percent(share.low)}, {percent(share.high)}]"
 
 
-def _thresholds(routers: Sequence[RouterRow]) -> str:
+def _thresholds(overview: Overview) -> str:
     """The thresholds in force and who set them."""
     found: dict[str, list[str]] = {}
-    for router in routers:
-        setting = router.snapshot.threshold
-        value = "each exit's own threshold" if setting.value is None else f"threshold {setting.value}"
+    for router in overview.current:
+        name, setting = router.snapshot.router, router.snapshot.threshold
+        shards = [row.shard for row in overview.shards if row.router == name]
+        value = own_thresholds(shards) if setting.value is None else f"threshold {setting.value}"
         text = f"{value}, set by {setting.by}" if setting.by else value
-        found.setdefault(text, []).append(router_name(router.snapshot.router))
+        found.setdefault(text, []).append(router_name(name))
     if len(found) < 2:
         return next(iter(found), "-")
     return "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())

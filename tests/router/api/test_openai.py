@@ -156,7 +156,7 @@ async def test_chat_logprobs_give_bytes_and_alternatives(client: Client) -> None
     [choice] = (await chat(client, logprobs=True, top_logprobs=1, max_tokens=2))["choices"]
     first, second = choice["logprobs"]["content"]
     assert first["bytes"] + second["bytes"] == list("é".encode())
-    assert first["logprob"] == -0.5
+    assert (first["logprob"], first["exit_layer"], first["confidence"]) == (-0.5, 3, 0.9)
     assert first["top_logprobs"] == [{"token": "\ufffd", "logprob": -0.5, "bytes": first["bytes"]}]
 
 
@@ -174,6 +174,8 @@ async def test_completion_logprobs_are_parallel_lists(client: Client) -> None:
         "token_logprobs": [-0.5, -0.5],
         "top_logprobs": [{"H": -0.5, "I": -1.5}, {"e": -0.5, "f": -1.5}],
         "text_offset": [0, 1],
+        "exit_layers": [3, 3],
+        "confidences": [0.9, 0.9],
     }
 
 
@@ -191,6 +193,8 @@ async def test_a_prompt_is_scored_without_generating(client: Client) -> None:
         "token_logprobs": [None, -0.5],
         "top_logprobs": [None, {"i": -0.5}],
         "text_offset": [0, 1],
+        "exit_layers": [None, None],
+        "confidences": [None, None],
     }
     assert answer["usage"] == {
         "prompt_tokens": 2,
@@ -205,6 +209,7 @@ async def test_echo_puts_the_prompt_before_text_and_logprobs(client: Client) -> 
     assert choice["text"] == "HiHe"
     assert choice["logprobs"]["tokens"] == ["H", "i", "H", "e"]
     assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3]
+    assert choice["logprobs"]["exit_layers"] == [None, None, 3, 3]
 
 
 async def test_an_echoed_stream_is_the_echoed_whole(client: Client) -> None:
@@ -212,7 +217,7 @@ async def test_an_echoed_stream_is_the_echoed_whole(client: Client) -> None:
     choices = [part["choices"][0] for part in await chunks(client, "/v1/completions", body)]
     [whole] = (await complete(client, **body))["choices"]
     assert "".join(choice["text"] for choice in choices) == whole["text"]
-    for name in ("tokens", "token_logprobs", "text_offset"):
+    for name in ("tokens", "token_logprobs", "text_offset", "exit_layers", "confidences"):
         assert [entry for choice in choices for entry in choice["logprobs"][name]] == whole["logprobs"][name]
 
 

@@ -16,6 +16,7 @@ async def test_info_gives_the_limits_of_server_and_model() -> None:
     assert info["model_id"] == client.config.model_name
     assert (info["max_input_tokens"], info["max_total_tokens"], info["max_best_of"]) == (100, 512, 3)
     assert (info["depth"], info["num_layers"], info["supports_exact"]) == (4, 4, True)
+    assert (info["supports_chat"], info["exit_thresholds"]) == (True, {"3": 0.9})
     assert info["weight_bytes"] > 0
     assert info["model_device_type"] == "sim"
 

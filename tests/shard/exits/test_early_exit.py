@@ -225,3 +225,12 @@ def test_a_waiting_row_is_not_kept_waiting_for_ever(exiting):
     made = generate(runner, prompts, 24)
     assert all(len(generation.ids) == 24 for generation in made)
     assert 4 in exit_layers(made)
+
+
+@pytest.mark.parametrize(
+    ("config", "thresholds"),
+    [({}, {1: 0.5, 2: 0.5, 3: 0.5}), ({"num_layers": 3}, {1: 0.5, 2: 0.5})],
+)
+def test_thresholds_of_exits_in_use_are_told(exiting, config, thresholds):
+    assert exiting("per_row", **config).ready().exit_thresholds == thresholds
+    assert exiting("speculative", **config).ready().exit_thresholds == {}

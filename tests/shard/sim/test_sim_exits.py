@@ -52,6 +52,12 @@ def test_a_cap_takes_everybody_and_counts_the_unsure() -> None:
     assert leaves == again
 
 
+def test_thresholds_are_those_of_exits_in_use() -> None:
+    assert exits(15, exit_mode="per_row", exit_threshold=0.7).thresholds == {5: 0.7, 10: 0.7}
+    assert exits(15, exit_mode="capped", exit_threshold=0.7).thresholds == {15: 0.7}
+    assert exits(exit_mode="speculative").thresholds == exits().thresholds == {}
+
+
 def test_a_batch_leaves_together_where_the_last_one_does() -> None:
     sequences = [answering(token, position) for token in (1, 999) for position in (4, 5, 6)]
     alone = [exits(exit_mode="per_row").leaves([s])[s.id].layer for s in sequences[:3]]

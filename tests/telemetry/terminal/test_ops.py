@@ -109,6 +109,7 @@ def test_a_server_that_is_not_there_and_what_is_no_command(ops: Ops) -> None:
     assert (status, out) == (Status.UNREACHABLE, "")
     assert err.startswith("helios ops: No server answers at http://127.0.0.1:9:")
     assert ops("state", url="ftp://x")[0] == Status.USAGE
+    assert main(["--url", "ftp://x", "state"]) == Status.USAGE
     for wrong in (
         ["threshold", "2"],
         ["depth", "0"],
@@ -121,11 +122,15 @@ def test_a_server_that_is_not_there_and_what_is_no_command(ops: Ops) -> None:
         assert ended.value.code == Status.USAGE
 
 
-def test_tables_and_json_hold_what_the_server_says(server: Server, ops: Ops) -> None:
+def test_tables_and_json_hold_what_the_server_says(
+    server: Server, ops: Ops, capsys: pytest.CaptureFixture[str]
+) -> None:
     generate(server, 7)
     state = get(server, "/ops/state")
     _, out, _ = ops("state", "--json")
     assert json.loads(out)["deployment"] == state["deployment"]
+    assert main(["--url", server.url, "--json", "state"]) == Status.DONE
+    assert json.loads(capsys.readouterr().out)["deployment"] == state["deployment"]
     _, out, _ = ops("state")
     for shard in state["shards"]:
         assert f"{shard['depth']}/{shard['num_layers']}" in out

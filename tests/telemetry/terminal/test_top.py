@@ -264,7 +264,18 @@ def made(num_shards: int = 3, why: str = "An operator asked for it.") -> Overvie
     shards = [
         ShardRow(
             snapshot.router,
-            ShardView(id, "swapping", "chat", "v1", 20, 30, "capped", running=id, swap_phase="commit"),
+            ShardView(
+                id,
+                "swapping",
+                "chat",
+                "v1",
+                20,
+                30,
+                "capped",
+                running=id,
+                swap_phase="commit",
+                exit_thresholds={10: 0.648, 20: 1.0},
+            ),
             ShardFigures(100.0, 35.0),
         )
         for id in range(num_shards)
@@ -309,6 +320,16 @@ async def test_what_an_operator_asks_first_is_on_the_first_screen(size: tuple[in
     assert max(map(len, text.splitlines())) <= size[0]
 
 
+async def test_thresholds_are_told_by_exit_layer() -> None:
+    overview = made()
+    [router] = overview.routers
+    own = msgspec.structs.replace(router.snapshot, threshold=ThresholdView())
+    routers = [msgspec.structs.replace(router, snapshot=own)]
+    app = Top(Given(msgspec.structs.replace(overview, routers=routers)), interval_s=0.05)
+    async with app.run_test(size=SMALL):
+        await until(app, r"exits +own thresholds 10: 0\.648, 20: never; breaches 8 of 90")
+
+
 async def test_of_many_models_those_that_serve_are_shown_where_tokens_left() -> None:
     overview = made()
     replaced = [
@@ -327,7 +348,7 @@ async def test_keys_look_into_a_shard_a_candidate_a_decision_and_a_request() -> 
     async with app.run_test(size=SMALL) as pilot:
         await until(app, "poems")
         for keys, words in [
-            (("s", "down", "enter"), ["shard 1", "capped", "35 W"]),
+            (("s", "down", "enter"), ["shard 1", "capped", "thresholds 10: 0.648", "20: never", "35 W"]),
             (
                 ("c", "down", "enter"),
                 ["candidate code at 15 layers", "66, 0 tokens", "90.0% [80.0%, 95.0%] over 9"],
