@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 COLDEST = 1e-5  # temperatures below are 0, as in vLLM
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the name under which shard.fetch knows it
@@ -193,6 +193,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     work: list[Work]
     new: list[NewSequence] = []
     drop: list[tuple[int, int]] = []  # (id, attempt) whose blocks are to be freed: finished or aborted
+    clears_cache: bool = False  # first of all, let nothing be found that was computed before
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
@@ -333,8 +334,13 @@ class CacheReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
     queried_tokens: int = 0  # of new sequences
     hit_tokens: int = 0
-    evicted_blocks: int = 0
+    evicted_blocks: int = 0  # their content was given up for other content
     cached_blocks: int = 0  # free ones with content
+    known_blocks: int = 0  # with content that may be found, in use or free
+    cleared_blocks: int = 0  # their content was given up on command
+    evicted_age_ms: float = 0.0  # since their last use, summed over those evicted
+    reused_blocks: int = 0  # free ones that were found again
+    reused_gap_ms: float = 0.0  # since their last use, summed over these
 
 
 class OlderReport(msgspec.Struct, frozen=True, omit_defaults=True):

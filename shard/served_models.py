@@ -17,6 +17,7 @@ from shard.clock import Clock
 from shard.engine.sequence_table import SequenceTable
 from shard.memory import Claim, Weights, share_out
 from shard.messages import (
+    CacheReport,
     Commit,
     Committed,
     NewSequence,
@@ -200,7 +201,7 @@ class ServedModels:
 
     def _split(self, step: Step) -> tuple[dict[int, Step], list[tuple[int, int]]]:
         """Each model's part of a step, and the sequences whose model is gone."""
-        parts = {epoch: Step(step.number, [], [], step.drop) for epoch in self.living}
+        parts = {epoch: Step(step.number, [], [], step.drop, step.clears_cache) for epoch in self.living}
         gone: list[tuple[int, int]] = []
         placed: dict[int, int] = {}
         for new in step.new:
@@ -271,6 +272,7 @@ class ServedModels:
             num_blocks=pool.num_blocks,
             older=[self._report(t, part) for t, part in outputs.items() if t != newest and t in self.living],
             gone=gone,
+            cache=_together([part.cache for part in outputs.values() if part.cache is not None]),
         )
 
     def _report(self, epoch: int, part: StepOutput) -> OlderReport:
@@ -278,6 +280,13 @@ class ServedModels:
         return OlderReport(
             epoch, part.num_sequences, num_free, part.num_tokens, part.step_ms, part.exits, part.grammar
         )
+
+
+def _together(reports: list[CacheReport]) -> CacheReport | None:
+    """What the prefix caches of all models did; None without any."""
+    if not reports:
+        return None
+    return CacheReport(*map(sum, zip(*map(msgspec.structs.astuple, reports), strict=True)))
 
 
 def _claim_of_older(engine: Engine) -> Claim:

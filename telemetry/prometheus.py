@@ -172,6 +172,13 @@ class HeliosMetrics:
         self.cache_queries = counter("prefix_cache_queried_tokens", "Tokens looked for in a prefix cache.")
         self.cache_hits = counter("prefix_cache_hit_tokens", "Those found: they are not computed again.")
         self.cache_evictions = counter("prefix_cache_evicted_blocks", "Blocks whose content was given up.")
+        self.cache_evicted_age = counter(
+            "prefix_cache_evicted_age_seconds", "From the last use of evicted blocks, summed."
+        )
+        self.cache_reuses = counter("prefix_cache_reused_blocks", "Free blocks that were found again.")
+        self.cache_reuse_gap = counter(
+            "prefix_cache_reuse_gap_seconds", "From the last use of reused blocks, summed."
+        )
         self.cache_blocks = gauge("prefix_cache_blocks", "Free blocks that hold what may be found.", "shard")
 
     def begin(self, model: str, outcomes: Iterable[str]) -> None:

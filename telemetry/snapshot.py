@@ -11,6 +11,19 @@ MAX_MOMENTS = 20  # of a request, the latest
 MAX_EXIT_LAYERS = 64  # of a request
 
 
+class CacheView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A shard's prefix cache, as in `/ops/state`."""
+
+    known_blocks: int = 0
+    cached_blocks: int = 0
+    queried_tokens: int = 0
+    hit_tokens: int = 0
+    evicted_blocks: int = 0
+    cleared_blocks: int = 0
+    mean_evicted_age_ms: float | None = None
+    mean_reuse_gap_ms: float | None = None
+
+
 class ShardView(msgspec.Struct, frozen=True, omit_defaults=True):
     """A shard, as in `/ops/state`."""
 
@@ -33,6 +46,7 @@ class ShardView(msgspec.Struct, frozen=True, omit_defaults=True):
     kernels: str = ""
     swap_phase: str = ""
     exit_thresholds: dict[int, float] = {}
+    cache: CacheView = CacheView()
 
 
 class BreachesView(msgspec.Struct, frozen=True):

@@ -1,7 +1,8 @@
-"""Routes under `/ops` that inspect or operate: state, requests, drain, resume, abort."""
+"""Routes under `/ops` that inspect or operate: state, requests, drain, resume, abort, clear."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 from aiohttp import web
@@ -13,6 +14,7 @@ from router.api.errors import Refused
 from router.api.ops_structs import (
     Aborted,
     AbortRequest,
+    CacheCleared,
     CandidateRow,
     Moment,
     RequestReport,
@@ -93,23 +95,37 @@ class OpsApi:
         is_live = request.status is not Status.FINISHED
         self._dispatcher.abort(request, "The request was aborted by an operator.")
         why = "An operator asked for it." if is_live else "An operator asked for it, but it had ended."
-        self._note("abort", http, why, {"request": request.id})
+        self._note("abort", http, why, asked)
         return json_response(Aborted(is_live))
+
+    async def clear_cache(self, http: web.Request) -> web.Response:
+        """Let no shard (or one) find what was computed of prompts and answers so far."""
+        body = await read_body(http)
+        asked = decode(body, ShardChoice) if body.strip() else ShardChoice()
+        with self._known_shard(asked.shard):
+            num_tokens = self._dispatcher.clear_cache(asked.shard)
+        self._note("cache-clear", http, f"An operator asked for it; {num_tokens} tokens were known.", asked)
+        return json_response(CacheCleared(num_tokens))
 
     def _tell(
         self, kind: str, command: Callable[[int | None], None], http: web.Request, body: bytes
     ) -> web.Response:
         asked = decode(body, ShardChoice) if body.strip() else ShardChoice()
-        try:
+        with self._known_shard(asked.shard):
             command(asked.shard)
-        except KeyError:
-            raise no_such_shard(self._dispatcher.state().shards, asked.shard) from None
-        shards: dict[str, object] = {} if asked.shard is None else {"shard": asked.shard}
-        self._note(kind, http, "An operator asked for it.", shards)
+        self._note(kind, http, "An operator asked for it.", asked)
         return json_response(self._state())
 
-    def _note(self, kind: str, http: web.Request, why: str, chosen: dict[str, object]) -> None:
-        author = author_of(http, self._service.config)
+    @contextmanager
+    def _known_shard(self, shard: int | None) -> Iterator[None]:
+        try:
+            yield
+        except KeyError:
+            raise no_such_shard(self._dispatcher.state().shards, shard) from None
+
+    def _note(self, kind: str, http: web.Request, why: str, asked: ShardChoice | AbortRequest) -> None:
+        author, given = author_of(http, self._service.config), msgspec.structs.asdict(asked)
+        chosen = {name.removesuffix("_id"): value for name, value in given.items() if value is not None}
         self._controller.note(kind, author.by, why, origin=author.origin, chosen=chosen)
 
     def _find(self, id: str) -> Request:

@@ -128,3 +128,9 @@ class Aborted(msgspec.Struct, frozen=True):
     """`aborted` is false for a request that had ended already."""
 
     aborted: bool
+
+
+class CacheCleared(msgspec.Struct, frozen=True):
+    """`tokens` could be found in prefix caches, as of the shards' last reports."""
+
+    tokens: int

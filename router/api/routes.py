@@ -20,6 +20,7 @@ from router.api.ops_structs import (
     Aborted,
     AbortRequest,
     Accepted,
+    CacheCleared,
     Decisions,
     PinRequest,
     RequestReport,
@@ -195,6 +196,7 @@ def ops_routes(api: OpsApi) -> list[Route]:
         optional("POST /ops/drain", api.drain, "Give a shard nothing new.", ShardChoice, StateReport),
         optional("POST /ops/resume", api.resume, "Undo drain.", ShardChoice, StateReport),
         route("POST /ops/abort", api.abort, "End a request.", AbortRequest, Aborted),
+        optional("POST /ops/cache/clear", api.clear_cache, "Empty prefix caches.", ShardChoice, CacheCleared),
     ]
 
 

@@ -24,6 +24,7 @@ from router.fleet.launcher import Launcher, launcher_of
 from router.fleet.live_requests import RequestRegistry
 from router.fleet.rollout import roll_out
 from router.fleet.swap import SwapError, SwapOptions, SwapRefused, SwapResult
+from router.scheduling.cache_state import CacheState
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
@@ -61,6 +62,7 @@ class ShardState(msgspec.Struct, frozen=True):
     exit_thresholds: dict[int, float] = {}  # by exit layer, of requests that give none
     waiting: int = 0  # requests in the queue that all shards share
     swap_phase: str = ""  # of a change under way: prepare, hold, commit, drain or migrate
+    cache: CacheState = CacheState()  # what prompts and answers leave behind
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -330,6 +332,10 @@ class Dispatcher:
         for engine in self._chosen(shard):
             engine.resume()
 
+    def clear_cache(self, shard: int | None = None) -> int:
+        """Empty a shard's prefix cache (or all); the tokens that were known. `KeyError`: unknown shard."""
+        return sum(engine.clear_cache() for engine in self._chosen(shard))
+
     async def _keep(self, engine: Engine) -> None:
         """Run an engine while the server lives; restart it if it fails."""
         backoff = Backoff()
@@ -393,4 +399,5 @@ def _state_of(engine: Engine) -> ShardState:
         dtype_reason=ready.dtype_reason if ready else "",
         exit_thresholds=ready.exit_thresholds if ready else {},
         swap_phase=engine.swap_phase,
+        cache=scheduler.cache if scheduler else CacheState(),
     )

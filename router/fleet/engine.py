@@ -209,6 +209,14 @@ class Engine:
         self._balancer.routes.refresh()
         self.wake()
 
+    def clear_cache(self) -> int:
+        """Forget what prompts and answers have left behind; returns the tokens that could be found."""
+        if self.scheduler is None:
+            return 0
+        num_blocks = self.scheduler.clear_cache()
+        self.wake()
+        return num_blocks * self.scheduler.limits.block_size
+
     def drop(self, request: Request) -> None:
         """Take a request out of the batch; the next step tells the shard."""
         if self.scheduler is not None and self.scheduler.drop(request):

@@ -123,6 +123,9 @@ class MetricsObserver(Observer):
         helios.cache_queries.labels(model).inc(cache.queried_tokens)
         helios.cache_hits.labels(model).inc(cache.hit_tokens)
         helios.cache_evictions.labels(model).inc(cache.evicted_blocks)
+        helios.cache_evicted_age.labels(model).inc(cache.evicted_age_ms / 1000)
+        helios.cache_reuses.labels(model).inc(cache.reused_blocks)
+        helios.cache_reuse_gap.labels(model).inc(cache.reused_gap_ms / 1000)
         helios.cache_blocks.labels(model, str(shard)).set(cache.cached_blocks)
 
     def _count_grammars(self, grammar: GrammarReport) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from router.catalog.served_model import ModelIdentity, Requirements, ServedModel
 from router.scheduling.admission import EVERYTHING, AdmissionQuota, ShardAdmission
+from router.scheduling.cache_state import CacheState, CacheTotals
 from router.scheduling.loaded_models import LoadedModel, LoadedModels
 from router.scheduling.prefix_index import PrefixIndex
 from router.scheduling.request import GenerationFailed, Request
@@ -75,6 +76,8 @@ class Scheduler:
         self._admission = ShardAdmission(queue, self._loaded_models, limits.block_size)
         self._score_queue = score_queue
         self._prefixes = prefixes
+        self._cache = CacheTotals()
+        self._clears_cache = False
         self._scorer = scorer_for(served_model, score_queue)
         self.running: dict[int, Request] = {}
         self._drops: list[tuple[int, int]] = []
@@ -112,6 +115,11 @@ class Scheduler:
     @property
     def num_free_blocks(self) -> int:
         return self._loaded_models.newest.num_free_blocks
+
+    @property
+    def cache(self) -> CacheState:
+        """The shard's prefix cache, as of the last output."""
+        return self._cache.state
 
     @property
     def can_score(self) -> bool:
@@ -182,6 +190,8 @@ class Scheduler:
                 if made.finish is not None or made.error:
                     del self.running[made.id]
                     self._note_prefix(request)
+        if output.cache is not None:
+            self._cache.add(output.cache)
         scored = self._scorer.update(output) if self._scorer is not None else None
         gone = self._return(output.gone, lost_affinity=True)
         preempted = self._return(output.preempted)
@@ -216,6 +226,13 @@ class Scheduler:
         self._scorer = scorer_for(served_model, self._score_queue)
         if self._prefixes is not None and joined is None:
             self._prefixes.clear()
+
+    def clear_cache(self) -> int:
+        """Let the shard find nothing that was computed before its next step; the blocks that it knew."""
+        self._clears_cache = True
+        if self._prefixes is not None:
+            self._prefixes.clear()
+        return self.cache.known_blocks
 
     def num_cached_tokens(self, request: Request) -> int:
         """Tokens of a waiting request's prompt that the shard has most likely computed."""
@@ -335,13 +352,13 @@ class Scheduler:
         return self._scorer.ask(num_left, self.limits.max_batch_tokens), begun
 
     def _form(self, batch: Batch, scoring: list[Work], new: list[NewSequence]) -> Step | None:
-        if not batch.wishes and not scoring and not self._drops:
+        if not batch.wishes and not scoring and not self._drops and not self._clears_cache:
             return None
         work = [Work(request.id, request.attempt, count) for request, count in batch.wishes.items()]
         work += scoring
         self.num_steps += 1
-        step = Step(self.num_steps, work, new, self._drops)
-        self._drops = []
+        step = Step(self.num_steps, work, new, self._drops, self._clears_cache)
+        self._drops, self._clears_cache = [], False
         self.in_flight.append(step)
         return step
 

@@ -41,7 +41,8 @@ class Sequence:
         self.waits = False  # at the first exit, with all tokens computed up to it
         self.num_computed_tokens = 0
         self.blocks: list[int] = []
-        self.block_keys: list[bytes] = []  # of its first blocks: those found, and those others may find
+        self.num_keyed_blocks = 0  # its first ones: those found, and those that others may find
+        self.last_key = b""  # of the last of them; empty: none
         self.cache_salt = new.cache_salt
         self.num_cached_tokens = 0  # computed before it came
         self.has_pending = False  # some layers were not run yet for some of its tokens

@@ -4,11 +4,12 @@ The router may be behind: the table skips a step's stale attempts and ended sequ
 (preempting the youngest sequence when none are free), and returns the batch to run. Knows no tensors.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from shard.engine.block_pool import BlockPool, Keys
+from shard.clock import Clock
+from shard.engine.block_pool import BlockPool, Keys, Usage
 from shard.engine.sequence import Constraint, Sequence
 from shard.messages import (
     CacheReport,
@@ -69,18 +70,21 @@ class SequenceTable:
         max_total_tokens: int,
         constrain: Constrain | None = None,
         caches_prefixes: bool = False,
+        clock: Clock | None = None,
     ):
         if max_total_tokens > num_blocks * block_size:
             raise ValueError(f"{num_blocks} blocks of {block_size} cannot hold {max_total_tokens} tokens")
-        self.pool = BlockPool(num_blocks)
+        self._clock = clock or Clock()
+        self.pool = BlockPool(num_blocks, self._clock)
         self.block_size = block_size
         self.max_total_tokens = max_total_tokens
         self.eos_token_ids = frozenset(eos_token_ids)
         self.sequences: dict[int, Sequence] = {}
         self._constrain = constrain
-        self._caches_prefixes = caches_prefixes
-        self._keys = Keys(block_size)
-        self._queried = self._hit = self._reported_evictions = 0
+        self.caches_prefixes = caches_prefixes
+        self.keys = Keys(block_size)
+        self._queried = self._hit = self._num_cleared = 0
+        self._reported = Usage()
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -102,15 +106,42 @@ class SequenceTable:
         return self._num_blocks_to_finish(Sequence(new)) <= self.pool.num_blocks
 
     def repack(self, num_blocks: int) -> list[int]:
-        """Change the number of blocks, moving those in use to the front; returns their old numbers."""
-        self.pool = BlockPool(num_blocks)
-        held = list(dict.fromkeys(block for s in self.sequences.values() for block in s.blocks))
-        number_of = dict(zip(held, self.pool.take(len(held)), strict=True))
+        """Change the number of blocks. Those in use move to the front, behind them what free ones hold.
+
+        Returns the old numbers of the first blocks, in order. What has no room is evicted.
+        """
+        before, held = self.pool, self.held_blocks
+        keys = before.keys(held) | dict(before.latest(num_blocks - len(held)))
+        kept = list(dict.fromkeys([*held, *keys]))
+        self.pool = BlockPool(num_blocks, self._clock, before.usage)
+        self.pool.usage.evicted_blocks += before.num_known - len(keys)
+        number_of = dict(zip(kept, self.pool.take(len(kept)), strict=True))
+        for block, key in keys.items():
+            self.pool.enter(number_of[block], key)
         for sequence in self.sequences.values():
             sequence.blocks = [number_of[block] for block in sequence.blocks]
             self.pool.share(sequence.blocks)
         self.pool.give_back(list(number_of.values()))
-        return held
+        return kept
+
+    def inherit(self, other: "SequenceTable", max_blocks: int) -> dict[int, int]:
+        """Take over what another table's blocks hold, the latest first; returns our block by its block.
+
+        Only while this one has no sequence and no content. The caller copies keys and values.
+        """
+        keys = other.pool.keys(other.held_blocks)
+        keys |= dict(other.pool.latest(max_blocks))
+        keys = dict(list(keys.items())[: min(max_blocks, self.pool.num_free)])
+        self.keys = other.keys
+        number_of = dict(zip(keys, self.pool.take(len(keys)), strict=True))
+        for block, key in keys.items():
+            self.pool.enter(number_of[block], key)
+        self.pool.give_back(list(number_of.values()))
+        return number_of
+
+    def clear_cache(self) -> None:
+        """Let nothing be found that was computed so far."""
+        self._num_cleared += self.pool.clear()
 
     def forget(self, id: int) -> None:
         """Drop a sequence of any attempt: a newer one runs elsewhere."""
@@ -118,6 +149,8 @@ class SequenceTable:
 
     def plan(self, step: Step) -> tuple[list[Chunk], list[tuple[int, int]]]:
         """The batch to run for a step, and (id, attempt) of the sequences preempted to make room for it."""
+        if step.clears_cache:
+            self.clear_cache()
         for id, attempt in step.drop:
             self._drop(id, attempt)
         for new in step.new:
@@ -182,37 +215,60 @@ class SequenceTable:
 
     def take_report(self) -> CacheReport | None:
         """What the prefix cache did since the last report; None without one."""
-        if not self._caches_prefixes:
+        if not self.caches_prefixes:
             return None
-        evicted = self.pool.num_evicted
+        usage, before = self.pool.usage, self._reported
         report = CacheReport(
-            self._queried, self._hit, max(0, evicted - self._reported_evictions), self.pool.num_cached
+            self._queried,
+            self._hit,
+            usage.evicted_blocks - before.evicted_blocks,
+            self.pool.num_cached,
+            self.pool.num_known,
+            self._num_cleared,
+            usage.evicted_age_ms - before.evicted_age_ms,
+            usage.reused_blocks - before.reused_blocks,
+            usage.reused_gap_ms - before.reused_gap_ms,
         )
-        self._queried = self._hit = 0
-        self._reported_evictions = evicted
+        self._queried = self._hit = self._num_cleared = 0
+        self._reported = msgspec.structs.replace(usage)
         return report
+
+    @property
+    def held_blocks(self) -> list[int]:
+        """Blocks that sequences use."""
+        return list(dict.fromkeys(block for s in self.sequences.values() for block in s.blocks))
 
     def _begin(self, sequence: Sequence) -> None:
         """Take what is computed already of a new sequence; at least one token is left to compute."""
-        if not self._caches_prefixes or sequence.is_scored:
+        if not self.caches_prefixes or sequence.is_scored:
             return
         most = sequence.num_tokens - 1
-        self._keys.extend(sequence.block_keys, sequence.cache_salt, sequence.token_ids, most)
-        sequence.blocks = self.pool.find(sequence.block_keys)
+        for key in self._keys_of(sequence, most // self.block_size):
+            block = self.pool.find(key)
+            if block is None:
+                break
+            sequence.blocks.append(block)
+            sequence.last_key = key
         self.pool.share(sequence.blocks)
-        del sequence.block_keys[len(sequence.blocks) :]
+        sequence.num_keyed_blocks = len(sequence.blocks)
         sequence.num_computed_tokens = sequence.num_cached_tokens = len(sequence.blocks) * self.block_size
         self._queried += most
         self._hit += sequence.num_cached_tokens
 
     def _keep(self, sequence: Sequence) -> None:
         """Let others find the blocks that a sequence has filled, as far as their KV is final."""
-        if not self._caches_prefixes or sequence.is_scored:
+        num_full = sequence.num_final_tokens // self.block_size
+        if not self.caches_prefixes or sequence.is_scored or num_full <= sequence.num_keyed_blocks:
             return
-        first, num_final = len(sequence.block_keys), sequence.num_final_tokens
-        self._keys.extend(sequence.block_keys, sequence.cache_salt, sequence.token_ids, num_final)
-        for index in range(first, len(sequence.block_keys)):
-            self.pool.enter(sequence.blocks[index], sequence.block_keys[index])
+        for key in self._keys_of(sequence, num_full):
+            self.pool.enter(sequence.blocks[sequence.num_keyed_blocks], key)
+            sequence.num_keyed_blocks += 1
+            sequence.last_key = key
+
+    def _keys_of(self, sequence: Sequence, end: int) -> Iterator[bytes]:
+        """The keys of a sequence's blocks behind those that have theirs, up to block `end`."""
+        before = sequence.last_key or self.keys.first(sequence.cache_salt)
+        return self.keys.follow(before, sequence.token_ids, sequence.num_keyed_blocks, end)
 
     def _force(self, sequence: Sequence) -> tuple[list[TokenOutput], FinishReason | None]:
         """Append what the grammar leaves no choice about; it is computed with the next token."""

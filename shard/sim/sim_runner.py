@@ -106,6 +106,7 @@ class SimRunner:
             [costs.eos_token_id],
             max_total_tokens,
             caches_prefixes=config.prefix_cache,
+            clock=self.clock,
         )
         self.resizes_freely = True
         self.phases_ms: dict[str, float] = {}

@@ -166,6 +166,10 @@ class FakeDispatcher:
     def resume(self, shard: int | None = None) -> None:
         self._set_draining(shard, False)
 
+    def clear_cache(self, shard: int | None = None) -> int:
+        self._check(shard)
+        return 0
+
     def _set_draining(self, shard: int | None, is_draining: bool) -> None:
         self._check(shard)
         self.is_draining = is_draining

@@ -13,7 +13,7 @@ from tests.running import Server
 
 COMMANDS = {
     "/ops/swap", "/ops/pin", "/ops/unpin", "/ops/rollback", "/ops/threshold", "/ops/drain", "/ops/resume",
-    "/ops/abort",
+    "/ops/abort", "/ops/cache/clear",
 }  # fmt: skip
 
 

@@ -57,6 +57,8 @@ class Operator:
                 return self._drain_or_resume()
             case "abort":
                 return self._abort()
+            case "cache-clear":
+                return self._clear_cache()
             case _:
                 return self._change()
 
@@ -115,6 +117,13 @@ class Operator:
         self._print(
             answer, f"Request {self._flags.id} " + ("is ended." if answer.body["aborted"] else "had ended.")
         )
+        return Status.DONE
+
+    def _clear_cache(self) -> Status:
+        answer = self._client.post("/ops/cache/clear", {"shard": self._flags.shard})
+        if not answer.is_success:
+            return self._refuse(answer)
+        self._print(answer, f"{answer.body['tokens']} tokens are found no more.")
         return Status.DONE
 
     def _show(self, answer: Answer, table: Callable[[Body], RenderableType]) -> Status:

@@ -88,7 +88,8 @@ def _add_others(add: _Add) -> None:
     drain.add_argument("--wait", action="store_true", help="return once nothing runs on them")
     _add_timeout(drain)
     resume = add("resume", "undo drain")
-    for command in (drain, resume):
+    clear = add("cache-clear", "let nothing be found that was computed of prompts and answers so far")
+    for command in (drain, resume, clear):
         command.add_argument("--shard", type=_count, metavar="N", help="default: all")
     add("abort", "end a request").add_argument("id", type=_count, metavar="ID")
 

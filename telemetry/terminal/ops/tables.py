@@ -37,7 +37,7 @@ def state(body: Body) -> RenderableType:
         ("pinned", body["pinned"] or "nothing"),
         ("loop", _loop(loop)),
     ]
-    shards = _table("SHARD STATE MODEL VERSION >DEPTH MODE >BATCH >KV >HEARD >DEATHS")
+    shards = _table("SHARD STATE MODEL VERSION >DEPTH MODE >BATCH >KV >FOUND >HEARD >DEATHS")
     for shard in body["shards"]:
         heard = shard["heartbeat_age_ms"]
         _row(
@@ -50,6 +50,7 @@ def state(body: Body) -> RenderableType:
             shard["exit_mode"],
             shard["running"],
             f"{shard['num_blocks'] - shard['num_free_blocks']}/{shard['num_blocks']}",
+            _found(shard["cache"]),
             "never" if heard is None else duration(heard / 1000),
             shard["num_deaths"],
         )
@@ -159,6 +160,11 @@ def diary_line(body: Body) -> str:
     what = f"{body['kind']} {choice(body['chosen'])}".strip()
     why = body["error"] or body["why"]
     return clean(f"{clock(body['at'])}  {body['outcome'] or 'under way':<11}  {body['by']}: {what}. {why}")
+
+
+def _found(cache: Body) -> str:
+    """The share of prompts' tokens that the prefix cache had."""
+    return percent(cache["hit_tokens"] / cache["queried_tokens"]) if cache["queried_tokens"] else "-"
 
 
 def _agreement(body: Body) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 from telemetry.audit import Decision
 from telemetry.history import Row
 from telemetry.overview import Overview, ShardRow
-from telemetry.snapshot import MomentView, RequestView
+from telemetry.snapshot import CacheView, MomentView, RequestView
 from telemetry.terminal.top.grid import Key
 from telemetry.terminal.top.summary import own_thresholds
 from telemetry.terminal.wording import choice, clean, clock, count, duration, milliseconds, percent, rounded
@@ -68,6 +68,7 @@ def _shard(row: ShardRow) -> Pairs:
     yield "loaded", f"{shard.num_models} models"
     yield "batch", f"{shard.running} requests"
     yield "KV blocks", f"{shard.num_blocks - shard.num_free_blocks} of {shard.num_blocks} in use"
+    yield "prefix cache", _cache(shard.cache)
     yield "speed", f"{rounded(row.figures.tokens_per_s)} tokens/s"
     yield "power", "not metered" if row.figures.watts is None else f"{rounded(row.figures.watts)} W"
     heard = shard.heartbeat_age_ms
@@ -75,6 +76,19 @@ def _shard(row: ShardRow) -> Pairs:
     yield "deaths", f"{shard.num_deaths}{', the last: ' + shard.reason if shard.reason else ''}"
     for warning in shard.warnings:
         yield "warning", warning
+
+
+def _cache(cache: CacheView) -> str:
+    if not cache.queried_tokens:
+        return f"{count(cache.known_blocks)} blocks, nothing looked for yet"
+    share = percent(cache.hit_tokens / cache.queried_tokens)
+    parts = [f"{count(cache.known_blocks)} blocks, {share} of {count(cache.queried_tokens)} tokens found"]
+    if cache.mean_reuse_gap_ms is not None:
+        parts.append(f"after {duration(cache.mean_reuse_gap_ms / 1000)} on average")
+    if cache.mean_evicted_age_ms is not None:
+        age = duration(cache.mean_evicted_age_ms / 1000)
+        parts.append(f"{count(cache.evicted_blocks)} evicted, {age} after their last use")
+    return ", ".join(parts)
 
 
 def _candidate(name: str, depth: int, overview: Overview) -> Pairs:

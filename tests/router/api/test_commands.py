@@ -174,9 +174,10 @@ async def test_every_command_is_told_with_who_and_from_where(client: Client) -> 
         "drain": {},
         "resume": {"shard": 0},
         "abort": {"request_id": 1},
+        "cache-clear": {"shard": 0},
     }
     for kind, body in commands.items():
-        status, answer = await client.post(f"/ops/{kind}", body, headers=who)
+        status, answer = await client.post(f"/ops/{kind.replace('-', '/')}", body, headers=who)
         assert status in (200, 202), answer
         await client.controller.stop()
         decisions = {told["kind"]: told for told in (await client.get("/ops/decisions"))[1]["decisions"]}

@@ -78,3 +78,19 @@ async def test_openais_usage_tells_of_it(caching: Server) -> None:
             async with http.post(f"{caching.url}/v1/completions", json=body) as got:
                 found.append((await got.json())["usage"]["prompt_tokens_details"]["cached_tokens"])
         assert found[0] == 0 < found[1]
+
+
+async def test_a_cleared_cache_finds_nothing_and_state_tells_of_it(caching: Server) -> None:
+    async with session() as http:
+        client, asked = Client(http, caching), {"details": True, "max_new_tokens": 2, "cache_salt": "clear"}
+        found = [cached(await client.answer(PROMPT, **asked)) for _ in range(2)]
+        before = (await client.state())["shards"][0]["cache"]
+        async with http.post(f"{caching.url}/ops/cache/clear", json={"shard": 0}) as got:
+            cleared = (await got.json())["tokens"]
+        found.append(cached(await client.answer(PROMPT, **asked)))
+        after = (await client.state())["shards"][0]["cache"]
+    assert found[0] == found[2] == 0 < found[1]
+    assert cleared == 16 * before["known_blocks"] > 0
+    assert after["cleared_blocks"] - before["cleared_blocks"] == before["known_blocks"]
+    assert after["queried_tokens"] > before["queried_tokens"] > before["hit_tokens"] > 0
+    assert before["mean_reuse_gap_ms"] > 0

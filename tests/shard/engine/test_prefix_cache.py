@@ -150,24 +150,28 @@ def test_what_left_early_is_found_once_it_is_complete(tiny_model):
         assert run(runner, 2, prompt + made.ids)[1] == 48  # of the prompt that was computed just now
 
 
+def key_of(number: int) -> bytes:
+    return number.to_bytes(16, "little")
+
+
 def test_content_is_lost_only_when_it_must_be():
     """Blank blocks go first, then the least recently used, ends before beginnings."""
     pool = BlockPool(8)
     first, second = pool.take(3), pool.take(2)
     for number, block in enumerate(first + second):
-        pool.enter(block, bytes([number]))
+        pool.enter(block, key_of(number))
     pool.give_back(first)
     pool.give_back(second)
     assert (pool.num_free, pool.num_cached) == (8, 5)
     assert set(pool.take(3)).isdisjoint(first + second)
     assert pool.take(1) == [first[2]]
-    assert pool.find([bytes([0]), bytes([1]), bytes([2])]) == first[:2]
+    assert [pool.find(key_of(number)) for number in range(3)] == [*first[:2], None]
     pool.share(first[:2])
     assert pool.take(2) == second[::-1]
-    assert (pool.num_free, pool.num_evicted) == (0, 3)
+    assert (pool.num_free, pool.usage.evicted_blocks) == (0, 3)
     pool.give_back(first[:2])
-    assert pool.forget() == 2
-    assert pool.find([bytes([0])]) == []
+    assert pool.clear() == 2
+    assert pool.find(key_of(0)) is None
     assert pool.num_free == 2
 
 
@@ -175,26 +179,28 @@ def test_limits_take_content_along():
     pool = BlockPool(6)
     blocks = pool.take(4)
     for number, block in enumerate(blocks):
-        pool.enter(block, bytes([number]))
+        pool.enter(block, key_of(number))
     pool.give_back(blocks)
     beyond = pool.limit(3)
     assert len(beyond) == 3
-    assert not set(pool.find([bytes([n]) for n in range(4)])) & set(beyond)
+    assert not {pool.find(key_of(number)) for number in range(4)} & set(beyond)
     assert not set(pool.take(3)) & set(beyond)
     assert pool.num_free == 0
 
 
 def test_keys_are_of_all_that_stands_before():
-    keys, own = Keys(4), list[bytes]()
-    keys.extend(own, "", [1, 2, 3, 4, 5, 6, 7, 8, 9], 9)
+    keys = Keys(4)
+
+    def of(salt: str, tokens: list[int]) -> list[bytes]:
+        return list(keys.follow(keys.first(salt), tokens, 0, len(tokens) // 4))
+
+    own = of("", [1, 2, 3, 4, 5, 6, 7, 8, 9])
     assert len(own) == 2
+    assert list(keys.follow(own[0], [1, 2, 3, 4, 5, 6, 7, 8, 9], 1, 2)) == own[1:]
     for salt, tokens in (("", [1, 2, 3, 5, 5, 6, 7, 8]), ("x", [1, 2, 3, 4, 5, 6, 7, 8])):
-        others = list[bytes]()
-        keys.extend(others, salt, tokens, 8)
-        assert not set(others) & set(own)
-    others = list[bytes]()
-    Keys(4).extend(others, "", [1, 2, 3, 4], 4)
-    assert others != own[:1]
+        assert not set(of(salt, tokens)) & set(own)
+    others = Keys(4)
+    assert list(others.follow(others.first(""), [1, 2, 3, 4], 0, 1)) != own[:1]
 
 
 def test_blocks_are_neither_lost_nor_given_twice():
@@ -230,5 +236,5 @@ def test_blocks_are_neither_lost_nor_given_twice():
         assert 0 <= shard.pool.num_free <= shard.pool.num_blocks
         for sequence in shard.sequences.values():
             assert len(sequence.blocks) * 4 >= sequence.num_computed_tokens
-            assert len(sequence.block_keys) <= len(sequence.blocks)
+            assert sequence.num_keyed_blocks <= len(sequence.blocks)
     assert num_hit > 1000

@@ -79,6 +79,7 @@ def test_changes_are_done_when_it_has_waited_and_are_told_with_who_and_from_wher
         ),
         (("depth", "7"), Status.REFUSED, "'chat' has no depth 7; it has 10, 20, 30."),
         (("drain", "--shard", "9"), Status.REFUSED, "must be one of 0, 1"),
+        (("cache-clear", "--shard", "9"), Status.REFUSED, "must be one of 0, 1"),
         (("request", "99999"), Status.REFUSED, "There is no request 99999"),
         (("request", "../state"), Status.REFUSED, "There is no request"),
         (("abort", "99999"), Status.REFUSED, "There is no request 99999"),
@@ -143,6 +144,18 @@ def test_tables_and_json_hold_what_the_server_says(
     assert "7 generated" in out
     _, out, _ = ops("decisions", "--limit", "1", "--json")
     assert len(json.loads(out)["decisions"]) == 1
+
+
+def test_a_cache_that_is_cleared_is_empty_and_the_diary_says_so(server: Server, ops: Ops) -> None:
+    generate(server, 40)
+    assert sum(shard["cache"]["known_blocks"] for shard in get(server, "/ops/state")["shards"]) > 0
+    status, out, _ = ops("cache-clear")
+    assert status == 0
+    assert int(out.split()[0]) > 0
+    while any(shard["cache"]["known_blocks"] for shard in get(server, "/ops/state")["shards"]):
+        pass
+    assert get(server, "/ops/decisions")["decisions"][0]["kind"] == "cache-clear"
+    assert "0.0%" in ops("state")[1] or " - " in ops("state")[1]
 
 
 def test_a_drain_waits_for_what_runs(server: Server, ops: Ops) -> None:
