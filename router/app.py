@@ -9,6 +9,7 @@ from aiohttp import web
 
 from router.api.addresses import listen_at
 from router.api.auth import Keys
+from router.api.browser import Pages
 from router.api.commands import CommandsApi
 from router.api.connections import Bounds, Patience, Runner
 from router.api.docs import DocsApi
@@ -22,6 +23,7 @@ from router.api.routes import (
     invocation_routes,
     openai_routes,
     ops_routes,
+    page_routes,
     responses_routes,
     status_routes,
     text_routes,
@@ -118,15 +120,22 @@ def build_app(
 ) -> web.Application:
     """The HTTP side alone, for a dispatcher that someone else starts and stops."""
     app = web.Application(client_max_size=service.config.payload_limit)
-    routes = _routes(service, controller, loop, metrics, store)
+    pages = Pages()
+    routes = _routes(service, controller, loop, metrics, store, pages)
     Middleware(service, routes, metrics.tgi).install(app)
     app.on_cleanup.append(service.end)
     app.add_routes([_definition(route) for route in routes])
+    app.add_routes([web.get("/assets/{name}", pages.asset)])
     return app
 
 
 def _routes(
-    service: Service, controller: SwapController, loop: ReassessmentLoop, metrics: Metrics, store: Store
+    service: Service,
+    controller: SwapController,
+    loop: ReassessmentLoop,
+    metrics: Metrics,
+    store: Store,
+    pages: Pages,
 ) -> list[Route]:
     tgi, openai = TgiApi(service), OpenAIApi(service)
     routes = [
@@ -135,7 +144,8 @@ def _routes(
         *responses_routes(ResponsesApi(service, openai)),
         *invocation_routes(tgi, openai),
         *text_routes(TextApi(service)),
-        *status_routes(StatusApi(service, metrics)),
+        *status_routes(StatusApi(service, metrics), pages),
+        *page_routes(pages),
         *ops_routes(OpsApi(service, controller, loop, store, metrics.tgi)),
         *command_routes(CommandsApi(service, controller, store)),
         *windows_routes(WindowsApi(store)),

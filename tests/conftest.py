@@ -89,3 +89,12 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    """Headless Chromium, a `Browser` of Playwright's."""
+    from tests.browsing import running_browser
+
+    with running_browser() as browser:
+        yield browser

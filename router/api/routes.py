@@ -3,6 +3,7 @@
 from functools import partial
 
 from router.api.auth import Auth
+from router.api.browser import Pages
 from router.api.commands import CommandsApi
 from router.api.invocations import Invocations
 from router.api.openai import OpenAIApi
@@ -134,11 +135,16 @@ def text_routes(api: TextApi) -> list[Route]:
     ]
 
 
-def status_routes(api: StatusApi) -> list[Route]:
+def status_routes(api: StatusApi, pages: Pages) -> list[Route]:
     route = partial(Route, auth=Auth.OPEN)
     return [
         Route("GET /info", api.info, "The model and the limits.", gives=Info),
-        route("GET /", api.health, "As /health, for those who ask there.", may_be_unready=True),
+        route(
+            "GET /",
+            pages.page_or("playground.html", api.health),
+            "As /health; browsers get the playground.",
+            may_be_unready=True,
+        ),
         route("GET /ping", api.health, "As /health, for SageMaker.", may_be_unready=True),
         route("GET /health", api.health, "Could it generate? 503 if not.", may_be_unready=True),
         route("GET /livez", api.livez, "Is the process alive?"),
@@ -180,6 +186,13 @@ def command_routes(api: CommandsApi) -> list[Route]:
             gives=Decision,
             auth=Auth.ADMIN,
         ),
+    ]
+
+
+def page_routes(pages: Pages) -> list[Route]:
+    show = pages.page("ops.html")
+    return [
+        Route("GET /ops", show, "Operation, for people.", gives=str, media_type="text/html", auth=Auth.OPEN)
     ]
 
 

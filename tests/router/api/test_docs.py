@@ -29,7 +29,7 @@ async def test_every_route_of_the_contract_is_documented(document: Any) -> None:
     wanted = """
         / /generate /generate_stream /v1/chat/completions /v1/completions /v1/responses /v1/models
         /v1/models/{id} /tokenize /detokenize /chat_tokenize /invocations /ping /info /health
-        /livez /readyz /metrics /openapi.json /docs /ops/state /ops/overview /ops/requests
+        /livez /readyz /metrics /openapi.json /docs /ops /ops/state /ops/overview /ops/requests
             /ops/requests/{id}
         /ops/drain /ops/resume /ops/abort /ops/cache/clear /ops/swap /ops/pin /ops/unpin /ops/rollback
         /ops/threshold /ops/decisions /ops/decisions/{id} /ops/windows
