@@ -14,6 +14,10 @@ COMMANDS = {
     "pull": ("shard.fetch.pull", "fetch the embedded model"),
     "bench": ("loadgen.__main__", "measure a running server: serve, compare, scenario, selftest"),
     "bench scale": ("router.simulation.bench", "simulate many shards and shifting requests in virtual time"),
+    "bench cache": (
+        "router.simulation.cache_bench",
+        "simulate what prefix caches find of a trace",
+    ),
     "bench engine": ("shard.bench.engine", "measure the engine alone, without HTTP"),
     "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
     "score": ("shard.score.command", "compare answers in a file with what the full model says"),

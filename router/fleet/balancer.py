@@ -5,15 +5,18 @@ processes nor connections.
 """
 
 import asyncio
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Protocol
+
+import msgspec
 
 from router.catalog.repository import Choice
 from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey, ServedModel
 from router.fleet.class_routing import Routes
 from router.fleet.live_requests import RequestRegistry
-from router.scheduling.admission import EVERYTHING, AdmissionQuota
+from router.scheduling.admission import EVERYTHING, LOOKAHEAD, AdmissionQuota
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.scheduler import Scheduler
 from router.scheduling.shadow_scoring import ScoreQueue, ShadowScore
@@ -53,7 +56,8 @@ class Shard(Protocol):
 class Balancer:
     """The waiting queue and the shards that take from it."""
 
-    def __init__(self, registry: RequestRegistry, score_rate: float = 0.0):
+    def __init__(self, registry: RequestRegistry, score_rate: float = 0.0, lookahead: int = LOOKAHEAD):
+        self._lookahead = lookahead
         self.queue = WaitingQueue()
         self.routes = Routes(self._serving)
         self.score_queue = ScoreQueue(score_rate)
@@ -90,22 +94,30 @@ class Balancer:
         if not self.queue:
             return AdmissionQuota(lanes=lanes)
         affine_elsewhere, excluded_keys = self._affine_elsewhere(shard), self._excluded_keys(shard)
+        quota = AdmissionQuota(
+            lanes=lanes,
+            affine_elsewhere=affine_elsewhere,
+            excluded_keys=excluded_keys,
+            lookahead=self._lookahead,
+        )
         num_waiting, waiting = self.queue.load(without=excluded_keys)
         if not num_waiting:
-            return AdmissionQuota(lanes=lanes, affine_elsewhere=affine_elsewhere, excluded_keys=excluded_keys)
+            return quota
         able = (other for other in self._others(shard) if self._may_take(other, excluded_keys))
-        loads = [_load(other) for other in itertools.islice(able, _MOST_COMPARED)]
-        if not loads:
-            return AdmissionQuota(lanes=lanes, affine_elsewhere=affine_elsewhere, excluded_keys=excluded_keys)
+        rivals = list(itertools.islice(able, _MOST_COMPARED))
+        chooses = self._lookahead > 1 and _caches(shard)
+        saving = functools.partial(_saving, shard, rivals) if chooses else None
+        if not rivals:
+            return msgspec.structs.replace(quota, saving=saving)
+        loads = [_load(other) for other in rivals]
         num_sharing = 1 + len(loads)
         if num_sharing > _MOST_COMPARED:
             for_them = waiting * num_sharing // self._num_rivals(shard)
         else:
             for_them = waiting
         level = water_level([_load(shard), *loads], for_them)
-        return AdmissionQuota(
-            max(min(loads), level - waiting / num_waiting / 2), lanes, affine_elsewhere, excluded_keys
-        )
+        most = max(min(loads), level - waiting / num_waiting / 2)
+        return msgspec.structs.replace(quota, max_outstanding_tokens=most, saving=saving)
 
     def nudge(self) -> None:
         """Wake a shard that could start a waiting request: one that knows its prompt, or the least loaded.
@@ -261,6 +273,21 @@ def _is_idle(shard: Shard) -> bool:
 
 def _num_cached(shard: Shard, request: Request) -> int:
     return 0 if shard.scheduler is None else shard.scheduler.num_cached_tokens(request)
+
+
+def _caches(shard: Shard) -> bool:
+    return shard.scheduler is not None and shard.scheduler.caches_prefixes
+
+
+def _saving(shard: Shard, rivals: list[Shard], request: Request) -> int:
+    """Tokens that a request saves on a shard, less those that it would save on another one.
+
+    What a rival has computed counts less by as much as the rival is busier, so that no shard gets all that
+    begins alike.
+    """
+    load = _load(shard)
+    elsewhere = (_num_cached(rival, request) - max(0, _load(rival) - load) for rival in rivals)
+    return _num_cached(shard, request) - max(0, *elsewhere, 0)
 
 
 def _load(shard: Shard) -> int:

@@ -94,7 +94,7 @@ class Dispatcher:
         self._max_total_tokens = max_total_tokens
         self._launch = launch
         self._registry = RequestRegistry()
-        self._balancer = Balancer(self._registry, config.score_rate)
+        self._balancer = Balancer(self._registry, config.score_rate, config.queue_lookahead)
         self.engines: list[Engine] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._num_requests = 0

@@ -277,8 +277,7 @@ class Engine:
         self._last_epoch = 0
         self._num_blocks_at_start = ready.num_blocks
         queue, score_queue = self._balancer.queue, self._balancer.score_queue
-        caches = self.served_model.target.config.prefix_cache and len(self._balancer.shards) > 1
-        prefixes = PrefixIndex(ready.num_blocks) if caches else None
+        prefixes = PrefixIndex(ready.num_blocks) if self.target.config.prefix_cache else None
         self.scheduler = Scheduler(self.shard, limits, self.served_model, queue, score_queue, prefixes)
         self._balancer.routes.refresh()
         self._balancer.serving.set()

@@ -6,13 +6,15 @@ there that the shard has given up for others: a request is then computed where i
 
 from collections.abc import Sequence
 
+_KEY_BITS = (1 << 60) - 1
+
 
 def block_keys(salt: str, token_ids: Sequence[int], block_size: int) -> list[int]:
-    """A key for each full block: of its tokens and of all before it."""
+    """A key for each full block: of its tokens and of all before it. Of 60 bits, which take least memory."""
     keys: list[int] = []
     before = hash(salt)
     for end in range(block_size, len(token_ids) + 1, block_size):
-        before = hash((before, *token_ids[end - block_size : end]))
+        before = hash((before, *token_ids[end - block_size : end])) & _KEY_BITS
         keys.append(before)
     return keys
 

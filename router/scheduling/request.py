@@ -97,6 +97,7 @@ class Request:
         self.shard: int | None = None
         self.attempt = 0
         self.num_preemptions = 0
+        self.num_passed_over = 0  # later requests that began first, for what was computed of them
         self.num_shard_deaths = 0
         self.num_cached_tokens = 0  # of the prompt, that its first shard had computed before
         self.num_computed_tokens = 0  # as reported by the shard

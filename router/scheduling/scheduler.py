@@ -122,6 +122,10 @@ class Scheduler:
         return self._cache.state
 
     @property
+    def caches_prefixes(self) -> bool:
+        return self._prefixes is not None
+
+    @property
     def can_score(self) -> bool:
         """The shard can compute full depth's scores."""
         return self._scorer is not None
@@ -189,7 +193,7 @@ class Scheduler:
                 deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish, made.error))
                 if made.finish is not None or made.error:
                     del self.running[made.id]
-                    self._note_prefix(request)
+                    self._note_prefix(request, request.num_computed_tokens)
         if output.cache is not None:
             self._cache.add(output.cache)
         scored = self._scorer.update(output) if self._scorer is not None else None
@@ -264,6 +268,7 @@ class Scheduler:
         """Remove a running request that was aborted or hit a stop string. False if not running."""
         if self.running.pop(request.id, None) is None:
             return False
+        self._note_prefix(request, request.num_computed_tokens)
         self._drops.append((request.id, request.attempt))
         return True
 
@@ -310,19 +315,24 @@ class Scheduler:
         new = []
         while batch.num_left > 0 and (found := self._next(quota)) is not None:
             request, loaded_model = found
+            if loaded_model is self._loaded_models.newest:
+                request = self._admission.prefer(request, quota, is_empty=not self.running)
             if not self._admission.take(request, loaded_model):
                 continue
             self.running[request.id] = request
             self.num_outstanding_tokens += request.num_outstanding_tokens
             request.start(self.shard, loaded_model.served_model, now)
-            self._note_prefix(request)
+            self._note_prefix(request, request.num_tokens)
             new.append(new_sequence(request, loaded_model.epoch))
             batch.fill([request])
         return new
 
-    def _note_prefix(self, request: Request) -> None:
-        if self._prefixes is not None and not request.sampling.prompt_logprobs:
-            self._prefixes.add(request.block_keys(self.limits.block_size))
+    def _note_prefix(self, request: Request, num_tokens: int) -> None:
+        """Note what the newest model has computed of a request, or is about to."""
+        is_found = request.served_model is self.newest and not request.sampling.prompt_logprobs
+        if self._prefixes is not None and is_found:
+            size = self.limits.block_size
+            self._prefixes.add(request.block_keys(size)[: num_tokens // size])
 
     def _next(self, quota: AdmissionQuota) -> tuple[Request, LoadedModel] | None:
         """The waiting request that may start now, and its model."""

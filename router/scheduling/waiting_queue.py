@@ -16,7 +16,8 @@ from router.scheduling.request import Request
 AGEING_S = 10.0  # seconds of waiting worth one level of priority
 _SPARE_ENTRIES = 64
 
-_Heap = list[tuple[float, int, Request]]
+_Entry = tuple[float, int, int, Request]  # rank, id, a serial number, for a request may come again
+_Heap = list[_Entry]
 
 
 class Lane(enum.Enum):
@@ -55,7 +56,8 @@ class WaitingQueue:
         self._num_waiting: Counter[RoutingKey] = Counter()
         # Tokens to compute, and expected to be generated.
         self._num_outstanding: Counter[RoutingKey] = Counter()
-        self._waiting: dict[int, Request] = {}
+        self._waiting: dict[int, _Entry] = {}
+        self._num_pushed = 0
         # One heap for each set of requirements: a request does not block those that another model serves.
         # Entries of removed requests stay in the heaps until they come up or outnumber the others.
         self.lanes: dict[Lane, dict[Requirements, _Heap]] = {lane: {} for lane in Lane}
@@ -74,12 +76,12 @@ class WaitingQueue:
 
     def add(self, request: Request) -> None:
         """Queue a new request, or put back one that a shard has lost."""
-        self._waiting[request.id] = request
         self.num_tokens += request.num_tokens
         lane, requirements = lane_of(request), request.requirements
         self._num_waiting[requirements.routing_key] += 1
         self._num_outstanding[requirements.routing_key] += request.num_outstanding_tokens
-        self._push(self.lanes[lane].setdefault(requirements, []), _rank(request, lane), request)
+        heap = self.lanes[lane].setdefault(requirements, [])
+        self._waiting[request.id] = self._push(heap, _rank(request, lane), request)
         if lane is Lane.FRESH and request.spec.deadline_s is not None:
             self._push(self.deadlines, request.spec.deadline_s, request)
 
@@ -90,8 +92,21 @@ class WaitingQueue:
         for lane in lanes:
             heads = [heap[0] for requirements, heap in self._heaps(lane) if suits(requirements)]
             if heads:
-                return min(heads)[2]
+                return min(heads)[-1]
         return None
+
+    def first(self, count: int, lane: Lane, suits: Callable[[Requirements], bool] = _any) -> list[Request]:
+        """The next `count` requests of a lane whose requirements `suits` accepts, in order."""
+        found: list[Request] = []
+        reached = [(heap[0], heap, 0) for requirements, heap in self._heaps(lane) if suits(requirements)]
+        heapq.heapify(reached)
+        while reached and len(found) < count:
+            entry, heap, at = heapq.heappop(reached)
+            if self._is_current(entry):
+                found.append(entry[-1])
+            for below in range(2 * at + 1, min(2 * at + 3, len(heap))):  # these come after it
+                heapq.heappush(reached, (heap[below], heap, below))
+        return found
 
     def load(self, without: frozenset[RoutingKey] = frozenset()) -> tuple[int, int]:
         """Number of waiting requests without some routing keys, and their outstanding tokens."""
@@ -109,13 +124,13 @@ class WaitingQueue:
         return {requirements.affinity for requirements in waiting if requirements.affinity is not None}
 
     def take(self, request: Request) -> None:
-        """Remove a request that `head` named, to run it."""
-        heapq.heappop(self.lanes[lane_of(request)][request.requirements])
+        """Remove a request that `head` or `first` named, to run it."""
         self.remove(request)
 
     def take_all(self, requirements: Requirements) -> list[Request]:
         """Remove and return all requests with these requirements."""
-        waiting = [entry[2] for lane in self.lanes.values() for entry in lane.get(requirements, [])]
+        entries = [entry for lane in self.lanes.values() for entry in lane.get(requirements, [])]
+        waiting = [entry[-1] for entry in entries if self._is_current(entry)]
         return [request for request in waiting if self.remove(request)]
 
     def remove(self, request: Request) -> bool:
@@ -132,7 +147,7 @@ class WaitingQueue:
         """Remove and return requests whose deadline has passed before they could start."""
         expired = []
         while self.deadlines and self.deadlines[0][0] <= now:
-            request = heapq.heappop(self.deadlines)[2]
+            request = heapq.heappop(self.deadlines)[-1]
             if not request.has_started and self.remove(request):
                 expired.append(request)
         return expired
@@ -141,15 +156,22 @@ class WaitingQueue:
         """The heaps of a lane, with ended requests removed from the top; empty heaps are dropped."""
         heaps = self.lanes[lane]
         for requirements, heap in list(heaps.items()):
-            while heap and heap[0][2] not in self:
+            while heap and not self._is_current(heap[0]):
                 heapq.heappop(heap)
             if heap:
                 yield requirements, heap
             else:
                 del heaps[requirements]
 
-    def _push(self, heap: _Heap, rank: float, request: Request) -> None:
+    def _is_current(self, entry: _Entry) -> bool:
+        """It is the request's entry in its lane: not removed, nor from before it came again."""
+        return self._waiting.get(entry[1]) is entry
+
+    def _push(self, heap: _Heap, rank: float, request: Request) -> _Entry:
         if len(heap) > 2 * len(self._waiting) + _SPARE_ENTRIES:
-            heap[:] = [entry for entry in heap if entry[2] in self]
+            heap[:] = [entry for entry in heap if entry[-1] in self]
             heapq.heapify(heap)
-        heapq.heappush(heap, (rank, request.id, request))
+        self._num_pushed += 1
+        entry = (rank, request.id, self._num_pushed, request)
+        heapq.heappush(heap, entry)
+        return entry

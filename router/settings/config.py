@@ -176,6 +176,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     no_prefix_cache: Annotated[
         bool, setting("Batching and memory", "Compute each prompt anew, whatever it begins with.")
     ] = False
+    queue_lookahead: Annotated[
+        Count,
+        setting(
+            "Batching and memory",
+            "The first waiting requests, of which a shard takes that whose beginning it has. 1: in order.",
+        ),
+    ] = 16
     kv_cache_bytes: Annotated[
         Annotated[int, Meta(ge=MIB)] | None,
         setting(

@@ -53,7 +53,7 @@ class ScaleCatalog:
         self._entries = {
             candidate.name: CatalogEntry(candidate, folder, NUM_LAYERS) for candidate in candidates
         }
-        self._tokenizer = _tokenizer()
+        self._tokenizer = byte_tokenizer()
 
     @property
     def profiles(self) -> dict[str, CandidateProfile]:
@@ -107,7 +107,7 @@ def _candidate(name: str, folder: Path) -> Candidate:
     )
 
 
-def _tokenizer() -> Tokenizer:
+def byte_tokenizer() -> Tokenizer:
     """A tokenizer with a token per byte, and more ids up to the vocabulary's size."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = alphabet + [f"<{id}>" for id in range(len(alphabet), VOCAB_SIZE)]

@@ -302,3 +302,29 @@ async def test_no_shard_gets_all_that_begins_alike() -> None:
         taken[balancer.shards.index(woken)] += 1
         assert not balancer.queue
     assert min(taken) >= 4
+
+
+async def test_a_shard_takes_what_it_has_computed_and_leaves_what_another_has() -> None:
+    balancer = knowing(2)
+    specs = [make_spec(num_prompt_tokens=64, first=first) for first in (5000, 6000, 7000)]
+    for number, (shard, spec) in enumerate(zip(balancer.shards, specs, strict=False)):
+        begun = Request(number, spec, 0.0)
+        balancer.queue.add(begun)
+        shard.scheduler.schedule(0.0)
+        shard.scheduler.drop(begun)
+        shard.scheduler.in_flight.clear()
+    waiting = [Request(10 + number, specs[which], 0.0) for number, which in enumerate((1, 2, 0))]
+    for request in waiting:
+        balancer.queue.add(request)
+    saving = balancer.quota(balancer.shards[0]).saving
+    assert [saving(request) for request in waiting] == [-64, 0, 64]
+    balancer.shards[0].scheduler.num_outstanding_tokens = 0
+    balancer.shards[1].scheduler.num_outstanding_tokens = 40  # busier: what it has counts less
+    assert [saving(request) for request in waiting] == [-24, 0, 64]
+
+
+async def test_without_lookahead_requests_keep_their_order() -> None:
+    balancer = Balancer(RequestRegistry(), lookahead=1)
+    balancer.shards.append(knowing(1).shards[0])
+    balancer.queue.add(make_request(1))
+    assert balancer.quota(balancer.shards[0]).saving is None

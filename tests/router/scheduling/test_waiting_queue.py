@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from router.scheduling.request import Request
 from router.scheduling.waiting_queue import AGEING_S, Lane, WaitingQueue
-from tests.router.fakes import make_request, make_served_model
+from tests.router.fakes import make_request, make_served_model, make_spec
 
 
 def drain(queue: WaitingQueue) -> list[int]:
@@ -91,3 +91,26 @@ def test_order_is_that_of_priority_plus_age(arrivals: list[tuple[int, int]], rem
     assert queue.num_tokens == sum(request.num_tokens for request in kept)
     kept.sort(key=lambda r: (r.timeline.arrived / AGEING_S - r.spec.priority, r.id))
     assert drain(queue) == [request.id for request in kept]
+
+
+def test_the_first_few_are_those_that_would_be_taken_one_by_one() -> None:
+    """In any order of arrival, with several vocabularies, and after some were taken out of the middle."""
+    requests = [make_request(id, arrived=(7 * id) % 31, priority=id % 3) for id in range(31)]
+    for id in range(0, 31, 4):
+        requests[id] = make_request(id, spec=make_spec(first=id + 1, prompt=None), arrived=id / 7)
+    queue = filled(*requests)
+    for request in queue.first(9, Lane.FRESH)[3:6]:
+        queue.take(request)
+    assert len(queue) == 28
+    first = [request.id for request in queue.first(12, Lane.FRESH)]
+    assert queue.first(3, Lane.RETURNED) == []
+    assert drain(queue)[:12] == first
+
+
+def test_one_that_was_taken_may_come_again() -> None:
+    queue = filled(*(make_request(id, deadline_s=5.0) for id in range(3)))
+    again = queue.first(3, Lane.FRESH)[1]
+    queue.take(again)
+    queue.add(again)
+    assert drain(queue) == [0, 1, 2]
+    assert len(queue) == 0
