@@ -11,45 +11,45 @@ MAX_MOMENTS = 20  # of a request, the latest
 MAX_EXIT_LAYERS = 64  # of a request
 
 
-class CacheView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A shard's prefix cache, as in `/ops/state`."""
+class CacheState(msgspec.Struct, frozen=True):
+    """A shard's prefix cache: what it holds, and counts since the shard's start."""
 
-    known_blocks: int = 0
-    cached_blocks: int = 0
-    queried_tokens: int = 0
-    hit_tokens: int = 0
-    evicted_blocks: int = 0
-    cleared_blocks: int = 0
-    mean_evicted_age_ms: float | None = None
-    mean_reuse_gap_ms: float | None = None
+    known_blocks: int = 0  # with content that may be found, in use or free
+    cached_blocks: int = 0  # of these, the free ones
+    queried_tokens: int = 0  # of prompts looked for
+    hit_tokens: int = 0  # found: they were not computed again
+    evicted_blocks: int = 0  # whose content was given up for other content
+    cleared_blocks: int = 0  # whose content was given up on command
+    mean_evicted_age_ms: float | None = None  # from their last use, of those evicted; None: none was
+    mean_reuse_gap_ms: float | None = None  # from their last use, of free ones found again
 
 
 class ShardView(msgspec.Struct, frozen=True, omit_defaults=True):
     """A shard, as in `/ops/state`."""
 
     id: int
-    state: str
+    state: str  # loading | serving | draining | swapping | dead
     model: str = ""
     version: str = ""
     depth: int = 0
     num_layers: int = 0
     exit_mode: str = ""
-    num_models: int = 0
+    num_models: int = 0  # loaded models: running sequences keep theirs after a swap
     running: int = 0
     num_free_blocks: int = 0
     num_blocks: int = 0
-    heartbeat_age_ms: float | None = None
+    heartbeat_age_ms: float | None = None  # since the shard was last heard; None: no connection
     num_deaths: int = 0
-    reason: str = ""
-    warnings: list[str] = []
-    dtype: str = ""
-    kernels: str = ""
-    swap_phase: str = ""
-    exit_thresholds: dict[int, float] = {}
-    cache: CacheView = CacheView()
+    reason: str = ""  # of the last death; "" when there was none
+    warnings: list[str] = []  # where the exits' certificate does not cover what it serves
+    dtype: str = ""  # of weights and KV
+    kernels: str = ""  # native | plain | cuda
+    swap_phase: str = ""  # of a change under way: prepare, hold, commit, drain or migrate
+    exit_thresholds: dict[int, float] = {}  # by exit layer, of requests that give none
+    cache: CacheState = CacheState()
 
 
-class BreachesView(msgspec.Struct, frozen=True):
+class Breaches(msgspec.Struct, frozen=True):
     """A choice's recent tokens under threshold. More than `limit` of `window` make the loop act."""
 
     choice: str
@@ -59,24 +59,24 @@ class BreachesView(msgspec.Struct, frozen=True):
     window: int
 
 
-class LoopView(msgspec.Struct, frozen=True):
+class LoopState(msgspec.Struct, frozen=True):
     """The reassessment loop."""
 
-    state: str = "off"
+    state: str = "off"  # watching | trying | holding | off
     serving: str | None = None
     trying: str | None = None
-    why: str = ""
-    num_requests: int = 0
-    next_in: int | None = None
-    breaches: list[BreachesView] = []
+    why: str = ""  # reason of the last decision, or for holding still
+    num_requests: int = 0  # answered so far
+    next_in: int | None = None  # answers until it compares again, if nothing calls for it before
+    breaches: list[Breaches] = []
 
 
-class ThresholdView(msgspec.Struct, frozen=True):
+class ThresholdSetting(msgspec.Struct, frozen=True):
     """The exit threshold of requests that give none, and who set it."""
 
     value: float | None = None  # None: each exit's own
-    by: str = ""
-    decision: str = ""
+    by: str = ""  # "": nobody since the start
+    decision: str = ""  # id
 
 
 class ShareView(msgspec.Struct, frozen=True):
@@ -104,15 +104,19 @@ class CandidateView(msgspec.Struct, frozen=True):
     num_layers: int
 
 
-class MomentView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event of a request, and its time in milliseconds after arrival, as in `/ops/requests/ID`."""
+class Moment(msgspec.Struct, frozen=True):
+    """An event of a request, and its time in milliseconds after arrival.
+
+    `what`: queued, started, first_token, `finished: ` and the outcome; on the way preempted, shard_died or
+    model_changed, by which it returned to the queue, then resumed, or moved to another shard or model.
+    """
 
     at_ms: float
     what: str
-    shard: int | None = None
+    shard: int | None = None  # on which it starts, or which it leaves
     model: str | None = None
     depth: int | None = None
-    num_generated_tokens: int = 0
+    num_generated_tokens: int = 0  # by then
 
 
 class RequestView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -132,7 +136,7 @@ class RequestView(msgspec.Struct, frozen=True, omit_defaults=True):
     age_ms: float = 0.0
     mean_exit_layer: float | None = None
     exit_layers: list[int] = []  # of the latest tokens; 0: a grammar forced it
-    timeline: list[MomentView] = []
+    timeline: list[Moment] = []
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,10 +152,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0
     is_draining: bool = False
     pinned: str | None = None
-    threshold: ThresholdView = ThresholdView()
+    threshold: ThresholdSetting = ThresholdSetting()
     refusals: dict[str, int] = {}  # failed calls since the start, by error type
     agreement: AgreementView = AgreementView()
-    reassessment: LoopView = LoopView()
+    reassessment: LoopState = LoopState()
     candidates: list[CandidateView] = []
     shards: list[ShardView] = []
     requests: list[RequestView] = []

@@ -16,7 +16,6 @@ from router.api.ops_structs import (
     AbortRequest,
     CacheCleared,
     CandidateRow,
-    Moment,
     RequestReport,
     RequestRow,
     Requests,
@@ -33,7 +32,7 @@ from router.scheduling.moves import Move
 from router.scheduling.request import GenerationFailed, Request, Status
 from telemetry.overview_reader import OverviewReader
 from telemetry.prometheus import TgiMetrics
-from telemetry.snapshot import MAX_REQUESTS, Snapshot
+from telemetry.snapshot import MAX_REQUESTS, Moment, Snapshot
 from telemetry.store import Store
 
 MAX_EXIT_LAYERS = 2048  # of the latest tokens

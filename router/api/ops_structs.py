@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from router.control.loop import LoopState
-from router.control.swap_controller import ThresholdSetting
 from router.fleet.dispatcher import State
 from telemetry.audit import Decision
+from telemetry.snapshot import LoopState, Moment, ThresholdSetting
 
 
 class CandidateRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,21 +81,6 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     num_preemptions: int
     num_shard_deaths: int
     age_ms: float
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """An event of a request, and its time in milliseconds after arrival.
-
-    `what`: queued, started, first_token, `finished: ` and the outcome; on the way preempted, shard_died or
-    model_changed, by which it returned to the queue, then resumed, or moved to another shard or model.
-    """
-
-    at_ms: float
-    what: str
-    shard: int | None = None  # on which it starts, or which it leaves
-    model: str | None = None
-    depth: int | None = None
-    num_generated_tokens: int = 0  # by then
 
 
 class RequestReport(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from router.api.ops_structs import RequestReport, StateReport
-from telemetry.snapshot import MAX_EXIT_LAYERS, MAX_MOMENTS, MomentView, RequestView, Snapshot
+from telemetry.snapshot import MAX_EXIT_LAYERS, MAX_MOMENTS, RequestView, Snapshot
 
 
 def snapshot_of(router: str, state: StateReport, reports: Sequence[RequestReport]) -> Snapshot:
@@ -20,10 +20,9 @@ def snapshot_of(router: str, state: StateReport, reports: Sequence[RequestReport
 def _request_view(report: RequestReport) -> RequestView:
     row = report.request
     fields = {name: getattr(row, name) for name in RequestView.__struct_fields__ if hasattr(row, name)}
-    moments = report.timeline[-MAX_MOMENTS:]
     return RequestView(
         **fields,
         mean_exit_layer=report.mean_exit_layer,
         exit_layers=report.exit_layers[-MAX_EXIT_LAYERS:],
-        timeline=[msgspec.convert(moment, MomentView, from_attributes=True) for moment in moments],
+        timeline=report.timeline[-MAX_MOMENTS:],
     )

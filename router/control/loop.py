@@ -26,6 +26,7 @@ from router.policy.reassessor import Now, Reassessor
 from router.policy.weighing import UNITS
 from telemetry import tasks
 from telemetry.audit import Outcome
+from telemetry.snapshot import Breaches, LoopState
 from telemetry.store import Store
 from telemetry.window import Record, Window
 
@@ -33,28 +34,6 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S = 1.0  # between two decisions
 _CUT_S = 1.0  # length of a telemetry window
-
-
-class Breaches(msgspec.Struct, frozen=True):
-    """A choice's recent tokens under threshold. More than `limit` of `window` make the loop act."""
-
-    choice: str
-    breaches: int
-    tokens: int
-    limit: int
-    window: int
-
-
-class LoopState(msgspec.Struct, frozen=True):
-    """What `/ops/state` shows of the loop."""
-
-    state: str  # watching | trying | holding | off
-    serving: str | None
-    trying: str | None
-    why: str  # reason of the last decision, or for holding still
-    num_requests: int  # answered so far
-    next_in: int | None = None  # answers until it compares again, if nothing calls for it before
-    breaches: list[Breaches] = []
 
 
 class _Sum(msgspec.Struct):

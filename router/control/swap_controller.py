@@ -14,6 +14,7 @@ from router.fleet.dispatcher import Dispatcher
 from router.fleet.swap import NotUndone, SwapError, SwapOptions, SwapRefused, SwapResult
 from telemetry import tasks
 from telemetry.audit import AuditLog, Decision, Outcome, new_id
+from telemetry.snapshot import ThresholdSetting
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,6 @@ class ChangeRequest(msgspec.Struct, frozen=True, kw_only=True):
             prompts = {name: str(choice) for name, choice in self.split.items()}
             return {"prompts": prompts, "shards": _by_choice(self.spread)}
         return _named(self.to) | ({} if self.shard is None else {"shard": self.shard})
-
-
-class ThresholdSetting(msgspec.Struct, frozen=True):
-    """The exit threshold of requests that give none, and who set it."""
-
-    value: float | None = None  # None: each exit's own
-    by: str = ""  # "": nobody since the start
-    decision: str = ""  # id
 
 
 class SwapController:

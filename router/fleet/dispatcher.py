@@ -24,45 +24,25 @@ from router.fleet.launcher import Launcher, launcher_of
 from router.fleet.live_requests import RequestRegistry
 from router.fleet.rollout import roll_out
 from router.fleet.swap import SwapError, SwapOptions, SwapRefused, SwapResult
-from router.scheduling.cache_state import CacheState
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request, Spec, Status
 from router.settings.config import Config
 from shard.messages import Ready, ShardConfig
 from shard.quality.agreement import Report
 from telemetry import tasks
+from telemetry.snapshot import CacheState, ShardView
 
 log = logging.getLogger(__name__)
 
 _MAX_RETRY_S = 60
 
 
-class ShardState(msgspec.Struct, frozen=True):
+class ShardState(ShardView, frozen=True, omit_defaults=False):
     """One row of `/ops/state`."""
 
-    id: int
-    state: str  # loading | serving | draining | swapping | dead
-    model: str
-    version: str
-    depth: int
-    num_layers: int
-    exit_mode: str
-    num_models: int  # loaded models: running sequences keep theirs after a swap
-    running: int
-    num_free_blocks: int
-    num_blocks: int
-    heartbeat_age_ms: float | None  # since the shard was last heard; None: no connection
-    num_deaths: int
-    reason: str  # of the last death; "" when there was none
-    warnings: list[str] = []  # where the exits' certificate does not cover what it serves
-    dtype: str = ""  # of weights and KV
     compute_dtype: str = ""  # of activations and products
-    kernels: str = ""  # native | plain | cuda
     dtype_reason: str = ""  # why these types, and what they cost
-    exit_thresholds: dict[int, float] = {}  # by exit layer, of requests that give none
-    waiting: int = 0  # requests in the queue that all shards share
-    swap_phase: str = ""  # of a change under way: prepare, hold, commit, drain or migrate
-    cache: CacheState = CacheState()  # what prompts and answers leave behind
+    waiting: int = 0  # always: requests wait in one queue that all shards share
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

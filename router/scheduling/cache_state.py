@@ -1,21 +1,7 @@
 """What one shard's prefix cache holds and has done, summed from its reports. Pure."""
 
-import msgspec
-
 from shard.messages import CacheReport
-
-
-class CacheState(msgspec.Struct, frozen=True):
-    """A shard's prefix cache in `/ops/state`: what it holds, and counts since the shard's start."""
-
-    known_blocks: int = 0  # with content that may be found, in use or free
-    cached_blocks: int = 0  # of these, the free ones
-    queried_tokens: int = 0  # of prompts looked for
-    hit_tokens: int = 0  # found: they were not computed again
-    evicted_blocks: int = 0  # whose content was given up for other content
-    cleared_blocks: int = 0  # whose content was given up on command
-    mean_evicted_age_ms: float | None = None  # from their last use, of those evicted; None: none was
-    mean_reuse_gap_ms: float | None = None  # from their last use, of free ones found again
+from telemetry.snapshot import CacheState
 
 
 class CacheTotals:

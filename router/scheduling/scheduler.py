@@ -11,7 +11,7 @@ import msgspec
 
 from router.catalog.served_model import ModelIdentity, Requirements, ServedModel
 from router.scheduling.admission import EVERYTHING, AdmissionQuota, ShardAdmission
-from router.scheduling.cache_state import CacheState, CacheTotals
+from router.scheduling.cache_state import CacheTotals
 from router.scheduling.loaded_models import LoadedModel, LoadedModels
 from router.scheduling.prefix_index import PrefixIndex
 from router.scheduling.request import GenerationFailed, Request
@@ -20,6 +20,7 @@ from router.scheduling.step_builder import Batch, new_sequence
 from router.scheduling.waiting_queue import Lane, WaitingQueue
 from router.text.tokenizer import Tokenizer
 from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
+from telemetry.snapshot import CacheState
 
 MAX_IN_FLIGHT = 2  # steps: one runs, the next waits on the shard
 MAX_SHARD_DEATHS = 2  # a request that ran at so many deaths is not tried again

@@ -10,7 +10,7 @@ from rich.text import Text
 from telemetry.audit import Decision
 from telemetry.history import Row
 from telemetry.overview import Overview, ShardRow
-from telemetry.snapshot import CacheView, MomentView, RequestView
+from telemetry.snapshot import CacheState, Moment, RequestView
 from telemetry.terminal.top.grid import Key
 from telemetry.terminal.top.summary import own_thresholds
 from telemetry.terminal.wording import choice, clean, clock, count, duration, milliseconds, percent, rounded
@@ -78,7 +78,7 @@ def _shard(row: ShardRow) -> Pairs:
         yield "warning", warning
 
 
-def _cache(cache: CacheView) -> str:
+def _cache(cache: CacheState) -> str:
     if not cache.queried_tokens:
         return f"{count(cache.known_blocks)} blocks, nothing looked for yet"
     share = percent(cache.hit_tokens / cache.queried_tokens)
@@ -169,7 +169,7 @@ def _request(request: RequestView, router: str) -> Pairs:
         yield f"+{milliseconds(moment.at_ms)} ms", _moment(moment)
 
 
-def _moment(moment: MomentView) -> str:
+def _moment(moment: Moment) -> str:
     """Such as `started on shard 0, chat at 20 layers, 12 tokens`."""
     parts = [] if moment.shard is None else [f"on shard {moment.shard}"]
     parts += [] if moment.model is None else [f"{moment.model} at {moment.depth} layers"]

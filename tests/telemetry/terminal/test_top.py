@@ -18,15 +18,15 @@ from telemetry.history import Interval, Row
 from telemetry.overview import Figures, Overview, RouterRow, ShardFigures, ShardRow
 from telemetry.snapshot import (
     AgreementView,
-    BreachesView,
+    Breaches,
     CandidateView,
-    LoopView,
-    MomentView,
+    LoopState,
+    Moment,
     RequestView,
     ShardView,
     ShareView,
     Snapshot,
-    ThresholdView,
+    ThresholdSetting,
 )
 from telemetry.terminal.client import Client
 from telemetry.terminal.top.__main__ import main
@@ -239,17 +239,17 @@ def made(num_shards: int = 3, why: str = "An operator asked for it.") -> Overvie
         running=40,
         held=3,
         pinned="chat at 20 layers",
-        threshold=ThresholdView(0.55, "ann@desk", "1"),
+        threshold=ThresholdSetting(0.55, "ann@desk", "1"),
         refusals={"validation": 4, "overloaded": 9},
         agreement=AgreementView(30, ShareView(1000, 972, 0.972, 0.951, 0.984)),
-        reassessment=LoopView(
+        reassessment=LoopState(
             "watching",
             "chat at 20 layers",
             None,
             why,
             77,
             23,
-            [BreachesView("chat at 20 layers", 8, 90, 50, 100)],
+            [Breaches("chat at 20 layers", 8, 90, 50, 100)],
         ),
         candidates=[CandidateView("chat", 20, 30), CandidateView("code", 15, 30)],
         requests=[
@@ -257,7 +257,7 @@ def made(num_shards: int = 3, why: str = "An operator asked for it.") -> Overvie
                 5,
                 "running",
                 exit_layers=[20, 20, 30, 0],
-                timeline=[MomentView(0.0, "queued"), MomentView(2.5, "started", 1, "chat", 20, 7)],
+                timeline=[Moment(0.0, "queued"), Moment(2.5, "started", 1, "chat", 20, 7)],
             )
         ],
     )
@@ -323,7 +323,7 @@ async def test_what_an_operator_asks_first_is_on_the_first_screen(size: tuple[in
 async def test_thresholds_are_told_by_exit_layer() -> None:
     overview = made()
     [router] = overview.routers
-    own = msgspec.structs.replace(router.snapshot, threshold=ThresholdView())
+    own = msgspec.structs.replace(router.snapshot, threshold=ThresholdSetting())
     routers = [msgspec.structs.replace(router, snapshot=own)]
     app = Top(Given(msgspec.structs.replace(overview, routers=routers)), interval_s=0.05)
     async with app.run_test(size=SMALL):
