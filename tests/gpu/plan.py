@@ -70,7 +70,7 @@ def plan_of(device: str, small: bool) -> Plan:
         )
         return Plan(parts, shapes, batch_sizes)
     # The embedded model would have to be fetched.
-    workers = ("-n", "8", "--dist", "load", "-k", "not smollm2")
+    workers = ("-n", "14", "--dist", "load", "-k", "not smollm2")
     budgets = {"SmolLM2-135M": 75, "llama3-8b": 130, "opt-1.3b": 75}
     parts = (
         _tests("equality", 140, device, EQUALITY, workers),

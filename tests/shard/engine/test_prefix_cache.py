@@ -50,15 +50,16 @@ def conversations(runner: ModelRunner, seed: int, num_turns: int = 4) -> tuple[l
     return said, num_found
 
 
-@pytest.mark.parametrize("blocks", ["roomy", "tight"])
-@pytest.mark.parametrize("mode", MODES)
+CASES = [(mode, "roomy") for mode in MODES] + [(mode, "tight") for mode in MODES if "project" not in mode]
+
+
+@pytest.mark.parametrize(("mode", "blocks"), CASES)
 def test_answers_are_those_without_it(tiny_model, mode: str, blocks: str):
     """In every mode, through turns, chunks, and preemptions where blocks are few.
 
-    Preempted answers of `project` go on from exact KV, so that theirs depend on when that happens.
+    Preempted answers of `project` go on from exact KV, so that theirs depend on when that happens: it has
+    no case with few blocks.
     """
-    if blocks == "tight" and "project" in mode:
-        pytest.skip("answers depend on preemptions")
     folder = tiny_model("llama")
     config = MODES[mode] | {"max_total_tokens": 224}
     if blocks == "tight":
