@@ -1,10 +1,11 @@
 // What the pages share: calls with a key, elements whose text is only ever text, dialogs, numbers as people read them.
 
-/** A call that the server refused. */
+/** A call that the server refused; `field` is the parameter at fault, if it names one. */
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, message, field = null) {
     super(message);
     this.status = status;
+    this.field = field;
   }
 }
 
@@ -85,8 +86,7 @@ export async function request(path, { key, method = "GET", body, signal } = {}) 
     const options = { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) };
     const response = await fetch(path, options);
     if (response.ok) return response;
-    const message = await messageOf(response);
-    if (response.status !== 401 || !key) throw new Refused(response.status, message);
+    if (response.status !== 401 || !key) throw await refusalOf(response);
     if (key.value === sent) {
       key.forget();
       await key.ask(sent ? "The server refused that key." : "Its answer needs one.");
@@ -99,12 +99,15 @@ export async function call(path, options) {
   return (await request(path, options)).json();
 }
 
-async function messageOf(response) {
+async function refusalOf(response) {
+  const { status, headers } = response;
+  const wait = headers.get("Retry-After");
+  const when = wait ? ` Try again in ${wait} s.` : "";
   try {
     const { error } = await response.json();
-    return error?.message ?? error ?? response.statusText;
+    return new Refused(status, (error?.message ?? error ?? response.statusText) + when, error?.param);
   } catch {
-    return `${response.status} ${response.statusText}`;
+    return new Refused(status, `${status} ${response.statusText}${when}`);
   }
 }
 
