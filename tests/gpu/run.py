@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             python, prepared = prepare(options.wheels, Path(scratch))
             outcomes.append(prepared)
-            for part in plan_of(options.device, options.small).parts:
+            for part in chosen(plan_of(options.device, options.small).parts, options.only):
                 _say(outcomes[-1])
                 write(outcomes, options.out, time.monotonic() - started)
                 left_s = started + options.seconds - time.monotonic()
@@ -58,6 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
             write(outcomes, options.out, time.monotonic() - started)
     print((options.out / "gpu.md").read_text(encoding="utf-8"))
     return 0 if all(outcome.outcome == PASSED for outcome in outcomes) else 1
+
+
+def chosen(parts: tuple[Part, ...], only: str) -> list[Part]:
+    """The parts whose names begin with one of the words in `only`; all, without any.
+
+    Raises `SystemExit` for a word that begins no name.
+    """
+    words = only.split()
+    for word in words:
+        if not any(part.name.startswith(word) for part in parts):
+            names = ", ".join(part.name for part in parts)
+            raise SystemExit(f"--only {word}: no part begins so. There are: {names}.")
+    return [part for part in parts if not words or part.name.startswith(tuple(words))]
 
 
 def prepare(wheels: Path | None, scratch: Path) -> tuple[str, Outcome]:
@@ -207,6 +220,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--device", default="cuda", help="[%(default)s]")
     add("--seconds", type=float, default=DEADLINE_S, help="of all parts together [%(default)s]")
+    add("--only", default="", metavar="WORDS", help="parts whose names begin so, as 'swaps speed' [all]")
     add("--small", action="store_true", help="on tiny models: does the script itself work?")
     return parser.parse_args(arguments)
 

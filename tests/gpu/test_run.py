@@ -12,7 +12,7 @@ import pytest
 
 from tests.gpu.plan import MODES, ROOT, SMALL_SHAPES, Part, plan_of
 from tests.gpu.report import CUT, FAILED, PASSED, Outcome, write
-from tests.gpu.run import make_venv, run
+from tests.gpu.run import chosen, make_venv, run
 from tests.gpu.wheels import asked_for, closure
 
 
@@ -79,6 +79,14 @@ def test_a_part_that_fails_or_does_not_end_is_named_and_what_it_found_is_kept(tm
     by_name = {each.name: each for each in outcomes}
     assert by_name["bad"].findings and "it broke" in by_name["bad"].tail
     assert by_name["endless"].findings == [{"kind": "point"}]
+
+
+def test_some_parts_may_be_asked_for():
+    parts = plan_of("cuda", small=False).parts
+    assert [part.name for part in chosen(parts, "swaps equality")] == ["equality", "swaps"]
+    assert chosen(parts, "") == list(parts)
+    with pytest.raises(SystemExit, match="--only sped: no part begins so.*equality"):
+        chosen(parts, "swaps sped")
 
 
 def test_what_did_not_pass_stands_on_the_page(tmp_path: Path):
