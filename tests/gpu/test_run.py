@@ -85,7 +85,7 @@ def test_some_parts_may_be_asked_for():
     parts = plan_of("cuda", small=False).parts
     assert [part.name for part in chosen(parts, "swaps equality")] == ["equality", "swaps"]
     assert chosen(parts, "") == list(parts)
-    with pytest.raises(SystemExit, match="--only sped: no part begins so.*equality"):
+    with pytest.raises(SystemExit, match=r"--only sped: no part begins so.*equality"):
         chosen(parts, "swaps sped")
 
 
