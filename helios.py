@@ -18,6 +18,7 @@ COMMANDS = {
         "router.simulation.cache_bench",
         "simulate what prefix caches find of a trace",
     ),
+    "bench router": ("router.simulation.router_bench", "measure the router's CPU time per streamed token"),
     "bench engine": ("shard.bench.engine", "measure the engine alone, without HTTP"),
     "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
     "score": ("shard.score.command", "compare answers in a file with what the full model says"),
