@@ -10,6 +10,7 @@ import enum
 import ipaddress
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -61,12 +62,23 @@ class Awaited(enum.Enum):
 class Connection(RequestHandler):
     """One connection. `awaited` and `waited_s` were updated by the last `update_wait`."""
 
-    __slots__ = ("_body", "_num_body", "_num_head", "_num_unsent", "_since", "_wait", "address", "waited_s")
+    __slots__ = (
+        "_body",
+        "_num_body",
+        "_num_head",
+        "_num_unsent",
+        "_since",
+        "_wait",
+        "address",
+        "on_writable",
+        "waited_s",
+    )
 
     def __init__(self, manager: "Connections", **options: Any):
         super().__init__(manager, loop=asyncio.get_running_loop(), **options)
         self.address = ""
         self.waited_s = 0.0
+        self.on_writable: Callable[[], None] | None = None  # called when a client that lagged has read
         self._wait: tuple[Awaited | None, int] = (None, 0)  # what for, and in which call
         self._since = 0.0
         self._body: StreamReader | None = None  # of the last call whose head is complete
@@ -89,6 +101,11 @@ class Connection(RequestHandler):
             self._num_head += len(data)
         else:
             self._num_body += len(data)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.on_writable is not None:
+            self.on_writable()
 
     def _note_calls(self) -> None:
         """Note the parsed calls. If the last one is a parse error within a body, fail the body's reader."""

@@ -30,7 +30,6 @@ from router.api.openai_structs import ChatRequest, CompletionRequest, Model, Mod
 from router.api.openai_tools import checked
 from router.api.respond import json_response
 from router.api.service import Answer, Service, answers_of
-from router.api.sse import stream
 from router.grammar.constraint import Reason
 from router.scheduling.request import Request, Spec
 from router.text.prompt import Encoded, Prompt
@@ -149,7 +148,7 @@ class OpenAIApi:
         with self._service.running(http, specs) as requests:
             if call.wants_stream:
                 opening = partial(self._open, call, shape, requests)
-                return await stream(http, requests, opening, self._service.keep_alive_s)
+                return await self._service.streams.answer(http, requests, opening)
             answers = await answers_of(requests)
         head, headers = self._head(shape, requests[0]), start_headers(self._service, requests[0])
         headers |= total_headers(answers, http[ARRIVED], asyncio.get_running_loop().time())

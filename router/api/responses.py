@@ -35,7 +35,6 @@ from router.api.responses_structs import (
     TextOptions,
 )
 from router.api.service import Service, answers_of
-from router.api.sse import stream
 from router.scheduling.request import Finished, GenerationFailed, Request, Spec
 from router.text.tokenizer import Token
 from shard.messages import FinishReason
@@ -61,7 +60,7 @@ class ResponsesApi:
         with self._service.running(http, specs) as requests:
             if asked.stream:
                 opening = partial(self._open, asked, requests[0])
-                return await stream(http, requests, opening, self._service.keep_alive_s)
+                return await self._service.streams.answer(http, requests, opening)
             answers = await answers_of(requests)
         [answer], [request] = answers, requests
         headers = start_headers(self._service, request)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import msgspec
 from aiohttp import web
@@ -13,6 +14,7 @@ from router.api.constraints import Refusal, Wanted, check_together
 from router.api.encoding import SHORT_CHARACTERS, EncodingPool
 from router.api.errors import Invalid, Refused
 from router.api.grammars import Grammars
+from router.api.sse import Streams
 from router.api.tgi_structs import Parameters
 from router.api.validation import TGI, Allowance, Limits, limits_of
 from router.catalog.served_model import Target
@@ -63,6 +65,7 @@ class Service:
         self.candidates = candidates
         self.grammars = Grammars(processes(), observer or GrammarObserver())
         self.encoding = EncodingPool(_BODIES_ENCODED * config.payload_limit)
+        self.streams = Streams(config.sse_keep_alive_ms / 1000)
         self.started_at = int(time.time())
         self._first = target
 
@@ -90,11 +93,6 @@ class Service:
     def root(self) -> str:
         """The name by which benchmarks look up the tokenizer: a hub id, else the served name."""
         return hub_id(self.config.model_id) or self.model
-
-    @property
-    def keep_alive_s(self) -> float:
-        """After so long without an event, a stream's client is sent a comment."""
-        return self.config.sse_keep_alive_ms / 1000
 
     @property
     def version(self) -> str:
@@ -208,12 +206,9 @@ async def answers_of(requests: list[Request]) -> list[Answer]:
 
 
 async def _answer_of(request: Request) -> Answer:
-    tokens: list[Token] = []
-    while True:
-        for event in await request.take():
-            if isinstance(event, Finished):
-                return Answer(request, tokens, event)
-            tokens.append(event)
+    *tokens, finished = await request.take_all()
+    assert isinstance(finished, Finished)
+    return Answer(request, cast(list[Token], tokens), finished)
 
 
 def _estimate_tokens(prompt: str | list[int]) -> int:

@@ -14,7 +14,6 @@ from router.api.fields import TGI, decode_call
 from router.api.headers import label_of, start_headers, total_headers
 from router.api.respond import json_response
 from router.api.service import Service, answers_of
-from router.api.sse import stream
 from router.api.tgi_answers import StreamOptions, TgiEvents, response
 from router.api.tgi_structs import CompatRequest, GenerateRequest, GenerateResponse, Parameters
 from router.scheduling.request import Spec
@@ -73,7 +72,7 @@ class TgiApi:
             def opening() -> tuple[TgiEvents, dict[str, str]]:
                 return events, start_headers(self._service, running)
 
-            return await stream(http, [running], opening, self._service.keep_alive_s)
+            return await self._service.streams.answer(http, [running], opening)
 
     async def _spec(self, http: web.Request, inputs: str, asked: Parameters) -> Spec:
         limits = self._service.limits()

@@ -7,6 +7,7 @@ import asyncio
 import enum
 import functools
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -117,8 +118,8 @@ class Request:
         self._num_characters_before = 0  # the same before its latest token
         self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
         self._block_keys: tuple[tuple[int, str, int], list[int]] | None = None  # and what they are of
-        self.events: list[Token | Finished | GenerationFailed] = []
-        self._reader: asyncio.Future[None] | None = None
+        self.events: list[Token | Finished] = []  # not taken yet
+        self.on_news: Callable[[], None] | None = None  # called when `events` has grown, or it has failed
 
     @property
     def token_ids(self) -> list[int]:
@@ -327,36 +328,43 @@ class Request:
             self._num_characters_before = self._num_characters
             piece = self._detokenizer.push(output)
             self._num_characters += 0 if piece.special else len(piece.text)
-            self.emit(piece)
+            self.events.append(piece)
             stop = self._detokenizer.find_stop(self.spec.stop)
             if stop is not None and len(self.outputs) > self.spec.sampling.min_tokens:
                 self._finish(FinishReason.STOP, now, self._stop_at(stop))
                 return True
         if finish is not None:
             self._finish(finish, now, self._num_characters_before if finish is FinishReason.STOP else None)
+        elif outputs:
+            self._tell_reader()
         return finish is not None
 
     def fail(self, error: GenerationFailed, now: float) -> None:
         """End it with an error; the reader of `take()` gets it raised."""
         self._end(error, now)
-        self.emit(error)
+        self._tell_reader()
 
     async def take(self) -> list[Token | Finished]:
         """Wait for news and take all there is: tokens, at the end one `Finished`, then nothing more.
 
         Raises `GenerationFailed`, once the tokens before it are taken.
         """
-        if not self.events:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        events: list[Token | Finished] = []
-        for event in self.events:
-            if not isinstance(event, GenerationFailed):
-                events.append(event)
-            elif not events:
-                raise event
-        del self.events[: len(events)]
-        return events
+        await self._until(lambda: bool(self.events) or self.outcome is not None)
+        return self.take_now()
+
+    async def take_all(self) -> list[Token | Finished]:
+        """Wait for the end and take all there is. Raises `GenerationFailed`."""
+        await self._until(lambda: self.outcome is not None)
+        if isinstance(self.outcome, GenerationFailed):
+            raise self.outcome
+        return self.take_now()
+
+    def take_now(self) -> list[Token | Finished]:
+        """Take the news there is, perhaps none. Raises `GenerationFailed`, once those before it are taken."""
+        news, self.events = self.events, []
+        if not news and isinstance(self.outcome, GenerationFailed):
+            raise self.outcome
+        return news
 
     @property
     def _has_prompt_scores(self) -> bool:
@@ -397,7 +405,23 @@ class Request:
         self.outcome = outcome
         self.timeline.finished = now
 
-    def emit(self, event: Token | Finished | GenerationFailed) -> None:
+    def emit(self, event: Token | Finished) -> None:
         self.events.append(event)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        self._tell_reader()
+
+    def _tell_reader(self) -> None:
+        if self.on_news is not None:
+            self.on_news()
+
+    async def _until(self, is_due: Callable[[], bool]) -> None:
+        """Wait for news after which it is due."""
+        if is_due():
+            return
+        came = asyncio.get_running_loop().create_future()
+
+        def check() -> None:
+            if is_due() and not came.done():
+                came.set_result(None)
+
+        self.on_news = check
+        await came

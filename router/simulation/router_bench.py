@@ -14,20 +14,19 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 import uvloop
 
 from router.settings import machine
-from router.simulation.step_cost import StepCost, step_costs
+from router.simulation.step_cost import step_costs
 from router.simulation.streams import BODIES, Crowd, call
 from shard.messages import EMBEDDED_MODEL
 from shard.sim.sim_runner import CostModel
 
 _LISTENING = re.compile(rb"Serving .* on http://127.0.0.1:(\d+)")
-_READY_S, _STOP_S, _RAMP_S = 120.0, 30.0, 60.0
+_READY_S, _STOP_S, _RAMP_S = 120.0, 30.0, 120.0
 _SETTLE_S = 1.0
 _MAX_BATCH = 256  # sequences of a shard
 _NO_LIMITS = ["--max-concurrent-requests", "100000", "--max-queued-tokens", "100000000"]
@@ -71,7 +70,10 @@ async def measure(asked: Asked, dialect: str, num_streams: int) -> Cost:
     num_shards = math.ceil(num_streams / _MAX_BATCH)
     step_ms = 1000 * num_streams / asked.rate
     num_tokens = round((asked.seconds + _RAMP_S) * asked.rate / num_streams)
-    async with _serving(asked, num_shards, _costs(step_ms, num_tokens)) as port, aiohttp.ClientSession() as http:
+    async with (
+        _serving(asked, num_shards, _costs(step_ms, num_tokens)) as port,
+        aiohttp.ClientSession() as http,
+    ):
         url = f"http://127.0.0.1:{port}/metrics"
         crowd = Crowd()
         try:
@@ -90,9 +92,7 @@ async def measure(asked: Asked, dialect: str, num_streams: int) -> Cost:
     if dialect != "whole" and abs(num_read - num_made) > max(_TOLERANCE * num_made, 2 * num_streams):
         raise Unusable(f"the shards made {num_made:.0f} tokens, and the clients read {num_read} events")
     cpu_s = after.cpu_s - before.cpu_s
-    return Cost(
-        dialect, num_streams, 1e6 * cpu_s / num_made, num_made / asked.seconds, cpu_s / asked.seconds
-    )
+    return Cost(dialect, num_streams, 1e6 * cpu_s / num_made, num_made / asked.seconds, cpu_s / asked.seconds)
 
 
 def _costs(step_ms: float, num_tokens: int) -> CostModel:
@@ -116,7 +116,7 @@ async def _serving(asked: Asked, num_shards: int, costs: CostModel) -> AsyncIter
         command = [sys.executable, "-m", "helios", "serve", "--hostname", "127.0.0.1", "--port", "0"]
         command += ["--device", "sim", "--model-id", EMBEDDED_MODEL, "--cost-model", str(path)]
         command += ["--num-shards", str(num_shards), "--max-batch-size", str(_MAX_BATCH)]
-        command += [*_NO_LIMITS, "--log-level", "warning", *asked.flags]
+        command += [*_NO_LIMITS, "--heartbeat-timeout-ms", "60000", "--log-level", "warning", *asked.flags]
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
         )
@@ -209,8 +209,6 @@ def _names(text: str) -> list[str]:
         raise argparse.ArgumentTypeError(f"knows {', '.join(BODIES)}, not {unknown[0]}")
     return names
 
-
-__all__ = ["Asked", "Cost", "StepCost", "main", "measure"]
 
 if __name__ == "__main__":
     sys.exit(main())

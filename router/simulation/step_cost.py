@@ -12,7 +12,7 @@ from router.scheduling.waiting_queue import WaitingQueue
 from router.simulation.world import byte_tokenizer
 from shard.clock import VirtualClock
 from shard.messages import ShardConfig
-from shard.sim.sim_runner import CostModel, SimRunner
+from shard.sim.sim_runner import SimRunner
 
 _NUM_STEPS = 200
 _NUM_PROMPT_TOKENS = 8
@@ -60,6 +60,4 @@ def _measure(num_sequences: int) -> StepCost:
             delivery.request.events.clear()
         scheduling.append(scheduled - began)
         updating.append(updated - ran)
-    return StepCost(
-        num_sequences, 1e6 * statistics.median(scheduling), 1e6 * statistics.median(updating)
-    )
+    return StepCost(num_sequences, 1e6 * statistics.median(scheduling), 1e6 * statistics.median(updating))

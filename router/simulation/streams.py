@@ -40,8 +40,8 @@ class Crowd:
         """Send the call on so many connections."""
         loop = asyncio.get_running_loop()
         for _ in range(num_streams):
-            transport, _protocol = await loop.create_connection(lambda: _Reader(self, call), host, port)
-            self._transports.append(cast(asyncio.Transport, transport))
+            transport, _ = await loop.create_connection(lambda: _Reader(self, call), host, port)
+            self._transports.append(transport)
 
     def close(self) -> None:
         """Leave in the middle of all streams."""
@@ -70,4 +70,3 @@ class _Reader(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._crowd.is_over:
             self._crowd.problem = self._crowd.problem or "a stream has ended early"
-

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, web
 
-from router.api import sse
+from router.api.sse import Streams
 from router.scheduling.request import Status
 from router.text.tokenizer import Token
 from shard.messages import FinishReason, TokenOutput
+from tests.router.fakes import make_request
 from tests.router.http_fakes import Client, serving
 
 NATIVE = ("/generate_stream", {"inputs": "Hi"})
@@ -160,27 +161,18 @@ async def test_a_refusal_of_a_later_generation_aborts_the_earlier(client: Client
 async def test_an_opening_that_fails_leaves_nobody_reading() -> None:
     """What was begun for several generations ends with the call, not when the garbage collector comes by."""
 
-    class Speaking:
-        """Says one thing, and then nothing more."""
-
-        def __init__(self) -> None:
-            self.has_spoken = False
-
-        async def take(self) -> list[Token]:
-            if self.has_spoken:
-                await asyncio.Event().wait()
-            self.has_spoken = True
-            return [Token(1, "a", 0.0, False, 1, None)]
-
     def opening() -> Any:
         raise RuntimeError("no format")
 
     nobody: Any = None
-    speaking: list[Any] = [Speaking(), Speaking()]
+    speaking = [make_request(0), make_request(1)]
+    for request in speaking:
+        request.put([TokenOutput(40, -0.5, 3)], None, 0.0)
     before = asyncio.all_tasks()
     with pytest.raises(RuntimeError, match="no format"):
-        await sse.stream(nobody, speaking, opening, 15.0)
+        await Streams(15.0).answer(nobody, speaking, opening)
     assert asyncio.all_tasks() == before
+    assert all(request.on_news is None for request in speaking)
 
 
 @STREAMS
