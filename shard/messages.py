@@ -403,6 +403,8 @@ class Committed(msgspec.Struct, frozen=True, tag=True):
     gap_ms: float  # duration without a running step
     phases_ms: dict[str, float]
     joined: int | None = None  # its older epoch, if it still ran
+    kept_blocks: int = 0  # of the prefix cache that new sequences used before, those that they still find
+    dropped_tokens: int = 0  # that they find no more
 
 
 class SwapFailed(msgspec.Struct, frozen=True, tag=True):

@@ -81,6 +81,16 @@ class Model:
         criterion, default = self.settings.criterion, self.settings.threshold
         return {exit_head.layer: exit_head.threshold(criterion, default) for exit_head in self.exits}
 
+    def begins_as(self, other: "Model") -> bool:
+        """Each of its layers computes what the other's does, and it has no KV beside them."""
+        mine, its = self.config, other.config
+        return (
+            self.decoder.depth == len(self.decoder.layers) <= other.decoder.depth
+            and digest(Path(mine.model)) == digest(Path(its.model))
+            and self.precision.label == other.precision.label
+            and mine.block_tokens == its.block_tokens
+        )
+
     def _version(self, heads: str) -> str:
         """Digest of all that answers depend on; of exits only in modes that do not verify."""
         config, mode = self.config, self.settings.mode

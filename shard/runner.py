@@ -34,6 +34,7 @@ from shard.models.load import Decoder, MissingLayers
 from shard.models.weight_cache import WeightReader
 from shard.stopwatch import synchronizer
 
+_MAX_COPIED_BYTES = 64 << 20  # of a prefix cache to the next model: no step runs meanwhile
 _COMPILING_S = 0.002  # a step waits so long for a grammar where there is nothing else to do
 
 
@@ -151,6 +152,18 @@ class ModelRunner:
             more = num_blocks - self.kv_cache.num_blocks
             check_spare(self._device, more * self.block_bytes)
             self.kv_cache.rebuild(self.table.repack(num_blocks), num_blocks)
+
+    def inherit(self, other: "ModelRunner", max_blocks: int) -> int:
+        """See `shard.served_models.Engine`.
+
+        Keys and values of the layers that both have are copied. More layers than the other's would take the
+        whole pass: they begin from hidden states, which nobody keeps.
+        """
+        if not (self.resizes_freely and self.model.begins_as(other.model)):
+            return 0
+        number_of = self.table.inherit(other.table, min(max_blocks, _MAX_COPIED_BYTES // self.block_bytes))
+        self.kv_cache.copy(other.kv_cache, number_of)
+        return len(number_of)
 
     def touch_ahead(self) -> Iterator[None]:
         """Take, page by page, the memory of the next blocks."""

@@ -9,7 +9,7 @@ real.
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, Self
 
 import msgspec
 
@@ -67,6 +67,13 @@ class Engine(Protocol):
 
     def ready(self) -> Ready: ...
     def run(self, step: Step) -> StepOutput: ...
+
+    def inherit(self, other: Self, max_blocks: int) -> int:
+        """Take over what another one's prefix cache holds, as far as it is what this one computes.
+
+        Returns the number of blocks, the latest of the other's. Only while this one has no sequences.
+        """
+        ...
 
     def resize(self, num_blocks: int) -> None:
         """Set the number of blocks, at least those in use. Raises `MemoryError`, with nothing changed."""
@@ -163,6 +170,8 @@ class ServedModels:
             engine = self.prepared if self._wanted == epoch else None
         if engine is None:
             return SwapFailed(epoch, f"Nothing is prepared under epoch {epoch}.")
+        before = self.living[self.newest]
+        num_known = before.table.pool.num_known
         joined = self._find(engine.fingerprint)
         engine = engine if joined is None else self.living[joined]
         living = {t: old for t, old in self.living.items() if len(old.table) and t != joined}
@@ -170,16 +179,21 @@ class ServedModels:
         shares = self._shares(living)
         if shares is None:
             return SwapFailed(epoch, _no_room(self.living))
+        if joined is None and engine.table.caches_prefixes:
+            engine.inherit(before, shares[epoch])  # before blocks that others need are taken from it
         try:
             self._resize(living, shares)
         except MemoryError as error:
+            engine.table.clear_cache()
             self._resize(self.living, self._shares(self.living) or {})
             return SwapFailed(epoch, str(error) or "There is not enough memory for the model's blocks.")
         self.living = living
         self._rename(joined, epoch)
         self._forget(epoch)
         gap_ms = self._clock.now_ms() - started_ms
-        return Committed(epoch, engine.ready(), gap_ms, {"allocate": gap_ms}, joined)
+        num_kept = engine.table.pool.num_known
+        num_dropped = max(0, num_known - num_kept) * before.table.block_size
+        return Committed(epoch, engine.ready(), gap_ms, {"allocate": gap_ms}, joined, num_kept, num_dropped)
 
     def _find(self, fingerprint: str) -> int | None:
         """The epoch of a loaded engine with this fingerprint."""

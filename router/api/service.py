@@ -15,6 +15,7 @@ from router.api.encoding import SHORT_CHARACTERS, EncodingPool
 from router.api.errors import Invalid, Refused
 from router.api.grammars import Grammars
 from router.api.sse import Streams
+from router.api.tenants import Tenants
 from router.api.tgi_structs import Parameters
 from router.api.validation import TGI, Allowance, Limits, limits_of
 from router.catalog.served_model import Target
@@ -67,6 +68,7 @@ class Service:
         self.encoding = EncodingPool(_BODIES_ENCODED * config.payload_limit)
         self.streams = Streams(config.sse_keep_alive_ms / 1000)
         self.started_at = int(time.time())
+        self._tenants = Tenants(config.prefix_sharing)
         self._first = target
 
     async def end(self, app: web.Application) -> None:
@@ -178,7 +180,8 @@ class Service:
         requests: list[Request] = []
         try:
             for spec in specs:
-                request = self.dispatcher.submit(spec)
+                salt = self._tenants.salt(http, spec.cache_salt)
+                request = self.dispatcher.submit(msgspec.structs.replace(spec, cache_salt=salt))
                 request.timeline.received = http.get(ARRIVED)
                 request.traceparent = http.headers.get("traceparent", "")
                 requests.append(request)

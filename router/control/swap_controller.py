@@ -157,7 +157,11 @@ class SwapController:
             self._busy -= shards
         if change.kind == "pin" and isinstance(change.to, Choice):
             self.pinned = change.to
-        cost = {"migrated_requests": float(sum(result.num_migrated for result in done))}
+        cost = {
+            "migrated_requests": float(sum(result.num_migrated for result in done)),
+            "kept_cache_tokens": float(sum(result.num_kept_tokens for result in done)),
+            "dropped_cache_tokens": float(sum(result.num_dropped_tokens for result in done)),
+        }
         return self._audit.update(decision.id, outcome=Outcome.COMMITTED, phases_ms=_slowest(done), cost=cost)
 
     async def _target(self, to: Choice | Target) -> Target:

@@ -296,7 +296,7 @@ class Engine:
         served_model = self.served_model = ServedModel(committed.epoch, self.target, committed.ready)
         config = self.target.config
         limits = Limits(config.max_batch_size, config.max_batch_tokens, committed.ready.block_size)
-        scheduler.adopt(served_model, limits, committed.joined)
+        scheduler.adopt(served_model, limits, committed.joined, committed.kept_blocks)
         self._balancer.routes.refresh()
         self._tell(lambda observer: observer.on_shard_ready(self.shard, served_model))
         depth, num_layers = committed.ready.depth, committed.ready.num_layers

@@ -55,6 +55,8 @@ class SwapResult(msgspec.Struct, frozen=True):
     served_model: ServedModel
     phases_ms: dict[str, float]
     num_migrated: int
+    num_kept_tokens: int = 0  # of what the prefix cache held
+    num_dropped_tokens: int = 0  # of the same, that have to be computed again
 
 
 class Swap:
@@ -93,7 +95,10 @@ class Swap:
             raise
         self._record_shard_phases(prepared.phases_ms | committed.phases_ms | {"gap": committed.gap_ms})
         num_migrated = self._num_evicted + self._migrate(options)
-        return SwapResult(self._served_model(committed), self._phases_ms, num_migrated)
+        num_kept = committed.kept_blocks * committed.ready.block_size
+        return SwapResult(
+            self._served_model(committed), self._phases_ms, num_migrated, num_kept, committed.dropped_tokens
+        )
 
     def hear(self, answer: Answered) -> None:
         """Take an answer of the shard's."""

@@ -38,6 +38,12 @@ class PrefixIndex:
         """The blocks that are there before the first that is not."""
         return next((index for index, key in enumerate(keys) if key not in self._keys), len(keys))
 
+    def change(self, num_blocks: int, num_kept: int) -> None:
+        """The shard begins requests on another model, which has kept the latest blocks."""
+        self._num_blocks = num_blocks
+        while len(self._keys) > num_kept:
+            del self._keys[next(iter(self._keys))]
+
     def clear(self) -> None:
-        """Forget all: the shard begins requests on another model."""
+        """Forget all."""
         self._keys.clear()

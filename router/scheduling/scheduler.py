@@ -219,18 +219,20 @@ class Scheduler:
         """A request with these requirements may start here, now or later."""
         return self._loaded_models.place(requirements) is not None
 
-    def adopt(self, served_model: ServedModel, limits: Limits, joined: int | None = None) -> None:
+    def adopt(
+        self, served_model: ServedModel, limits: Limits, joined: int | None = None, num_kept_blocks: int = 0
+    ) -> None:
         """Begin requests on a newly committed model; running ones keep theirs.
 
-        `joined`: see `Committed`.
+        `joined` and `num_kept_blocks`: see `Committed`.
         """
         self.limits = limits
         if self._scorer is not None:
             self._drops += self._scorer.give_up()
         self._loaded_models.adopt(served_model, joined, self.running.values())
         self._scorer = scorer_for(served_model, self._score_queue)
-        if self._prefixes is not None and joined is None:
-            self._prefixes.clear()
+        if self._prefixes is not None:
+            self._prefixes.change(served_model.ready.num_blocks, num_kept_blocks)
 
     def clear_cache(self) -> int:
         """Let the shard find nothing that was computed before its next step; the blocks that it knew."""

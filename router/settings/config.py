@@ -176,6 +176,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     no_prefix_cache: Annotated[
         bool, setting("Batching and memory", "Compute each prompt anew, whatever it begins with.")
     ] = False
+    prefix_sharing: Annotated[
+        Literal["key", "all"],
+        setting(
+            "Batching and memory",
+            "Whose prompts share what is computed of them: those of one API key, or everyone's.",
+        ),
+    ] = "key"
     queue_lookahead: Annotated[
         Count,
         setting(

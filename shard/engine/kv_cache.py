@@ -6,7 +6,7 @@ blocks beyond the limit give their pages back. On other devices a pool has a fix
 
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import prod
 
@@ -66,6 +66,13 @@ class KVCache:
         for first, end in _runs(blocks):
             for region in self._regions:
                 region.release(first * region.block_bytes, end * region.block_bytes)
+
+    def copy(self, other: "KVCache", number_of: Mapping[int, int]) -> None:
+        """Copy blocks of another cache whose first layers are these; `number_of`: our block by its block."""
+        its = torch.tensor(list(number_of), dtype=torch.int64, device=self._like.device)
+        ours = torch.tensor(list(number_of.values()), dtype=torch.int64, device=self._like.device)
+        for kv, source in zip(self.layers, other.layers, strict=False):
+            kv.keys[ours], kv.values[ours] = source.keys[its], source.values[its]
 
     def rebuild(self, kept: list[int], num_blocks: int) -> None:
         """Rebuild the pools with another size, layer by layer; the kept blocks come first, in this order.

@@ -88,6 +88,7 @@ class SimRunner:
             raise OSError(costs.fails_on_load)
         self.clock = clock or Clock()
         self._config = config
+        self.layers_of = config.model, config.cost_model, config.block_tokens  # equal ones share layers' KV
         self.depth = min(config.num_layers or costs.num_layers, costs.num_layers)
         layers: dict[Hashable, int] = {(config.model, i): costs.layer_bytes for i in range(self.depth)}
         self.weights = layers | {config.model: costs.base_bytes}
@@ -132,6 +133,12 @@ class SimRunner:
             self.clock.pass_ms(min(left_ms, _LOADING_SLICE_MS))
             left_ms -= _LOADING_SLICE_MS
         self.phases_ms = {"read": self.clock.now_ms() - started_ms}
+
+    def inherit(self, other: "SimRunner", max_blocks: int) -> int:
+        """See `Engine`."""
+        if self.layers_of != other.layers_of or self.depth > other.depth:
+            return 0
+        return len(self.table.inherit(other.table, max_blocks))
 
     def resize(self, num_blocks: int) -> None:
         """See `Engine`."""

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import torch
@@ -94,11 +95,13 @@ def test_texts_do_not_change_across_any_changes(
         (qwen, {}),
         (llama, {}),
     ]
-    shard = driver(llama, block_size=block_size, kv_cache_bytes=8 * KV_BYTES)
+    shared = {"block_size": block_size, "prefix_cache": True}
+    shard = driver(llama, kv_cache_bytes=8 * KV_BYTES, **shared)
     for epoch, (folder, more) in enumerate(by_epoch):
         if epoch:
-            shard.change(config(folder, block_size=block_size, **more))
-        shard.ask(*prompts(3, first=3 * epoch))
+            shard.change(config(folder, **shared, **more))
+        again = msgspec.structs.replace(prompts(1, first=7)[0], id=100 + epoch)
+        shard.ask(*prompts(3, first=3 * epoch), again)
         for _ in range(3):
             shard.step()
     assert len(living(shard)) > 3
@@ -106,7 +109,50 @@ def test_texts_do_not_change_across_any_changes(
     for asked in shard.asked.values():
         [epoch] = asked.ran_on
         assert asked.tokens == expected(asked, by_epoch[epoch][0], **by_epoch[epoch][1])
+    found = (made.num_cached_tokens for output in shard.outputs for made in output.outputs)
+    assert any(found) or memory == "is copied"
     assert list(living(shard)) == [7]
+
+
+def test_a_shallower_model_finds_what_a_deeper_one_has_computed(tiny_model: Callable[[str], Path]) -> None:
+    """Exactly: its answers are those of a shard that never had another depth. A deeper one begins anew."""
+    folder = tiny_model("llama")
+    asked = [NewSequence(0, 0, [(7 * i) % 250 for i in range(90)], 90, 12, True)]
+    shard = driver(folder, block_size=16, prefix_cache=True, dtype="float32")
+    found = []
+    for epoch, depth in enumerate((4, 3, 2, 4)):
+        committed = shard.change(config(folder, num_layers=depth, prefix_cache=True)) if epoch else None
+        if committed is not None and shard.shard.living[epoch].resizes_freely:
+            assert bool(committed.kept_blocks) == (depth < 4)
+            assert bool(committed.dropped_tokens) == (depth == 4)
+        shard.ask(msgspec.structs.replace(asked[0], id=epoch))
+        shard.finish()
+        found.append(max(made.num_cached_tokens for out in shard.outputs for made in out.outputs))
+        answer = generate(make_runner(folder, num_layers=depth), [asked[0].token_ids], 12)[0].ids
+        assert shard.asked[epoch].tokens == answer
+        shard.outputs[:-1] = []
+        shard.outputs[-1] = msgspec.structs.replace(shard.outputs[-1], outputs=[])
+    if DEVICE == "cpu":
+        assert found == [0, 80, 80, 0]
+
+
+def test_what_runs_at_the_change_keeps_its_blocks_and_new_ones_find_them(
+    tiny_model: Callable[[str], Path],
+) -> None:
+    folder = tiny_model("llama")
+    prompt = [(7 * i) % 250 for i in range(90)]
+    shard = driver(folder, block_size=16, prefix_cache=True)
+    shard.ask(NewSequence(0, 0, prompt, 90, 30, True))
+    for _ in range(12):
+        shard.step()
+    shard.change(config(folder, num_layers=2, prefix_cache=True))
+    shard.ask(NewSequence(1, 0, prompt, 90, 30, True))
+    shard.finish()
+    for id, depth in ((0, 4), (1, 2)):
+        expected = generate(make_runner(folder, num_layers=depth), [prompt], 30)[0].ids
+        assert shard.asked[id].tokens == expected
+    if DEVICE == "cpu":
+        assert max(made.num_cached_tokens for out in shard.outputs for made in out.outputs) == 80
 
 
 def test_texts_do_not_change_where_memory_is_tight(tiny_model: Callable[[str], Path], memory: str) -> None:

@@ -94,3 +94,16 @@ async def test_a_cleared_cache_finds_nothing_and_state_tells_of_it(caching: Serv
     assert after["cleared_blocks"] - before["cleared_blocks"] == before["known_blocks"]
     assert after["queried_tokens"] > before["queried_tokens"] > before["hit_tokens"] > 0
     assert before["mean_reuse_gap_ms"] > 0
+
+
+async def test_another_key_is_another_tenant(caching: Server) -> None:
+    """A server that asks for no key takes the caller's word for who it is."""
+    found = []
+    async with session() as http:
+        for key in ("ann", "bob", "ann", "bob"):
+            body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 2}}
+            headers = {"authorization": f"Bearer {key}"}
+            async with http.post(f"{caching.url}/generate", json=body, headers=headers) as got:
+                found.append(int(got.headers["x-cached-tokens"]))
+    assert found[:2] == [0, 0]
+    assert min(found[2:]) >= 16

@@ -34,3 +34,14 @@ def test_a_requests_keys_follow_its_tokens() -> None:
     assert len(keys) == 2
     assert request.block_keys(16) is keys
     assert len(request.block_keys(8)) == 5
+
+
+def test_another_model_keeps_the_latest_or_nothing() -> None:
+    index, keys = PrefixIndex(10), block_keys("", list(range(128)), 16)
+    index.add(keys)
+    index.change(6, 3)
+    assert index.num_found(keys) == 3
+    index.add(keys)
+    assert index.num_found(keys) == 6
+    index.change(6, 0)
+    assert index.num_found(keys) == 0
