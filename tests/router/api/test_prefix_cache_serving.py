@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.router.exit_client import Client, session
+from tests.router.exit_client import LEAVING, Client, session
 from tests.running import Server
 
 PROMPT = "The quick brown dog thinks about the weather and about its dinner, and then it thinks again"
@@ -107,3 +108,26 @@ async def test_another_key_is_another_tenant(caching: Server) -> None:
                 found.append(int(got.headers["x-cached-tokens"]))
     assert found[:2] == [0, 0]
     assert min(found[2:]) >= 16
+
+
+async def test_a_change_says_what_it_keeps_and_drops(start: Callable[..., Server]) -> None:
+    """Fewer layers find what more have computed; more begin anew."""
+    server = start(**LEAVING, exit_threshold=1.0)
+    async with session() as http:
+        client, asked = Client(http, server), {"details": True, "max_new_tokens": 2}
+        found, costs = [cached(await client.answer(PROMPT, **asked))], []
+        name = (await client.state())["candidates"][0]["candidate"]
+        for depth in (2, 4):
+            body = {"candidate": name, "depth": depth}
+            async with http.post(f"{server.url}/ops/swap", json=body) as got:
+                id = (await got.json())["decision_id"]
+            decision: dict[str, Any] = {"outcome": None}
+            while decision["outcome"] is None:
+                async with http.get(f"{server.url}/ops/decisions/{id}") as got:
+                    decision = await got.json()
+            assert decision["outcome"] == "committed", decision
+            costs.append((decision["cost"]["kept_cache_tokens"], decision["cost"]["dropped_cache_tokens"]))
+            found.append(cached(await client.answer(PROMPT, **asked)))
+    assert found[0] == found[2] == 0 < found[1]
+    assert costs[0][1] == costs[1][0] == 0
+    assert min(costs[0][0], costs[1][1]) >= found[1]
