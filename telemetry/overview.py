@@ -69,6 +69,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     at: float
     deployment: str
+    router: str = ""  # which tells it; "": a reader that is none
     redis: str = "ok"  # ok | lost: without Redis there are no figures, and no other routers
     span_s: float = SPAN_S
     routers: list[RouterRow] = []

@@ -123,6 +123,7 @@ class OverviewReader:
         return Overview(
             at=time.time(),
             deployment=self._store.deployment,
+            router="" if self._store.describe is None else self._store.router,
             routers=[_without_shards(row) for row in shown],
             shards=[shard for row in shown for shard in self._shards(row, now)],
             total=total,
@@ -146,6 +147,7 @@ class OverviewReader:
         return Overview(
             at=time.time(),
             deployment=self._store.deployment,
+            router=own.router,
             redis="lost",
             routers=[_without_shards(row)],
             shards=[ShardRow(own.router, shard) for shard in own.shards],

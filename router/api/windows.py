@@ -30,7 +30,11 @@ _LATEST = 1e11  # Unix time
 _SINCE = Number("since", "Unix time in seconds; a quarter of an hour before `until`.", 0, _LATEST)
 _UNTIL = Number("until", "Unix time in seconds; now.", 0, _LATEST)
 _STEP = Number("step", "Seconds; such that there are 300 steps at most.", 1, 3600, is_whole=True)
-_BY = Word("by", "A series for each candidate at each depth, or for each shard.", ("candidate", "shard"))
+_BY = Word(
+    "by",
+    "A series for each candidate at each depth, for each shard, or one of all.",
+    ("candidate", "shard", "all"),
+)
 PARAMETERS: tuple[Parameter, ...] = (_SINCE, _UNTIL, _STEP, _BY)
 
 SeriesKey = tuple[str, int]  # candidate and depth, or router and shard
@@ -51,10 +55,10 @@ class WindowsApi:
         step = int(_STEP.read(http, 0)) or _step_of(until - since, by)
         _check(since, until, step)
         since = since // step * step
-        rollup = self._rollup_for(step) if by == "candidate" else None
+        rollup = self._rollup_for(step) if by != "shard" else None
         if rollup is not None:
             until = -(-until // rollup.resolution.step_s) * rollup.resolution.step_s
-            series, is_complete = await self._summed(rollup, since, until, step, now)
+            series, is_complete = await self._summed(rollup, since, until, step, by, now)
         else:
             series, is_complete = await self._by_window(since, until, step, by, now)
         answer = Windows(
@@ -74,13 +78,15 @@ class WindowsApi:
         return max(fitting, key=lambda rollup: rollup.resolution.step_s, default=None)
 
     async def _summed(
-        self, rollup: Rollup, since: float, until: float, step: int, now: float
+        self, rollup: Rollup, since: float, until: float, step: int, by: str, now: float
     ) -> tuple[list[Series], bool]:
         """The series, and whether they are from Redis."""
         found = await self._store.sums(rollup, since, until)
         sums = rollup.between(since, until) if found is None else found
 
         def make() -> list[Series]:
+            if by == "all":
+                return _total_series(series_by(sums, step, lambda _: "all"), step, now)
             return _all_series(series_by(sums, step, lambda one: (one.candidate, one.depth)), step, now)
 
         return await asyncio.to_thread(make), found is not None
@@ -93,6 +99,8 @@ class WindowsApi:
         records = self._store.waiting(since, until) if found is None else found
 
         def make() -> list[Series]:
+            if by == "all":
+                return _total_series(series_by(records, step, lambda _: "all"), step, now)
             if by == "candidate":
                 return _all_series(series_by(records, step, lambda one: one.key), step, now)
             shards = series_by(records, step, lambda one: (one.router, one.shard))
@@ -102,7 +110,7 @@ class WindowsApi:
 
 
 def _step_of(span_s: float, by: str) -> int:
-    least = 60 if by == "candidate" and span_s > keys.WINDOWS_TTL_S else 1  # what is kept for a day
+    least = 60 if by != "shard" and span_s > keys.WINDOWS_TTL_S else 1  # what is kept for a day
     fitting = (step for step in _NICE_STEPS if step >= least and step * _DEFAULT_STEPS >= span_s)
     return next(fitting, _NICE_STEPS[-1])
 
@@ -137,6 +145,10 @@ def _all_series(
     kept, others = keep_largest(found, max(1, min(MAX_SERIES, MAX_POINTS // num_steps)))
     series = [named(key, _points(kept[key], step, now)) for key in sorted(kept)]
     return series + ([Series(name="others", points=_points(others, step, now))] if others else [])
+
+
+def _total_series(found: dict[str, Steps], step: int, now: float) -> list[Series]:
+    return [Series(name=name, points=_points(steps, step, now)) for name, steps in found.items()]
 
 
 def _points(steps: Steps, step: int, now: float) -> list[Point]:

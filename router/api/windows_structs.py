@@ -40,7 +40,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
-    """By candidate: `candidate`, `depth`; by shard: `router`, `shard`; the sum of the others: neither."""
+    """By candidate: `candidate`, `depth`; by shard: `router`, `shard`; all, or all others: neither."""
 
     name: str
     candidate: str | None = None
@@ -54,7 +54,7 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
     since: float  # Unix time in seconds
     until: float
     step: int  # seconds
-    by: str  # candidate | shard
+    by: str  # candidate | shard | all
     kept_s: int  # how long steps of this length are kept, by shard or by candidate
     redis: str  # ok | lost: only what this router has not written yet
     series: list[Series]

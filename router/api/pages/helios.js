@@ -76,14 +76,15 @@ async function askForKey(name, why) {
 /* ---- calls ---- */
 
 /** A response of the server, whose status is a success. Asks for the key as often as it is refused.
-    Throws `Refused` with the server's sentence, `NoKey`, or what `fetch` throws if there is no server. */
-export async function request(path, { key, method = "GET", body, signal } = {}) {
+    `timeout`: milliseconds for one try. Throws `Refused` with the server's sentence, `NoKey`, or what `fetch` throws if there is no server. */
+export async function request(path, { key, method = "GET", body, signal, timeout } = {}) {
   for (;;) {
     const sent = key?.value;
     const headers = {};
     if (sent) headers.Authorization = `Bearer ${sent}`;
     if (body !== undefined) headers["Content-Type"] = "application/json";
-    const options = { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) };
+    const options = { method, headers, body: body === undefined ? undefined : JSON.stringify(body) };
+    options.signal = timeout ? AbortSignal.timeout(timeout) : signal;
     const response = await fetch(path, options);
     if (response.ok) return response;
     if (response.status !== 401 || !key) throw await refusalOf(response);

@@ -118,6 +118,21 @@ async def test_by_shard_the_same_tokens_are_told_apart() -> None:
         assert found == {("x", 0): 3, ("x", 1): 4, ("y", 0): 8}
 
 
+@pytest.mark.parametrize("step", [1, 5])  # from windows, and from their sums
+async def test_all_are_told_as_one(step: int) -> None:
+    slow, fast = window(NOW - 5, tokens_by_exit={30: 1}), window(NOW - 5, tokens_by_exit={10: 2, 30: 4})
+    for ms in (10.0, 30.0):
+        slow.itl_ms.add(ms)
+    fast.itl_ms.add(20.0)
+    async with served(Record(0, "a", 30, slow, "x"), Record(1, "b", 30, fast, "y")) as ask:
+        _, body = await ask(f"by=all&step={step}")
+        [series] = body["series"]
+        assert (series["name"], series["candidate"], series["shard"]) == ("all", None, None)
+        [point] = series["points"]
+        assert (point["tokens"], point["tokens_by_exit"]) == (7, {"10": 2, "30": 5})
+        assert point["itl_ms"]["p50"] == pytest.approx(20, rel=0.02)
+
+
 async def test_a_day_is_told_by_minutes_and_an_hour_by_seconds() -> None:
     made = [NOW - 86_000, NOW - 4000, NOW - 100, NOW - 1]
     records = [Record(shard, "a", 30, window(at, tokens_by_exit={30: 1})) for at in made for shard in (0, 1)]
@@ -172,7 +187,7 @@ async def test_the_answer_is_bounded_and_nothing_is_left_out_of_its_sum() -> Non
         ("step=0", "`step` must be a whole number from 1 to 3600. Given: 0"),
         ("step=1.5", "`step` must be a whole number from 1 to 3600. Given: 1.5"),
         ("since=0&until=86400&step=59", "`step` must be 60 at least for 86400 seconds. Given: 59"),
-        ("by=model", "`by` must be one of candidate, shard. Given: model"),
+        ("by=model", "`by` must be one of candidate, shard, all. Given: model"),
     ],
 )
 async def test_a_bad_parameter_is_named_with_its_bounds(query: str, message: str) -> None:

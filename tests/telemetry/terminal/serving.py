@@ -52,11 +52,11 @@ def simulated(
     return server
 
 
-def generate(server: Server, num_tokens: int) -> str:
+def generate(server: Server, num_tokens: int, label: str = LABEL) -> str:
     """One answer; returns its text."""
     parameters = {"max_new_tokens": num_tokens, "ignore_eos": True}
     body = json.dumps({"inputs": PROMPT, "parameters": parameters}).encode()
-    headers = {"content-type": "application/json", "x-request-id": LABEL}
+    headers = {"content-type": "application/json", "x-request-id": label}
     call = urllib.request.Request(f"{server.url}/generate", body, headers)
     with urllib.request.urlopen(call, timeout=30) as answer:
         return str(json.load(answer)["generated_text"])
