@@ -11,7 +11,8 @@ import { marksOf, Timeline } from "./ops_timeline.js";
 import { figuresTable, nowLines, tilesOf } from "./ops_summary.js";
 
 const INTERVAL_MS = 2000;
-const SHARE = 60; // waits so many times as long as an answer took: large deployments are asked less often
+const SHARE = 60; // waits so many times as long as overviews take at best: large deployments are asked less often
+const NUM_TIMED = 4; // overviews of which the quickest counts
 const LONGEST_MS = 20000;
 const TIMEOUT_MS = 10000;
 const MAX_DECISIONS = 300;
@@ -24,6 +25,7 @@ class Page {
   constructor() {
     this.choose(SPANS[1]);
     this.decisions = new Map();
+    this.times = []; // milliseconds that the last overviews took
     this.overview = null;
     this.requests = [];
     this.followed = null; // the decision of the last command given here
@@ -75,7 +77,6 @@ class Page {
     this.isReading = true;
     clearTimeout(this.next);
     $("give-key").hidden = true;
-    const began = performance.now();
     let isWanted = !document.hidden;
     try {
       await this.read();
@@ -89,12 +90,19 @@ class Page {
     }
     this.isReading = false;
     this.tellAge();
-    const took = performance.now() - began;
-    if (isWanted) this.next = setTimeout(() => this.poll(), Math.min(LONGEST_MS, Math.max(INTERVAL_MS, SHARE * took)));
+    if (isWanted) this.next = setTimeout(() => this.poll(), this.pause);
+  }
+
+  /** Milliseconds until the next look. What is away is asked often: that costs nothing. */
+  get pause() {
+    const isWell = !this.trouble && this.overview.redis === "ok" && this.times.length === NUM_TIMED;
+    return isWell ? Math.min(LONGEST_MS, Math.max(INTERVAL_MS, SHARE * Math.min(...this.times))) : INTERVAL_MS;
   }
 
   async read() {
+    const began = performance.now();
     const overview = await ask("ops/overview");
+    this.times = [...this.times, performance.now() - began].slice(-NUM_TIMED);
     const before = this.overview;
     if (overview.redis === "ok") this.complete = Date.now();
     else if (before) Object.assign(overview, { total: before.total, models: before.models });

@@ -3,7 +3,7 @@
 import { element, setText, timeOfDay } from "./helios.js";
 import { column } from "./ops_series.js";
 
-export const GUTTER = 56; // pixels left of every plot, where its axis is
+export const GUTTER = 64; // pixels left of every plot, where its axis is
 const RIGHT = 12;
 const HEIGHT = 76;
 const AXIS = 22; // height of the time axis, below the last strip

@@ -47,8 +47,12 @@ def give_key(page: Page, key: str = ADMIN_KEY) -> None:
     page.get_by_role("button", name="Use this key").click()
 
 
-def exit_legend(page: Page) -> str:
-    return page.locator("#chart-exits .legend").inner_text()
+def until_drawn_anew(page: Page, before: bytes) -> None:
+    for _ in range(100):
+        if page.locator("#chart-throughput canvas").screenshot() != before:
+            return
+        page.wait_for_timeout(200)
+    raise AssertionError("the chart stands still")
 
 
 def test_charts_move_and_tables_show_what_was_served(server: Server, browser: Browser) -> None:
@@ -64,8 +68,7 @@ def test_charts_move_and_tables_show_what_was_served(server: Server, browser: Br
         expect(page.locator("#chart-exits .legend")).to_contain_text("30, full depth")
         before = page.locator("#chart-throughput canvas").screenshot()
         generate(server, NUM_TOKENS)
-        page.wait_for_timeout(7000)
-        assert page.locator("#chart-throughput canvas").screenshot() != before
+        until_drawn_anew(page, before)
         expect(page.locator("#panel tbody tr")).to_have_count(2)
         page.get_by_role("tab", name="Candidates").click()
         expect(page.locator("#panel")).to_contain_text("code")
