@@ -100,7 +100,7 @@ class StatusApi:
             dtype_reason=None if ready is None else ready.dtype_reason,
             supports_exact=dispatcher.supports_exact,
             supports_chat=self._service.target.tokenizer.chat_template is not None,
-            exit_thresholds={} if ready is None else ready.exit_thresholds,
+            exit_thresholds=self._exit_thresholds(),
             num_shards=config.num_replicas,
             is_ready=dispatcher.is_ready,
             exit_mode=self._service.target.config.exit_mode,
@@ -108,3 +108,10 @@ class StatusApi:
             random_weights="random-weights" in config.marks,
             warnings=[] if ready is None else ready.warnings,
         )
+
+    def _exit_thresholds(self) -> dict[int, float]:
+        """By exit layer: those of requests that give none."""
+        ready, for_all = self._service.dispatcher.limits, self._service.dispatcher.exit_threshold
+        if ready is None or for_all is None:
+            return {} if ready is None else ready.exit_thresholds
+        return dict.fromkeys(ready.exit_thresholds, for_all)

@@ -122,7 +122,8 @@ function layerOf({ layer }, numLayers) {
 }
 
 function confidenceOf({ layer, confidence }, thresholds) {
-  if (confidence === null) return "below every exit's threshold, or not asked";
+  if (confidence === null) return "below every threshold, or not asked";
   const limit = thresholds[layer];
-  return number(confidence) + (limit === undefined || limit >= 1 ? "" : ` (the exit's own threshold: ${number(limit)})`);
+  if (limit === undefined) return number(confidence);
+  return `${number(confidence)}, ${confidence < limit ? "under" : "over"} the threshold of ${number(limit)}`;
 }

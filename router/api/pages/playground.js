@@ -13,6 +13,11 @@ const EXAMPLES = {
   completion: ["Once upon a time", "The capital of France is", "def fibonacci(n):"],
 };
 
+const HINTS = {
+  full: "In mode full every token goes through all layers. With --exit-mode per_row and --exits they may leave early.",
+  speculative: "In mode speculative all layers verify what an exit drafts: every token counts as full depth's.",
+};
+
 const $ = (id) => document.getElementById(id);
 const form = $("ask");
 const key = new Key("API");
@@ -68,7 +73,7 @@ function showThresholds(limits) {
   $("exit_threshold").disabled = !limits.length;
   const words = limits.map(([layer, limit]) => `${layer}: ${limit < 1 ? number(limit) : "never"}`);
   const without = `Mode ${model.mode} compares no threshold.`;
-  setText($("thresholds"), limits.length ? `The exits' own: ${words.join(", ")}.` : without);
+  setText($("thresholds"), limits.length ? `Without one, by layer: ${words.join(", ")}.` : without);
 }
 
 /** Greys a choice that the model does not have, and takes the other one if it was taken. */
@@ -84,8 +89,7 @@ function showHint() {
   const hints = [];
   if (!model.supportsChat) hints.push("This model has no chat template, so that it completes texts but does not chat.");
   if (!model.supportsExact) hints.push("Exact answers need all layers, and no shard has them loaded.");
-  if (model.mode === "full")
-    hints.push("In mode full every token goes through all layers; --exit-mode per_row with --exits lets them leave early.");
+  if (HINTS[model.mode]) hints.push(HINTS[model.mode]);
   setText($("hint"), hints.join(" "));
   $("hint").hidden = !hints.length;
 }
@@ -135,7 +139,7 @@ async function ask(prompt) {
   try {
     // One after the other: together they would share steps, and neither would be as fast as alone.
     for (const [title, made] of calls) {
-      const answer = new Answer(title, model, tip);
+      const answer = new Answer(title, modelFor(made), tip);
       answers.append(answer.element);
       done.push(answer);
       await stream(made, answer);
@@ -143,11 +147,18 @@ async function ask(prompt) {
     if (isChat) messages.push({ role: "user", content: prompt }, { role: "assistant", content: done[0].text });
     if (done.length > 1) turn.append(verdictOf(...done));
   } catch (error) {
-    showError(error, turn, done.at(-1));
+    showError(error, turn, done.at(-1), prompt);
   } finally {
     end(done.at(-1));
     readModel();
   }
+}
+
+/** The model with the thresholds of a call. */
+function modelFor({ body: { exit_threshold: threshold } }) {
+  if (threshold === undefined) return model;
+  const layers = Object.keys(model.thresholds);
+  return { ...model, thresholds: Object.fromEntries(layers.map((layer) => [layer, threshold])) };
 }
 
 async function stream({ path, body }, answer) {
@@ -190,11 +201,16 @@ function shown(answer, at) {
   return token ? JSON.stringify(token.text) : "the end";
 }
 
-function showError(error, turn, answer) {
+/** Tells of it, shows its field, and gives back a prompt that was not answered. */
+function showError(error, turn, answer, prompt) {
   answer?.end(error.name === "AbortError" ? "since you stopped it" : "with an error");
   if (error.name === "AbortError") return;
   const field = error.field && form.elements[error.field];
   turn.append(element("p", { class: "error", role: "alert" }, wordsOf(error)));
+  if (!answer?.figures.tokens.length) {
+    answer?.element.remove();
+    $("prompt").value ||= prompt;
+  }
   if (!(field instanceof HTMLElement)) return;
   let follows = true; // the page stays at its end while an answer grows, unless one scrolls away from it
 const root = document.documentElement;

@@ -1,6 +1,7 @@
 """The page at `/` in a real browser, before real servers."""
 
 import json
+import shlex
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def test_tokens_are_shaded_by_the_layer_after_which_they_left(visit: Visit, leav
         page.keyboard.press("ArrowRight")
     tip = page.locator("#tip")
     expect(tip).to_contain_text(f"left after {tokens[early]['exit_layer']} of 4")
-    expect(tip).to_contain_text(f"{tokens[early]['confidence']:.3g}")
+    expect(tip).to_contain_text(f"{tokens[early]['confidence']:.3g}, over the threshold of 0.02")
     expect(tip).to_contain_text(f"{tokens[early]['logprob']:.3f}")
     page.keyboard.press("Escape")
     expect(tip).to_be_hidden()
@@ -131,6 +132,13 @@ def test_what_is_said_stays_text_and_goes_on_as_a_conversation(visit: Visit) -> 
             bodies.append(sent.post_data_json)
 
     page.on("request", note)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.fill("#prompt", "It's")
+    page.click("#curl")
+    expect(page.locator("#status")).to_have_text("Copied.")
+    words = shlex.split(page.evaluate("navigator.clipboard.readText()"))
+    assert (words[0], words[2].endswith("/v1/chat/completions")) == ("curl", True)
+    assert json.loads(words[-1])["messages"] == [{"role": "user", "content": "It's"}]
     ask(page, SCRIPT, max_tokens=8, system="Be <b>short</b>.")
     ask(page, "And then?")
     assert page.locator(".prompt").first.inner_text() == SCRIPT
@@ -153,6 +161,7 @@ def test_a_refusal_is_told_in_words_and_its_field_is_shown(visit: Visit) -> None
     field = page.locator("[name=top_p]")
     expect(field).to_be_focused()
     expect(field).to_have_attribute("aria-invalid", "true")
+    assert page.input_value("#prompt") == "Why?"
     ask(page, "Why?", top_p="", max_tokens=2)
     assert page.get_by_role("alert").count() == 1
     assert page.locator("[aria-invalid]").count() == 0

@@ -12,11 +12,14 @@ from tests.router.http_fakes import Client, serving
 async def test_info_gives_the_limits_of_server_and_model() -> None:
     async with serving(max_input_tokens=100, max_best_of=3) as client:
         status, info = await client.get("/info")
+        client.dispatcher.exit_threshold = 0.5  # an operator's, for all requests that give none
+        _, info_by_threshold = await client.get("/info")
     assert status == 200
     assert info["model_id"] == client.config.model_name
     assert (info["max_input_tokens"], info["max_total_tokens"], info["max_best_of"]) == (100, 512, 3)
     assert (info["depth"], info["num_layers"], info["supports_exact"]) == (4, 4, True)
     assert (info["supports_chat"], info["exit_thresholds"]) == (True, {"3": 0.9})
+    assert info_by_threshold["exit_thresholds"] == {"3": 0.5}
     assert info["weight_bytes"] > 0
     assert info["model_device_type"] == "sim"
 
