@@ -31,6 +31,7 @@ class _TgiDetails(msgspec.Struct):
     finish_reason: str = ""
     generated_tokens: int | None = None
     input_length: int | None = None
+    cached_tokens: int | None = None
     queue_ms: float | None = None
     segments: list[Segment] = []
 
@@ -98,6 +99,7 @@ class TgiReader:
         if details is not None:
             record.finish_reason = details.finish_reason
             record.input_tokens = details.input_length
+            record.cached_tokens = details.cached_tokens
             record.output_tokens = details.generated_tokens
             record.queue_ms = details.queue_ms
             record.segments = details.segments
@@ -131,8 +133,13 @@ class _Choice(msgspec.Struct, gc=False):
     confidence: float | None = None
 
 
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
     completion_tokens: int | None = None
 
 
@@ -170,6 +177,8 @@ class OpenAIReader:
             self._take_choice(choice, at)
         if chunk.usage is not None:
             self._record.input_tokens = chunk.usage.prompt_tokens
+            told = chunk.usage.prompt_tokens_details
+            self._record.cached_tokens = None if told is None else told.cached_tokens
             self._record.output_tokens = chunk.usage.completion_tokens
 
     def _check_id(self, id: str | None) -> None:

@@ -80,6 +80,7 @@ class Record(msgspec.Struct):
     retry_after_s: float | None = None
     finish_reason: str | None = None
     input_tokens: int | None = None
+    cached_tokens: int | None = None  # of the input, that the server had computed before
     output_tokens: int | None = None
     queue_ms: float | None = None  # if the server reports it
     model: str = ""

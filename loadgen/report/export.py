@@ -84,6 +84,7 @@ def request_line(record: Record, run: Run) -> dict[str, Any]:
         "finish_reason": record.finish_reason,
         "flaws": record.flaws,
         "input_tokens": record.input_tokens,
+        "cached_tokens": record.cached_tokens,
         "output_tokens": record.num_tokens,
         "queue_ms": record.queue_ms,
         **fields,

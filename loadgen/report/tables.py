@@ -37,6 +37,8 @@ def _headline(summary: Summary) -> Table:
     grid.add_row(
         f"{rates.total_tokens_per_s:,.1f} total tokens/s", f"{rates.offered_per_s:,.2f} offered/s", ""
     )
+    if summary.cached_share is not None:
+        grid.add_row(f"{summary.cached_share:.1%} of input tokens cached", "", "")
     if summary.slo.are_stated and rates.good_share is not None:
         goodput = f"[bold cyan]{rates.good_per_s:,.2f}[/] good requests/s"
         grid.add_row(goodput, f"{rates.good_share:.1%} good", "")
@@ -122,6 +124,7 @@ def json_line(summary: Summary) -> str:
         "outcomes": summary.outcomes,
         "requests_per_s": rates.requests_per_s,
         "output_tokens_per_s": rates.output_tokens_per_s,
+        "cached_share": summary.cached_share,
         "total_tokens_per_s": rates.total_tokens_per_s,
         "good_per_s": rates.good_per_s,
         "in_flight": rates.mean_in_flight,

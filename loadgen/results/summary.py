@@ -70,6 +70,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: dict[str, int]
     failures: dict[str, int]  # by message, the most frequent first
     input_tokens: Distribution | None
+    cached_share: float | None  # of input tokens, that the server had computed before; None: it does not tell
     output_tokens: Distribution | None
     throughput: Throughput
     slo: SLO
@@ -111,6 +112,7 @@ def summarise(run: Run, slo: SLO, trim: Trim) -> Summary:
         outcomes=dict(Counter(record.outcome.value for record in run.records)),
         failures=_failures(run.records),
         input_tokens=describe([r.input_tokens for r in measured if r.input_tokens is not None]),
+        cached_share=_cached_share(measured),
         output_tokens=describe([r.num_tokens for r in measured if r.outcome is Outcome.OK]),
         throughput=_throughput(run, window, measured, slo),
         slo=slo,
@@ -161,6 +163,12 @@ def _by_group(records: Sequence[Record]) -> dict[str, Latencies]:
     if len(groups) < 2:
         return {}
     return {group: latencies_of([r for r in records if r.group == group]) for group in groups}
+
+
+def _cached_share(measured: Sequence[Record]) -> float | None:
+    told = [r for r in measured if r.cached_tokens is not None and r.input_tokens]
+    total = sum(r.input_tokens or 0 for r in told)
+    return sum(r.cached_tokens or 0 for r in told) / total if total else None
 
 
 def _failures(records: Sequence[Record]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from loadgen.scenarios import (
     drift,
     overload,
     paper_miao,
+    shared_prefix,
     smoke,
     soak,
     swap_under_load,
@@ -36,6 +37,7 @@ SCENARIOS = (
     overload.SCENARIO,
     disconnects.SCENARIO,
     soak.SCENARIO,
+    shared_prefix.SCENARIO,
     paper_miao.SCENARIO,
 )
 

@@ -133,3 +133,13 @@ def test_special_tokens_are_no_part_of_a_native_answers_text() -> None:
     record = read(Dialect.TGI, stream)
     assert record.flaws == []
     assert len(record.token_times) == 3
+
+
+def test_cached_tokens_are_read_where_they_are_told() -> None:
+    details = b'"details":{"finish_reason":"length","generated_tokens":1,"input_length":9,"cached_tokens":8}'
+    event = b'data:{"index":1,"token":{"id":1,"text":"a"},"generated_text":"a",' + details + b"}"
+    assert read(Dialect.TGI, [event]).cached_tokens == 8
+    usage = b'"usage":{"prompt_tokens":9,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":8}}'
+    assert read(Dialect.COMPLETIONS, [b'data:{"choices":[],' + usage + b"}"]).cached_tokens == 8
+    assert read(Dialect.TGI, whole(Dialect.TGI)).cached_tokens is None
+    assert read(Dialect.COMPLETIONS, whole(Dialect.COMPLETIONS)).cached_tokens is None

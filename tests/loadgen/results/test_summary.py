@@ -90,3 +90,11 @@ def test_a_run_without_an_answer_has_a_summary_that_can_be_written() -> None:
 
 def test_an_empty_run_has_a_summary() -> None:
     assert summarise(run_of([], ended=1.0, last_start=0.0), SLO(), Trim()).num_requests == 0
+
+
+def test_the_cached_share_is_of_those_prompts_whose_server_tells() -> None:
+    run = steady(20)
+    assert summarise(run, SLO(), Trim("0%")).cached_share is None
+    for one, cached in zip(run.records, (0, 20, 40), strict=False):
+        one.cached_tokens = cached
+    assert summarise(run, SLO(), Trim("0%")).cached_share == pytest.approx(60 / 150)

@@ -14,7 +14,7 @@ from loadgen.selftest.server import Behaviour
 
 NAMES = [
     *("smoke", "chat", "drift", "swap-under-load", "overload"),
-    *("disconnects", "soak", "paper-miao"),
+    *("disconnects", "soak", "shared-prefix", "paper-miao"),
 ]
 
 
@@ -107,3 +107,13 @@ def test_a_server_without_swaps_cannot_be_tried(capsys: pytest.CaptureFixture[st
     with synthetic_server(Behaviour(ttft_ms=2, itl_ms=1, kind="vllm")) as url:
         assert main(["scenario", "swap-under-load", "--url", url, "--quiet"]) == 2
     assert "lists no two candidates" in capsys.readouterr().err
+
+
+def test_a_server_that_computes_everything_anew_is_no_sooner(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = played(capsys, "shared-prefix", "--url", url, "--out", str(tmp_path), "--scale", "0.1")
+    assert code == 1
+    assert len(line["broken"]) == 1
+    assert "Behind 100 tokens" in line["broken"][0]
+    assert len(line["first_ms"]) == len(line["second_ms"]) == 5
