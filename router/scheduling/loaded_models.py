@@ -1,6 +1,6 @@
 """The models loaded in one shard and the blocks of each, as known to the router. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from router.catalog.served_model import ModelIdentity, Requirements, RoutingKey, ServedModel
 from router.scheduling.request import Request
@@ -60,12 +60,14 @@ class LoadedModels:
         for loaded_model in self._by_epoch.values():
             loaded_model.is_closed = loaded_model is not self.newest
 
-    def count(self, running: Iterable[tuple[Request, int]]) -> None:
-        """Recount the running requests, and the blocks that each needs for its pending tokens."""
+    def count(self, claims: Mapping[int, Sequence[int]]) -> None:
+        """Recount the running requests: by epoch, the blocks that each needs for its pending tokens."""
         for loaded_model in self._by_epoch.values():
             loaded_model.num_unclaimed_blocks, loaded_model.num_running = loaded_model.num_free_blocks, 0
-        for request, num_blocks in running:
-            self.model_of(request).claim(num_blocks)
+        for epoch, num_blocks in claims.items():
+            loaded_model = self._by_epoch[epoch]
+            loaded_model.num_unclaimed_blocks -= sum(num_blocks)
+            loaded_model.num_running += len(num_blocks)
 
     def update(self, output: StepOutput, running: Iterable[Request]) -> None:
         """Take over the shard's counts of blocks, and forget models that it no longer has."""

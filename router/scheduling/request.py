@@ -6,6 +6,7 @@ Knows no HTTP, no sockets and no clock: times are arguments, in seconds of the e
 import asyncio
 import enum
 import functools
+from array import array
 from collections import deque
 from collections.abc import Callable
 
@@ -114,10 +115,11 @@ class Request:
         self._reencoded: list[int] = []  # ids of the answer's part that another tokenizer's model wrote
         self._reencoded_text = ""  # of that part
         self._num_reencoded = 0  # number of `outputs` in that part
+        self._num_added = 0  # ids of that part beyond those
         self._num_characters = 0  # of the answer's text so far
         self._num_characters_before = 0  # the same before its latest token
         self._detokenizer: Detokenizer = spec.tokenizer.detokenizer(spec.prompt_token_ids)
-        self._block_keys: tuple[tuple[int, str, int], list[int]] | None = None  # and what they are of
+        self._block_keys: tuple[tuple[int, str, int], array[int]] | None = None  # and what they are of
         self.events: list[Token | Finished] = []  # not taken yet
         self.on_news: Callable[[], None] | None = None  # called when `events` has grown, or it has failed
 
@@ -133,20 +135,20 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_token_ids) + len(self._reencoded) + len(self.outputs) - self._num_reencoded
+        return len(self.prompt_token_ids) + len(self.outputs) + self._num_added
 
     @property
     def max_new_tokens(self) -> int:
         """Limit of tokens after the prompt, in ids of `tokenizer`."""
-        return self.spec.max_new_tokens + len(self._reencoded) - self._num_reencoded
+        return self.spec.max_new_tokens + self._num_added
 
     @property
     def sampling(self) -> Sampling:
         """Sampling parameters, adjusted to the answer in ids of `tokenizer`."""
-        sampling, shift = self.spec.sampling, len(self._reencoded) - self._num_reencoded
-        if not sampling.min_tokens or not shift:
+        sampling = self.spec.sampling
+        if not sampling.min_tokens or not self._num_added:
             return sampling
-        return msgspec.structs.replace(sampling, min_tokens=max(0, sampling.min_tokens + shift))
+        return msgspec.structs.replace(sampling, min_tokens=max(0, sampling.min_tokens + self._num_added))
 
     @property
     def grammar(self) -> Grammar | None:
@@ -186,10 +188,14 @@ class Request:
         return self.num_tokens - self.num_computed_tokens - self.num_in_flight_tokens
 
     @property
+    def num_expected_tokens(self) -> int:
+        """Tokens that will most likely be generated yet."""
+        return min(_MAX_EXPECTED_TOKENS, self.spec.max_new_tokens - len(self.outputs))
+
+    @property
     def num_outstanding_tokens(self) -> int:
         """Remaining work: tokens to compute, and tokens expected to be generated."""
-        num_expected = min(_MAX_EXPECTED_TOKENS, self.spec.max_new_tokens - len(self.outputs))
-        return self.num_tokens - self.num_computed_tokens + num_expected
+        return self.num_tokens - self.num_computed_tokens + self.num_expected_tokens
 
     @property
     def wants_work(self) -> bool:
@@ -248,6 +254,7 @@ class Request:
         """Continue with prompt and answer as `encoded` by this tokenizer."""
         self.prompt_token_ids, self._reencoded = encoded
         self._num_reencoded, self._reencoded_text = len(self.outputs), self._detokenizer.marked_text
+        self._num_added = len(self._reencoded) - self._num_reencoded
         self.prompt_scores.clear()
         self.tokenizer = tokenizer
         self._detokenizer.switch(tokenizer)
@@ -297,7 +304,7 @@ class Request:
         self.num_shard_deaths += 1
         self._num_outputs_at_death = len(self.outputs)
 
-    def block_keys(self, block_size: int) -> list[int]:
+    def block_keys(self, block_size: int) -> "array[int]":
         """Keys of the full blocks of its tokens so far, for a `PrefixIndex`; made once while it waits."""
         known = (block_size, self.tokenizer.digest, self.num_tokens)
         if self._block_keys is None or self._block_keys[0] != known:

@@ -162,14 +162,14 @@ class Scheduler:
         batch = Batch(self.limits.max_batch_tokens)
         wants_prefill = bool(prefilling) or self._next(quota) is not None
         turn = batch.num_left - wants_prefill * -(-batch.num_left // _PREFILL_SHARE)
-        batch.fill(decoding[:turn])
+        batch.decode(decoding[:turn])
         long, short = _split(prefilling, batch.num_left)
         if long:
             batch.add(long[0], batch.num_left - batch.num_left // 2)
         batch.fill(short)
         new = self._start(batch, now, quota)
         batch.fill(long)
-        batch.fill(decoding[turn:])
+        batch.decode(decoding[turn:])
         self._rotate(decoding[:turn], decoding[turn:])
         scoring, begun = self._score(batch.num_left, quota)
         return self._form(batch, scoring, new + begun)
@@ -301,16 +301,23 @@ class Scheduler:
         prefilling: list[Request] = []
         num_outstanding = 0
         self._admission.is_trying = False
-        for request in self.running.values():
-            num_pending = request.num_pending_tokens
-            num_outstanding += request.num_outstanding_tokens
-            self._admission.is_trying |= num_pending > 0 and request.is_suspect
-            if request.wants_work:
-                (decoding if num_pending <= 1 else prefilling).append(request)
+        claims: dict[int, list[int]] = {}  # by epoch, the blocks that each request needs yet
+        size = self.limits.block_size
+        for request in self.running.values():  # the loop that steps of many streams spend their time in
+            num_tokens, num_computed = request.num_tokens, request.num_computed_tokens
+            num_missing = num_tokens - num_computed
+            num_pending = num_missing - request.num_in_flight_tokens
+            num_outstanding += num_missing + request.num_expected_tokens
+            if num_pending > 0:
+                (decoding if num_pending == 1 else prefilling).append(request)
+                self._admission.is_trying |= request.is_suspect
+            elif request.wants_work:
+                decoding.append(request)
+            assert request.served_model is not None
+            num_blocks = -(-num_tokens // size) + -num_computed // size
+            claims.setdefault(request.served_model.epoch, []).append(num_blocks)
         self.num_outstanding_tokens = num_outstanding
-        self._loaded_models.count(
-            (request, self._num_blocks_to_take(request)) for request in self.running.values()
-        )
+        self._loaded_models.count(claims)
         return decoding, prefilling
 
     def _start(self, batch: Batch, now: float, quota: AdmissionQuota) -> list[NewSequence]:
@@ -400,10 +407,6 @@ class Scheduler:
     def _find(self, id: int, attempt: int) -> Request | None:
         request = self.running.get(id)
         return request if request is not None and request.attempt == attempt else None
-
-    def _num_blocks_to_take(self, request: Request) -> int:
-        needed, held = map(self._admission.num_blocks, (request.num_tokens, request.num_computed_tokens))
-        return needed - held
 
 
 def _split(prefilling: list[Request], num_tokens: int) -> tuple[list[Request], list[Request]]:

@@ -16,6 +16,14 @@ class Batch:
         for request in requests:
             self.add(request, self.num_left)
 
+    def decode(self, requests: list[Request]) -> None:
+        """Add a token of each request that wants work and has no more pending, within the budget."""
+        taken = requests[: self.num_left]
+        for request in taken:
+            self.wishes[request] = 1
+            request.num_in_flight_tokens += 1
+        self.num_left -= len(taken)
+
     def add(self, request: Request, limit: int) -> None:
         """Add a request's pending tokens, up to `limit`."""
         num_tokens = min(limit, max(1, request.num_pending_tokens))

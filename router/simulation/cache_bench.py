@@ -1,7 +1,7 @@
-"""`helios bench cache`: what simulated shards' prefix caches find of a trace's prompts, in virtual time.
+"""`helios bench cache`: what the prefix cache costs the router, and what it finds of a trace's prompts.
 
-Tables, blocks and queue are the real ones; only layers are not run. Beside it stand what requests in their
-order find, and what one ideal cache of the same size finds.
+The trace is served by simulated shards in virtual time: tables, blocks and queue are the real ones, only
+layers are not run. Beside it stand what requests in their order find, and what one ideal cache would.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from router.fleet.dispatcher import Dispatcher
 from router.scheduling.request import Finished, Request, Spec
 from router.settings.config import Config
 from router.simulation import virtual
+from router.simulation.cache_costs import measure_costs
 from router.simulation.cache_trace import TRACE_BLOCK_TOKENS, Prompt, num_found_ideally, read_prompts
 from router.simulation.shards import VirtualLauncher
 from router.simulation.world import VOCAB_SIZE, byte_tokenizer
@@ -32,7 +33,7 @@ _COSTS = {"vocab_size": VOCAB_SIZE, "kv_bytes_per_token": 1, "max_total_tokens":
 class Asked(msgspec.Struct, frozen=True):
     """The size of the simulation."""
 
-    trace: str  # file
+    trace: str | None = None  # file
     scale: int = 32  # a prompt has this part of the trace's tokens
     shards: int = 1
     blocks: int = 4000  # of 16 tokens, each shard
@@ -66,6 +67,7 @@ class Result(msgspec.Struct, frozen=True):
 
 def measure(asked: Asked) -> Result:
     """Serve the trace twice. Raises `ValueError` or `OSError` for a trace that cannot be read."""
+    assert asked.trace is not None
     prompts = read_prompts(Path(asked.trace), asked.scale, _FIRST_ID, VOCAB_SIZE)[: asked.requests]
     num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
     ideal = num_found_ideally(prompts, asked.shards * asked.blocks, _BLOCK_TOKENS)
@@ -132,9 +134,9 @@ def _served(requests: list[Request], virtual_s: float) -> Served:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the simulation; prints a line for each order of the queue and one line of JSON."""
+    """Measure; prints lines for people and one line of JSON."""
     parser = argparse.ArgumentParser(prog="helios bench cache", description=__doc__)
-    parser.add_argument("--trace", required=True, metavar="FILE", help="as Mooncake's, a JSON object a line")
+    parser.add_argument("--trace", metavar="FILE", help="as Mooncake's, JSON by lines [none: costs alone]")
     for name, about in (
         ("scale", f"prompts have this part of the trace's tokens, a divisor of {TRACE_BLOCK_TOKENS}"),
         ("shards", "simulated shards"),
@@ -143,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("batch", "sequences in a step"),
         ("requests", "the first N of the trace"),
     ):
-        default = getattr(Asked(""), name)
+        default = getattr(Asked(), name)
         shown = "all" if default is None else default
         parser.add_argument(
             f"--{name}", type=_positive, default=default, metavar="N", help=f"{about} [{shown}]"
@@ -151,17 +153,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = Asked(**vars(parser.parse_args(argv)))
     if TRACE_BLOCK_TOKENS % asked.scale:
         parser.error(f"--scale must divide {TRACE_BLOCK_TOKENS}, not {asked.scale}")
+    line: dict[str, object] = {"bench": "cache"}
     try:
-        result = measure(asked)
+        if asked.trace is not None:
+            line["trace"] = _told(measure(asked))
     except (ValueError, OSError) as error:
         print(f"helios bench cache: {error}", file=sys.stderr)
         return 1
+    costs = measure_costs()
+    print(f"a step of 256 sequences: {costs.schedule_us:.0f} us of CPU time, ", end="")
+    print(f"{costs.schedule_us_without:.0f} without a cache; {costs.start_us:.0f} with one that begins")
+    print(f"index: {costs.index_bytes_per_block:.0f} bytes a block")
+    print(json.dumps(line | {"costs": msgspec.to_builtins(costs)}))
+    return 0
+
+
+def _told(result: Result) -> dict[str, object]:
+    """Print a line for each order of the queue; returns the figures for JSON."""
     for name, served in (("in their order", result.in_order), ("by the cache", result.by_cache)):
         share = served.found_tokens / result.prompt_tokens
         print(f"{name:>15}: {share:.1%} found, one passed over {served.most_passed_over} times at most")
     print(f"{result.over_ideal:+.1%} tokens computed beyond an ideal cache of the same size")
-    print(json.dumps(msgspec.to_builtins(result) | {"over_ideal": result.over_ideal}))
-    return 0
+    return {**msgspec.to_builtins(result), "over_ideal": result.over_ideal}
 
 
 def _positive(text: str) -> int:

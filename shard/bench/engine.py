@@ -21,6 +21,8 @@ from shard.bench.agenda import Agenda, Heard, unheard
 from shard.bench.exits import read_distribution, run_modes, table_of
 from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
+from shard.bench.prefix import run_overheads
+from shard.bench.prefix import table_of as prefix_table_of
 from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, positives
 from shard.engine.sampler import Sampler
 from shard.engine.step_inputs import BatchMaker
@@ -146,6 +148,8 @@ def main(arguments: list[str] | None = None, heard: Heard = unheard) -> int:
     options = _parser().parse_args(arguments)
     if options.exit_modes:
         return _exit_modes(options, heard)
+    if options.prefix_cache:
+        return _prefix_cache(options, heard)
     try:
         runner = ModelRunner(_config(options))
     except (ModelUnusable, ValueError, OSError, MemoryError) as error:
@@ -190,6 +194,19 @@ def _exit_modes(options: argparse.Namespace, heard: Heard) -> int:
     return agenda.end({"bench": "exits", **about, **replayed, "points": msgspec.to_builtins(points)})
 
 
+def _prefix_cache(options: argparse.Namespace, heard: Heard) -> int:
+    """Measure what the prefix cache costs prompts that do not repeat."""
+    agenda = Agenda(options.seconds, heard)
+    try:
+        found = run_overheads(options.batch_sizes, options.steps, functools.partial(_config, options), agenda)
+    except (ModelUnusable, ValueError, OSError, MemoryError) as error:
+        print(f"helios bench engine: {error}", file=sys.stderr)
+        return 1
+    Console(stderr=True).print(prefix_table_of(found))
+    about = {"model": options.model_id, "dtype": options.dtype, "device": options.device}
+    return agenda.end({"bench": "prefix cache", **about, "points": msgspec.to_builtins(found)})
+
+
 def folder_of(model_id: str, cache: Path) -> Path:
     """The model's folder; for random:SHAPE one without a tokenizer, so that nothing is fetched."""
     if not model_id.startswith(PREFIX):
@@ -220,10 +237,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-sizes", type=positives, default="1,8,32,64", help="sequences in a step [%(default)s]")
     add("--contexts", type=positives, default="256", help="tokens of context [%(default)s]")
     add("--seconds", type=float, help="begin no further point after this long")
-    add("--steps", type=int, default=30, help="timed steps for each point [%(default)s]")
+    add("--steps", type=int, default=30, help="timed steps for each point, or rounds [%(default)s]")
     add("--num-layers", type=int, help="load only the first this many")
     add("--block-size", type=int, help="tokens in a KV block [16, on a GPU 256]")
     add("--exit-modes", type=_modes, help="compare these modes of early exit with full depth, by commas")
+    add(
+        "--prefix-cache",
+        action="store_true",
+        help="compare with and without, where nothing repeats",
+    )
     add("--replay-exits", type=Path, help="file with the distribution of exit layers, for --exit-modes")
     add("--kv-fill", default="recompute", choices=["recompute", "project"], help="[%(default)s]")
     add("--no-exit-fallback", action="store_true", help="leave early also where it does not pay")

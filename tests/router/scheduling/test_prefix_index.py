@@ -1,5 +1,8 @@
 """What the router believes of a shard's prefix cache."""
 
+import random
+import sys
+
 from router.scheduling.prefix_index import PrefixIndex, block_keys
 from router.scheduling.request import Request
 from tests.router.fakes import make_request, make_spec
@@ -45,3 +48,29 @@ def test_another_model_keeps_the_latest_or_nothing() -> None:
     assert index.num_found(keys) == 6
     index.change(6, 0)
     assert index.num_found(keys) == 0
+
+
+def test_it_keeps_what_an_ordered_dict_keeps() -> None:
+    """Random sequences that share beginnings, of few keys, in little room."""
+    draw, index, expected = random.Random(3), PrefixIndex(23), dict[int, None]()
+    for _ in range(3000):
+        keys = [draw.choice([64, 1]) * which for which in range(draw.randrange(1, 12))]
+        keys = [key + draw.choice([0, 0, 0, 1000]) for key in keys]
+        index.add(keys)
+        for key in reversed(keys):
+            expected.pop(key, None)
+            expected[key] = None
+            if len(expected) > 23:
+                del expected[next(iter(expected))]
+        assert len(index) == len(expected)
+        probed = draw.randrange(2000)
+        for key in (probed, *keys):
+            assert index.num_found([key]) == (key in expected)
+
+
+def test_a_block_takes_less_than_a_hundred_bytes() -> None:
+    for num_blocks in (1000, 44_000, 65_536, 65_537):
+        index = PrefixIndex(num_blocks)
+        index.add(block_keys("", list(range(4 * num_blocks)), 4))
+        assert len(index) == num_blocks
+        assert sum(map(sys.getsizeof, vars(index).values())) < 40 * num_blocks

@@ -53,3 +53,10 @@ def test_a_file_that_is_no_trace_is_named(tmp_path: Path, capsys: pytest.Capture
     assert main(["--trace", str(tmp_path / "trace")]) == 1
     assert "line 1" in capsys.readouterr().err
     assert main(["--trace", str(tmp_path / "none")]) == 1
+
+
+def test_costs_are_measured_without_a_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    costs = json.loads(capsys.readouterr().out.splitlines()[-1])["costs"]
+    assert costs["index_bytes_per_block"] < 100
+    assert all(value > 0 for value in costs.values())
