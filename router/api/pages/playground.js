@@ -19,11 +19,13 @@ const HINTS = {
 };
 
 const $ = (id) => document.getElementById(id);
+const root = document.documentElement;
 const form = $("ask");
 const key = new Key("API");
 const tip = new Tip();
 let model = null; // what /info says of it
 let messages = []; // the conversation so far
+let follows = true; // the page stays at its end while an answer grows, unless one scrolls away from it
 let running = null; // AbortController of the call under way
 
 /* ---- what is served ---- */
@@ -137,8 +139,10 @@ async function ask(prompt) {
   const done = [];
   begin();
   try {
-    // One after the other: together they would share steps, and neither would be as fast as alone.
+    // One after the other: together they would share steps, and neither would be as fast as alone. Nor does the
+    // second one find in the cache what the first one computed of the prompt.
     for (const [title, made] of calls) {
+      if (calls.length > 1) made.body.cache_salt = `playground ${Math.random()}`;
       const answer = new Answer(title, modelFor(made), tip);
       answers.append(answer.element);
       done.push(answer);
@@ -212,12 +216,7 @@ function showError(error, turn, answer, prompt) {
     $("prompt").value ||= prompt;
   }
   if (!(field instanceof HTMLElement)) return;
-  let follows = true; // the page stays at its end while an answer grows, unless one scrolls away from it
-const root = document.documentElement;
-addEventListener("scroll", () => (follows = innerHeight + scrollY > root.scrollHeight - 80), { passive: true });
-new ResizeObserver(() => follows && scrollTo({ top: root.scrollHeight })).observe($("turns"));
-
-$("parameters").open = true;
+  $("parameters").open = true;
   field.setAttribute("aria-invalid", "true");
   field.focus();
 }
@@ -233,6 +232,7 @@ form.addEventListener("submit", (event) => {
   const prompt = $("prompt").value;
   if (!prompt.trim() || running || !model) return;
   $("prompt").value = "";
+  follows = true;
   ask(prompt);
 });
 
@@ -261,6 +261,9 @@ $("curl").addEventListener("click", async () => {
 
 $("numbers").addEventListener("change", (event) => $("turns").classList.toggle("numbered", event.target.checked));
 form.addEventListener("change", (event) => event.target.name === "kind" && showExamples());
+
+addEventListener("scroll", () => (follows = innerHeight + scrollY > root.scrollHeight - 80), { passive: true });
+new ResizeObserver(() => follows && scrollTo({ top: root.scrollHeight })).observe($("turns"));
 
 $("parameters").open = matchMedia("(min-width: 900px)").matches;
 $("curl").hidden = !navigator.clipboard;

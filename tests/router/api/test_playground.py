@@ -173,6 +173,7 @@ def test_it_is_for_everybody_on_a_phone_too(browser: Browser, leaving: Server, s
         page = visit.page
         page.locator("#parameters summary").click()
         ask(page, "Why " * 30, "both", max_tokens=24, temperature=0, exit_threshold=0.02)
+        expect(page.locator(".verdict")).to_be_in_viewport()  # the page follows what grows
         page.locator(".token[data-layer]").last.focus()
         assert barriers(page) == []
         assert not scrolls_sideways(page)
