@@ -11,9 +11,7 @@ import { marksOf, Timeline } from "./ops_timeline.js";
 import { figuresTable, nowLines, tilesOf } from "./ops_summary.js";
 
 const INTERVAL_MS = 2000;
-const SHARE = 60; // waits so many times as long as overviews take at best: large deployments are asked less often
-const NUM_TIMED = 4; // overviews of which the quickest counts
-const LONGEST_MS = 20000;
+const SHARD_MS = 5; // and so much for each shard: of a thousand, an overview costs a router 35 ms
 const TIMEOUT_MS = 10000;
 const MAX_DECISIONS = 300;
 
@@ -25,7 +23,6 @@ class Page {
   constructor() {
     this.choose(SPANS[1]);
     this.decisions = new Map();
-    this.times = []; // milliseconds that the last overviews took
     this.overview = null;
     this.requests = [];
     this.followed = null; // the decision of the last command given here
@@ -93,16 +90,13 @@ class Page {
     if (isWanted) this.next = setTimeout(() => this.poll(), this.pause);
   }
 
-  /** Milliseconds until the next look. What is away is asked often: that costs nothing. */
+  /** Milliseconds until the next look. */
   get pause() {
-    const isWell = !this.trouble && this.overview.redis === "ok" && this.times.length === NUM_TIMED;
-    return isWell ? Math.min(LONGEST_MS, Math.max(INTERVAL_MS, SHARE * Math.min(...this.times))) : INTERVAL_MS;
+    return Math.max(INTERVAL_MS, SHARD_MS * (this.overview?.shards.length ?? 0));
   }
 
   async read() {
-    const began = performance.now();
     const overview = await ask("ops/overview");
-    this.times = [...this.times, performance.now() - began].slice(-NUM_TIMED);
     const before = this.overview;
     if (overview.redis === "ok") this.complete = Date.now();
     else if (before) Object.assign(overview, { total: before.total, models: before.models });
@@ -112,7 +106,7 @@ class Page {
     if (figures.until === null) await this.readDecisions(overview.at - figures.span.seconds);
     for (const due of [figures, this.slow].filter((one) => one.isDue(overview.at))) {
       const windows = await ask(due.path(overview.at));
-      if (windows.redis === "ok") due.add(windows);
+      if (windows.redis === "ok") due.add(windows, overview.at);
     }
     if (this.tab === "requests") await this.readRequests();
   }

@@ -21,6 +21,7 @@ export class Charts {
     Object.assign(this, { root, span, marks, onCursor });
     this.strips = [];
     this.shape = "";
+    this.pointed = null; // by keys
     new ResizeObserver(() => this.resize()).observe(root);
     root.addEventListener("keydown", (event) => this.onKey(event));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.rebuild());
@@ -62,8 +63,9 @@ export class Charts {
     const times = this.strips[0]?.plot.data[0] ?? [];
     if (!step || event.target !== this.root || !times.length) return;
     event.preventDefault();
-    const { idx } = this.strips[0].plot.cursor;
-    this.pointAt(times[Math.min(times.length - 1, Math.max(0, (idx ?? times.length) + step))]);
+    const from = this.pointed === null ? times.length : times.findIndex((at) => at >= this.pointed);
+    this.pointed = times[Math.min(times.length - 1, Math.max(0, from + step))];
+    this.pointAt(this.pointed);
   }
 }
 
@@ -73,7 +75,7 @@ class Strip {
     this.spec = spec;
     this.values = spec.lines.map((line) => element("span", { class: "value number" }, "–"));
     const legend = spec.lines.map((line, index) => {
-      const swatch = element("span", { class: line.hidden ? "swatch none" : "swatch" });
+      const swatch = element("span", { class: line.hidden || line.isEdge ? "swatch none" : "swatch" });
       if (line.color) swatch.style.setProperty("--swatch", `var(${line.color})`);
       return element("li", {}, swatch, element("span", { class: "name" }, line.name), this.values[index]);
     });
@@ -149,7 +151,7 @@ class Strip {
 
   follow(plot) {
     if (!this.columns) return;
-    const isIn = plot.cursor.left >= 0 && plot.cursor.idx !== null;
+    const isIn = plot.cursor.left >= 0;
     this.tell(isIn ? plot.cursor.idx : null);
     if (this === this.charts.strips[0]) this.charts.onCursor(isIn ? plot.posToVal(plot.cursor.left, "x") : null);
   }
@@ -160,7 +162,7 @@ class Strip {
     const fill = this.spec.stacked ? color : line.fill ? faded(color, 0.18) : undefined;
     return {
       stroke: color,
-      width: this.spec.stacked ? 0 : (line.width ?? 1.5),
+      width: this.spec.stacked || line.isEdge ? 0 : (line.width ?? 1.5),
       dash: line.dash,
       fill,
       paths: stepped,

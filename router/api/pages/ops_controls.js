@@ -47,7 +47,7 @@ export class Controls {
     }
   }
 
-  async confirmed(title, lines, action, path, body, danger = true) {
+  async confirmed(title, lines, action, path, body, danger = false) {
     if (!(await openDialog(title, lines, action, { danger }))) return;
     const sent = typeof body === "function" ? body() : body;
     this.follow(title, await this.send(path, sent));
@@ -90,7 +90,7 @@ export class Controls {
     const { pinned, reassessment } = await this.ask("ops/state");
     const now = pinned ? `${pinned} is pinned.` : "Nothing is pinned.";
     const then = reassessment.state === "off" ? `Reassessment is off: ${reassessment.why}` : "Reassessment may change what is served again.";
-    await this.confirmed("Unpin", [now, then], "Unpin", "ops/unpin", undefined, false);
+    await this.confirmed("Unpin", [now, then], "Unpin", "ops/unpin");
   }
 
   async rollback() {
@@ -109,7 +109,7 @@ export class Controls {
     own.addEventListener("change", follow);
     follow();
     const now = threshold.value === null ? "Now each exit has its own." : `Now it is ${threshold.value}, set by ${threshold.by}.`;
-    const lines = [now, own.parentElement, field, `It holds for requests that come from then on; ${plural(count, "running request")} keep theirs. Lower means earlier exits and less agreement.`];
+    const lines = [now, own.parentElement, field, `It holds for requests that come from then on; ${plural(count, "running request")} will keep theirs. Lower means earlier exits and less agreement.`];
     await this.confirmed("Exit threshold", lines, "Set", "ops/threshold", () => ({ value: own.selectedIndex ? Number(value.value) : null }));
   }
 
@@ -117,14 +117,14 @@ export class Controls {
     const state = await this.ask("ops/state");
     const others = state.shards.filter((one) => one.id !== shard && one.state === "serving").length;
     const count = shard === null ? state.running : (state.shards.find((one) => one.id === shard)?.running ?? 0);
-    const then = shard === null || !others ? "No shard is left to serve: new requests are refused, and readiness fails." : `${plural(others, "other shard")} serve what comes.`;
-    const lines = [`${shard === null ? "All shards get" : `Shard ${shard} gets`} nothing new; ${plural(count, "running request")} finish there.`, then];
-    await this.confirmed(shard === null ? "Drain all shards" : `Drain shard ${shard}`, lines, "Drain", "ops/drain", shard === null ? {} : { shard });
+    const then = shard === null || !others ? "No shard is left to serve: new requests are refused, and readiness fails." : `${plural(others, "other shard")} will serve what comes.`;
+    const lines = [`${shard === null ? "All shards get" : `Shard ${shard} gets`} nothing new; ${plural(count, "running request")} will finish there.`, then];
+    await this.confirmed(shard === null ? "Drain all shards" : `Drain shard ${shard}`, lines, "Drain", "ops/drain", shard === null ? {} : { shard }, true);
   }
 
   async resume(shard = null) {
     const which = shard === null ? "All shards take" : `Shard ${shard} takes`;
-    await this.confirmed(shard === null ? "Resume all shards" : `Resume shard ${shard}`, [`${which} new requests again.`], "Resume", "ops/resume", shard === null ? {} : { shard }, false);
+    await this.confirmed(shard === null ? "Resume all shards" : `Resume shard ${shard}`, [`${which} new requests again.`], "Resume", "ops/resume", shard === null ? {} : { shard });
   }
 
   async clearCache() {
@@ -132,14 +132,14 @@ export class Controls {
     const total = (name) => shards.reduce((sum, { cache }) => sum + (cache?.[name] ?? 0), 0);
     const queried = total("queried_tokens");
     const saved = queried ? ` So far ${number((100 * total("hit_tokens")) / queried)}% of prompt tokens were found there.` : "";
-    const lines = [`${plural(total("cached_blocks"), "cached block")} on ${plural(shards.length, "shard")} are forgotten.${saved}`, "Prompts that were cached are computed once more. No running request changes."];
-    await this.confirmed("Clear prefix caches", lines, "Clear", "ops/cache/clear", {});
+    const lines = [`${plural(total("cached_blocks"), "cached block")} on ${plural(shards.length, "shard")} will be forgotten.${saved}`, "Prompts that were cached are computed once more. No running request changes."];
+    await this.confirmed("Clear prefix caches", lines, "Clear", "ops/cache/clear", {}, true);
   }
 
   async abort(request) {
     const done = request.num_generated_tokens ?? 0;
     const lines = [`It ends with an error for its client${request.label ? ` (label ${request.label})` : ""}, after ${plural(done, "token")}. What it wrote so far stays with the client.`];
-    await this.guarded(() => this.confirmed(`Abort request ${request.id}`, lines, "Abort it", "ops/abort", { request_id: request.id }));
+    await this.guarded(() => this.confirmed(`Abort request ${request.id}`, lines, "Abort it", "ops/abort", { request_id: request.id }, true));
   }
 }
 
@@ -152,7 +152,7 @@ function chooser(name, options, chosen) {
 
 function running(count, moves) {
   if (!count) return "Nothing runs.";
-  return `${plural(count, "running request")} ${moves ? "move to the new model and go on there" : "finish on the old model"}.`;
+  return `${plural(count, "running request")} ${moves ? "will move to the new model and go on there" : "will finish on the old model"}.`;
 }
 
 /** What each shard serves now, shards that serve the same together. */

@@ -64,7 +64,7 @@ export function showRequest(report, numLayers, abort) {
     element("h3", {}, "Time line"),
     bar(timeline, request.age_ms),
     moments(timeline),
-    layers.length ? element("h3", {}, `Exit layers of the last ${layers.length} tokens`) : null,
+    layers.length ? element("h3", {}, `Exit layers, ${tokens(layers.length)}`) : null,
     layers.length ? cells(layers, numLayers) : null,
   );
   if (abort && request.status !== "finished") {
@@ -72,6 +72,8 @@ export function showRequest(report, numLayers, abort) {
     dialog.querySelector(".actions").prepend(button);
   }
 }
+
+const tokens = (count) => `${count} token${count === 1 ? "" : "s"}`;
 
 const PHASES = { started: "prefill", resumed: "prefill", moved: "prefill", first_token: "decode" };
 
@@ -100,7 +102,7 @@ function moments(timeline) {
       element("td", {}, moment.what.replaceAll("_", " ")),
       element("td", {}, moment.shard == null ? "" : `shard ${moment.shard}`),
       element("td", {}, moment.model ? `${moment.model}@${moment.depth}` : ""),
-      element("td", { class: "number" }, moment.num_generated_tokens ? `${moment.num_generated_tokens} tokens` : ""),
+      element("td", { class: "number" }, moment.num_generated_tokens ? `after ${tokens(moment.num_generated_tokens)}` : ""),
     ),
   );
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Moments" }, element("table", {}, element("tbody", {}, ...rows)));

@@ -27,7 +27,7 @@ export class Figures {
     const { step } = this;
     const oldest = now - this.span.seconds;
     const since = this.until === null ? oldest : Math.max(oldest, this.until - step - LATE_S);
-    return `ops/windows?by=all&step=${step}&since=${since.toFixed(0)}`;
+    return `ops/windows?by=all&step=${step}&since=${since.toFixed(3)}&until=${now.toFixed(3)}`;
   }
 
   /** Whether there may be more to know than the last answer told. */
@@ -35,11 +35,11 @@ export class Figures {
     return this.until === null || now >= this.until + Math.min(this.step, LONG_S);
   }
 
-  /** Takes an answer of `/ops/windows` over. */
-  add(windows) {
+  /** Takes an answer of `/ops/windows` over, which was asked for at that time. */
+  add(windows, now) {
     for (const at of [...this.points.keys()]) if (at >= windows.since) this.points.delete(at);
     for (const series of windows.series) for (const point of series.points) this.points.set(point.at, point);
-    this.until = windows.until;
+    this.until = now;
     for (const at of [...this.points.keys()]) if (at < this.since) this.points.delete(at);
   }
 

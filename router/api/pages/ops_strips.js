@@ -64,9 +64,9 @@ export function stripsOf({ layers, numLayers, floor }) {
       format: (share) => percent(share),
       interval: [0, 2],
       lines: [
-        { name: "at most", color: "--series-3", width: 0, of: (point) => point.agreement?.high },
+        { name: "at most", color: "--series-3", isEdge: true, of: (point) => point.agreement?.high },
         { name: "measured", color: "--series-3", width: 2, of: (point) => point.agreement?.agreement },
-        { name: "at least", color: "--series-3", width: 0, of: (point) => point.agreement?.low },
+        { name: "at least", color: "--series-3", isEdge: true, of: (point) => point.agreement?.low },
         { name: "floor", color: "--bad", dash: [4, 3], always: floor, of: () => floor },
       ],
     },

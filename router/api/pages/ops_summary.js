@@ -62,7 +62,7 @@ function agreementTile(current) {
   const floor = current.find(({ snapshot }) => snapshot.floor != null)?.snapshot.floor;
   const shares = current.map(({ snapshot }) => snapshot.agreement.overall).filter(Boolean);
   const lowest = shares.sort((a, b) => a.low - b.low)[0];
-  const least = floor == null ? "" : `, floor ${number(100 * floor)}%`;
+  const least = floor == null ? "" : `; floor ${number(100 * floor)}%`;
   if (!lowest) return ["Agreement", "–", `not measured${least}`];
   const kind = floor == null ? "" : lowest.high < floor ? "bad" : lowest.low < floor ? "warn" : "good";
   return ["Agreement", percent(lowest.agreement), `${number(100 * lowest.low)}–${number(100 * lowest.high)}%${least}`, kind];

@@ -54,6 +54,7 @@ export class Table {
       const target = line.cells[column];
       setText(target, String(written ?? "–"));
       if (target.dataset.kind !== kind) target.dataset.kind = kind;
+      if (kind === "clip") target.title = written;
     });
     if (this.body.children[index] !== line.node) this.body.insertBefore(line.node, this.body.children[index] ?? null);
   }
@@ -93,7 +94,7 @@ export function shardColumns(overview) {
     figure("Watts", ({ figures }) => number(figures.watts)),
     figure("Heard", ({ shard }) => (shard.heartbeat_age_ms == null ? "never" : seconds(shard.heartbeat_age_ms / 1000))),
     figure("Deaths", ({ shard }) => shard.num_deaths ?? 0),
-    text("Version", ({ shard }) => shard.version),
+    text("Version", ({ shard }) => ["clip", shard.version]),
   ];
 }
 

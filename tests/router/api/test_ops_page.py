@@ -69,6 +69,11 @@ def test_charts_move_and_tables_show_what_was_served(server: Server, browser: Br
         before = page.locator("#chart-throughput canvas").screenshot()
         generate(server, NUM_TOKENS)
         until_drawn_anew(page, before)
+        for span in ("5 min", "1 h", "6 h", "24 h"):
+            with page.expect_response("**/ops/windows?**") as answer:
+                page.get_by_role("button", name=span, exact=True).click()
+            assert answer.value.status == 200
+            expect(page.locator("#chart-exits .legend")).to_contain_text("30, full depth")
         expect(page.locator("#panel tbody tr")).to_have_count(2)
         page.get_by_role("tab", name="Candidates").click()
         expect(page.locator("#panel")).to_contain_text("code")
@@ -142,3 +147,29 @@ def test_without_redis_it_says_so_keeps_what_it_had_and_goes_on_by_itself(
         redis.start()
         expect(page.get_by_role("alert")).to_be_hidden(timeout=20_000)
         expect(page.locator("#live")).to_have_text("live")
+
+
+def test_without_its_router_it_says_so_and_goes_on_by_itself(server: Server, browser: Browser) -> None:
+    with visiting(browser, f"{server.url}/ops") as visit:
+        page = visit.page
+        give_key(page)
+        expect(page.locator("#live")).to_have_text("live")
+        page.context.set_offline(True)
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text(
+            re.compile(r"does not answer; trying again. Shown is what it said \S+ s ago")
+        )
+        expect(page.locator("#panel tbody tr")).to_have_count(2)
+        page.context.set_offline(False)
+        expect(alert).to_be_hidden(timeout=20_000)
+
+
+def test_the_charts_cursor_moves_by_keys(server: Server, browser: Browser) -> None:
+    generate(server, NUM_TOKENS)
+    with visiting(browser, f"{server.url}/ops") as visit:
+        page = visit.page
+        give_key(page)
+        expect(page.locator("#chart-exits .legend")).to_contain_text("100%", timeout=20_000)
+        page.locator("#charts").focus()
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator(".timeline .cursor")).to_be_visible()
