@@ -7,7 +7,7 @@ positions in the other side's memory: a sequence is its id and attempt, a step i
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -130,7 +130,7 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     cache_salt: str = ""  # KV is shared among sequences of the same salt only
 
 
-class Work(msgspec.Struct, frozen=True, array_like=True):
+class Work(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request to compute up to `num_tokens` further tokens of a sequence. A stale attempt is ignored."""
 
     id: int
@@ -263,7 +263,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     exit_thresholds: dict[int, float] = {}  # of exits in use, by layer; 1: not left; {}: no thresholds
 
 
-class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One token with its statistics. `top` is (token id, log-probability), best first.
 
     A token that a grammar forces is not drawn: it leaves at layer 0, with log-probability 0.
@@ -273,7 +273,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     exit_layer: int
     confidence: float | None = None
-    top: list[tuple[int, float]] = []
+    top: Sequence[tuple[int, float]] = ()
 
     @property
     def is_forced(self) -> bool:
@@ -288,7 +288,7 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
     logprob: float  # of the answer's token
 
 
-class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a step did for one sequence: 0..n new tokens. `prompt` holds this step's prompt scores."""
 
     id: int

@@ -3,8 +3,11 @@
 Does not know where the numbers come from. Durations are in seconds, by Prometheus' convention.
 """
 
+import bisect
+import itertools
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,6 +18,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -121,6 +127,33 @@ class TgiMetrics:
             self.batch_forward_duration.labels(method)
 
 
+class CountedHistogram(Collector):
+    """A histogram by model of values that come many at a time, where the library's takes them one by one."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry):
+        self._name = name
+        self._text = text
+        self._bounds = bounds
+        self._counts: dict[str, list[int]] = {}  # by model: of each bucket, the last is of all larger values
+        self._sums: dict[str, float] = {}
+        registry.register(self)
+
+    def observe(self, model: str, value: float, count: int) -> None:
+        """Add a value so many times."""
+        counts = self._counts.setdefault(model, [0] * (len(self._bounds) + 1))
+        counts[bisect.bisect_left(self._bounds, value)] += count
+        self._sums[model] = self._sums.get(model, 0.0) + value * count
+
+    def collect(self) -> Iterator[Metric]:
+        """The client library's form."""
+        family = HistogramMetricFamily(self._name, self._text, labels=["model"])
+        names = [str(floatToGoString(bound)) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
+        for model, counts in self._counts.items():
+            buckets = list(zip(names, itertools.accumulate(counts), strict=True))
+            family.add_metric([model], buckets, self._sums[model])
+        yield family
+
+
 class HeliosMetrics:
     """Our own metrics, all labelled with the model."""
 
@@ -137,7 +170,9 @@ class HeliosMetrics:
             )
 
         self.ttft = seconds("ttft", "From a request's arrival to its first token.")
-        self.itl = seconds("itl", "Between one token of a request and the next.")
+        self.itl = CountedHistogram(
+            "helios_itl_seconds", "Between one token of a request and the next.", _SECONDS, registry
+        )
         self.e2e = seconds("e2e", "From a request's arrival to its end.")
         self.queue = seconds("queue", "From a request's arrival to its first step.")
         self.requests = counter("requests", "Requests that ended.", "outcome")
@@ -183,6 +218,7 @@ class HeliosMetrics:
 
     def begin(self, model: str, outcomes: Iterable[str]) -> None:
         """Start all counts at 0; `outcomes` are the possible outcomes of a request."""
+        self.itl.observe(model, 0.0, 0)
         for metric in vars(self).values():
             if isinstance(metric, Counter | Histogram) and metric._labelnames == ("model",):  # noqa: SLF001
                 metric.labels(model)

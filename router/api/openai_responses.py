@@ -57,6 +57,7 @@ class Shape(Protocol):
     """A response format: chat messages or completions."""
 
     id_prefix: str
+    wants_logprobs: bool
 
     def whole(self, head: Head, answers: list[Answer], usage: Usage) -> msgspec.Struct: ...
 
@@ -87,14 +88,14 @@ class ChatShape:
     id_prefix = "chatcmpl"
 
     def __init__(self, wants_logprobs: bool):
-        self._wants_logprobs = wants_logprobs
+        self.wants_logprobs = wants_logprobs
 
     def whole(self, head: Head, answers: list[Answer], usage: Usage) -> ChatCompletion:
         choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         return ChatCompletion(**msgspec.structs.asdict(head), choices=choices, usage=usage)
 
     def chunk(self, head: Head, part: Part) -> ChatChunk | None:
-        if part.is_silent and not self._wants_logprobs:
+        if part.is_silent and not self.wants_logprobs:
             return None
         choice = ChatChunkChoice(
             part.index,
@@ -120,7 +121,7 @@ class ChatShape:
         return ChatChoice(index, message, reason, self._logprobs(answer.tokens))
 
     def _logprobs(self, tokens: list[Token]) -> ChatLogprobs | None:
-        return chat_logprobs(tokens) if self._wants_logprobs else None
+        return chat_logprobs(tokens) if self.wants_logprobs else None
 
 
 def _delta(part: Part) -> ChatDelta:
@@ -138,7 +139,7 @@ class CompletionShape:
     id_prefix = "cmpl"
 
     def __init__(self, wants_logprobs: bool, echoed: list[str] | None):
-        self._wants_logprobs = wants_logprobs
+        self.wants_logprobs = wants_logprobs
         self._echoed = echoed
 
     def whole(self, head: Head, answers: list[Answer], usage: Usage) -> Completion:
@@ -156,7 +157,7 @@ class CompletionShape:
     def prompt_chunk(self, head: Head, index: int, request: Request) -> Completion | None:
         if self._echoed is None:
             return None
-        logprobs = prompt_logprobs(request) if self._wants_logprobs else None
+        logprobs = prompt_logprobs(request) if self.wants_logprobs else None
         return self._event(head, CompletionChoice(index, self._echoed[index], None, logprobs))
 
     def usage_chunk(self, head: Head, usage: Usage) -> Completion:
@@ -174,4 +175,4 @@ class CompletionShape:
         return CompletionChoice(index, prompt + text, reason, logprobs)
 
     def _logprobs(self, tokens: list[Token], offset: int) -> CompletionLogprobs | None:
-        return completion_logprobs(tokens, offset) if self._wants_logprobs else None
+        return completion_logprobs(tokens, offset) if self.wants_logprobs else None

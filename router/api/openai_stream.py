@@ -12,6 +12,7 @@ from router.scheduling.request import Finished, GenerationFailed, Request
 from router.text.tokenizer import Token
 
 _encode = msgspec.json.Encoder().encode
+_ANY_TEXT = "\0"
 
 
 class Progress:
@@ -21,6 +22,7 @@ class Progress:
         self.reader = AnswerReader(request)
         self.offset = len(prompt_text)  # of the next token in the choice's text
         self.has_begun = False
+        self.around: tuple[bytes, bytes] | None = None  # the bytes around the text of its next chunks
         self._num_parts = 0
 
     def part(
@@ -54,16 +56,16 @@ class OpenAIEvents:
         ]
 
     def events(self, index: int, news: list[Token | Finished]) -> bytes:
-        chunks = [] if self._progress[index].has_begun else self._begin(index)
+        written = [] if self._progress[index].has_begun else [self._begin(index)]
         last = news[-1]
         if isinstance(last, Finished):
             final = news[-2] if len(news) > 1 else None
             assert not isinstance(final, Finished)
-            chunks += self._tokens(index, news[:-2])
-            chunks.append(self._last(index, final, last))
+            written += self._tokens(index, news[:-2])
+            written.append(self._last(index, final, last))
         else:
-            chunks += self._tokens(index, news)
-        return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks if chunk is not None])
+            written += self._tokens(index, news)
+        return b"".join(written)
 
     def end(self) -> bytes:
         if self._count_usage is None:
@@ -74,23 +76,40 @@ class OpenAIEvents:
     def failure(self, error: GenerationFailed) -> bytes:
         return b"data: %b\n\n" % error_body(error, openai=True)
 
-    def _begin(self, index: int) -> list[msgspec.Struct | None]:
+    def _begin(self, index: int) -> bytes:
         """The chunk that echoes the prompt before the first token, if asked for."""
         self._progress[index].has_begun = True
-        return [self._shape.prompt_chunk(self._head, index, self._requests[index])]
+        return _written(self._shape.prompt_chunk(self._head, index, self._requests[index]))
 
-    def _tokens(self, index: int, tokens: list[Token | Finished]) -> list[msgspec.Struct | None]:
+    def _tokens(self, index: int, tokens: list[Token | Finished]) -> list[bytes]:
         return [self._token(index, token) for token in tokens if isinstance(token, Token)]
 
-    def _token(self, index: int, token: Token) -> msgspec.Struct | None:
+    def _token(self, index: int, token: Token) -> bytes:
         progress = self._progress[index]
-        part = progress.part(index, progress.reader.push(token), token)
+        passage = progress.reader.push(token)
+        if progress.around is not None:
+            before, after = progress.around
+            return before + _encode(passage.text) + after
+        data = _written(self._shape.chunk(self._head, progress.part(index, passage, token)))
+        progress.around = self._around(index)
         if not token.special:
             progress.offset += len(token.text)
-        return self._shape.chunk(self._head, part)
+        return data
 
-    def _last(self, index: int, token: Token | None, finished: Finished) -> msgspec.Struct | None:
+    def _around(self, index: int) -> tuple[bytes, bytes] | None:
+        """What stands around the text in every chunk from the second on; None if more varies than that."""
+        if self._shape.wants_logprobs or self._progress[index].reader.expects_calls:
+            return None
+        part = Part(index, False, _ANY_TEXT, [], None, 0)
+        before, _, after = _written(self._shape.chunk(self._head, part)).rpartition(_encode(_ANY_TEXT))
+        return before, after
+
+    def _last(self, index: int, token: Token | None, finished: Finished) -> bytes:
         progress = self._progress[index]
         passage = progress.reader.finish(finished)
         reason = progress.reader.reason_of(finished)
-        return self._shape.chunk(self._head, progress.part(index, passage, token, reason))
+        return _written(self._shape.chunk(self._head, progress.part(index, passage, token, reason)))
+
+
+def _written(chunk: msgspec.Struct | None) -> bytes:
+    return b"" if chunk is None else b"data: %b\n\n" % _encode(chunk)

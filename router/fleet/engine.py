@@ -20,6 +20,7 @@ from router.scheduling.observer import Observer
 from router.scheduling.prefix_index import PrefixIndex
 from router.scheduling.request import GenerationFailed, Request, Status
 from router.scheduling.scheduler import Delivery, Limits, Scheduler
+from router.scheduling.step_tokens import StepTokens
 from router.text.tokenizer import Tokenizer
 from shard.messages import Committed, FinishReason, Ready, Step, StepOutput
 from telemetry import tasks
@@ -353,8 +354,9 @@ class Engine:
         """Pass a step's tokens to their requests, then notify the observers."""
         now = self._loop.time()
         update = scheduler.update(output)
+        by_epoch: dict[int, StepTokens] = {}
         for delivery in update.deliveries:
-            self._put(scheduler, delivery, now)
+            self._put(scheduler, delivery, by_epoch, now)
         for request in update.gone:
             request.note_return(What.MODEL_CHANGED, now)
         for request in update.preempted:
@@ -364,27 +366,38 @@ class Engine:
             self._balancer.note_scores(update.scored)
         self._tell(lambda observer: observer.on_step(self.shard, output))
 
-    def _put(self, scheduler: Scheduler, delivery: Delivery, now: float) -> None:
-        request = delivery.request
-        if delivery.error:
-            self._balancer.registry.fail(request, GenerationFailed(delivery.error), now)
+    def _put(
+        self, scheduler: Scheduler, delivery: Delivery, by_epoch: dict[int, StepTokens], now: float
+    ) -> None:
+        request, made = delivery.request, delivery.made
+        if made.error:
+            self._balancer.registry.fail(request, GenerationFailed(made.error), now)
             return
-        if any(math.isnan(token.logprob) for token in delivery.tokens):
-            scheduler.drop(request)
-            self._balancer.registry.fail(
-                request, GenerationFailed("The model's logits are not numbers."), now
-            )
-            return
-        request.put_prompt(delivery.prompt)
+        for token in made.tokens:
+            if math.isnan(token.logprob):
+                scheduler.drop(request)
+                error = GenerationFailed("The model's logits are not numbers.")
+                self._balancer.registry.fail(request, error, now)
+                return
+        if made.prompt:
+            request.put_prompt(made.prompt)
         last, num_before = request.timeline.last_token, len(request.outputs)
-        is_over = request.put(delivery.tokens, delivery.finish, now)
+        is_over = request.put(made.tokens, made.finish, now)
         if tokens := request.outputs[num_before:]:
-            gap_s = None if last is None else now - last
-            self._tell(lambda observer: observer.on_tokens(request, tokens, gap_s))
+            self._tokens_of(request, by_epoch).add(tokens, request.timeline.arrived, last, now)
         if is_over:
             scheduler.drop(request)  # the shard does not know of stop strings
             self._balancer.registry.end(request)
             self._balancer.offer_to_score(request)
+
+    def _tokens_of(self, request: Request, by_epoch: dict[int, StepTokens]) -> StepTokens:
+        """The step's sums for the request's model. Observers are told once, when they are complete."""
+        assert request.served_model is not None
+        tokens = by_epoch.get(request.served_model.epoch)
+        if tokens is None:
+            tokens = by_epoch[request.served_model.epoch] = StepTokens(request.served_model)
+            self._tell(lambda observer: observer.on_tokens(self.shard, tokens))
+        return tokens
 
     def _bury(self, death: ShardDied, now: float) -> None:
         """After the shard's death, take back its requests, and fail a swap under way."""

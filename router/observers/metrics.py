@@ -1,10 +1,13 @@
 """An observer that updates Prometheus metrics."""
 
+from collections import Counter
+
 from router.catalog.served_model import ServedModel
 from router.grammar.constraint import Reason
 from router.grammar.observer import GrammarObserver
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
+from router.scheduling.step_tokens import StepTokens
 from shard.messages import (
     CacheReport,
     ExitReport,
@@ -12,7 +15,6 @@ from shard.messages import (
     GrammarReport,
     Score,
     StepOutput,
-    TokenOutput,
 )
 from telemetry.prometheus import FAILURES, HeliosMetrics, Metrics
 from telemetry.store import Store
@@ -27,7 +29,6 @@ class MetricsObserver(Observer):
         self._model = model
         metrics.helios.begin(model, [*FinishReason, *FAILURES])
         self._ttft = metrics.helios.ttft.labels(model)
-        self._itl = metrics.helios.itl.labels(model)
 
     def on_submitted(self, request: Request) -> None:
         self._tgi.request_input_length.observe(request.num_prompt_tokens)
@@ -39,12 +40,11 @@ class MetricsObserver(Observer):
         self._tgi.request_queue_duration.observe(waited)
         self._helios.queue.labels(self._model).observe(waited)
 
-    def on_tokens(self, request: Request, tokens: list[TokenOutput], gap_s: float | None) -> None:
-        if gap_s is None:
-            self._ttft.observe(_between(request.timeline.arrived, request.timeline.first_token))
-            return
-        for _ in tokens:
-            self._itl.observe(gap_s / len(tokens))
+    def on_tokens(self, shard: int, tokens: StepTokens) -> None:
+        for ttft_s in tokens.ttfts_s:
+            self._ttft.observe(ttft_s)
+        for gap_s, count in tokens.gaps_s.items():
+            self._helios.itl.observe(self._model, gap_s, count)
 
     def on_finished(self, request: Request) -> None:
         self._helios.requests.labels(self._model, _outcome(request)).inc()
@@ -194,8 +194,4 @@ def _outcome(request: Request) -> str:
 
 
 def _by_exit_layer(output: StepOutput) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for sequence in output.outputs:
-        for token in sequence.tokens:
-            counts[token.exit_layer] = counts.get(token.exit_layer, 0) + 1
-    return counts
+    return Counter([token.exit_layer for sequence in output.outputs for token in sequence.tokens])

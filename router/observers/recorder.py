@@ -9,10 +9,11 @@ from collections.abc import Callable
 from router.catalog.served_model import ServedModel
 from router.scheduling.observer import Observer
 from router.scheduling.request import GenerationFailed, Request
-from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput, TokenOutput
+from router.scheduling.step_tokens import StepTokens
+from shard.messages import ExitReport, FinishReason, OlderReport, Score, StepOutput
 from telemetry.cost import StepSample
 from telemetry.store import Store
-from telemetry.window import ClassUse, Record, Window
+from telemetry.window import ClassUse, Record, Window, add_counts
 
 MAX_LIVING = 64  # latest models of one shard that may still have sequences
 
@@ -43,19 +44,15 @@ class Recorder(Observer):
         router = self._store.router
         self._store.put([Record(*key, window, router) for key, window in windows.items()])
 
-    def on_tokens(self, request: Request, tokens: list[TokenOutput], gap_s: float | None) -> None:
-        window = self._window_of(request)
-        if window is None:
-            return
-        by_exit = window.tokens_by_exit
-        for token in tokens:
-            by_exit[token.exit_layer] = by_exit.get(token.exit_layer, 0) + 1
-        if request.shard in self._metered:
-            window.metered_tokens += len(tokens)
-        if gap_s is not None:
-            window.itl_ms.add(1000 * gap_s / len(tokens), len(tokens))
-        elif request.timeline.first_token is not None:
-            window.ttft_ms.add(1000 * (request.timeline.first_token - request.timeline.arrived))
+    def on_tokens(self, shard: int, tokens: StepTokens) -> None:
+        window = self._window(shard, tokens.served_model)
+        add_counts(window.tokens_by_exit, tokens.by_exit)
+        if shard in self._metered:
+            window.metered_tokens += tokens.num_tokens
+        for gap_s, count in tokens.gaps_s.items():
+            window.itl_ms.add(1000 * gap_s, count)
+        for ttft_s in tokens.ttfts_s:
+            window.ttft_ms.add(1000 * ttft_s)
 
     def on_finished(self, request: Request) -> None:
         window = self._window_of(request)

@@ -2,7 +2,8 @@
 
 from router.catalog.served_model import ServedModel
 from router.scheduling.request import Request
-from shard.messages import Score, StepOutput, TokenOutput
+from router.scheduling.step_tokens import StepTokens
+from shard.messages import Score, StepOutput
 
 
 class Observer:
@@ -17,8 +18,8 @@ class Observer:
     def on_started(self, request: Request) -> None:
         """A request was put into a step for the first time."""
 
-    def on_tokens(self, request: Request, tokens: list[TokenOutput], gap_s: float | None) -> None:
-        """Tokens appended to `request.outputs`, `gap_s` after those before; None: they are the first."""
+    def on_tokens(self, shard: int, tokens: StepTokens) -> None:
+        """A step has brought tokens to requests of one model."""
 
     def on_finished(self, request: Request) -> None:
         """A request ended; `request.outcome` says how."""

@@ -198,15 +198,18 @@ class Request:
         return self.num_tokens - self.num_computed_tokens + self.num_expected_tokens
 
     @property
-    def wants_work(self) -> bool:
-        """False if the steps in flight will end it by length, should each make a token.
+    def num_wanted_tokens(self) -> int:
+        """Tokens to ask for in the next step: those pending, or one more.
 
-        A step makes no token for a sequence that waits at an exit; with none in flight it is asked for again.
+        0 if the steps in flight will end it by length, should each make a token. A step makes no token for a
+        sequence that waits at an exit; with none in flight it is asked for again.
         """
-        num_pending = self.num_pending_tokens
-        if num_pending > 0 or self.num_in_flight_tokens == 0:
-            return True
-        return len(self.outputs) + 1 - num_pending < self.spec.max_new_tokens
+        num_outputs, num_in_flight = len(self.outputs), self.num_in_flight_tokens
+        num_pending = self.num_tokens - self.num_computed_tokens - num_in_flight
+        if num_pending > 0:
+            return num_pending
+        goes_on = num_in_flight == 0 or num_outputs + 1 - num_pending < self.spec.max_new_tokens
+        return int(goes_on)
 
     @property
     def has_started(self) -> bool:

@@ -19,7 +19,7 @@ from router.scheduling.shadow_scoring import ScoreQueue, ShadowScore, scorer_for
 from router.scheduling.step_builder import Batch, new_sequence
 from router.scheduling.waiting_queue import Lane, WaitingQueue
 from router.text.tokenizer import Tokenizer
-from shard.messages import FinishReason, NewSequence, Step, StepOutput, TokenOutput, Work
+from shard.messages import NewSequence, SequenceOutput, Step, StepOutput, Work
 from telemetry.snapshot import CacheState
 
 MAX_IN_FLIGHT = 2  # steps: one runs, the next waits on the shard
@@ -39,10 +39,7 @@ class Delivery(msgspec.Struct, frozen=True):
     """A step's outputs for one request."""
 
     request: Request
-    tokens: list[TokenOutput]
-    prompt: list[TokenOutput]
-    finish: FinishReason | None
-    error: str = ""  # why it is over without an answer
+    made: SequenceOutput
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -181,17 +178,19 @@ class Scheduler:
         """
         if not self.in_flight or self.in_flight[0].number != output.number:
             raise ValueError(f"step {output.number} was answered out of turn")
+        running = self.running
         for work in self.in_flight.popleft().work:
-            request = self._find(work.id, work.attempt)
-            if request is not None:
+            request = running.get(work.id)
+            if request is not None and request.attempt == work.attempt:
                 request.num_in_flight_tokens -= work.num_tokens
         deliveries = []
         for made in output.outputs:
-            request = self._find(made.id, made.attempt)
-            if request is not None:
+            request = running.get(made.id)
+            if request is not None and request.attempt == made.attempt:
                 request.num_computed_tokens = made.num_computed_tokens
-                request.note_cached(made.num_cached_tokens)
-                deliveries.append(Delivery(request, made.tokens, made.prompt, made.finish, made.error))
+                deliveries.append(Delivery(request, made))
+                if made.num_cached_tokens:
+                    request.note_cached(made.num_cached_tokens)
                 if made.finish is not None or made.error:
                     del self.running[made.id]
                     self._note_prefix(request, request.num_computed_tokens)
@@ -311,7 +310,7 @@ class Scheduler:
             if num_pending > 0:
                 (decoding if num_pending == 1 else prefilling).append(request)
                 self._admission.is_trying |= request.is_suspect
-            elif request.wants_work:
+            elif request.num_wanted_tokens:
                 decoding.append(request)
             assert request.served_model is not None
             num_blocks = -(-num_tokens // size) + -num_computed // size

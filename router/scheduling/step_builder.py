@@ -26,8 +26,8 @@ class Batch:
 
     def add(self, request: Request, limit: int) -> None:
         """Add a request's pending tokens, up to `limit`."""
-        num_tokens = min(limit, max(1, request.num_pending_tokens))
-        if num_tokens > 0 and request.wants_work:
+        num_tokens = min(limit, request.num_wanted_tokens)
+        if num_tokens > 0:
             self.wishes[request] = self.wishes.get(request, 0) + num_tokens
             self.num_left -= num_tokens
             request.num_in_flight_tokens += num_tokens

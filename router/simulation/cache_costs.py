@@ -95,7 +95,7 @@ class _Steps:
         for delivery in self.scheduler.update(
             StepOutput(step.number, outputs, [], _READY.num_blocks // 2, len(outputs))
         ).deliveries:
-            delivery.request.outputs += delivery.tokens
+            delivery.request.outputs += delivery.made.tokens
         return (ended - began) * 1e6
 
     def start_one(self) -> float:

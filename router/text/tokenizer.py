@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,18 +38,19 @@ _PROBE_TOOL = {
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
-class Piece(msgspec.Struct, frozen=True):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """The bytes that a token appends. `text` is the piece alone, with U+FFFD for incomplete characters."""
 
     raw: bytes
     text: str
     special: bool
+    is_whole: bool = False  # begins and ends with a character
 
 
 _NO_PIECE = Piece(b"", "", False)
 
 
-class GeneratedToken(msgspec.Struct, frozen=True):
+class GeneratedToken(msgspec.Struct, frozen=True, gc=False):
     """One generated token as a client sees it. `text` is empty while a character is incomplete."""
 
     id: int
@@ -60,10 +61,10 @@ class GeneratedToken(msgspec.Struct, frozen=True):
     confidence: float | None
 
 
-class Token(GeneratedToken, frozen=True):
+class Token(GeneratedToken, frozen=True, gc=False):
     """With its piece and its alternatives', since one answer's tokens may be of two tokenizers."""
 
-    top: list[tuple[int, Piece, float]] = []  # (id, alone, logprob), best first
+    top: Sequence[tuple[int, Piece, float]] = ()  # (id, alone, logprob), best first
     alone: Piece = _NO_PIECE
 
 
@@ -188,7 +189,8 @@ class Tokenizer:
 
     def _find_piece(self, id: int) -> Piece:
         raw = self._find_bytes(id)
-        return Piece(raw, raw.decode("utf-8", "replace"), id in self._special_ids)
+        text = raw.decode("utf-8", "replace")
+        return Piece(raw, text, id in self._special_ids, text.encode() == raw)
 
     def _find_bytes(self, id: int) -> bytes:
         content = self.backend.id_to_token(id)
@@ -216,27 +218,39 @@ class Detokenizer:
         self._searched_tail = ""
         for id in prompt_token_ids[-_MAX_CHARACTER_TOKENS:]:
             self._utf8.decode(tokenizer.piece(id).raw)
+        self._is_amid = self._utf8.getstate()[0] != b""  # a character is not complete
 
     def push(self, output: TokenOutput) -> Token:
         """Append a token. Its text is what it completes, possibly empty."""
         piece = self._tokenizer.piece(output.id)
         # A special token is no part of the text: a character may even go on behind it.
-        text = piece.text if piece.special else self._utf8.decode(piece.raw)
+        text = piece.text if piece.special else self._text_of(piece)
         if text:
             self._unsearched.append(text)
             if not piece.special:
                 self._texts.append(text)
             elif text in MARKS:
                 self._marks.append((len(self._texts), text))
-        top = [(id, self._tokenizer.piece(id), logprob) for id, logprob in output.top]
+        top = self._top_of(output) if output.top else ()
         return Token(
             output.id, text, output.logprob, piece.special, output.exit_layer, output.confidence, top, piece
         )
+
+    def _top_of(self, output: TokenOutput) -> list[tuple[int, Piece, float]]:
+        return [(id, self._tokenizer.piece(id), logprob) for id, logprob in output.top]
+
+    def _text_of(self, piece: Piece) -> str:
+        if piece.is_whole and not self._is_amid:
+            return piece.text
+        text = self._utf8.decode(piece.raw)
+        self._is_amid = self._utf8.getstate()[0] != b""
+        return text
 
     def switch(self, tokenizer: Tokenizer) -> None:
         """Continue `whole_text` with another tokenizer's tokens; an incomplete character is dropped."""
         self._tokenizer = tokenizer
         self._utf8.reset()
+        self._is_amid = False
 
     def find_stop(self, stops: tuple[str, ...]) -> str | None:
         """The stop string that the latest tokens completed; of several, the one that begins first.

@@ -14,8 +14,9 @@ from router.fleet.dispatcher import Dispatcher, ShardState
 from router.fleet.launcher import Launcher, launcher_of
 from router.scheduling.observer import Observer
 from router.scheduling.request import Finished, Request, Spec
+from router.scheduling.step_tokens import StepTokens
 from router.settings.config import Config
-from shard.messages import Score, StepOutput, TokenOutput
+from shard.messages import Score, StepOutput
 from shard.sim.sim_runner import CostModel
 from tests.router.fakes import TOKENIZER
 
@@ -27,7 +28,7 @@ class Record(Observer):
     """An observer that records events."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[str, int]] = []  # (what, request id)
+        self.events: list[tuple[str, int]] = []  # (what, request id; of tokens the shard)
         self.steps: list[tuple[int, StepOutput]] = []  # (shard, output)
         self.swaps: list[tuple[int, str]] = []  # (shard, outcome)
         self.deaths: list[tuple[int, str]] = []
@@ -39,8 +40,8 @@ class Record(Observer):
     def on_started(self, request: Request) -> None:
         self.events.append(("started", request.id))
 
-    def on_tokens(self, request: Request, tokens: list[TokenOutput], gap_s: float | None) -> None:
-        self.events.append(("tokens", request.id))
+    def on_tokens(self, shard: int, tokens: StepTokens) -> None:
+        self.events.append(("tokens", shard))
 
     def on_finished(self, request: Request) -> None:
         self.events.append(("finished", request.id))

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.router.http_fakes import Client, serving
@@ -373,3 +374,24 @@ async def test_a_client_sets_variables_of_the_template() -> None:
         await chat(client, messages=[message], chat_template_kwargs={"mood": "glad"})
         await chat(client, messages=[message], chat_template_kwargs={})
         assert prompts(client) == ["glad!", "calm!"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_every_chunk_is_written_as_the_first_is(client: Client, path: str) -> None:
+    client.dispatcher.says = 'a"\\\n\0é{'
+    body = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {"prompt": "Hi"}
+    plain = await client.events(path, body | {"stream": True})
+    logprobs = {"logprobs": True} if "chat" in path else {"logprobs": 1}
+    detailed = await client.events(path, body | {"stream": True} | logprobs)
+    assert "".join(map(_text_of_chunk, plain[:-1])) == client.dispatcher.says
+    for brief, full in zip(plain[1:-1], detailed[1:-1], strict=True):
+        chunk, other = json.loads(brief), json.loads(full)
+        other["choices"][0]["logprobs"] = None
+        assert list(chunk) == list(other)
+        assert chunk["choices"] == other["choices"]
+        assert msgspec.json.encode(chunk).decode() == brief
+
+
+def _text_of_chunk(event: str) -> str:
+    [choice] = json.loads(event)["choices"]
+    return str(choice["delta"]["content"] if "delta" in choice else choice["text"])

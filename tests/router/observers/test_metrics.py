@@ -6,6 +6,7 @@ import pytest
 
 from router.observers.metrics import MetricsObserver, watch_store
 from router.scheduling.request import GenerationFailed, Request
+from router.scheduling.step_tokens import StepTokens
 from shard.messages import (
     ExitReport,
     FinishReason,
@@ -55,7 +56,9 @@ def run(observed: Observed, request: Request, times: list[float]) -> None:
         finish = FinishReason.LENGTH if time == times[-1] else None
         last, tokens = request.timeline.last_token, [TokenOutput(7, -1.0, 3)]
         request.put(tokens, finish, time)
-        observer.on_tokens(request, tokens, None if last is None else time - last)
+        made = StepTokens(request.served_model)
+        made.add(tokens, request.timeline.arrived, last, time)
+        observer.on_tokens(0, made)
     observer.on_finished(request)
 
 
@@ -75,11 +78,11 @@ def test_the_times_of_a_request(observed: Observed) -> None:
 
 
 def test_tokens_that_come_together_share_the_time(observed: Observed) -> None:
-    request = make_request(1, arrived=0.0)
-    request.start(0, make_served_model(), 0.0)
     tokens = [TokenOutput(7, -1.0, 3)] * 4
-    observed.observer.on_tokens(request, tokens[:1], None)
-    observed.observer.on_tokens(request, tokens, 2.0)
+    made = StepTokens(make_served_model())
+    made.add(tokens[:1], 0.0, None, 1.0)
+    made.add(tokens, 0.0, 1.0, 3.0)
+    observed.observer.on_tokens(0, made)
     assert observed.value('helios_itl_seconds_count{model="poet"}') == 4
     assert observed.value('helios_itl_seconds_sum{model="poet"}') == 2.0
 

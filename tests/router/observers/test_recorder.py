@@ -5,6 +5,7 @@ import pytest
 from router.observers.recorder import Recorder, sample_of
 from router.policy.history_rows import Circumstances, row_of
 from router.scheduling.request import GenerationFailed, Request
+from router.scheduling.step_tokens import StepTokens
 from router.text.prompt import Prompt
 from router.text.tokenizer import Piece
 from shard.messages import (
@@ -68,7 +69,9 @@ def begin(id: int = 1, served_model: object = FULL, shard: int = 0, **more: obje
 def give(recorded: Recorded, request: Request, layers: list[int], now: float, ends: bool = False) -> None:
     last, tokens = request.timeline.last_token, [TokenOutput(7, -1.0, layer) for layer in layers]
     request.put(tokens, FinishReason.LENGTH if ends else None, now)
-    recorded.observer.on_tokens(request, tokens, None if last is None else now - last)
+    made = StepTokens(request.served_model)
+    made.add(tokens, request.timeline.arrived, last, now)
+    recorded.observer.on_tokens(request.shard, made)
     if ends:
         recorded.observer.on_finished(request)
 

@@ -53,8 +53,8 @@ class Bench:
         )
         update = self.scheduler.update(output)
         for delivery in update.deliveries:
-            delivery.request.put(delivery.tokens, delivery.finish, 0.0)
-        return [delivery.request.id for delivery in update.deliveries if delivery.tokens]
+            delivery.request.put(delivery.made.tokens, delivery.made.finish, 0.0)
+        return [delivery.request.id for delivery in update.deliveries if delivery.made.tokens]
 
     def answer_of_two_models(
         self, step: Step, num_free_of_older: int, preempted: tuple[int, ...] = ()

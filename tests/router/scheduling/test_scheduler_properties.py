@@ -239,8 +239,8 @@ class Interleavings(RuleBasedStateMachine):
     def take(self, world: World, output: StepOutput) -> None:
         update = world.scheduler.update(output)
         for delivery in update.deliveries:
-            over = delivery.request.put(delivery.tokens, delivery.finish, self.now)
-            if over and delivery.finish is None:
+            over = delivery.request.put(delivery.made.tokens, delivery.made.finish, self.now)
+            if over and delivery.made.finish is None:
                 assert world.scheduler.drop(delivery.request)
             if over:
                 self.score_queue.offer(delivery.request)
