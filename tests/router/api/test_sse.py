@@ -74,6 +74,32 @@ async def test_an_end_without_a_token_ends_the_stream(client: Client, path: str,
         assert last["choices"][0]["finish_reason"] == "length"
 
 
+async def test_the_news_of_a_client_that_lags_wait_and_hold_up_no_other(client: Client) -> None:
+    client.dispatcher.held.clear()
+    path, body = NATIVE
+    call = asyncio.create_task(client.session.post(client.url + path, json=body))
+    await client.dispatcher.until(lambda: bool(client.dispatcher.submitted))
+    [slow] = client.dispatcher.submitted
+    batch = [TokenOutput(client.tokenizer.encode("a")[0], -0.5, 3)] * 2000
+    slow.put(batch, None, 0.0)
+    async with await call as lagging:
+        num_tokens = len(batch)
+        while not slow.events and num_tokens < 500_000:  # until what lies between holds no more
+            slow.put(batch, None, 0.0)
+            num_tokens += len(batch)
+            await asyncio.sleep(0.001)
+        assert slow.events
+        other = asyncio.create_task(client.events(*COMPLETION))
+        await client.dispatcher.until(lambda: len(client.dispatcher.submitted) == 2)
+        client.dispatcher.submitted[1].put(batch[:3], FinishReason.LENGTH, 0.0)
+        assert len(await other) == 4
+        slow.put([], FinishReason.LENGTH, 0.0)
+        lines = (await lagging.read()).split(b"\n\n")[:-1]
+    events = [json.loads(line.removeprefix(b"data: ")) for line in lines]
+    assert [event["index"] for event in events] == list(range(1, num_tokens + 1))
+    assert events[-1]["generated_text"] == "a" * num_tokens
+
+
 async def test_one_of_several_streams_that_fails_ends_them_all(client: Client) -> None:
     client.dispatcher.fails_after = 2
     *_, last = await client.events("/v1/completions", {"prompt": ["a", "b"], "stream": True})
