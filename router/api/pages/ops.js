@@ -11,7 +11,7 @@ import { marksOf, Timeline } from "./ops_timeline.js";
 import { figuresTable, nowLines, tilesOf } from "./ops_summary.js";
 
 const INTERVAL_MS = 2000;
-const SHARD_MS = 5; // and so much for each shard: of a thousand, an overview costs a router 35 ms
+const SHARD_MS = 5; // or so much for each shard: of a thousand, an overview takes a router 20 ms
 const TIMEOUT_MS = 10000;
 const MAX_DECISIONS = 300;
 

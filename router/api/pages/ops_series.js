@@ -47,7 +47,7 @@ export class Figures {
     return this.until - this.span.seconds;
   }
 
-  /** Every step from the first one known, empty ones as null: `[at, point]`, in order. */
+  /** Every step from the first one known, empty ones as null: `[at, point]`, in order; at last the end of the last. */
   rows() {
     const { step } = this;
     const known = [...this.points.keys()].sort((a, b) => a - b);
@@ -57,6 +57,8 @@ export class Figures {
     for (let at = known[0]; at <= last; at += step) {
       if (this.until - at >= Math.min(step + FLUSH_S, LONG_S)) rows.push([at, this.points.get(at) ?? null]);
     }
+    const [end, point] = rows.at(-1) ?? [];
+    if (end !== undefined) rows.push([Math.min(end + step, this.until), point]);
     return rows;
   }
 

@@ -111,7 +111,7 @@ function loopLines({ reassessment: loop, pinned, threshold }) {
 
 /** The charts' figures, the latest first. */
 export function figuresTable(strips, rows, root) {
-  const recent = rows.slice(-MAX_TOLD);
+  const recent = rows.slice(0, -1).slice(-MAX_TOLD);
   const columns = strips.filter((strip) => !strip.isSlow).flatMap((strip) =>
     strip.lines.filter((line) => !line.always).map((line) => {
       const values = column(recent, line.of, strip.empty ?? null);
