@@ -23,7 +23,7 @@ class Overhead(msgspec.Struct, frozen=True):
     batch_size: int
     tokens_per_s: float  # with the cache
     tokens_per_s_without: float
-    cost: float  # median over rounds
+    cost: float
     table_us_per_block: float  # of the cache's own bookkeeping, where the step's time hides it
 
 
@@ -42,23 +42,20 @@ def run_overheads(
 
 
 def measure(cached: ModelRunner, without: ModelRunner, batch_size: int, num_rounds: int) -> Overhead:
-    """Answer fresh random prompts in turns; which engine begins changes from round to round."""
+    """Answer fresh random prompts with both, step by step in turns: a busy machine disturbs both alike.
+
+    A round's time is the sum over its steps of each one's median over rounds.
+    """
     draw = random.Random(batch_size)
-    for runner in (cached, without):
-        _round(runner, draw, batch_size)
-    seconds: dict[ModelRunner, list[float]] = {cached: [], without: []}
-    for number in range(num_rounds):
-        state = draw.getstate()
-        for runner in (cached, without)[:: 1 if number % 2 else -1]:
-            draw.setstate(state)  # both answer the same prompts
-            seconds[runner].append(_round(runner, draw, batch_size))
+    rounds = [_round(cached, without, draw, batch_size) for _ in range(num_rounds + 1)]
+    steps = list(zip(*rounds[1:], strict=True))  # by step: of each round both times; the first warms up
+    with_s, without_s = (sum(statistics.median(pair[i] for pair in step) for step in steps) for i in (0, 1))
     num_tokens = batch_size * (PROMPT_TOKENS + ANSWER_TOKENS)
-    ratios = [one / other for one, other in zip(seconds[cached], seconds[without], strict=True)]
     return Overhead(
         batch_size,
-        round(num_tokens / statistics.median(seconds[cached]), 1),
-        round(num_tokens / statistics.median(seconds[without]), 1),
-        round(statistics.median(ratios) - 1, 4),
+        round(num_tokens / with_s, 1),
+        round(num_tokens / without_s, 1),
+        round(with_s / without_s - 1, 4),
         round(table_us_per_block(cached), 2),
     )
 
@@ -86,13 +83,24 @@ def table_us_per_block(runner: ModelRunner, num_blocks: int = 512) -> float:
     return (time.perf_counter() - began) / count * 1e6
 
 
-def _round(runner: ModelRunner, draw: random.Random, batch_size: int) -> float:
-    """Answer a batch of random prompts to their ends; returns seconds."""
-    engine, vocab_size = OfflineEngine(runner, batch_size), runner.decoder.shape.vocab_size
+def _round(
+    cached: ModelRunner, without: ModelRunner, draw: random.Random, batch_size: int
+) -> list[tuple[float, float]]:
+    """Answer a batch of random prompts with both engines; seconds of each step of both."""
+    engines = OfflineEngine(cached, batch_size), OfflineEngine(without, batch_size)
     for id in range(batch_size):
-        prompt = [draw.randrange(vocab_size) for _ in range(PROMPT_TOKENS)]
-        engine.add(NewSequence(id, 0, prompt, PROMPT_TOKENS, ANSWER_TOKENS, ignore_eos=True))
+        prompt = [draw.randrange(cached.decoder.shape.vocab_size) for _ in range(PROMPT_TOKENS)]
+        for engine in engines:
+            engine.add(NewSequence(id, 0, prompt, PROMPT_TOKENS, ANSWER_TOKENS, ignore_eos=True))
+    times: list[tuple[float, float]] = []
+    while engines[0].has_unfinished:
+        order = engines if len(times) % 2 else engines[::-1]  # who comes second finds warmer caches
+        took = {engine: _seconds(engine) for engine in order}
+        times.append((took[engines[0]], took[engines[1]]))
+    return times
+
+
+def _seconds(engine: OfflineEngine) -> float:
     began = time.perf_counter()
-    while engine.has_unfinished:
-        engine.step()
+    engine.step()
     return time.perf_counter() - began
