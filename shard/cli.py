@@ -6,6 +6,8 @@ import logging
 import os
 from pathlib import Path
 
+from shard.quality.weight_format import AUTO, QUANTIZE
+
 DTYPES = ["auto", "float32", "float16", "bfloat16"]
 LOG_LEVELS = ["debug", "info", "warning", "error"]
 
@@ -19,6 +21,12 @@ def add_device_flags(parser: argparse.ArgumentParser, dtypes: list[str] = DTYPES
     text = "of weights and KV; auto: what suits the device [%(default)s]"
     add("--dtype", default="auto", choices=dtypes, help=text)
     add("--num-threads", type=positive, help="CPU threads [all cores]")
+
+
+def add_quantize_flag(parser: argparse.ArgumentParser) -> None:
+    """--quantize."""
+    text = "of weights; auto: a GGUF file's own blocks on CPUs in lossless modes, else none [%(default)s]"
+    parser.add_argument("--quantize", default=AUTO, choices=QUANTIZE, help=text)
 
 
 def add_revision_flag(parser: argparse.ArgumentParser) -> None:

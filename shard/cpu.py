@@ -74,7 +74,8 @@ class Cpu(msgspec.Struct, frozen=True):
     @property
     def compiler_options(self) -> list[str]:
         """Compiler flags for its instructions, named one by one instead of found by the compiler."""
-        return [option for level in self.levels for option in level.options]
+        own = [option for level in self.levels for option in level.options]
+        return own + [option for feature, option in _EXTRA.items() if feature in self.features]
 
     def limited(self, name: str) -> "Cpu":
         """The CPU reduced to the level `name`. Raises `ValueError` if it lacks that level."""
@@ -88,7 +89,11 @@ class Cpu(msgspec.Struct, frozen=True):
 
 
 # Instructions outside the levels that torch or oneDNN would use, and that an imitated CPU lacks.
-_NOT_BELOW = frozenset({"amx_tile", "amx_bf16", "amx_fp16", "avx512_fp16", "avx_ne_convert"})
+_NOT_BELOW = frozenset(
+    {"amx_tile", "amx_bf16", "amx_fp16", "avx512_fp16", "avx_ne_convert", "avx512_vnni", "avx_vnni"}
+)
+# Products of whole numbers, which processors of one level may have or lack.
+_EXTRA = {"avx512_vnni": "-mavx512vnni", "avx_vnni": "-mavxvnni", "asimddp": "-march=armv8.2-a+dotprod"}
 
 
 def this_cpu(cpuinfo: Path = _CPUINFO) -> Cpu:

@@ -10,7 +10,7 @@ from shard.engine.kv_cache import CUDA_ACTIVATION_BYTES, check_spare, is_elastic
 from shard.host_memory import available_bytes
 from shard.memory import weight_bytes
 from shard.messages import ShardConfig
-from shard.model import Model, empty_of, ops_of
+from shard.model import Model, empty_of, ops_of, precision_in
 from shard.models.weight_cache import Note, StagingWeightReader, WeightCache, WeightReader
 from shard.ops.plain import PlainOps
 from shard.runner import ModelRunner
@@ -25,15 +25,15 @@ class ModelLoader:
 
     def __init__(self) -> None:
         self._cache = WeightCache()
-        self._ops: dict[tuple[str, int], PlainOps] = {}  # by dtype and size of block
+        self._ops: dict[tuple[str, int], PlainOps] = {}  # by precision and size of block
 
     @memory_errors()
     def first(self, config: ShardConfig) -> tuple[ModelRunner, int]:
         """The model that a shard starts with, and its budget in bytes for weights and KV cache."""
         started = time.perf_counter()
-        runner = ModelRunner(
-            config, model=Model(config, WeightReader(self._ops_of(config), empty_of(config), self._cache))
-        )
+        weights = precision_in(config).weights
+        reader = WeightReader(self._ops_of(config), empty_of(config), self._cache, weights=weights)
+        runner = ModelRunner(config, model=Model(config, reader))
         runner.kv_cache.touch()
         runner.grammars.warm_up()
         runner.load_ms = (time.perf_counter() - started) * 1000
@@ -61,10 +61,10 @@ class ModelLoader:
         """A reader that loads directly into memory, or stages weights for a GPU."""
         to = empty_of(config)
         kind = WeightReader if is_elastic(to.device) else StagingWeightReader
-        return kind(self._ops_of(config), to, self._cache, note)
+        return kind(self._ops_of(config), to, self._cache, note, precision_in(config).weights)
 
     def _ops_of(self, config: ShardConfig) -> PlainOps:
-        key = (config.dtype, config.block_tokens)
+        key = (precision_in(config).label, config.block_tokens)
         if key not in self._ops:
             self._ops[key] = ops_of(config)
         return self._ops[key]

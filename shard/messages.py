@@ -144,6 +144,7 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str  # local folder with config.json and safetensors; for `sim` any name
     device: str = "cpu"  # cpu | cuda | cuda:N | sim
     dtype: str = "auto"  # of weights and KV: float32 | float16 | bfloat16 | auto: by the device
+    quantize: str = "auto"  # weights: none | int8 | int4 | auto: a GGUF file's own blocks on CPUs
     num_layers: int | None = None  # load only the first this many; None: all
     block_size: int | None = None  # tokens; None: see `block_tokens`
     kv_cache_bytes: int | None = None  # of the first model; None: sized from free memory. See `Prepare`
@@ -258,6 +259,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     can_constrain: bool = False  # takes sequences with a grammar
     compute_dtype: str = ""  # of activations and products
     kernels: str = ""  # native | plain | cuda | sim
+    weights: str = "none"  # format of matrices: none (as dtype) | int8 | int4 | gguf (the file's own blocks)
     dtype_reason: str = ""  # why these types, and what they cost: one sentence
     warnings: list[str] = []  # sentences on what the exits' certificate does not cover
     exit_thresholds: dict[int, float] = {}  # of exits in use, by layer; 1: not left; {}: no thresholds

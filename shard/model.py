@@ -29,6 +29,7 @@ from shard.ops.plain import PlainOps
 from shard.precision import Precision, precision_of
 from shard.quality.certificate import heads_digest
 from shard.quality.certificate_check import Served, objections
+from shard.quality.weight_format import weight_format
 
 
 class Model:
@@ -118,7 +119,7 @@ class Model:
             mode=settings.mode,
             fill=settings.fill,
             criterion=settings.criterion,
-            dtype=self.precision.dtype,
+            dtype=self.precision.certified,
             model=digest(Path(config.model)),
             depth=self.decoder.depth,
             thresholds=self.exit_thresholds,
@@ -147,11 +148,17 @@ def ops_of(config: ShardConfig) -> PlainOps:
     return choose_ops(device, precision_in(config), config.block_tokens, num_threads, cache)
 
 
+def reader_of(config: ShardConfig) -> WeightReader:
+    """A reader of a configuration's model that shares nothing."""
+    return WeightReader(ops_of(config), empty_of(config), weights=precision_in(config).weights)
+
+
 def empty_of(config: ShardConfig) -> torch.Tensor:
     """An empty tensor of a configuration's device and storage type."""
     return torch.empty(0, dtype=precision_in(config).storage, device=config.device)
 
 
 def precision_in(config: ShardConfig) -> Precision:
-    """Storage and compute types of a configuration's device."""
-    return precision_of(config.device, config.dtype)
+    """Storage and compute types of a configuration's device, and the format of its model's matrices."""
+    weights = weight_format(config.quantize, Path(config.model), config.device, config.exit_mode)
+    return precision_of(config.device, config.dtype, weights)

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from shard.cpu import Cpu, this_cpu
+from shard.quality.weight_format import DESCRIPTIONS, NONE, certified_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO = "auto"
@@ -21,11 +22,17 @@ class Precision(msgspec.Struct, frozen=True):
     storage: torch.dtype
     compute: torch.dtype
     reason: str
+    weights: str = NONE  # what matrices are kept in where it is not the storage type: see weight_format.py
 
     @property
     def dtype(self) -> str:
         """The storage type by its name."""
         return _name(self.storage)
+
+    @property
+    def certified(self) -> str:
+        """What certificates call it: arithmetic may be wider than storage, and is no part of it."""
+        return certified_name(self.dtype, self.weights)
 
     @property
     def compute_dtype(self) -> str:
@@ -34,14 +41,23 @@ class Precision(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str:
         """Names both types: models with equal labels answer alike."""
-        return self.dtype if self.storage is self.compute else f"{self.dtype}_{self.compute_dtype}"
+        types = [self.dtype] if self.storage is self.compute else [self.dtype, self.compute_dtype]
+        return "_".join(types if self.weights == NONE else [*types, self.weights])
 
 
-def precision_of(device: str, dtype: str) -> Precision:
+def precision_of(device: str, dtype: str, weights: str = NONE) -> Precision:
     """The precision for a dtype on a device; `auto` is the best one for it. Every dtype works."""
     if torch.device(device).type == "cuda":
-        return cuda_precision(torch.cuda.get_device_capability(torch.device(device)), dtype)
-    return cpu_precision(usable_cpu(), dtype)
+        precision = cuda_precision(torch.cuda.get_device_capability(torch.device(device)), dtype)
+        return msgspec.structs.replace(precision, weights=weights)
+    precision = cpu_precision(usable_cpu(), dtype)
+    return precision if weights == NONE else _with_quantised(precision, weights)
+
+
+def _with_quantised(precision: Precision, weights: str) -> Precision:
+    """On a CPU: products with quantised weights take float32, whatever else there is."""
+    reason = f"Weights are {DESCRIPTIONS[weights]}; everything else is computed in float32."
+    return Precision(precision.storage, torch.float32, reason, weights)
 
 
 def usable_cpu() -> Cpu:

@@ -29,7 +29,7 @@ from shard.messages import (
     Step,
     StepOutput,
 )
-from shard.model import Model, empty_of, ops_of
+from shard.model import Model, reader_of
 from shard.models.load import Decoder, MissingLayers
 from shard.models.weight_cache import WeightReader
 from shard.stopwatch import synchronizer
@@ -55,7 +55,7 @@ class ModelRunner:
         kv_bytes: int | None = None,
     ):
         started = time.perf_counter()
-        self.model = model or Model(config, WeightReader(ops_of(config), empty_of(config)), decoder)
+        self.model = model or Model(config, reader_of(config), decoder)
         self.decoder, self.ops = self.model.decoder, self.model.reader.ops
         self._config = config
         self._device = torch.device(config.device)
@@ -118,6 +118,7 @@ class ModelRunner:
             device=config.device,
             dtype=self.model.precision.dtype,
             compute_dtype=self.model.precision.compute_dtype,
+            weights=self.model.precision.weights,
             kernels=self.ops.name,
             dtype_reason=self.model.precision.reason,
             num_layers=shape.num_layers,
@@ -240,7 +241,9 @@ class ModelRunner:
         if self.depth == self.decoder.shape.num_layers or not config.score_budget:
             return None
         missing = MissingLayers(
-            Path(config.model), self.decoder, lambda: WeightReader(reader.ops, self.model.like)
+            Path(config.model),
+            self.decoder,
+            lambda: WeightReader(reader.ops, self.model.like, weights=reader.weights),
         )
         pools, make_batch = self.kv_cache.layers, self.make_batch
         return StreamedScoring(self._full_depth, missing, pools, make_batch, config.score_budget)

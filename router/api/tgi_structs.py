@@ -183,6 +183,9 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     depth: int | None
     weight_bytes: int | None  # held: layers loaded and exits, padding and all
     compute_dtype: str | None  # of activations and products; model_dtype is of weights and KV
+    weights: (
+        str | None
+    )  # format of matrices: none (as model_dtype) | int8 | int4 | gguf (the file's own blocks)
     kernels: str | None  # native | plain | cuda
     dtype_reason: str | None  # why these types, and what they cost
     supports_exact: bool

@@ -5,6 +5,7 @@ from pathlib import Path
 from router.catalog.model_shape import BYTES, read_shape
 from router.settings.config import Config
 from router.settings.machine import Machine
+from shard.quality.weight_format import CODE_BYTES, GGUF, GGUF_FILE, NONE
 
 GIB = 1024**3
 PROCESS_BYTES = 700 * 1024**2  # a shard's memory beside weights and cache: torch, packed copies, buffers
@@ -17,7 +18,12 @@ def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
     """
     if config.device != "cpu" or config.shard_addresses:
         return None
-    weights = weight_bytes(model_path, config.storage_dtype, config.num_layers)
+    weights = weight_bytes(
+        model_path,
+        config.storage_dtype,
+        config.num_layers,
+        config.weight_format(model_path, config.exit_choice.mode),
+    )
     cache = config.kv_cache_bytes or 0
     needed = config.num_replicas * (weights + cache + PROCESS_BYTES)
     if needed <= machine.available_bytes:
@@ -29,11 +35,20 @@ def shortage(config: Config, model_path: Path, machine: Machine) -> str | None:
     )
 
 
-def weight_bytes(model_path: Path, dtype: str, num_layers: int | None) -> int:
-    """Bytes of a folder's first `num_layers` layers (None: all) loaded as `dtype`."""
+def weight_bytes(model_path: Path, dtype: str, num_layers: int | None, weights: str = NONE) -> int:
+    """Bytes of a folder's first `num_layers` layers (None: all) as `dtype`, or with quantised matrices.
+
+    Those stand beside a table of embeddings that is not quantised.
+    """
     shape = read_shape(model_path)
     on_disk = sum(file.stat().st_size for file in model_path.glob("*.safetensors"))
-    total = on_disk * BYTES[dtype] // BYTES.get(shape.stored_dtype, 4)
+    count = on_disk // BYTES.get(shape.stored_dtype, 4)
+    if weights == NONE:
+        total = count * BYTES[dtype]
+    elif weights == GGUF:
+        total = (model_path / GGUF_FILE).stat().st_size + shape.table_bytes(dtype)
+    else:
+        total = int(count * CODE_BYTES[weights]) + shape.table_bytes(dtype)
     return total * min(num_layers or shape.num_layers, shape.num_layers) // shape.num_layers
 
 

@@ -26,7 +26,7 @@ def _real(config: Config, entry: CatalogEntry) -> CandidateProfile:
     if entry.unavailable_reason:
         return _unknown(entry, entry.unavailable_reason)
     shape, dtype = read_shape(entry.folder), config.storage_dtype
-    total = weight_bytes(entry.folder, dtype, None)
+    total = weight_bytes(entry.folder, dtype, None, config.weight_format(entry.folder, entry.candidate.mode))
     other = min(total // 2, shape.table_bytes(dtype))
     return CandidateProfile(
         candidate=entry.candidate,
@@ -45,16 +45,16 @@ def _proven(config: Config, entry: CatalogEntry) -> dict[int, float]:
     proven = {entry.num_layers: 1.0} if candidate.mode.is_lossless else {}
     if certificate is None:
         return proven
-    dtype = config.storage_dtype
+    dtype = config.certified_dtype(entry.folder, candidate.mode)
     proven |= {known.depth: known.lower_bound for known in certificate.depths if known.basis.dtype == dtype}
-    guarantee = _guarantee(certificate, config, candidate.mode)
+    guarantee = _guarantee(certificate, config, candidate.mode, dtype)
     if guarantee is not None:
         proven[entry.num_layers] = 1 - guarantee.risk
     return proven
 
 
-def _guarantee(certificate: Certificate, config: Config, mode: str) -> Guarantee | None:
-    kind = (mode, config.kv_fill, config.exit_criterion, config.storage_dtype)
+def _guarantee(certificate: Certificate, config: Config, mode: str, dtype: str) -> Guarantee | None:
+    kind = (mode, config.kv_fill, config.exit_criterion, dtype)
     found = (
         guarantee
         for guarantee in certificate.guarantees

@@ -41,6 +41,7 @@ class ShardState(ShardView, frozen=True, omit_defaults=False):
     """One row of `/ops/state`."""
 
     compute_dtype: str = ""  # of activations and products
+    weights: str = ""  # format of matrices: none | int8 | int4 | gguf
     dtype_reason: str = ""  # why these types, and what they cost
     waiting: int = 0  # always: requests wait in one queue that all shards share
 
@@ -375,6 +376,7 @@ def _state_of(engine: Engine) -> ShardState:
         warnings=ready.warnings if ready else [],
         dtype=ready.dtype if ready else "",
         compute_dtype=ready.compute_dtype if ready else "",
+        weights=ready.weights if ready else "",
         kernels=ready.kernels if ready else "",
         dtype_reason=ready.dtype_reason if ready else "",
         exit_thresholds=ready.exit_thresholds if ready else {},

@@ -16,6 +16,7 @@ from router.settings.machine import Machine
 from router.settings.model_names import hub_id, short_name
 from router.settings.options import ConfigError, setting
 from shard.messages import EMBEDDED_MODEL, Criterion, Fill, Mode, ShardConfig
+from shard.quality.weight_format import certified_name, weight_format
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -44,6 +45,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"],
         setting("Model", "Type of weights and KV cache. auto: what suits the device."),
+    ] = "auto"
+    quantize: Annotated[
+        Literal["auto", "none", "int8", "int4"],
+        setting(
+            "Model",
+            "Weights with scales for each 32. auto: a GGUF file's own blocks on CPUs in lossless modes.",
+        ),
     ] = "auto"
     num_layers: Annotated[Count | None, setting("Model", "Load only the first this many layers.")] = None
     repository: Annotated[
@@ -445,6 +453,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Expected type of stored weights and KV; a shard reports the actual one in `Ready`."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
+    def weight_format(self, model_path: Path, mode: Mode) -> str:
+        """Expected format of a model's matrices in a mode: none | int8 | int4 | gguf."""
+        return weight_format(self.quantize, model_path, self.device.replace("auto", "cpu"), mode)
+
+    def certified_dtype(self, model_path: Path, mode: Mode) -> str:
+        """What certificates call the types in which a model is served."""
+        return certified_name(self.storage_dtype, self.weight_format(model_path, mode))
+
     @property
     def num_replicas(self) -> int:
         """Number of shards: 1 until settled."""
@@ -493,6 +509,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             model=str(model_path),
             device=f"cuda:{shard}" if several_gpus else self.device.replace("auto", "cpu"),
             dtype=self.dtype,
+            quantize=self.quantize,
             num_layers=self.exit_choice.depth,
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes or (None if self.device == "cuda" else GIB),

@@ -23,7 +23,7 @@ from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
 from shard.bench.prefix import run_overheads
 from shard.bench.prefix import table_of as prefix_table_of
-from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, positives
+from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_quantize_flag, positives
 from shard.engine.sampler import Sampler
 from shard.engine.step_inputs import BatchMaker
 from shard.fetch.atomic_folder import make_once
@@ -220,6 +220,7 @@ def _config(options: argparse.Namespace, **changes: Any) -> ShardConfig:
     fields: dict[str, Any] = {
         "device": options.device,
         "dtype": options.dtype,
+        "quantize": options.quantize,
         "block_size": options.block_size,
         "num_layers": options.num_layers,
         "kv_cache_bytes": options.kv_cache_bytes,
@@ -250,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-fill", default="recompute", choices=["recompute", "project"], help="[%(default)s]")
     add("--no-exit-fallback", action="store_true", help="leave early also where it does not pay")
     add_device_flags(parser)
+    add_quantize_flag(parser)
     add_kv_cache_flag(parser, 4 << 30)
     add_cache_flag(parser)
     return parser

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from shard.models.gguf_index import BLOCK_SIZES, Place, write_index
 from shard.models.model_folder import ModelUnusable, check_family
+from shard.quality.weight_format import GGUF_FILE
 from shard.temporary import name_temporary_folder
 
-CONVERSION = "v2"  # format version: folders of another version are converted again
+CONVERSION = "v3"  # format version: folders of another version are converted again
+_BLOCK_FAMILIES = ("llama", "qwen2", "qwen3")  # whose matrices are (out, in) as in safetensors
 _GPT2_SPLITS = ("", "default", "gpt-2")  # transformers' default splitting of text
 
 
@@ -28,6 +33,7 @@ class GgufHeader:
     rope_dims: int | None
     has_scaled_rope: bool
     tensors: tuple[str, ...]
+    matrices: dict[str, Place]  # the quantised ones whose blocks can be served, by the file's names
     matrix_dtype: str  # of 16-bit or 32-bit matrices; float32 for quantised ones, whose values it holds
 
 
@@ -54,12 +60,21 @@ def convert_gguf(source: Path, folder: Path) -> None:
         )
     with _quiet_transformers(folder):
         config = _gguf_config(source, header)
-        _check_places(source, header, config)
+        places = _check_places(source, header, config)
         tokenizer = _gguf_tokenizer(source, header.pre_tokenizer)
         model = _load_model(source.parent, config=config, gguf_file=source.name, dtype="float32")
     tokenizer.model_max_length = model.config.max_position_embeddings
     _save(model, folder, header.matrix_dtype)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
+    if places:
+        keep_blocks(source, places, folder)
+
+
+def keep_blocks(source: Path, places: dict[str, Place], folder: Path) -> None:
+    """Add a GGUF file to its model's folder, with the index of its blocks."""
+    if source.parent != folder:
+        (folder / GGUF_FILE).symlink_to(source)
+    write_index(folder, places)
 
 
 def convert_weights(source: Path, folder: Path) -> None:
@@ -110,6 +125,13 @@ def _read_header(source: Path) -> GgufHeader:
         rope_dims=fact(f"{family}.rope.dimension_count"),
         has_scaled_rope=scaling or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors),
         tensors=tuple(tensor.name for tensor in reader.tensors),
+        matrices={
+            tensor.name: Place(
+                tensor.tensor_type.name, int(tensor.data_offset), (int(tensor.shape[1]), int(tensor.shape[0]))
+            )
+            for tensor in reader.tensors
+            if tensor.tensor_type.name in BLOCK_SIZES
+        },
         matrix_dtype={("F16",): "float16", ("BF16",): "bfloat16"}.get(tuple(matrices), "float32"),
     )
 
@@ -135,8 +157,9 @@ def _gguf_config(source: Path, header: GgufHeader) -> Any:
     return config
 
 
-def _check_places(source: Path, header: GgufHeader, config: Any) -> None:
-    """Raises `ModelUnusable` for a tensor without a place in the model, which transformers would drop."""
+def _check_places(source: Path, header: GgufHeader, config: Any) -> dict[str, Place]:
+    """Where quantised matrices are, by their names in the model. Raises `ModelUnusable` for a tensor without
+    a place there, which transformers would drop."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     from shard.models.manifest import expected_shapes
@@ -148,12 +171,25 @@ def _check_places(source: Path, header: GgufHeader, config: Any) -> None:
             "serve its safetensors."
         )
     places = get_tensor_name_map(architectures[header.family], config.num_hidden_layers)
-    used = {places.get_name(name, (".weight", ".bias")) for name in expected_shapes(config)}
-    if unused := [name for name in header.tensors if name not in used]:
+    used = {name: places.get_name(name, (".weight", ".bias")) for name in expected_shapes(config)}
+    if unused := [name for name in header.tensors if name not in used.values()]:
         raise ModelUnusable(
             f"{source} holds the tensor {unused[0]}, which a {header.family} of {config.num_hidden_layers} "
             "layers has no place for: serve its safetensors."
         )
+    if header.family not in _BLOCK_FAMILIES:
+        return {}
+    heads = {".q_proj.weight": config.num_attention_heads, ".k_proj.weight": config.num_key_value_heads}
+    return {
+        name: msgspec.structs.replace(
+            header.matrices[at],
+            heads=next((n for tail, n in heads.items() if name.endswith(tail)), None)
+            if header.family == "llama"
+            else None,
+        )
+        for name, at in used.items()
+        if at in header.matrices
+    }
 
 
 def _gguf_tokenizer(source: Path, pre_tokenizer: str) -> Any:

@@ -71,7 +71,7 @@ class GptDecoder(FlatDecoder[Layer]):
         self.positions = weights.read(names.positions, (rows, shape.hidden_size))
         self._first_position = names.position_offset
         self.layers = [read_layer(weights, f"{names.layers}{i}.", shape) for i in range(depth)]
-        self.head = weights.head(self.embedding, shape)
+        self.head = weights.head(names.embedding, self.embedding, shape)
         self.head_rows = partial(weights.head_rows, self.embedding, shape)
         self._norm = read_norm(weights, names.norm, shape)
         self._activate = activation_of(shape.activation)

@@ -39,7 +39,7 @@ class LlamaDecoder(FlatDecoder[Layer]):
         self.depth = depth
         self.embedding = weights.read(EMBEDDING, (shape.vocab_size, shape.hidden_size))
         self.layers = [read_layer(weights, f"{LAYERS}{i}.", shape) for i in range(depth)]
-        self.head = weights.head(self.embedding, shape)
+        self.head = weights.head(EMBEDDING, self.embedding, shape)
         self.head_rows = partial(weights.head_rows, self.embedding, shape)
         self._norm = weights.read("norm.weight", (shape.hidden_size,))
         self.num_parameters = weights.num_parameters

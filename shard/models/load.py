@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shard.models.checkpoint import Checkpoint, CheckpointError
+from shard.models.gguf_blocks import GgufBlocks
 from shard.models.gpt import GPT2, OPT, GptDecoder
 from shard.models.llama import EMBEDDING, LAYERS, PREFIXES, LlamaDecoder
 from shard.models.manifest import check
@@ -14,6 +15,7 @@ from shard.models.rope import no_rope, rope_of
 from shard.models.shape import GPT_LIKE, read_config, refusals_of, shape_of
 from shard.models.weight_cache import WeightReader, source
 from shard.models.weights import Weights
+from shard.quality.weight_format import GGUF
 
 Decoder = LlamaDecoder | GptDecoder
 
@@ -34,7 +36,8 @@ def load_decoder(folder: Path, reader: WeightReader, num_layers: int | None, max
         num_positions = min(max_tokens, shape.max_positions)
         rope = rope_of(config, shape.heads.dim, num_positions, reader.device)
     scale_block = _scale_block(config)
-    weights = Weights(*open_checkpoint(folder, config), source(folder), reader, scale_block)
+    checkpoint = open_checkpoint(folder, config)
+    weights = Weights(*checkpoint, source(folder), reader, scale_block, _blocks(folder, reader))
     decoder = GptDecoder if shape.family in GPT_LIKE else LlamaDecoder
     return decoder(shape, rope, reader.ops, weights, depth)
 
@@ -50,6 +53,7 @@ class MissingLayers:
         self._source = source(folder)
         self._opened: tuple[Checkpoint | RandomCheckpoint, str] | None = None
         self._scale_block: tuple[int, int] | None = None
+        self._blocks: GgufBlocks | None = None
 
     def read(self, index: int) -> Decoder:
         """A model of one layer alone. Raises `CheckpointError`, also when the files have changed."""
@@ -61,7 +65,8 @@ class MissingLayers:
                 open_checkpoint(self._folder, config),
                 _scale_block(config),
             )
-        weights = Weights(*self._opened, self._source, self._make_reader(), self._scale_block)
+            self._blocks = _blocks(self._folder, self._make_reader())
+        weights = Weights(*self._opened, self._source, self._make_reader(), self._scale_block, self._blocks)
         return self._decoder.only_layer(weights, f"{_layers_at(self._decoder.shape.family)}{index}.")
 
 
@@ -77,6 +82,10 @@ def open_checkpoint(folder: Path, config: Any) -> tuple[Checkpoint | RandomCheck
     prefix = checkpoint.prefix(prefixes, embedding)
     check(checkpoint, prefix, prefixes[0], config)
     return checkpoint, prefix
+
+
+def _blocks(folder: Path, reader: WeightReader) -> GgufBlocks | None:
+    return GgufBlocks(folder) if reader.weights == GGUF else None
 
 
 def _scale_block(config: Any) -> tuple[int, int] | None:

@@ -12,8 +12,12 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from shard.ops.blocks import Blocks
 from shard.ops.plain import Linear, PlainOps
+from shard.quality.weight_format import GGUF, INT4, INT8, NONE
 
+# Digits of activations: weights that were rounded at load are further off than one digit is.
+DIGITS = {GGUF: 2, INT8: 1, INT4: 1}
 Note = Callable[[int], None]  # receives the number of new bytes; may raise to stop loading
 _Thing = TypeVar("_Thing", torch.Tensor, Linear)
 
@@ -45,9 +49,15 @@ class WeightReader:
     """Reads one model and its exits: device, dtype, operations, and the weights read so far."""
 
     def __init__(
-        self, ops: PlainOps, to: torch.Tensor, weight_cache: WeightCache | None = None, note: Note = unnoted
+        self,
+        ops: PlainOps,
+        to: torch.Tensor,
+        weight_cache: WeightCache | None = None,
+        note: Note = unnoted,
+        weights: str = NONE,
     ):
         self.ops = ops
+        self.weights = weights  # the format of matrices: see weight_format.py
         self.phases_ms = {"read": 0.0, "pack": 0.0}
         self._to = to  # an empty tensor of the device and storage type
         self._cache = weight_cache or WeightCache()
@@ -84,9 +94,16 @@ class WeightReader:
         self.phases_ms["pack"] += (time.perf_counter() - started) * 1000
         return linear
 
+    def quantised(self, blocks: Blocks, bias: torch.Tensor | None = None) -> Linear:
+        """A linear with quantised weights."""
+        started = time.perf_counter()
+        linear = self.ops.quantised(blocks, bias, DIGITS[self.weights])
+        self.phases_ms["pack"] += (time.perf_counter() - started) * 1000
+        return linear
+
     def once(self, key: tuple[Hashable, ...], make: Callable[[], _Thing], sizes: dict[str, int]) -> _Thing:
         """Another model's object under `key`, or a new one by `make`, which enters its tensors' sizes."""
-        key = (self.ops.name, self.ops.compute, self._to.dtype, self._to.device, *key)
+        key = (self.ops.name, self.ops.compute, self._to.dtype, self._to.device, self.weights, *key)
         found = self._cache.find(key)
         if found is None:
             before = set(sizes)
@@ -116,8 +133,15 @@ class WeightReader:
 class StagingWeightReader(WeightReader):
     """Reads into pinned host memory, for a device that has no room until another model is freed."""
 
-    def __init__(self, ops: PlainOps, to: torch.Tensor, weight_cache: WeightCache, note: Note = unnoted):
-        super().__init__(ops, to, weight_cache, note)
+    def __init__(
+        self,
+        ops: PlainOps,
+        to: torch.Tensor,
+        weight_cache: WeightCache,
+        note: Note = unnoted,
+        weights: str = NONE,
+    ):
+        super().__init__(ops, to, weight_cache, note, weights)
         self.staged: list[torch.Tensor] = []
 
     @property

@@ -21,8 +21,12 @@ from shard.cpu import Cpu
 log = logging.getLogger("helios.shard")
 
 FOLDER = Path(__file__).parent
-SOURCES: dict[str, list[str]] = {"kernels.cpp": [], "products.cpp": ["-fno-associative-math"]}
-HEADERS = ("vectors.h",)
+SOURCES: dict[str, list[str]] = {
+    "kernels.cpp": [],
+    "products.cpp": ["-fno-associative-math"],
+    "quantised.cpp": ["-fno-associative-math"],
+}
+HEADERS = ("vectors.h", "integers.h")
 COMPILE_FLAGS = ["-O3", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17"]
 # Tuning flags only select among the allowed instructions, so they may depend on the machine.
 TUNE_FLAGS = ["-mtune=native"]

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
+from shard.ops.blocks import Blocks, packed
 from shard.ops.plain import LANES, Linear, PlainOps
 from shard.precision import Precision
 
@@ -70,6 +71,44 @@ class PanelLinear(Linear):
         return out
 
 
+class QuantLinear(Linear):
+    """As `Linear`, in float32 with weights in blocks of 4 or 8 bits.
+
+    Activations are rounded to `num_digits` digits of 8 bits with a scale for each group, so that products are
+    of whole numbers. Two digits are nearly exact, one is what llama.cpp computes with.
+    """
+
+    def __init__(self, blocks: Blocks, bias: torch.Tensor | None, library: ctypes.CDLL, num_digits: int):
+        self.shape = blocks.shape
+        self._weight, self._factor = packed(blocks)
+        self._bias = None if bias is None else bias.float()
+        self._num_digits = num_digits
+        kind = f"{blocks.bits}_{blocks.group}" + ("" if blocks.minima is None else "_min")
+        self._multiply = _bind(library, f"multiply_{kind}", "pppppiiifi")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x, None)
+
+    def add(self, x: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
+        return self._run(x, summand.contiguous())
+
+    def _run(self, x: torch.Tensor, summand: torch.Tensor | None) -> torch.Tensor:
+        x = x.contiguous()
+        out = x.new_empty(len(x), self.shape[0])
+        self._multiply(
+            out.data_ptr(),
+            x.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(),
+            None if summand is None else summand.data_ptr(),
+            self._weight.data_ptr(),
+            len(x),
+            *self.shape,
+            self._factor,
+            self._num_digits,
+        )
+        return out
+
+
 class NativeOps(PlainOps):
     """Compiled operations for one CPU process. Input tensors must be contiguous and of the compute type."""
 
@@ -95,6 +134,9 @@ class NativeOps(PlainOps):
         if weight.dtype is self.compute:
             return PackedLinear(weight, bias)
         return PanelLinear(weight, bias, self._library)
+
+    def quantised(self, blocks: Blocks, bias: torch.Tensor | None = None, num_digits: int = 2) -> Linear:
+        return QuantLinear(blocks, bias, self._library, num_digits)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out = torch.empty_like(x)

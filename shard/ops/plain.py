@@ -6,6 +6,7 @@ The KV layout is the one of kernels.cpp, so that both can work on the same pool.
 import torch
 
 from shard.ops.batch import KV, Batch, HeadNorms, Heads, Rope
+from shard.ops.blocks import Blocks
 
 LANES = 16  # tokens in a group; a block is block_size / LANES consecutive groups
 DIM_STEP = 32  # head dims in the pool are padded to a multiple of this
@@ -50,6 +51,13 @@ class PlainOps:
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         """A product with constant weights, prepared once. The weight may be consumed."""
         return Linear(self.widened(weight), None if bias is None else self.widened(bias))
+
+    def quantised(self, blocks: Blocks, bias: torch.Tensor | None = None, num_digits: int = 2) -> Linear:
+        """A product with quantised weights. Without kernels for them they are dequantised, once.
+
+        Kernels round activations to this many digits of 8 bits: 2 are nearly exact.
+        """
+        return self.linear(blocks.dequantised().to(self.compute or torch.float32), bias)
 
     def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of one layer's keys and values; the first dimension counts blocks."""

@@ -15,7 +15,14 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_revision_flag, positive
+from shard.cli import (
+    add_cache_flag,
+    add_device_flags,
+    add_kv_cache_flag,
+    add_quantize_flag,
+    add_revision_flag,
+    positive,
+)
 from shard.fetch.resolve import resolve
 from shard.messages import ShardConfig
 from shard.models.model_folder import ModelUnusable
@@ -74,6 +81,7 @@ def _run(options: argparse.Namespace) -> Result:
         model=str(folder),
         device=options.device,
         dtype=options.dtype,
+        quantize=options.quantize,
         kv_cache_bytes=options.kv_cache_bytes,
         max_batch_size=options.batch_size,
         num_threads=options.num_threads,
@@ -99,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=positive, default=8, help="answers read at once [%(default)s]")
     add_revision_flag(parser)
     add_device_flags(parser)
+    add_quantize_flag(parser)
     add_kv_cache_flag(parser)
     add_cache_flag(parser)
     return parser

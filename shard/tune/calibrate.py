@@ -17,7 +17,14 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_revision_flag, positive
+from shard.cli import (
+    add_cache_flag,
+    add_device_flags,
+    add_kv_cache_flag,
+    add_quantize_flag,
+    add_revision_flag,
+    positive,
+)
 from shard.exits.exit_heads import check_exits, read_exits
 from shard.exits.settings import Settings
 from shard.fetch.resolve import resolve
@@ -27,6 +34,7 @@ from shard.models.model_folder import ModelUnusable
 from shard.models.shape import Shape, read_config, shape_of
 from shard.precision import Precision, precision_of
 from shard.quality.certificate import Basis, Certificate, heads_digest, read_certificate, write_certificate
+from shard.quality.weight_format import weight_format
 from shard.tune.calibration import Asked, Calibration, Watch, speedup_bound
 from shard.tune.calibration_plot import plot
 from shard.tune.calibration_prompts import Sample, draw_sample
@@ -72,7 +80,9 @@ def _run(options: argparse.Namespace, console: Console, watch: Watch) -> dict[st
         layers,
     )
     trials = Trials(_config(options, folder, _longest(sample, options, shape)))
-    kept = MeasurementCache(options.cache_dir / "calibration", _key(asked, basis, _precision(options).label))
+    kept = MeasurementCache(
+        options.cache_dir / "calibration", _key(asked, basis, _precision(options, folder).label)
+    )
     calibration = Calibration(asked, trials, sample, kept)
     calibrate = _calibrate_depths if asked.settings.mode is Mode.CAPPED else _calibrate_thresholds
     return calibrate(calibration, basis, options, console, watch)
@@ -140,6 +150,7 @@ def _config(options: argparse.Namespace, folder: Path, max_total_tokens: int) ->
         model=str(folder),
         device=options.device,
         dtype=options.dtype,
+        quantize=_weights(options, folder),
         kv_cache_bytes=options.kv_cache_bytes,
         max_total_tokens=max_total_tokens,
         max_batch_size=options.batch_size,
@@ -154,7 +165,7 @@ def _basis(options: argparse.Namespace, folder: Path, sample: Sample) -> Basis:
     return Basis(
         model=digest(folder),
         heads=heads_digest(options.exits),
-        dtype=_precision(options).dtype,
+        dtype=_precision(options, folder).certified,
         prompts=sample.name,
         prompts_digest=sample.digest,
         num_sequences=len(sample.for_test),
@@ -165,8 +176,13 @@ def _basis(options: argparse.Namespace, folder: Path, sample: Sample) -> Basis:
     )
 
 
-def _precision(options: argparse.Namespace) -> Precision:
-    return precision_of(options.device, options.dtype)
+def _precision(options: argparse.Namespace, folder: Path) -> Precision:
+    return precision_of(options.device, options.dtype, _weights(options, folder))
+
+
+def _weights(options: argparse.Namespace, folder: Path) -> str:
+    """The format in which exits of the mode will be served, for full depth's answers too."""
+    return weight_format(options.quantize, folder, options.device, Mode(options.mode))
 
 
 def _key(asked: Asked, basis: Basis, precision: str) -> list[object]:
@@ -212,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plot", type=Path, metavar="FILE", help=f"agreement and coverage, a PNG [DIR/{PLOT}]")
     add_revision_flag(parser)
     add_device_flags(parser)
+    add_quantize_flag(parser)
     add_kv_cache_flag(parser)
     add_cache_flag(parser)
     return parser

@@ -9,6 +9,7 @@ import torch
 from shard.messages import Mode, ShardConfig
 from shard.models.shape import read_config, shape_of
 from shard.precision import precision_of
+from shard.quality.weight_format import NONE
 from shard.runner import ModelRunner
 from shard.tune.costs import Costs, measure_costs
 from shard.tune.layers import read_backbone
@@ -47,6 +48,7 @@ def measure(ask: Ask) -> Costs:
         model=str(ask.model),
         device=ask.machine.device,
         dtype=ask.machine.dtype,
+        quantize=NONE,
         kv_cache_bytes=1 << 28,
         num_threads=ask.machine.num_threads,
         exit_mode=Mode.PER_ROW,

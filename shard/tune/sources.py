@@ -9,6 +9,7 @@ import msgspec
 from shard.messages import ShardConfig
 from shard.models.checkpoint import digest as model_digest
 from shard.models.shape import Shape, read_config, shape_of
+from shard.quality.weight_format import NONE
 from shard.runner import ModelRunner
 from shard.tune.batches import Source
 from shard.tune.given_text import read_text
@@ -94,6 +95,7 @@ def _config(ask: Ask, shape: Shape) -> ShardConfig:
         model=str(ask.model),
         device=ask.machine.device,
         dtype=ask.machine.dtype,
+        quantize=NONE,
         kv_cache_bytes=KV_BYTES,
         max_total_tokens=min(shape.max_positions, MAX_TOKENS),
         max_batch_size=512,
