@@ -12,10 +12,11 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 COLDEST = 1e-5  # temperatures below are 0, as in vLLM
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 EMBEDDED_MODEL = "smollm2-135m-instruct"  # the name under which shard.fetch knows it
+DRAFT_PLACES = 8  # in a draft that are counted each on their own
 MAX_LEXER_STATES = 50_000  # of a grammar, one or two kilobytes each: a shard refuses more
 
 
@@ -34,7 +35,7 @@ class Mode(enum.StrEnum):
     SYNCHRONIZED = "synchronized"  # all rows of a batch together (Miao et al.)
     PER_ROW = "per_row"
     CAPPED = "capped"  # every row at the last layer loaded (HELIOS)
-    SPECULATIVE = "speculative"  # drafts at an exit, verified at full depth (LayerSkip)
+    SPECULATIVE = "speculative"  # no row early; drafts are verified at full depth
 
     @property
     def is_lossless(self) -> bool:
@@ -56,6 +57,21 @@ class Criterion(enum.StrEnum):
     MARGIN = "margin"  # top probability less the second (DREX)
     SIMILARITY = "similarity"  # cosine of the hidden state with that at the boundary before (CALM)
     CLASSIFIER = "classifier"  # a learned probe on the hidden state
+
+
+class DrafterKind(enum.StrEnum):
+    """What makes drafts, cheapest first."""
+
+    TEXT = "text"  # a search in what was said before
+    HEAD = "head"  # a trained head behind the model
+    EXIT = "exit"  # an exit of the model itself (LayerSkip, Elhoushi et al. 2024)
+
+
+class DraftSharing(enum.StrEnum):
+    """Whose text drafts are made from."""
+
+    REQUEST = "request"  # the request's own alone
+    SHARD = "shard"  # of all requests of the shard with the same `cache_salt`
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -127,7 +143,7 @@ class NewSequence(msgspec.Struct, frozen=True, omit_defaults=True):
     scores: bool = False  # generate nothing: say what full depth chooses in place of each answer token given
     epoch: int = 0  # epoch of the `Prepare` of the model that it runs on
     grammar: Grammar | None = None  # None: the answer may be anything
-    cache_salt: str = ""  # KV is shared among sequences of the same salt only
+    cache_salt: str = ""  # KV, and text for drafts, are shared among sequences of the same salt only
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -162,6 +178,10 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     kv_fill: Fill = Fill.RECOMPUTE
     exit_fallback: bool = True  # run at full depth where early exit does not pay
     exit_deferral: bool = True  # per_row: rows that stay may wait for each other
+    drafters: list[DrafterKind] = []  # in order; []: no drafts. `exit`, if any, is the last
+    draft_sharing: DraftSharing = DraftSharing.SHARD
+    draft_head: str | None = None  # folder of the trained head that `head` drafts with
+    drafts_always: bool = False  # verify every draft, also where that is measured not to pay
     score_budget: float = 0.02  # share of the time for scores where layers are missing; 0: no scores there
     replay_exits: str | None = None  # file with a distribution of exit layers to draw from
     cache_dir: str | None = None  # where compiled kernels are kept; None: ~/.cache/helios
@@ -304,20 +324,37 @@ class SequenceOutput(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     error: str = ""  # why it cannot go on, in a sentence: the sequence has ended without an answer
 
 
+class DraftCount(msgspec.Struct, frozen=True, array_like=True):
+    """A drafter's drafts in a step, by place in their draft, up to `DRAFT_PLACES`; the last has the rest."""
+
+    drafted: list[int]
+    accepted: list[int]
+
+
 class ExitReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Statistics of early exits in a step."""
+    """Statistics of early exits and drafts in a step."""
 
     tokens_by_exit: dict[int, int] = {}
     confidence_sum: float = 0.0
     num_confident: int = 0  # number of tokens with a confidence
     breaches: int = 0  # tokens that left below their threshold
-    drafted: int = 0
-    accepted: int = 0  # accepted drafts
+    drafts: dict[DrafterKind, DraftCount] = {}
+    draft_ms: float = 0.0  # time of drafters
+    saved_ms: float = 0.0  # by accepted drafts, less what all drafts cost; estimated
     kv_fills: int = 0  # keys and values projected for layers not run, counted per token and layer
     waiting: int = 0  # rows that wait at the first exit after the step
     segment_ms: list[float] = []
     head_ms: float = 0.0
     fill_ms: float = 0.0
+
+    @property
+    def drafted(self) -> int:
+        """Drafts verified, each a row of the pass."""
+        return sum(sum(count.drafted) for count in self.drafts.values())
+
+    @property
+    def accepted(self) -> int:
+        return sum(sum(count.accepted) for count in self.drafts.values())
 
 
 class GrammarReport(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -32,9 +32,10 @@ class FullDepth:
         self._pools = pools
         self._make_batch = make_batch
         self._sampler = sampler
+        self.taps: dict[int, torch.Tensor] = {}  # numbers of layers -> hidden states (T, H) behind them
 
     def run(self, chunks: list[Chunk]) -> list[Made]:
-        """For each chunk its next token, or none while its prompt goes on, and the scores it asked for."""
+        """For each chunk the tokens it draws, and the scores it asked for; none while a prompt goes on."""
         batch = self._make_batch(chunks)
         hidden = self._run_layers(batch)
         starts = [0, *accumulate(chunk.num_tokens for chunk in chunks)]  # not read back from the device
@@ -53,20 +54,21 @@ class FullDepth:
         hidden = self._decoder.embed(batch)
         for layer in range(self._decoder.depth):
             hidden = self._decoder.run_layer(layer, hidden, batch, self._pools[layer])
+            if layer + 1 in self.taps:
+                self.taps[layer + 1] = hidden
         return hidden
 
     def _draw(self, chunks: list[Chunk], hidden: torch.Tensor, starts: list[int]) -> list[list[TokenOutput]]:
         tokens: list[list[TokenOutput]] = [[] for _ in chunks]
-        drawing = [i for i, chunk in enumerate(chunks) if chunk.samples]
+        drawing = [(i, back) for i, chunk in enumerate(chunks) for back in range(chunk.num_draws - 1, -1, -1)]
         if not drawing:
             return tokens
-        rows = torch.tensor([starts[i + 1] - 1 for i in drawing], device=hidden.device)
+        rows = torch.tensor([starts[i + 1] - 1 - back for i, back in drawing], device=hidden.device)
         logits = self._decoder.logits(hidden[rows])
-        sequences = [chunks[i].sequence for i in drawing]
-        draws = [Draw(sequence, sequence.num_tokens, self._decoder.depth) for sequence in sequences]
-        for i, token in zip(drawing, self._sampler.choose(logits, draws), strict=True):
-            tokens[i] = [token]
-        return tokens
+        draws = [Draw(chunks[i].sequence, chunks[i].end - back, self._decoder.depth) for i, back in drawing]
+        for (i, _), token in zip(drawing, self._sampler.choose(logits, draws), strict=True):
+            tokens[i].append(token)
+        return [chunk.standing(drawn) for chunk, drawn in zip(chunks, tokens, strict=True)]
 
     def _score_prompt(self, chunk: Chunk, hidden: torch.Tensor) -> list[TokenOutput]:
         """Log-probabilities of the prompt tokens that follow this chunk's, from hidden states (Q, H)."""

@@ -5,6 +5,7 @@ The router may be behind: the table skips a step's stale attempts and ended sequ
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 
 import msgspec
 
@@ -30,12 +31,14 @@ Constrain = Callable[[NewSequence], Constraint | None]
 class Chunk(msgspec.Struct, frozen=True):
     """Tokens `start .. start + num_tokens` of one sequence, to be computed in this step.
 
-    It has no tokens when the sequence waits at an exit: only the deeper layers are left to run.
+    It has no tokens when the sequence waits at an exit: only the deeper layers are left to run. Its last
+    `num_drafts` tokens are guesses: the next token is drawn before each of them too.
     """
 
     sequence: Sequence
     start: int
     num_tokens: int
+    num_drafts: int = 0
 
     @property
     def end(self) -> int:
@@ -45,6 +48,22 @@ class Chunk(msgspec.Struct, frozen=True):
     def samples(self) -> bool:
         """True when the chunk ends in the last known token, so that the next one is drawn."""
         return self.end == self.sequence.num_tokens and self.sequence.max_new_tokens > 0
+
+    @property
+    def num_draws(self) -> int:
+        """Number of tokens drawn: one behind each draft, and one before them."""
+        return 1 + self.num_drafts if self.samples else 0
+
+    def standing(self, drawn: list[TokenOutput]) -> list[TokenOutput]:
+        """Of the tokens drawn those that stand: all up to the first that is not what was drafted."""
+        drafts = self.sequence.token_ids[self.end - self.num_drafts : self.end]
+        right = takewhile(lambda pair: pair[0] == pair[1].id, zip(drafts, drawn, strict=False))
+        return drawn[: 1 + sum(1 for _ in right)]
+
+    @property
+    def decodes(self) -> bool:
+        """It ends in a token of the answer, and holds little more than that and what a grammar forced."""
+        return self.samples and self.sequence.num_new_tokens > 0 and 0 < self.num_tokens <= MAX_FORCED + 1
 
 
 def lay_out(sequences: Iterable[NewSequence], block_size: int) -> list[Chunk]:
@@ -85,6 +104,7 @@ class SequenceTable:
         self.keys = Keys(block_size)
         self._queried = self._hit = self._num_cleared = 0
         self._reported = Usage()
+        self.retire: Callable[[Sequence], None] | None = None  # told of every sequence that leaves
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -284,13 +304,25 @@ class SequenceTable:
         return forced, None
 
     def reserve(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Take blocks for a sequence's first `num_tokens` tokens; False if too few are free."""
+        """Take blocks for a sequence's first `num_tokens` tokens; False if too few are free.
+
+        One for each sequence is left: what may be drafted must not take what will be needed.
+        """
         missing = -(-num_tokens // self.block_size) - len(sequence.blocks)
-        if num_tokens > self.max_total_tokens or missing > self.pool.num_free:
+        if num_tokens > self.max_total_tokens:
             return False
         if missing > 0:
+            if missing > self.pool.num_free - len(self.sequences):
+                return False
             sequence.blocks.extend(self.pool.take(missing))
         return True
+
+    def reserve_more(self, sequence: Sequence, num_more: int) -> int:
+        """Take blocks for up to `num_more` tokens behind a sequence's own; how many of them have a place."""
+        if self.reserve(sequence, sequence.num_tokens + num_more):
+            return num_more
+        num_held = min(len(sequence.blocks) * self.block_size, self.max_total_tokens)
+        return max(0, min(num_more, num_held - sequence.num_tokens))
 
     def _num_blocks_to_finish(self, sequence: Sequence) -> int:
         return -(-min(sequence.max_tokens, self.max_total_tokens) // self.block_size)
@@ -339,3 +371,5 @@ class SequenceTable:
         if sequence is not None:
             self.pool.give_back(sequence.blocks)
             sequence.blocks = []
+            if self.retire is not None:
+                self.retire(sequence)

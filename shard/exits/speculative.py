@@ -21,7 +21,7 @@ from shard.engine.sequence_table import Chunk
 from shard.exits.draft_planner import MAX_DRAFTS, PRIOR, Acceptance, Costs, Plan, plan_round
 from shard.exits.fallback import ExitFallback
 from shard.exits.segments import ActiveRows, Row, SegmentedDecoder
-from shard.messages import ExitReport, TokenOutput
+from shard.messages import DRAFT_PLACES, DraftCount, DrafterKind, ExitReport, TokenOutput
 
 Reserve = Callable[[Sequence, int], bool]  # takes blocks up to a number of tokens, without preempting
 
@@ -84,13 +84,16 @@ class Speculative:
         active = self._verify(rows, drafts)
         drawn = self._draw(active, drafts)
         self._segmented.laps.settle()
-        drafted = accepted = 0
+        counts = DraftCount([0] * DRAFT_PLACES, [0] * DRAFT_PLACES)
         for draft in drafts.values():
             del draft.row.sequence.token_ids[draft.start + 1 :]
             kept = self._accept(draft, drawn[draft.row])
             drawn[draft.row] = drawn[draft.row][: kept + 1]
-            drafted, accepted = drafted + len(draft.tokens), accepted + kept
-        return [drawn.get(row, []) for row in rows], ExitReport(drafted=drafted, accepted=accepted)
+            for place in range(len(draft.tokens)):
+                counts.drafted[min(place, DRAFT_PLACES - 1)] += 1
+                counts.accepted[min(place, DRAFT_PLACES - 1)] += place < kept
+        tokens = [row.chunk.standing(drawn[row]) if row.chunk.num_drafts else drawn.get(row, []) for row in rows]
+        return tokens, ExitReport(drafts={DrafterKind.EXIT: counts})
 
     def _begin(self, chunk: Chunk) -> Draft:
         """Plan a row's round, within its blocks and its limits."""
@@ -173,7 +176,7 @@ class Speculative:
         at: list[int] = []
         depth, offset = self._segmented.decoder.depth, 0
         for row, count in zip(active.rows, active.counts, strict=True):
-            positions = range(count) if row.sequence in drafts else range(count - row.chunk.samples, count)
+            positions = range(count) if row.sequence in drafts else range(count - row.chunk.num_draws, count)
             for i in positions:
                 draws.append(Draw(row.sequence, row.chunk.end - count + i + 1, depth))
                 owners.append(row)
@@ -202,5 +205,5 @@ class Speculative:
 
 
 def _drafts(chunk: Chunk) -> bool:
-    """The chunk decodes: its only current token is the newest."""
+    """The chunk decodes, and nobody else has drafted for it: its only current token is the newest."""
     return chunk.samples and chunk.num_tokens == 1 and chunk.sequence.num_new_tokens > 0
