@@ -18,7 +18,7 @@ from shard.exits.exit_heads import (
     read_exits,
 )
 from shard.exits.settings import settings_of
-from shard.messages import Mode, ShardConfig
+from shard.messages import DrafterKind, Mode, ShardConfig
 from shard.models.checkpoint import digest
 from shard.models.load import Decoder, load_decoder
 from shard.models.model_folder import unread_weights
@@ -129,7 +129,7 @@ class Model:
     def _load_exits(self) -> list[Exit]:
         """The exits that the mode uses, in order. Raises `ExitError` and `CheckpointError`."""
         config, mode = self.config, self.settings.mode
-        if mode is Mode.FULL:
+        if mode is Mode.FULL or (mode is Mode.SPECULATIVE and not _drafts_at_exits(config)):
             return []
         folder = Path(config.exits) if config.exits else None
         layers = config.exit_layers or [self.decoder.depth] * (mode is Mode.CAPPED)
@@ -137,6 +137,11 @@ class Model:
         exits = load_exits(file, folder, self.decoder, self.reader, mode is Mode.CAPPED)
         check_criterion(exits, self.settings.criterion)
         return exits
+
+
+def _drafts_at_exits(config: ShardConfig) -> bool:
+    """`speculative` drafts at exits: told to, or told of no other way."""
+    return DrafterKind.EXIT in config.drafters or not config.drafters
 
 
 def ops_of(config: ShardConfig) -> PlainOps:

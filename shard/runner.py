@@ -6,6 +6,10 @@ from pathlib import Path
 
 import torch
 
+from shard.drafts.chain import DraftChain
+from shard.drafts.drafter import Drafter
+from shard.drafts.drafting import Drafting, FullPass
+from shard.drafts.text import TextDrafter
 from shard.engine.full_depth import FullDepth
 from shard.engine.grammar import GrammarCompiler
 from shard.engine.kv_cache import KVCache, check_spare, free_bytes, is_elastic, memory_errors
@@ -21,6 +25,7 @@ from shard.exits.speculative import Speculative
 from shard.exits.streamed_scoring import StreamedScoring
 from shard.memory import Weights
 from shard.messages import (
+    DrafterKind,
     ExitReport,
     Mode,
     Ready,
@@ -84,6 +89,9 @@ class ModelRunner:
             self.decoder, exits, self.kv_cache.layers, self.make_batch, settings.fill
         )
         self.exiting = self._make_exiting()
+        self.drafting: Drafting | None = None
+        if self.exiting is not None and (drafters := self._make_drafters()):
+            self.draft_with(drafters, config.drafts_always)
         self.streamed = self._make_streamed()
         self.phases_ms = dict(self.model.reader.phases_ms)
         self.load_ms = (time.perf_counter() - started) * 1000
@@ -219,7 +227,7 @@ class ModelRunner:
             for chunk, made in zip(at_full_depth, self._full_depth.run(at_full_depth), strict=True):
                 outputs.append(self.table.finish(chunk, made.tokens, made.prompt, made.scores))
         if others and self.exiting:
-            tokens, report = self.exiting.run(others)
+            tokens, report = (self.drafting or self.exiting).run(others)
             outputs += map(self.table.finish, others, tokens)
         return outputs, report
 
@@ -248,7 +256,7 @@ class ModelRunner:
         pools, make_batch = self.kv_cache.layers, self.make_batch
         return StreamedScoring(self._full_depth, missing, pools, make_batch, config.score_budget)
 
-    def _make_exiting(self) -> EarlyExit | Capped | Speculative | None:
+    def _make_exiting(self) -> EarlyExit | Capped | Speculative | FullPass | None:
         settings = self.model.settings
         if settings.mode is Mode.FULL:
             return None
@@ -257,11 +265,30 @@ class ModelRunner:
         if settings.mode is Mode.CAPPED:
             return Capped(segmented, criterion, self._sampler, self._replay(None))
         if settings.mode is Mode.SPECULATIVE:
+            if not self.model.exits:
+                return FullPass(self._full_depth, self.depth)
             return Speculative(
                 segmented, self._full_depth, self._sampler, self.table.reserve, settings.falls_back
             )
         replay = self._replay([exit_head.layer for exit_head in self.model.exits])
         return EarlyExit(segmented, settings, criterion, self._full_depth, self._sampler, replay)
+
+    def draft_with(self, drafters: list[Drafter], always: bool = False) -> None:
+        """Let drafters draft around the mode. `always`: whatever they draft is verified."""
+        assert self.exiting is not None
+        chain = DraftChain(drafters, self.table.reserve_more, always)
+        self.drafting = Drafting(self.exiting.run, chain, self.table, self._full_depth.taps)
+
+    def _make_drafters(self) -> list[Drafter]:
+        """The configuration's drafters, but for exits, which draft within the mode."""
+        config, drafters = self._config, list[Drafter]()
+        for kind in config.drafters:
+            match kind:
+                case DrafterKind.TEXT:
+                    drafters.append(TextDrafter(config.draft_sharing))
+                case DrafterKind.HEAD:
+                    raise ValueError("There is no trained head to draft with.")
+        return drafters
 
     def _replay(self, exit_layers: list[int] | None) -> Replay | None:
         """The replay of exit layers, if one is configured."""

@@ -1,13 +1,13 @@
 """The drafters of a model in order: which one drafts for which sequence, and how much is verified.
 
-A sequence gets the draft of the first drafter that has one for it. Drafters that cost time are asked only where
-that pays by what is known of them. One that raises is switched off for good.
+A sequence gets the draft of the first drafter that has one for it. Drafters that cost time are asked only
+where that pays by what is known of them. One that raises is switched off for good.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ EXPLORE_ROUNDS = 64  # rounds in which nothing was worth it until one is tried a
 HOPE = 0.5  # of what drafts are measured to cost, when they are tried all the same
 SMOOTHING = 0.1
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -73,13 +74,10 @@ class DraftChain:
         self._reserve = reserve
         self._always = always
         self._idle_rounds = 0
+        # numbers of layers behind which some drafter wants hidden states
+        self.layers = tuple(sorted({layer for link in self._links for layer in link.drafter.layers}))
         self.costs = PassCosts()
         self.draft_ms = 0.0  # of the last round
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Numbers of layers behind which some drafter wants hidden states."""
-        return tuple(sorted({layer for link in self._links for layer in link.drafter.layers}))
 
     def propose(self, asked: list[Asked], num_others: int) -> None:
         """Fill in the drafts that are worth a pass's rows. `num_others` tokens of prompts run beside."""
@@ -106,13 +104,11 @@ class DraftChain:
         self.draft_ms = (time.perf_counter() - started) * 1000
 
     def note(self, passed: list[Passed]) -> None:
-        """Tell every drafter what a pass computed."""
-        layers = self.layers
+        """Tell every drafter what a pass computed, with the hidden states of its layers."""
         for link in list(self._links):
-            own = link.drafter.layers
-            some = [layers.index(layer) for layer in own]
+            some = [self.layers.index(layer) for layer in link.drafter.layers]
             told = [msgspec.structs.replace(one, states=[one.states[i] for i in some]) for one in passed]
-            self._guarded(link, lambda told=told, link=link: link.drafter.note(told))
+            self._guarded(link, link.drafter.note, told)
 
     def settle(self, asked: list[Asked], accepted: list[int]) -> None:
         """Learn how many guesses of each draft were right."""
@@ -126,7 +122,7 @@ class DraftChain:
     def retire(self, sequence: Sequence) -> None:
         """A sequence has left the shard."""
         for link in list(self._links):
-            self._guarded(link, lambda link=link: link.drafter.retire(sequence))
+            self._guarded(link, link.drafter.retire, sequence)
 
     def _ask(self, link: Link, asked: list[Asked], num_sequences: int, cost: Callable[[int], float]) -> None:
         """Fill in the drafts of one drafter, if asking it is worth its time."""
@@ -135,13 +131,14 @@ class DraftChain:
             longest = MAX_LENGTH
             if not self._always:
                 chances = [link.acceptance.unseen(one.sequence, one.most) for one in asked]
-                longest = choose_length(chances, num_sequences, cost, link.expected_ms(len(asked)), MAX_LENGTH)
+                guess_ms = link.expected_ms(len(asked))
+                longest = choose_length(chances, num_sequences, cost, guess_ms, MAX_LENGTH)
             if not longest:
                 self._idle_rounds += 1
                 return
             lengths = [self._room(one.sequence, min(longest, one.most)) for one in asked]
         started = time.perf_counter()
-        drafts = self._guarded(link, lambda: link.drafter.propose(sequences, lengths))
+        drafts = self._guarded(link, link.drafter.propose, sequences, lengths)
         if drafts is None:
             return
         if not link.drafter.is_free:
@@ -160,11 +157,12 @@ class DraftChain:
         """How many of the wanted guesses the sequence's blocks hold, with those that are free."""
         return self._reserve(sequence, wanted) if wanted else 0
 
-    def _guarded(self, link: Link, call: Callable[[], T]) -> T | None:
+    def _guarded(self, link: Link, call: Callable[P, T], *given: P.args, **named: P.kwargs) -> T | None:
         """A drafter's answer; None if it fails, which is its last time."""
         try:
-            return call()
+            return call(*given, **named)
         except Exception:
             self._links.remove(link)
-            _log.warning("The drafter %r has failed and is switched off.", link.drafter.name, exc_info=True)
+            name = link.drafter.name.value
+            _log.warning("The drafter %r has failed and is switched off.", name, exc_info=True)
             return None

@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from shard.engine.sequence import Sequence
+from shard.messages import DrafterKind
 
 NUM_GRADES = 16
 
@@ -51,11 +52,20 @@ class Passed(msgspec.Struct, frozen=True):
 
 
 class Drafter(Protocol):
-    """Guesses how sequences go on. Keeps what it knows of a sequence in a `WeakKeyDictionary`, or by `retire`."""
+    """Guesses how sequences go on. What it keeps of a sequence goes with `retire`."""
 
-    name: str  # as in --drafters
-    layers: tuple[int, ...]  # numbers of layers behind which it wants hidden states; (): none
-    is_free: bool  # a guess costs next to nothing beside a pass, so that lengths need no plan beforehand
+    @property
+    def name(self) -> DrafterKind: ...
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of layers behind which it wants hidden states; (): none."""
+        ...
+
+    @property
+    def is_free(self) -> bool:
+        """A guess costs next to nothing beside a pass, so that it is asked without weighing its time."""
+        ...
 
     def propose(self, sequences: list[Sequence], max_lengths: list[int]) -> list[Draft]:
         """A draft for each sequence, of at most so many tokens; an empty one where it has no idea.

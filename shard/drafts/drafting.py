@@ -1,8 +1,8 @@
 """Drafts around a mode: guesses are appended to the sequences, the mode verifies them in its one pass.
 
-The pass draws the model's own token behind every guess, with that position's noise, and what stands is what it
-draws up to the first guess that was wrong (Leviathan et al. 2023, where the draw is deterministic): texts are
-those of the same layers without drafts, greedy and sampled. A step without drafts is the mode's own.
+The pass draws the model's own token behind every guess, with that position's noise, and what stands is what
+it draws up to the first guess that was wrong (Leviathan et al. 2023, where the draw is deterministic): texts
+are those of the same layers without drafts, greedy and sampled. A step without drafts is the mode's own.
 """
 
 import time
@@ -131,7 +131,7 @@ def _counts(asked: list[Asked], accepted: list[int]) -> dict[DrafterKind, DraftC
     counts: dict[DrafterKind, DraftCount] = {}
     for one, right in zip(asked, accepted, strict=True):
         if one.draft and one.drafter is not None:
-            name = DrafterKind(one.drafter.drafter.name)
+            name = one.drafter.drafter.name
             none = DraftCount([0] * DRAFT_PLACES, [0] * DRAFT_PLACES)
             count = counts.setdefault(name, none)
             for place in range(len(one.draft)):

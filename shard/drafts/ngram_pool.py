@@ -1,7 +1,7 @@
 """What followed n tokens when they were last said: a table of fixed size, as llama.cpp's ngram-mod.
 
-An entry is the next token, a mark of the n-gram's hash, and the time it was written. An n-gram has two places,
-of which the older is given up: what is not said again is forgotten.
+An entry is the next token, a mark of the n-gram's hash, and the time it was written. An n-gram has two
+places, of which the older is given up: what is not said again is forgotten.
 """
 
 from array import array
@@ -12,7 +12,7 @@ _FACTOR = 0x9E3779B97F4A7C15
 
 
 class NgramPool:
-    """n-gram -> next token. `seed`s keep texts apart: what was entered under one is not found under another."""
+    """n-gram -> next token. What was entered under one seed is not found under another."""
 
     def __init__(self, num_entries: int = NUM_ENTRIES):
         self._mask = num_entries - 1

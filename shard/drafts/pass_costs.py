@@ -1,17 +1,56 @@
 """What a pass of so many rows costs on this machine, learned from the passes themselves. Pure.
 
-Rows are the tokens of a pass: one for each sequence, and one for each draft. What another one costs depends on
-the machine and on how many there are: nearly nothing while weights are what is read, and as much as any other
-once arithmetic takes longer. Times are kept relative to the machine's present speed, so that a machine that
-slows down for everything does not make drafts look dear.
+Rows are the tokens of a pass: one for each sequence, and one for each draft. What another one costs depends
+on the machine and on how many there are: nearly nothing while weights are what is read, and as much as any
+other once arithmetic takes longer. Times are kept relative to the machine's present speed, so that a machine
+that slows down for everything does not make drafts look dear.
 """
 
 import math
 from bisect import bisect_right
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # where times are kept
-ADDED = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # drafts beside a number of sequences, likewise
-PRIOR_ROWS = 32.0  # rows that double the time of one, before any is measured: hopeful, so that drafts are tried
+ROWS = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+)  # where times are kept
+ADDED = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    128,
+)  # drafts beside a number of sequences, likewise
+PRIOR_ROWS = (
+    32.0  # rows that double the time of one, before any is measured: hopeful, so that drafts are tried
+)
 SMOOTHING = 0.1
 SPEED_SMOOTHING = 0.05
 OUTLIER = 2.0  # a time so many times off counts as that

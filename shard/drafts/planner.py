@@ -13,8 +13,8 @@ Cost = Callable[[int], float]  # number of drafts -> milliseconds of the pass
 def choose(chances: list[list[float]], num_tokens: float, cost: Cost) -> list[int]:
     """How many guesses of each draft to verify.
 
-    `chances` has for each draft the chance of each guess, given those before it; `num_tokens` is what the pass
-    makes without any.
+    `chances` has for each draft the chance of each guess, given those before it; `num_tokens` is what the
+    pass makes without any.
     """
     ranked = sorted(
         ((-gain, place, row) for row, own in enumerate(chances) for place, gain in enumerate(gains(own)))
@@ -34,7 +34,7 @@ def choose(chances: list[list[float]], num_tokens: float, cost: Cost) -> list[in
 def choose_length(
     chances: list[list[float]], num_tokens: float, cost: Cost, guess_ms: float, max_length: int
 ) -> int:
-    """How many guesses to ask of a drafter that takes `guess_ms` for one of each sequence; 0: it does not pay."""
+    """How many guesses to ask of a drafter that takes `guess_ms` for one of each sequence; 0: none pays."""
     best, best_length = num_tokens / cost(0), 0
     for length in range(1, max_length + 1):
         taken = [gains(own[:length]) for own in chances]

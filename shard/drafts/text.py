@@ -1,7 +1,8 @@
-"""`text`: drafts from what was said before, by the sequence itself and, where allowed, by others of the shard.
+"""`text`: drafts from what was said before, by the sequence itself and, where allowed, by others.
 
-A sequence's own longest match comes first, then what followed its last tokens in others' text. Others are those
-with the same `cache_salt`, as for the prefix cache: by the time an answer takes one could tell what they wrote.
+A sequence's own longest match comes first, then what followed its last tokens in others' text. Others are
+those with the same `cache_salt`, as for the prefix cache: the time that an answer takes would tell what they
+wrote.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ _LEAST_MATCHES = (0, 3, 4, 5, 7, 10, 16, 24)  # of the grades of a sequence's ow
 
 
 class TextDrafter:
-    """Looks drafts up; knows no model. Memory: the pool's, and 4 to 8 bytes for each token of running sequences."""
+    """Looks drafts up; knows no model. It holds the pool, and some 8 bytes for each token that runs."""
 
     name = DrafterKind.TEXT
     layers: tuple[int, ...] = ()

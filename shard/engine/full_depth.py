@@ -32,7 +32,9 @@ class FullDepth:
         self._pools = pools
         self._make_batch = make_batch
         self._sampler = sampler
-        self.taps: dict[int, torch.Tensor] = {}  # numbers of layers -> hidden states (T, H) behind them
+        self.taps: dict[
+            int, torch.Tensor | None
+        ] = {}  # numbers of layers -> hidden states (T, H) behind them
 
     def run(self, chunks: list[Chunk]) -> list[Made]:
         """For each chunk the tokens it draws, and the scores it asked for; none while a prompt goes on."""

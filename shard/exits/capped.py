@@ -33,7 +33,7 @@ class Capped:
         lap = laps.start()
         rows = [Row(chunk, 1) for chunk in chunks]
         active = self._segmented.start(rows)
-        before = active.hidden[active.batch.query_starts[1:] - 1]
+        before = active.hidden
         self._segmented.run(0, active)
         laps.stop(lap, times_ms.append)
         lap = laps.start()
@@ -41,7 +41,10 @@ class Capped:
         if not drawing:
             laps.settle()
             return [[] for _ in rows], ExitReport(segment_ms=times_ms)
-        features = self._segmented.features(0, active, drawing)
+        counts = [rows[i].chunk.num_draws for i in drawing]
+        at = active.tails(drawing, counts)
+        features = self._segmented.features(0, active, drawing, counts)
+        drawing = [i for i, count in zip(drawing, counts, strict=True) for _ in range(count)]
         logits = self._exit.vocabulary(features)
         limits = [self._criterion.threshold(self._exit, rows[i]) for i in drawing]
         if self._replay is not None:
@@ -49,22 +52,26 @@ class Capped:
         elif self._criterion.needs_logits:
             confidences = self._criterion.of_rows(logits, [rows[i] for i in drawing]).tolist()
         else:
-            confidences = self._criterion.of_hidden(
-                self._exit, active.last(drawing), before[drawing]
-            ).tolist()
+            confidences = self._criterion.of_hidden(self._exit, active.hidden[at], before[at]).tolist()
+        backs = [back for count in counts for back in range(count - 1, -1, -1)]
         draws = [
-            Draw(rows[i].sequence, rows[i].sequence.num_tokens, self._exit.layer, confidence)
-            for i, confidence in zip(drawing, confidences, strict=True)
+            Draw(rows[i].sequence, rows[i].chunk.end - back, self._exit.layer, confidence)
+            for i, back, confidence in zip(drawing, backs, confidences, strict=True)
         ]
         for i, token in zip(drawing, self._sampler.choose(logits, draws), strict=True):
-            rows[i].tokens = [token]
+            rows[i].tokens.append(token)
+        for row in rows:
+            row.tokens = row.chunk.standing(row.tokens)
         laps.stop(lap, times_ms.append)
         laps.settle()
+        limit_of = {rows[i].sequence: limit for i, limit in zip(drawing, limits, strict=True)}
+        standing = [(token, limit_of[row.sequence]) for row in rows for token in row.tokens]
+        sure = [(token.confidence or 0.0, limit) for token, limit in standing]
         return [row.tokens for row in rows], ExitReport(
-            tokens_by_exit={self._exit.layer: len(drawing)},
-            confidence_sum=sum(confidences),
-            num_confident=len(confidences),
-            breaches=sum(sure < limit for sure, limit in zip(confidences, limits, strict=True)),
+            tokens_by_exit={self._exit.layer: len(standing)},
+            confidence_sum=sum(confidence for confidence, _ in sure),
+            num_confident=len(sure),
+            breaches=sum(confidence < limit for confidence, limit in sure),
             segment_ms=times_ms[:1],
             head_ms=times_ms[1],
         )

@@ -23,7 +23,10 @@ class DeferredSampling:
         self.num_rows = 0
 
     def add(self, rows: list[Row], exit_layer: int, features: torch.Tensor, vocabulary: Vocabulary) -> None:
-        """Add rows that left with features (N, F), from which `vocabulary` computes logits."""
+        """Add rows that left with features (N, F), from which `vocabulary` computes logits.
+
+        N counts every draw of a row: one more than its drafts.
+        """
         self._features.setdefault(vocabulary, []).append((rows, features))
         self._note(rows, exit_layer)
 
@@ -43,9 +46,15 @@ class DeferredSampling:
     def draw(self, sampler: Sampler) -> None:
         """Draw every row's token."""
         for rows, logits in self._logits:
-            draws = [Draw(r.sequence, r.sequence.num_tokens, r.exit_layer, r.confidence) for r in rows]
-            for row, token in zip(rows, sampler.choose(logits, draws), strict=True):
-                row.tokens = [token]
+            drawing = [(row, back) for row in rows for back in range(row.chunk.num_drafts, -1, -1)]
+            draws = [
+                Draw(r.sequence, r.sequence.num_tokens - back, r.exit_layer, r.confidence)
+                for r, back in drawing
+            ]
+            for (row, _), token in zip(drawing, sampler.choose(logits, draws), strict=True):
+                row.tokens.append(token)
+            for row in rows:
+                row.tokens = row.chunk.standing(row.tokens)
 
     def _note(self, rows: list[Row], exit_layer: int) -> None:
         self.num_rows += len(rows)

@@ -112,7 +112,7 @@ class EarlyExit:
             self._note_costs(rows, tally)
         for row in rows:
             row.sequence.has_pending = row.pending_states.has_pending
-        if len(decoding) == len(rows):
+        if len(decoding) == len(rows) and not any(chunk.num_drafts for chunk in chunks):
             num_tokens, ms = sum(len(row.tokens) for row in rows), (time.perf_counter() - started) * 1000
             self.fallback.note(len(rows), num_tokens, ms, tally.num_waiting)
         return [row.tokens for row in rows], tally.report(rows)
@@ -125,9 +125,12 @@ class EarlyExit:
         )
 
     def _may_leave(self, row: Row) -> bool:
-        """A decoding row may leave, unless it must run to full depth or has too many tokens to project."""
+        """A decoding row may leave, unless it must run to full depth or has too many tokens to project.
+
+        One with drafts may not: the deepest layer verifies.
+        """
         in_hand = row.chunk.num_tokens <= 1 or self._settings.fill is Fill.RECOMPUTE
-        return row.sequence.may_exit and in_hand
+        return row.sequence.may_exit and in_hand and not row.chunk.num_drafts
 
     def _run_segments(self, rows: list[Row], tally: Tally) -> None:
         waiting = [row for row in rows if row.waits]
@@ -244,7 +247,8 @@ class EarlyExit:
         for row in rows:
             row.confidence = None
         decoder = self._segmented.decoder
-        tally.deferred.add(rows, decoder.depth, decoder.normed(active.last(indices)), decoder.head)
+        last = active.hidden[active.tails(indices, [1 + row.chunk.num_drafts for row in rows])]
+        tally.deferred.add(rows, decoder.depth, decoder.normed(last), decoder.head)
 
     def _draw(self, tally: Tally) -> None:
         """Draw the tokens of all rows of the step."""

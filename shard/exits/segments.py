@@ -8,6 +8,7 @@ the work.
 """
 
 import functools
+from itertools import accumulate
 
 import msgspec
 import torch
@@ -106,6 +107,14 @@ class ActiveRows:
             return slice(None)
         return self.batch.query_starts[1:][indices] - 1
 
+    def tails(self, indices: list[int], counts: list[int]) -> torch.Tensor | slice:
+        """Indices of so many last tokens of some rows."""
+        if max(counts) == 1:
+            return self.last_tokens(indices)
+        ends = list(accumulate(self.counts))
+        at = [ends[i] - back for i, n in zip(indices, counts, strict=True) for back in range(n, 0, -1)]
+        return torch.tensor(at, device=self.hidden.device)
+
     def pieces(self) -> list[torch.Tensor]:
         """The hidden states of each row, (count, H)."""
         return list(self.hidden.split(self.counts))
@@ -166,13 +175,19 @@ class SegmentedDecoder:
         if segment < len(self.exits) and (block := self.exits[segment].block) is not None:
             active.block_queries = self._project(block, active)
 
-    def features(self, segment: int, active: ActiveRows, indices: list[int]) -> torch.Tensor:
-        """Features (N, F) of some rows' last tokens behind a segment, for the exit's vocabulary."""
-        exit_head, at = self.exits[segment], active.last_tokens(indices)
+    def features(
+        self, segment: int, active: ActiveRows, indices: list[int], counts: list[int] | None = None
+    ) -> torch.Tensor:
+        """Features (N, F) of some rows' last tokens behind a segment, for the exit's vocabulary.
+
+        `counts` has how many of each row; by default one.
+        """
+        counts = counts or [1] * len(indices)
+        exit_head, at = self.exits[segment], active.tails(indices, counts)
         hidden = active.hidden[at]
         if exit_head.block is not None:
             assert active.block_queries is not None
-            spans = [Chunk(active.rows[i].sequence, active.rows[i].chunk.end - 1, 1) for i in indices]
+            spans = _spans([active.rows[i] for i in indices], counts)
             batch, queries = self._make_batch(spans), active.block_queries[at]
             hidden = self.decoder.mix(exit_head.block, queries, hidden, batch, self._pools[exit_head.block])
         return exit_head.features(hidden)

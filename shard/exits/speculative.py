@@ -92,7 +92,9 @@ class Speculative:
             for place in range(len(draft.tokens)):
                 counts.drafted[min(place, DRAFT_PLACES - 1)] += 1
                 counts.accepted[min(place, DRAFT_PLACES - 1)] += place < kept
-        tokens = [row.chunk.standing(drawn[row]) if row.chunk.num_drafts else drawn.get(row, []) for row in rows]
+        tokens = [
+            row.chunk.standing(drawn[row]) if row.chunk.num_drafts else drawn.get(row, []) for row in rows
+        ]
         return tokens, ExitReport(drafts={DrafterKind.EXIT: counts})
 
     def _begin(self, chunk: Chunk) -> Draft:

@@ -8,6 +8,8 @@ from router.observers.metrics import MetricsObserver, watch_store
 from router.scheduling.request import GenerationFailed, Request
 from router.scheduling.step_tokens import StepTokens
 from shard.messages import (
+    DraftCount,
+    DrafterKind,
     ExitReport,
     FinishReason,
     GrammarReport,
@@ -21,6 +23,8 @@ from telemetry.prometheus import FAILURES, Metrics
 from telemetry.store import Store
 from tests.router.fakes import make_request, make_served_model
 from tests.running import ROOT
+
+DRAFTS = {DrafterKind.TEXT: DraftCount([3, 2], [2, 2])}
 
 
 class Observed:
@@ -159,7 +163,7 @@ def test_preemptions_and_deaths_are_counted(observed: Observed) -> None:
 
 def test_what_early_exits_did_in_a_step(observed: Observed) -> None:
     exits = ExitReport(
-        {3: 2}, confidence_sum=1.5, num_confident=2, breaches=1, drafted=5, accepted=4, kv_fills=6,
+        {3: 2}, confidence_sum=1.5, num_confident=2, breaches=1, drafts=DRAFTS, kv_fills=6,
         waiting=7, segment_ms=[10.0, 20.0], head_ms=30.0, fill_ms=40.0,
     )  # fmt: skip
     for _ in range(2):

@@ -9,6 +9,8 @@ from router.scheduling.step_tokens import StepTokens
 from router.text.prompt import Prompt
 from router.text.tokenizer import Piece
 from shard.messages import (
+    DraftCount,
+    DrafterKind,
     ExitReport,
     FinishReason,
     OlderReport,
@@ -24,6 +26,8 @@ from tests.router.fakes import FakeTokenizer, make_request, make_served_model, m
 
 FULL = make_served_model(0, make_target("poet"))
 CAPPED = make_served_model(1, make_target("poet"), depth=20)
+
+DRAFTS = {DrafterKind.TEXT: DraftCount([3, 2], [2, 2])}
 
 
 class Spelling(FakeTokenizer):
@@ -147,7 +151,7 @@ def test_scores_count_for_who_wrote_the_answer(recorded: Recorded) -> None:
 
 
 def test_a_step_tells_time_batch_blocks_exits_and_joules(recorded: Recorded) -> None:
-    exits = ExitReport(confidence_sum=1.5, num_confident=2, breaches=1, drafted=5, accepted=4)
+    exits = ExitReport(confidence_sum=1.5, num_confident=2, breaches=1, drafts=DRAFTS)
     recorded.observer.on_step(0, step(num_tokens=3, exits=exits, joules=2.0, num_blocks=50))
     recorded.observer.on_step(0, step(num_tokens=3, num_free_blocks=9))
     window = recorded.window()
