@@ -74,6 +74,8 @@ def _tile_row(summary: Summary, is_one_of_many: bool) -> str:
     ]
     if summary.slo.are_stated and rates.good_share is not None:
         tiles.append((f"good ({summary.slo.words})", f"{rates.good_share:.1%}", ""))
+    if summary.cached_share is not None:
+        tiles.append(("input tokens cached", f"{summary.cached_share:.1%}", ""))
     if summary.exits is not None:
         layers = f" of {summary.server_info.num_layers}" if summary.server_info.num_layers else ""
         tiles.append(("mean exit depth", number(summary.exits.total.mean_layer), layers))

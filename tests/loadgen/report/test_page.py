@@ -108,6 +108,11 @@ def test_the_server_s_own_word_is_there() -> None:
     assert "most waiting" in page
 
 
+def test_the_cached_share_is_there_where_the_server_tells() -> None:
+    assert "tokens cached" not in page_of([summary()])
+    assert "41.3%" in page_of([msgspec.structs.replace(summary(), cached_share=0.413)])
+
+
 def test_several_runs_are_drawn_over_one_another() -> None:
     single = summary()
     other = msgspec.structs.replace(single, label="other")
