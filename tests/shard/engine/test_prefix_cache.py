@@ -22,6 +22,7 @@ MODES: dict[str, dict[str, Any]] = {
         "kv_fill": "project",
     },
     "capped": {"exit_mode": "capped", "exit_layers": [2], "num_layers": 2},
+    "drafts": {"drafters": ["text"], "drafts_always": True},
     "speculative": {"exit_mode": "speculative", "exit_layers": [1, 2], "exit_fallback": False},
 }
 MODES["per_row"]["exit_fallback"] = MODES["per_row-project"]["exit_fallback"] = False
