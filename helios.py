@@ -19,6 +19,7 @@ COMMANDS = {
         "simulate what prefix caches find of a trace",
     ),
     "bench router": ("router.simulation.router_bench", "measure the router's CPU time per streamed token"),
+    "bench drafts": ("shard.bench.drafts", "measure the speculative mode against full depth, without HTTP"),
     "bench engine": ("shard.bench.engine", "measure the engine alone, without HTTP"),
     "tune": ("shard.tune.__main__", "make an early-exit model: heads trained by self-distillation"),
     "score": ("shard.score.command", "compare answers in a file with what the full model says"),

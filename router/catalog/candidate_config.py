@@ -7,6 +7,7 @@ import msgspec
 
 from router.catalog.repository import Candidate, Choice, Repository, default_path, read_repository
 from router.settings.config import Config
+from router.settings.exit_flags import drafters_of
 from router.settings.options import ConfigError
 from router.settings.toml_lines import TomlError
 from shard.messages import Mode, ShardConfig
@@ -67,10 +68,12 @@ def shard_config(config: Config, candidate: Candidate, folder: Path, depth: int 
     Other shards differ in `device` alone.
     """
     by_flags = config.shard_config(folder, 0)
+    mode = candidate.mode if depth is None else Mode.CAPPED
     return msgspec.structs.replace(
         by_flags,
         num_layers=depth,
-        exit_mode=candidate.mode if depth is None else Mode.CAPPED,
+        exit_mode=mode,
+        drafters=list(drafters_of(config.drafters, mode, candidate.exits is not None)),
         exit_layers=[] if candidate.exits is not None else list(config.exit_choice.layers),
         exits=_exits(candidate, depth),
         replay_exits=candidate.replay_exits or by_flags.replay_exits,

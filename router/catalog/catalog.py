@@ -16,7 +16,7 @@ from router.catalog.repository import Candidate, Choice, Repository
 from router.catalog.served_model import Target
 from router.settings.config import Config
 from router.text.tokenizer import Tokenizer
-from shard.messages import Mode, ShardConfig
+from shard.messages import DrafterKind, Mode, ShardConfig
 
 _SIMULATED_LAYERS = 30  # of a cost model without a number of layers
 
@@ -170,7 +170,10 @@ def _exit_layers(config: ShardConfig) -> list[int]:
 def _capped(whole: ShardConfig, depth: int) -> ShardConfig:
     """Settings of a model's first `depth` layers, with every token exiting at the last one."""
     layers = [depth] if whole.exit_layers else []
-    return msgspec.structs.replace(whole, num_layers=depth, exit_mode=Mode.CAPPED, exit_layers=layers)
+    drafters = [kind for kind in whole.drafters if kind is DrafterKind.TEXT]
+    return msgspec.structs.replace(
+        whole, num_layers=depth, exit_mode=Mode.CAPPED, exit_layers=layers, drafters=drafters
+    )
 
 
 def _simulated(config: Config, candidate: Candidate) -> tuple[int, int | None]:

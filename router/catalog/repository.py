@@ -206,6 +206,6 @@ def _candidate_contradictions(candidate: Candidate) -> Iterable[tuple[str, str]]
     if not candidate.depths and not candidate.whole:
         yield "whole", f"is false, but depths is empty: {candidate.name!r} could never serve."
     has_exits = candidate.exits is not None or candidate.cost_model is not None
-    if not has_exits and (candidate.depths or candidate.mode != Mode.FULL):
+    if not has_exits and (candidate.depths or candidate.mode not in (Mode.FULL, Mode.SPECULATIVE)):
         field = "depths" if candidate.depths else "mode"
         yield field, "needs exits, the folder that says where the model can be left."

@@ -15,7 +15,7 @@ from router.settings.exit_flags import ExitChoice
 from router.settings.machine import Machine
 from router.settings.model_names import hub_id, short_name
 from router.settings.options import ConfigError, setting
-from shard.messages import EMBEDDED_MODEL, Criterion, Fill, Mode, ShardConfig
+from shard.messages import EMBEDDED_MODEL, Criterion, DrafterKind, DraftSharing, Fill, Mode, ShardConfig
 from shard.quality.weight_format import certified_name, weight_format
 
 MIB = 1024 * 1024
@@ -133,6 +133,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     no_exit_fallback: Annotated[
         bool, setting("Early exit", "Leave early also where running in full is measured to be faster.")
     ] = False
+    drafters: Annotated[
+        tuple[DrafterKind, ...],
+        setting(
+            "Early exit",
+            "What drafts tokens for the model to verify, by commas: text, exit. Default in speculative: "
+            "text, and exit where there are exits.",
+        ),
+    ] = ()
+    draft_sharing: Annotated[
+        DraftSharing,
+        setting("Early exit", "Draft from the request's own text alone, or from the shard's of its tenant."),
+    ] = DraftSharing.SHARD
     replay_exits: Annotated[
         str | None,
         setting(
@@ -493,6 +505,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             folder=self.exits,
             replay=self.replay_exits,
             num_layers=self.num_layers,
+            named_drafters=self.drafters,
         )
 
     @property
@@ -525,6 +538,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             exit_layers=list(self.exit_choice.layers),
             exits=_absolute(self.exits),
             kv_fill=self.kv_fill,
+            drafters=list(self.exit_choice.drafters),
+            draft_sharing=self.draft_sharing,
             exit_fallback=not self.no_exit_fallback,
             score_budget=self.score_budget,
             prefix_cache=not self.no_prefix_cache,

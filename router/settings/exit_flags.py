@@ -9,13 +9,21 @@ import msgspec
 
 from router.settings.layerskip import exit_layers_of
 from router.settings.options import ConfigError
-from shard.messages import Mode
+from shard.messages import DrafterKind, Mode
 
+DRAFTING_MODES = (Mode.SPECULATIVE, Mode.PER_ROW, Mode.CAPPED)
 REPLAYING_MODES = (Mode.SYNCHRONIZED, Mode.PER_ROW, Mode.CAPPED)  # which use each token's exit layer
 
 
+def drafters_of(named: tuple[DrafterKind, ...], mode: Mode, has_exits: bool) -> tuple[DrafterKind, ...]:
+    """The drafters named, as far as a mode has them; by default in `speculative` text, and exits if any."""
+    if mode is not Mode.SPECULATIVE:
+        return tuple(kind for kind in named if kind is DrafterKind.TEXT and mode in DRAFTING_MODES)
+    return named or ((DrafterKind.TEXT, DrafterKind.EXIT) if has_exits else (DrafterKind.TEXT,))
+
+
 class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """Early-exit settings of a model. `named_layers` were given by the user; `layers` are in effect."""
+    """Early-exit settings of a model. What is named was given by the user; the rest is in effect."""
 
     model_id: str
     mode: Mode
@@ -23,6 +31,16 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
     folder: str | None
     replay: str | None
     num_layers: int | None
+    named_drafters: tuple[DrafterKind, ...] = ()
+
+    @property
+    def drafters(self) -> tuple[DrafterKind, ...]:
+        """The drafters in effect."""
+        return drafters_of(self.named_drafters, self.mode, self._has_exits)
+
+    @property
+    def _has_exits(self) -> bool:
+        return bool(self.layers) or self.folder is not None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -42,6 +60,7 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
         """Raises `ConfigError` when two flags contradict each other or one lacks another."""
         self._check_layers()
         self._check_mode()
+        self._check_drafters()
         if self.replay is not None and self.mode not in REPLAYING_MODES:
             raise ConfigError(
                 "replay_exits",
@@ -68,11 +87,37 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.mode == Mode.CAPPED:
             self._check_cap()
-        elif self.mode != Mode.FULL and not self.layers and self.folder is None:
+        elif self.mode not in (Mode.FULL, Mode.SPECULATIVE) and not self._has_exits:
             raise ConfigError(
                 "exit_mode",
                 f"exit_mode {self.mode} needs exit_layers or exits: where the model may be left.",
             )
+
+    def _check_drafters(self) -> None:
+        named = self.named_drafters
+        if named and self.mode not in DRAFTING_MODES:
+            raise ConfigError(
+                "drafters",
+                f"drafters has no use in exit_mode {self.mode}: choose speculative, per_row or capped.",
+            )
+        if len(set(named)) < len(named):
+            raise ConfigError("drafters", f"drafters must differ, not {','.join(named)}.")
+        if DrafterKind.HEAD in named:
+            raise ConfigError("drafters", "drafters cannot be head: no model here has such a head yet.")
+        if DrafterKind.EXIT in named:
+            self._check_exit_drafts()
+        elif named and self.mode is Mode.SPECULATIVE and (self.named_layers or self.folder is not None):
+            field = "exit_layers" if self.named_layers else "exits"
+            raise ConfigError(field, f"{field} has no use in exit_mode speculative without the drafter exit.")
+
+    def _check_exit_drafts(self) -> None:
+        if self.mode is not Mode.SPECULATIVE:
+            sentence = f"drafters cannot be exit in exit_mode {self.mode}: tokens leave there."
+            raise ConfigError("drafters", sentence)
+        if not self._has_exits:
+            raise ConfigError("drafters", "drafters cannot be exit without exit_layers or exits.")
+        if self.named_drafters[-1] is not DrafterKind.EXIT:
+            raise ConfigError("drafters", "drafters must have exit last: it costs most.")
 
     def _check_cap(self) -> None:
         if self.depth is None:

@@ -62,6 +62,7 @@ NEEDS = {  # what must be said with it
     "exit_layers": {"exit_mode": "per_row"},
     "exits": {"exit_mode": "per_row"},
     "replay_exits": {"exit_mode": "per_row", "exit_layers": "8"},
+    "drafters": {"exit_mode": "speculative", "exit_layers": "8"},
 }
 
 

@@ -69,6 +69,21 @@ def test_a_known_layerskip_checkpoint_brings_its_exits_when_a_mode_is_asked(tmp_
     assert own.exit_layers == [4]
 
 
+@pytest.mark.parametrize(
+    ("argv", "drafters"),
+    [
+        ([], []),
+        (["--exit-mode", "speculative"], ["text"]),
+        (["--exit-mode", "speculative", "--exit-layers", "8"], ["text", "exit"]),
+        (["--exit-mode", "speculative", "--exit-layers", "8", "--drafters", "exit"], ["exit"]),
+        (["--exit-mode", "capped", "--exit-layers", "8"], []),
+        (["--exit-mode", "capped", "--exit-layers", "8", "--drafters", "text"], ["text"]),
+    ],
+)
+def test_drafters_in_effect(tmp_path, argv, drafters):
+    assert asked(tmp_path, *argv).drafters == drafters
+
+
 def test_capped_loads_as_many_layers_as_its_exit_has(tmp_path):
     assert asked(tmp_path, "--exit-mode", "capped", "--exit-layers", "6").num_layers == 6
     assert asked(tmp_path, "--exit-mode", "capped", "--num-layers", "6").num_layers == 6
@@ -110,6 +125,30 @@ def test_capped_loads_as_many_layers_as_its_exit_has(tmp_path):
         (
             ["--exit-mode", "capped", "--exit-layers", "6,12", "--num-layers", "7"],
             "num_layers must be one of exit_layers (6,12) in exit_mode capped, not 7.",
+        ),
+        (
+            ["--drafters", "text"],
+            "drafters has no use in exit_mode full: choose speculative, per_row or capped.",
+        ),
+        (
+            ["--exit-mode", "speculative", "--drafters", "text,text"],
+            "drafters must differ, not text,text.",
+        ),
+        (
+            ["--exit-mode", "speculative", "--drafters", "text,exit"],
+            "drafters cannot be exit without exit_layers or exits.",
+        ),
+        (
+            ["--exit-mode", "speculative", "--exit-layers", "8", "--drafters", "exit,text"],
+            "drafters must have exit last: it costs most.",
+        ),
+        (
+            ["--exit-mode", "per_row", "--exit-layers", "8", "--drafters", "text,exit"],
+            "drafters cannot be exit in exit_mode per_row: tokens leave there.",
+        ),
+        (
+            ["--exit-mode", "speculative", "--exit-layers", "8", "--drafters", "text"],
+            "exit_layers has no use in exit_mode speculative without the drafter exit.",
         ),
         (
             ["--exit-mode", "speculative", "--exit-layers", "8", "--replay-exits", "shares.json"],
