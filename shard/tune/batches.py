@@ -9,6 +9,7 @@ import torch
 from shard.tune.heads import Rows
 from shard.tune.loss import Targets
 from shard.tune.states import StateCache
+from shard.tune.text import Passage
 
 POOL = 256  # passages sorted by length at a time, so that a batch has little padding
 
@@ -22,6 +23,7 @@ class Source(msgspec.Struct, frozen=True):
     probing: list[int]
     held_out: list[int]
     sampled: frozenset[int] = frozenset()  # passages drawn at a temperature, of all these
+    passages: Sequence[Passage] = ()  # their tokens
 
     def kinds(self, passages: list[int]) -> dict[str, list[int]]:
         """The passages by the way their answers were drawn; empty groups are left out."""

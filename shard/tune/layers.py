@@ -70,6 +70,12 @@ class Backbone(msgspec.Struct, frozen=True):
             if whole + name in self.checkpoint
         }
 
+    def embedding(self) -> torch.Tensor:
+        """The token embedding (V, H), float32."""
+        if HEAD not in self.checkpoint:
+            return self.head
+        return self.checkpoint.read(self.prefix + _names(self.shape)[0]).float().to(self.head.device)
+
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's final norm of (N, H), in the dtype given."""
         return _norm(self.shape, self.norm, "", hidden)
@@ -107,13 +113,20 @@ def attend(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> torch.Tens
 
     Padding follows a passage's end, where causal attention does not look.
     """
-    q, k, v = _projected(back, weights, hidden)
+    q, k, v = projected(back, weights, hidden)
+    window = back.shape.heads.window
+    return weigh(back, q, k, v, _window_mask(hidden.shape[1], window, hidden.device) if window else None)
+
+
+def weigh(
+    back: Backbone, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention (B, T, Hq D) of projected heads where `mask` (T, keys) allows; None: causal."""
     heads = back.shape.heads
     ratio = heads.query // heads.kv
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, D)
     if ratio > 1:
         k, v = k.repeat_interleave(ratio, dim=1), v.repeat_interleave(ratio, dim=1)
-    mask = _window_mask(hidden.shape[1], heads.window, hidden.device) if heads.window else None
     out = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=heads.scale
     )
@@ -138,7 +151,7 @@ def finish(back: Backbone, weights: Tensors, hidden: torch.Tensor, attended: tor
     return hidden + _conv(weights, "mlp.c_proj", inner)
 
 
-def _projected(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> list[torch.Tensor]:
+def projected(back: Backbone, weights: Tensors, hidden: torch.Tensor) -> list[torch.Tensor]:
     """Queries, keys and values, each (B, T, heads, D), rotated."""
     shape, heads = back.shape, back.shape.heads
     if back.kind == "gpt2":

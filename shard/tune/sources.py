@@ -86,6 +86,7 @@ def _source(
         rest[::PROBING_OF] if learns else [],
         held_out or rest,
         frozenset(i for i, passage in enumerate(passages) if passage.sampled),
+        passages,
     )
 
 

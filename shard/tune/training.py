@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import torch
 
-from shard.tune.batches import Batch, Source, epoch, load_batch
+from shard.tune.batches import Place, Source, epoch, load_batch
 from shard.tune.heads import Head
 from shard.tune.layers import Backbone
 from shard.tune.loss import Measured, distance, draw_candidates
@@ -89,7 +89,8 @@ class Trainer:
         """Train to the end of the plan; yields each step's statistics by exit."""
         for number, batch in enumerate(self._batches()):
             if number >= self.step:
-                made = self._learn(load_batch(self._sources, batch, self._student.layers, self._student.to))
+                made, loss = self._compare(batch)
+                self._learn(loss)
                 self.step = number + 1
                 yield made
 
@@ -122,7 +123,7 @@ class Trainer:
         self.step = state["step"]
         return msgspec.json.decode(state["notes"], type=notes)
 
-    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+    def _batches(self) -> Iterator[list[Place]]:
         number = 0
         for turn in range(self._plan.num_steps):
             for batch in epoch(self._sources, self._plan.batch_targets, self._plan.seed, turn):
@@ -131,8 +132,10 @@ class Trainer:
                 number += 1
                 yield batch
 
-    def _learn(self, batch: Batch) -> dict[int, Measured]:
+    def _compare(self, places: list[Place]) -> tuple[dict[int, Measured], torch.Tensor]:
+        """Statistics of a batch by exit, and the loss of all together."""
         student, plan = self._student, self._plan
+        batch = load_batch(self._sources, places, student.layers, student.to)
         vocab_size = student.back.shape.vocab_size
         candidates = draw_candidates(batch.targets.ids, vocab_size, plan.num_sampled, self._step_seed)
         rows = student.vocabulary.rows(candidates.ids, student.to.dtype)
@@ -149,16 +152,22 @@ class Trainer:
                 proposed = distance(head.reduced(features.detach()), rows, batch.targets, candidates)
                 losses.append(proposed.loss)
         loss = torch.stack([*losses, *(measured.loss for measured in made.values())]).sum()
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._clip()
-        for group in self._optimizer.param_groups:
-            group["lr"] = plan.rate * rate_share(self.step, plan.num_steps)
-        self._optimizer.step()
         return {
             layer: msgspec.structs.replace(result, loss=result.loss.detach())
             for layer, result in made.items()
-        }
+        }, loss
+
+    def _learn(self, loss: torch.Tensor) -> None:
+        """One step of the optimizer."""
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._clip()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._plan.rate * self._rate_share()
+        self._optimizer.step()
+
+    def _rate_share(self) -> float:
+        return rate_share(self.step, self._plan.num_steps)
 
     @property
     def _step_seed(self) -> int:
