@@ -7,6 +7,8 @@ import msgspec
 import torch
 
 from shard.cli import default_cache_dir
+from shard.drafts.head_file import head_folder
+from shard.drafts.trained_head import TrainedHead
 from shard.engine.kv_cache import block_bytes
 from shard.exits.exit_heads import (
     DESCRIPTION,
@@ -53,6 +55,7 @@ class Model:
         else:
             self.decoder = decoder.first_layers(config.num_layers or decoder.depth)
         self.exits = self._load_exits()
+        self.draft_head = self._load_draft_head()
         heads = heads_digest(Path(config.exits)) if config.exits else ""
         self.version = self._version(heads)
         self.fingerprint = self._fingerprint(heads)
@@ -112,7 +115,8 @@ class Model:
         """Sentences on files that are not read, and on what the certificate of exits does not cover."""
         config, settings = self.config, self.settings
         unread = unread_weights(Path(config.model))
-        ignored = [f"Of the files in {config.model}, {', '.join(unread)} are not read."] if unread else []
+        ignored = self._without_head()
+        ignored += [f"Of the files in {config.model}, {', '.join(unread)} are not read."] if unread else []
         if config.replay_exits:
             return ignored
         served = Served(
@@ -125,6 +129,26 @@ class Model:
             thresholds=self.exit_thresholds,
         )
         return ignored + objections(served, Path(config.exits) if config.exits else None)
+
+    def _without_head(self) -> list[str]:
+        """A sentence if a head should draft, and cannot."""
+        if DrafterKind.HEAD not in self.config.drafters or self.draft_head is not None:
+            return []
+        if not self._runs_whole:
+            return ["The trained head drafts where every token runs through all layers: here it does not."]
+        return []
+
+    @property
+    def _runs_whole(self) -> bool:
+        """Every token runs through all of the model's layers, in passes that may verify drafts."""
+        is_whole = self.decoder.depth == self.decoder.shape.num_layers
+        return is_whole and self.settings.mode is Mode.SPECULATIVE and not self.exits
+
+    def _load_draft_head(self) -> TrainedHead | None:
+        """The head that drafts, if one is to. Raises `HeadFileError`."""
+        if DrafterKind.HEAD not in self.config.drafters or not self._runs_whole:
+            return None
+        return TrainedHead(head_folder(self.config), self.decoder, self.reader)
 
     def _load_exits(self) -> list[Exit]:
         """The exits that the mode uses, in order. Raises `ExitError` and `CheckpointError`."""

@@ -9,6 +9,7 @@ import torch
 from shard.drafts.chain import DraftChain
 from shard.drafts.drafter import Drafter
 from shard.drafts.drafting import Drafting, FullPass
+from shard.drafts.head import HeadDrafter
 from shard.drafts.text import TextDrafter
 from shard.engine.full_depth import FullDepth
 from shard.engine.grammar import GrammarCompiler
@@ -81,9 +82,9 @@ class ModelRunner:
             self.grammars.constrain,
             config.prefix_cache,
         )
-        self._sampler = Sampler(self.ops, self._device, self.model.eos_token_ids)
+        self.sampler = Sampler(self.ops, self._device, self.model.eos_token_ids)
         self.make_batch = BatchMaker(config.block_tokens, self._device)
-        self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self.make_batch, self._sampler)
+        self._full_depth = FullDepth(self.decoder, self.kv_cache.layers, self.make_batch, self.sampler)
         settings, exits = self.model.settings, self.model.exits
         self.stack = SegmentedDecoder(
             self.decoder, exits, self.kv_cache.layers, self.make_batch, settings.fill
@@ -261,17 +262,17 @@ class ModelRunner:
         if settings.mode is Mode.FULL:
             return None
         segmented = self.stack
-        criterion = ConfidenceCriterion(settings.criterion, settings.threshold, self.ops, self._sampler.rules)
+        criterion = ConfidenceCriterion(settings.criterion, settings.threshold, self.ops, self.sampler.rules)
         if settings.mode is Mode.CAPPED:
-            return Capped(segmented, criterion, self._sampler, self._replay(None))
+            return Capped(segmented, criterion, self.sampler, self._replay(None))
         if settings.mode is Mode.SPECULATIVE:
             if not self.model.exits:
                 return FullPass(self._full_depth, self.depth)
             return Speculative(
-                segmented, self._full_depth, self._sampler, self.table.reserve, settings.falls_back
+                segmented, self._full_depth, self.sampler, self.table.reserve, settings.falls_back
             )
         replay = self._replay([exit_head.layer for exit_head in self.model.exits])
-        return EarlyExit(segmented, settings, criterion, self._full_depth, self._sampler, replay)
+        return EarlyExit(segmented, settings, criterion, self._full_depth, self.sampler, replay)
 
     def draft_with(self, drafters: list[Drafter], always: bool = False) -> None:
         """Let drafters draft around the mode. `always`: whatever they draft is verified."""
@@ -286,8 +287,9 @@ class ModelRunner:
             match kind:
                 case DrafterKind.TEXT:
                     drafters.append(TextDrafter(config.draft_sharing))
-                case DrafterKind.HEAD:
-                    raise ValueError("There is no trained head to draft with.")
+                case DrafterKind.HEAD if self.model.draft_head is not None:
+                    pools = self.kv_cache.layers
+                    drafters.append(HeadDrafter(self.model.draft_head, pools, self.make_batch, self.sampler))
         return drafters
 
     def _replay(self, exit_layers: list[int] | None) -> Replay | None:

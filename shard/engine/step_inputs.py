@@ -11,12 +11,12 @@ class BatchMaker:
     """Makes batches for one device and block size."""
 
     def __init__(self, block_size: int, device: torch.device):
-        self._block_size = block_size
+        self.block_size = block_size
         self.device = device
 
     def __call__(self, chunks: list[Chunk]) -> Batch:
         """The batch of the chunks' tokens. Each chunk needs at least one token, and its blocks."""
-        size = self._block_size
+        size = self.block_size
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []

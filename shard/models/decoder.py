@@ -7,6 +7,7 @@ from typing import Generic, Self, TypeVar
 
 import torch
 
+from shard.models.checkpoint import CheckpointError
 from shard.models.shape import Shape
 from shard.models.weights import Weights
 from shard.ops.batch import KV, Batch, Rope
@@ -45,8 +46,15 @@ class FlatDecoder(ABC, Generic[Layer]):
         return alone
 
     def add_layer(self, weights: Weights, at: str) -> int:
-        """Another layer beyond the model's own, such as an exit's; its index."""
-        self.layers = [*self.layers, self._read_layer(weights, at, self.shape)]
+        """Another layer beyond the model's own, such as an exit's; its index.
+
+        Raises `CheckpointError` unless it is of the same shape.
+        """
+        layer = self._read_layer(weights, at, self.shape)
+        own, its = ([part.shape for part in self._linears_of(one)] for one in (self.layers[0], layer))
+        if own != its:
+            raise CheckpointError(f"the layer '{at}' has matrices of shapes {its}, not {own} as the model's")
+        self.layers = [*self.layers, layer]
         return len(self.layers) - 1
 
     @property

@@ -1,9 +1,9 @@
 """The draft head in training: one decoder layer, unrolled on its own output as drafts are (EAGLE-3).
 
-At position q it reads what the model computed at q - 1, its hidden states at some depths, and the token at q; it
-predicts the token at q + 1. Later tokens of a draft have no states of the model: there the head reads its own
-output at q - 1 instead. Training-time test (Li et al. 2025, section 3.2): a pass over a text for each drafted
-token, in which a query sees the keys that it would see in a draft.
+At position q it reads what the model computed at q - 1, its hidden states at some depths, and the token at q;
+it predicts the token at q + 1. Later tokens of a draft have no states of the model: there the head reads its
+own output at q - 1 instead. Training-time test (Li et al. 2025, section 3.2): a pass over a text for each
+drafted token, in which a query sees the keys that it would see in a draft.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class DraftHead(Head):
     """Weights by their names in drafter.safetensors.
 
     `fuse.weight` (H, (D + 2) H) reads the states at D depths, the last ones and the token's embedding;
-    `again.weight` (H, 2 H) the head's own output and the embedding; `block.…` is a layer of the model's family.
+    `again.weight` (H, 2 H) the head's own output and the embedding; `block.…` is a layer of its family.
     """
 
     def __init__(self, depths: list[int], last: int, weights: Tensors, rerank: int | None):
@@ -31,14 +31,18 @@ class DraftHead(Head):
         }
 
     def unroll(
-        self, back: Backbone, states: Tensors | dict[int, torch.Tensor], embedded: torch.Tensor, num_steps: int
+        self,
+        back: Backbone,
+        states: dict[int, torch.Tensor],
+        embedded: torch.Tensor,
+        num_steps: int,
     ) -> Iterator[torch.Tensor]:
         """Outputs (B, T, H) at every position as the first, second, … token of a draft.
 
         `states` (B, T, H) by depth; `embedded` (B, T, H) of the tokens themselves.
         """
         embedded = unit(back, embedded)
-        before = [unit(back, shifted(states[depth])) for depth in self.depths]  # type: ignore[index]
+        before = [unit(back, shifted(states[depth])) for depth in self.depths]
         hidden = self._linear("fuse.weight", torch.cat((*before, embedded), dim=-1))
         keys: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
@@ -56,8 +60,8 @@ class DraftHead(Head):
 def draft_mask(num_tokens: int, num_steps: int, window: int, device: torch.device) -> torch.Tensor | None:
     """Which keys (T, num_steps T) a query of the draft's token `num_steps` sees; None: all before it.
 
-    Of the first pass, whose keys rest on the model's states, those before the draft and of its first token; of
-    each later pass the one key of the draft itself.
+    Of the first pass, whose keys rest on the model's states, those before the draft and of its first token;
+    of each later pass the one key of the draft itself.
     """
     if num_steps == 1 and not window:
         return None

@@ -34,7 +34,7 @@ def restored(tensors: Tensors) -> Tensors:
 
 def rounded(name: str, weight: torch.Tensor) -> torch.Tensor:
     """A tensor rounded as it will be read back."""
-    return restored(_stored(name, weight))[name].to(weight.device)
+    return restored(stored(name, weight))[name].to(weight.device)
 
 
 def save_exits(folder: Path, served: Student, probes: dict[int, Tensors], vocabulary: Path | None) -> None:
@@ -42,7 +42,7 @@ def save_exits(folder: Path, served: Student, probes: dict[int, Tensors], vocabu
     tensors: Tensors = {}
     for head in served.heads:
         for name, weight in (head.weights | probes[head.layer]).items():
-            tensors |= _stored(f"exits.{head.layer}.{name}", weight)
+            tensors |= stored(f"exits.{head.layer}.{name}", weight)
     _save(folder / HEADS, tensors)
     shape = served.back.shape
     specs = [ExitSpec(head.layer, head.kind, head.rank, head.rerank) for head in served.heads]
@@ -75,7 +75,8 @@ def load_vocabulary(folder: Path, device: torch.device) -> torch.Tensor:
     return restored(load_file(path, device=str(device)))[VOCABULARY]
 
 
-def _stored(name: str, weight: torch.Tensor) -> Tensors:
+def stored(name: str, weight: torch.Tensor) -> Tensors:
+    """A tensor as it is written, by its names in the file."""
     weight = weight.detach().cpu().float().contiguous()
     is_matrix = weight.ndim == 2 and weight.shape[0] > 1
     return quantised(name, weight) if is_matrix else {name: weight}

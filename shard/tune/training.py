@@ -160,7 +160,7 @@ class Trainer:
     def _learn(self, loss: torch.Tensor) -> None:
         """One step of the optimizer."""
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._clip()
         for group in self._optimizer.param_groups:
             group["lr"] = self._plan.rate * self._rate_share()
