@@ -86,10 +86,11 @@ class Model:
         return {exit_head.layer: exit_head.threshold(criterion, default) for exit_head in self.exits}
 
     def begins_as(self, other: "Model") -> bool:
-        """Each of its layers computes what the other's does, and it has no KV beside them."""
+        """Each of its layers computes what the other's does, and it has no KV beside them but for drafts."""
         mine, its = self.config, other.config
         return (
-            self.decoder.depth == len(self.decoder.layers) <= other.decoder.depth
+            len(self.decoder.layers) - (self.draft_head is not None) == self.decoder.depth
+            and self.decoder.depth <= other.decoder.depth
             and digest(Path(mine.model)) == digest(Path(its.model))
             and self.precision.label == other.precision.label
             and mine.block_tokens == its.block_tokens
@@ -132,11 +133,9 @@ class Model:
 
     def _without_head(self) -> list[str]:
         """A sentence if a head should draft, and cannot."""
-        if DrafterKind.HEAD not in self.config.drafters or self.draft_head is not None:
+        if DrafterKind.HEAD not in self.config.drafters or self._runs_whole:
             return []
-        if not self._runs_whole:
-            return ["The trained head drafts where every token runs through all layers: here it does not."]
-        return []
+        return ["No trained head drafts here, as it reads a whole model's states in mode 'speculative'."]
 
     @property
     def _runs_whole(self) -> bool:

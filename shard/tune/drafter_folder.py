@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from shard.drafts.head_file import FILE, METADATA, VOCABULARY, HeadDescription, read_description
 from shard.tune.draft_head import DraftHead
 from shard.tune.folder import restored, rounded, stored
+from shard.tune.layers import Tensors
 
 
 def save_drafter(folder: Path, head: DraftHead, acceptance: dict[str, list[float]]) -> Path:
     """Write a head's file, rounded. The vocabulary it names is written apart."""
     width = len(head.weights["fuse.weight"])
     described = HeadDescription(head.depths[:-1], head.layer, width, head.rerank, VOCABULARY, acceptance)
-    tensors = {}
+    tensors: Tensors = {}
     for name, weight in head.weights.items():
         tensors |= stored(name, weight)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 
 from shard.drafts.head_file import FILE, HeadDescription
 from shard.models.shape import read_config, shape_of
-from shard.tune.drafter_folder import save_drafter
 from shard.tune.draft_head import DraftHead, first_draft_weights
 from shard.tune.layers import Backbone, read_backbone
 

@@ -13,15 +13,15 @@ from shard.messages import NewSequence, Sampling
 from shard.runner import ModelRunner
 from shard.tune.draft_head import DraftHead
 from shard.tune.evaluation import logits_of
-from tests.shard.driving import generate, kv_bytes, make_runner, prompts_of
 from tests.shard.drafter_files import backbone, random_head, random_vocabulary, write_plain
+from tests.shard.driving import generate, make_runner, prompts_of
 
 LENGTHS = [3, 17, 40, 64, 9, 33, 5, 21]
 LENGTH = 4  # of drafts
 
 
 class Recorded:
-    """A head's drafts, of which some are replaced before they are verified: by right guesses, or wrong ones."""
+    """A head's drafts, in which right guesses are put before some are verified."""
 
     def __init__(self, drafter: HeadDrafter, answers: dict[tuple[int, ...], list[int]]):
         self.drafter = drafter
@@ -36,7 +36,10 @@ class Recorded:
         drafts = self.drafter.propose(sequences, lengths)
         assert before == [sequence.token_ids for sequence in sequences]
         self.made += zip(before, drafts, strict=True)
-        return [self._replaced(s, d, len(self.made) + i) for i, (s, d) in enumerate(zip(sequences, drafts))]
+        return [
+            self._replaced(s, d, len(self.made) + i)
+            for i, (s, d) in enumerate(zip(sequences, drafts, strict=True))
+        ]
 
     def _replaced(self, sequence, draft, turn):
         rest = self.answers[tuple(sequence.token_ids[: sequence.num_prompt_tokens])][
@@ -75,7 +78,7 @@ class Reference:
 
     @torch.no_grad()
     def draft(self, known: list[int], length: int) -> list[int]:
-        states, drafts = self.states(known[:-1]), []
+        states, drafts = self.states(known[:-1]), list[int]()
         for step in range(length):
             ids = torch.tensor(known + drafts)
             padded = {d: torch.nn.functional.pad(s, (0, 0, 0, 1 + step))[None] for d, s in states.items()}
@@ -168,7 +171,7 @@ def test_sampled_drafts_are_drawn_with_the_noise_of_their_position(tiny_model, t
             hits.extend([draft.token_ids == rest[:1]] if draft else [])
         return drafts
 
-    drafter.propose = propose
+    drafter.propose = propose  # type: ignore[method-assign]
     runner.draft_with([drafter], always=True)
     # any two distributions that are near uniform: with common noise they agree far more often than 1 in 200
     assert said(generate(runner, prompts, 20, asked)) == said(expected)
