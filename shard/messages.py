@@ -180,6 +180,7 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_deferral: bool = True  # per_row: rows that stay may wait for each other
     drafters: list[DrafterKind] = []  # in order; []: no drafts. `exit`, if any, is the last
     draft_sharing: DraftSharing = DraftSharing.SHARD
+    draft_head: str | None = None  # folder of the trained head; None: beside the exits, or the project's own
     drafts_always: bool = False  # verify every draft, also where that is measured not to pay
     score_budget: float = 0.02  # share of the time for scores where layers are missing; 0: no scores there
     replay_exits: str | None = None  # file with a distribution of exit layers to draw from
