@@ -137,10 +137,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         tuple[DrafterKind, ...],
         setting(
             "Early exit",
-            "What drafts tokens for the model to verify, by commas: text, exit. Default in speculative: "
-            "text, and exit where there are exits.",
+            "What drafts tokens for the model to verify, by commas: text, head, exit. Default in "
+            "speculative: text, and exit where there are exits.",
         ),
     ] = ()
+    drafter_head: Annotated[
+        str | None,
+        setting(
+            "Early exit", "Folder of the trained draft head. Default: beside the exits, or the project's own."
+        ),
+    ] = None
     draft_sharing: Annotated[
         DraftSharing,
         setting("Early exit", "Draft from the request's own text alone, or from the shard's of its tenant."),
@@ -506,6 +512,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             replay=self.replay_exits,
             num_layers=self.num_layers,
             named_drafters=self.drafters,
+            drafter_head=self.drafter_head,
         )
 
     @property
@@ -540,6 +547,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             kv_fill=self.kv_fill,
             drafters=list(self.exit_choice.drafters),
             draft_sharing=self.draft_sharing,
+            draft_head=_absolute(self.drafter_head),
             exit_fallback=not self.no_exit_fallback,
             score_budget=self.score_budget,
             prefix_cache=not self.no_prefix_cache,

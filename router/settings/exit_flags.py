@@ -32,6 +32,7 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
     replay: str | None
     num_layers: int | None
     named_drafters: tuple[DrafterKind, ...] = ()
+    drafter_head: str | None = None
 
     @property
     def drafters(self) -> tuple[DrafterKind, ...]:
@@ -102,8 +103,11 @@ class ExitChoice(msgspec.Struct, frozen=True, kw_only=True):
             )
         if len(set(named)) < len(named):
             raise ConfigError("drafters", f"drafters must differ, not {','.join(named)}.")
-        if DrafterKind.HEAD in named:
-            raise ConfigError("drafters", "drafters cannot be head: no model here has such a head yet.")
+        if DrafterKind.HEAD in named and (self.mode is not Mode.SPECULATIVE or DrafterKind.EXIT in named):
+            sentence = "drafters can be head in exit_mode speculative alone, and not beside exit: "
+            raise ConfigError("drafters", sentence + "it reads the states of whole passes.")
+        if self.drafter_head is not None and DrafterKind.HEAD not in named:
+            raise ConfigError("drafter_head", "drafter_head has no use without the drafter head.")
         if DrafterKind.EXIT in named:
             self._check_exit_drafts()
         elif named and self.mode is Mode.SPECULATIVE and (self.named_layers or self.folder is not None):

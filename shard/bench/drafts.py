@@ -248,6 +248,7 @@ def _run(options: argparse.Namespace) -> list[Point]:
         drafters=[DrafterKind(name) for name in options.drafters.split(",")],
         draft_sharing=DraftSharing(options.draft_sharing),
         exits=options.exits,
+        draft_head=options.drafter_head,
     )
     drafting = ModelRunner(speculative, decoder=full.decoder)
     points = []
@@ -276,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--draft-sharing", default="request", choices=list(DraftSharing), help="[%(default)s: prompts repeat]"
     )
+    add("--drafter-head", help="folder of a trained head, for the drafter head [beside exits, or shipped]")
     add("--exits", help="folder of exits, for the drafter exit")
     add_device_flags(parser)
     add_cache_flag(parser)

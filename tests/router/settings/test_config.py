@@ -63,6 +63,7 @@ NEEDS = {  # what must be said with it
     "exits": {"exit_mode": "per_row"},
     "replay_exits": {"exit_mode": "per_row", "exit_layers": "8"},
     "drafters": {"exit_mode": "speculative", "exit_layers": "8"},
+    "drafter_head": {"exit_mode": "speculative", "drafters": "head"},
 }
 
 

@@ -76,12 +76,20 @@ def test_a_known_layerskip_checkpoint_brings_its_exits_when_a_mode_is_asked(tmp_
         (["--exit-mode", "speculative"], ["text"]),
         (["--exit-mode", "speculative", "--exit-layers", "8"], ["text", "exit"]),
         (["--exit-mode", "speculative", "--exit-layers", "8", "--drafters", "exit"], ["exit"]),
+        (["--exit-mode", "speculative", "--drafters", "text,head"], ["text", "head"]),
         (["--exit-mode", "capped", "--exit-layers", "8"], []),
         (["--exit-mode", "capped", "--exit-layers", "8", "--drafters", "text"], ["text"]),
     ],
 )
 def test_drafters_in_effect(tmp_path, argv, drafters):
     assert asked(tmp_path, *argv).drafters == drafters
+
+
+def test_a_trained_head_is_named_by_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--exit-mode", "speculative", "--drafters", "text,head"]
+    assert asked(tmp_path, *flags, "--drafter-head", "heads").draft_head == f"{tmp_path}/heads"
+    assert asked(tmp_path, *flags).draft_head is None
 
 
 def test_capped_loads_as_many_layers_as_its_exit_has(tmp_path):
@@ -141,6 +149,15 @@ def test_capped_loads_as_many_layers_as_its_exit_has(tmp_path):
         (
             ["--exit-mode", "speculative", "--exit-layers", "8", "--drafters", "exit,text"],
             "drafters must have exit last: it costs most.",
+        ),
+        (
+            ["--exit-mode", "per_row", "--exit-layers", "8", "--drafters", "head"],
+            "drafters can be head in exit_mode speculative alone, and not beside exit: "
+            "it reads the states of whole passes.",
+        ),
+        (
+            ["--exit-mode", "speculative", "--drafter-head", "heads"],
+            "drafter_head has no use without the drafter head.",
         ),
         (
             ["--exit-mode", "per_row", "--exit-layers", "8", "--drafters", "text,exit"],
