@@ -251,8 +251,11 @@ class HeliosMetrics:
         self.confidence = counter("exit_confidence", "Sum of the confidences that tokens left early with.")
         self.confident_tokens = counter("exit_confident_tokens", "Tokens in that sum.")
         self.breaches = counter("exit_breaches", "Tokens that left under their threshold.")
-        self.drafted = counter("drafted_tokens", "Tokens drafted at an exit.")
-        self.accepted = counter("accepted_tokens", "Drafted tokens that were what the full model says.")
+        of_draft = ("drafter", "place")
+        self.drafted = counter("drafted_tokens", "Tokens drafted, by place in their draft.", *of_draft)
+        self.accepted = counter("accepted_tokens", "Drafted tokens that the model says too.", *of_draft)
+        self.draft = counter("draft_seconds", "Time making drafts.")
+        self.draft_saved = gauge("draft_saved_seconds", "Time saved by drafts so far, estimated.")
         self.kv_fills = counter(
             "kv_fills", "Keys and values projected for layers not run, by token and layer."
         )

@@ -79,8 +79,9 @@ class Window(msgspec.Struct, omit_defaults=True):
     confidence_sum: float = 0.0
     num_confident: int = 0  # number of tokens in that sum
     breaches: int = 0  # tokens that left under their threshold
-    drafted: int = 0
+    drafted: int = 0  # tokens, each a row of a pass
     accepted: int = 0
+    draft_saved_ms: float = 0.0  # estimated
     most_blocks: int = 0  # of KV cache
     fewest_free_blocks: int | None = None
     requests: int = 0  # answered
@@ -165,7 +166,8 @@ def add_counts(counts: dict[int, int], more: dict[int, int]) -> None:
 
 _SUMS = (
     "num_steps", "step_ms", "idle_ms", "batched", "waiting", "computed_tokens", "confidence_sum",
-    "num_confident", "breaches", "drafted", "accepted", "requests", "failures", "joules", "metered_tokens",
+    "num_confident", "breaches", "drafted", "accepted", "draft_saved_ms", "requests", "failures", "joules",
+    "metered_tokens",
 )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ ALIASES = {
     "kv_blocks": ("helios_kv_blocks",),
     "kv_blocks_free": ("helios_kv_blocks_free",),
     "preemptions": ("helios_preemptions_total", "vllm:num_preemptions_total"),
+    "drafted": ("helios_drafted_tokens_total", "vllm:spec_decode_num_draft_tokens_total"),
+    "accepted": ("helios_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total"),
     "joules": ("helios_joules_total",),
     "resident_bytes": ("process_resident_memory_bytes",),
 }

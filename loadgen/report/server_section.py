@@ -17,6 +17,8 @@ def server_sections(summary: Summary) -> list[Section]:
         ("most waiting", number(says.most_waiting)),
         ("fullest KV cache", "–" if says.most_kv_usage is None else f"{says.most_kv_usage:.1%}"),
         ("preemptions", number(says.preemptions)),
+        ("drafted tokens", number(says.drafted)),
+        ("accepted drafts", number(says.accepted)),
         ("mean time in queue, ms", number(says.mean_queue_ms)),
         ("largest memory, MiB", number(memory)),
     ]

@@ -15,6 +15,8 @@ class ServerSays(msgspec.Struct, frozen=True):
     most_waiting: float | None
     most_kv_usage: float | None  # share of the KV cache
     preemptions: float | None  # during the run
+    drafted: float | None  # tokens of drafts, likewise
+    accepted: float | None  # those that the model says too
     mean_queue_ms: float | None  # of the requests of the run
     joules: float | None  # during the run
     most_resident_bytes: float | None
@@ -32,6 +34,8 @@ def server_says(run: Run) -> ServerSays:
         most_waiting=_most(scrapes, "waiting"),
         most_kv_usage=_most_kv_usage(scrapes),
         preemptions=_gained(scrapes, "preemptions"),
+        drafted=_gained(scrapes, "drafted"),
+        accepted=_gained(scrapes, "accepted"),
         mean_queue_ms=mean_queue_ms(scrapes[0], scrapes[-1]) if scrapes else None,
         joules=_gained(scrapes, "joules"),
         most_resident_bytes=_most(scrapes, "resident_bytes"),

@@ -34,6 +34,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     scored_answers: int
     breaches: int  # tokens that left under their threshold
     breach_rate: float
+    drafted: int  # tokens that the model verified
+    accepted: int  # those that it says too
+    draft_saved_s: float  # time of shards, estimated
     joules: float
     joules_per_token: float | None
     busy_s: float  # time of shards in steps

@@ -109,8 +109,12 @@ class MetricsObserver(Observer):
         helios.confidence.labels(model).inc(exits.confidence_sum)
         helios.confident_tokens.labels(model).inc(exits.num_confident)
         helios.breaches.labels(model).inc(exits.breaches)
-        helios.drafted.labels(model).inc(exits.drafted)
-        helios.accepted.labels(model).inc(exits.accepted)
+        for drafter, count in exits.drafts.items():
+            for place, (drafted, accepted) in enumerate(zip(count.drafted, count.accepted, strict=True), 1):
+                helios.drafted.labels(model, drafter, str(place)).inc(drafted)
+                helios.accepted.labels(model, drafter, str(place)).inc(accepted)
+        helios.draft.labels(model).inc(exits.draft_ms / 1000)
+        helios.draft_saved.labels(model).inc(exits.saved_ms / 1000)
         helios.kv_fills.labels(model).inc(exits.kv_fills)
         helios.exit_waiting.labels(model, str(shard)).set(exits.waiting)
         helios.head.labels(model).inc(exits.head_ms / 1000)

@@ -199,6 +199,7 @@ def _add_exits(window: Window, exits: ExitReport | None) -> None:
         window.breaches += exits.breaches
         window.drafted += exits.drafted
         window.accepted += exits.accepted
+        window.draft_saved_ms += exits.saved_ms
 
 
 def _share(ms: float, output: StepOutput) -> float:

@@ -16,16 +16,19 @@ def test_extremes_and_differences_over_the_run() -> None:
             {
                 "vllm:num_requests_running": 3,
                 "vllm:num_preemptions_total": 5,
+                "helios_drafted_tokens_total": 10,
                 "vllm:kv_cache_usage_perc": 0.4,
             },
             {
                 "vllm:num_requests_running": 9,
                 "vllm:num_preemptions_total": 7,
+                "helios_drafted_tokens_total": 30,
                 "vllm:kv_cache_usage_perc": 0.2,
             },
         )
     )
     assert (found.most_running, found.preemptions, found.most_kv_usage) == (9, 2, 0.4)
+    assert (found.drafted, found.accepted) == (20, None)
     assert found.most_waiting is None
 
 

@@ -75,8 +75,9 @@ def window(at: float, **sums: Any) -> Window:
 
 async def test_a_step_sums_up_its_windows() -> None:
     first = window(
-        NOW - 20, tokens_by_exit={10: 3, 30: 1}, requests=2, num_steps=4, batched=8, waiting=6, breaches=1
-    )
+        NOW - 20, tokens_by_exit={10: 3, 30: 1}, requests=2, num_steps=4, batched=8, waiting=6, breaches=1,
+        drafted=5, accepted=4, draft_saved_ms=1500.0,
+    )  # fmt: skip
     second = window(NOW - 19, tokens_by_exit={30: 6}, failures=1, joules=20.0, metered_tokens=10)
     second.answers.add(10, 9, -5.0)
     second.answers.add(10, 10, -5.0)
@@ -97,6 +98,7 @@ async def test_a_step_sums_up_its_windows() -> None:
         assert point["mean_exit_layer"] == 24
         assert (point["requests"], point["failures"], point["breaches"]) == (2, 1, 1)
         assert point["breach_rate"] == 0.1
+        assert (point["drafted"], point["accepted"], point["draft_saved_s"]) == (5, 4, 1.5)
         assert (point["mean_batch"], point["mean_waiting"], point["kv_use"]) == (2, 1.5, 0.6)
         assert (point["joules"], point["joules_per_token"]) == (20, 2)
         assert point["ttft_ms"]["num"] == 3

@@ -164,7 +164,7 @@ def test_preemptions_and_deaths_are_counted(observed: Observed) -> None:
 def test_what_early_exits_did_in_a_step(observed: Observed) -> None:
     exits = ExitReport(
         {3: 2}, confidence_sum=1.5, num_confident=2, breaches=1, drafts=DRAFTS, kv_fills=6,
-        waiting=7, segment_ms=[10.0, 20.0], head_ms=30.0, fill_ms=40.0,
+        draft_ms=50.0, saved_ms=-60.0, waiting=7, segment_ms=[10.0, 20.0], head_ms=30.0, fill_ms=40.0,
     )  # fmt: skip
     for _ in range(2):
         observed.observer.on_step(1, StepOutput(1, [], [], 10, 0, exits=exits))
@@ -172,14 +172,18 @@ def test_what_early_exits_did_in_a_step(observed: Observed) -> None:
         "exit_confidence_total": 3.0,
         "exit_confident_tokens_total": 4,
         "exit_breaches_total": 2,
-        "drafted_tokens_total": 10,
-        "accepted_tokens_total": 8,
+        "draft_seconds_total": 0.1,
+        "draft_saved_seconds": -0.12,
         "kv_fills_total": 12,
         "exit_head_seconds_total": 0.06,
         "exit_fill_seconds_total": 0.08,
     }
     for name, value in values.items():
         assert observed.value(f'helios_{name}{{model="poet"}}') == pytest.approx(value), name
+    for name, by_place in {"drafted": (6, 4), "accepted": (4, 4)}.items():
+        for place, number in enumerate(by_place, 1):
+            labels = f'drafter="text",model="poet",place="{place}"'
+            assert observed.value(f"helios_{name}_tokens_total{{{labels}}}") == number
     assert observed.value('helios_exit_waiting{model="poet",shard="1"}') == 7
     assert observed.value('helios_exit_segment_seconds_total{model="poet",segment="1"}') == 0.04
 
