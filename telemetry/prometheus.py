@@ -43,6 +43,7 @@ FAILURES = (
     "validation",
 )
 _METHODS = ("prefill", "decode")
+_DRAFTERS, _DRAFT_PLACES = ("text", "head", "exit"), 8  # as a shard's report has them
 _SWAP_OUTCOMES = ("committed", "failed")
 _SWAP_PHASES = ("prepare", "drain", "hold", "commit", "migrate", "gap")  # beside those of loading
 # The client library adds a suffix to counters; TGI's have none.
@@ -228,6 +229,10 @@ class HeliosMetrics:
             self.swaps.labels(model, outcome)
         for phase in _SWAP_PHASES:
             self.swap_phase.labels(model, phase)
+        for drafter in _DRAFTERS:
+            for place in range(1, _DRAFT_PLACES + 1):
+                self.drafted.labels(model, drafter, str(place))
+                self.accepted.labels(model, drafter, str(place))
 
     def begin_shard(self, model: str, shard: str, exit_layers: Iterable[int]) -> None:
         """Start a shard's counts at 0, also those by exit layer."""
