@@ -1,9 +1,9 @@
-# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make docs   make bench [ARGS=...]   make exits   make gpu [WHEELS=DIR OUT=DIR]
+# make serve [PORT=8080] [ARGS="--model-id FOLDER"]   make test   make lint   make docs   make bench [ARGS=...]   make exits   make drafter   make gpu [WHEELS=DIR OUT=DIR]
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint docs bench exits gpu gpu-wheels clean
+.PHONY: help serve test lint docs bench exits drafter gpu gpu-wheels clean
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -38,6 +38,12 @@ bench: $(INSTALLED)
 # The exits of the embedded model, made anew: hours on a CPU, and it goes on where it was stopped.
 exits: $(INSTALLED)
 	@$(BIN)/helios tune embedded --recipe embedded --head-rank 192 --head-rerank 32 --num-answers 5120 --steps 800 \
+	  --resume --out shard/exits_embedded $(ARGS)
+
+# Its draft head, likewise: it proposes by the vocabulary of the exits.
+drafter: $(INSTALLED)
+	@$(BIN)/helios tune embedded --drafter --exit-layers 8,16,24 --head-rank 192 --head-rerank 32 \
+	  --vocabulary shard/exits_embedded/vocabulary.safetensors --prompts chat code --num-answers 5120 --rate 1e-3 \
 	  --resume --out shard/exits_embedded $(ARGS)
 
 # What only a GPU can show, in under nine minutes: docs/gpu.md. Run by a Python that has torch; nothing is fetched.

@@ -15,14 +15,16 @@ from shard.cli import add_cache_flag, add_device_flags, add_revision_flag, posit
 from shard.exits.exit_heads import HeadKind
 from shard.fetch.resolve import resolve
 from shard.models.model_folder import ModelUnusable
+from shard.models.shape import read_config, shape_of
 from shard.precision import precision_of
+from shard.tune.drafter import depths_of, tune_drafter
 from shard.tune.embedded import tune_embedded
 from shard.tune.heads import HeadSpec
 from shard.tune.layerskip import tune_layerskip
 from shard.tune.pipeline import Wanted
 from shard.tune.progress import Progress
 from shard.tune.session import Made, measure, tune_exits
-from shard.tune.summary import print_summary
+from shard.tune.summary import print_acceptance, print_summary
 from shard.tune.training import Plan
 from shard.tune.tune_config import Ask, Machine, Text
 
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(recipe: str, ask: Ask, progress: Progress) -> list[Made]:
     if recipe == "exits":
         return [tune_exits(ask, progress)]
+    if recipe == "drafter":
+        print_acceptance(progress.console, tune_drafter(ask, progress))
+        return []
     if recipe == "embedded":
         return tune_embedded(ask, progress)
     tune_layerskip(ask, progress)
@@ -62,7 +67,8 @@ def _ask(given: argparse.Namespace) -> Ask:
     model = resolve(given.model_id, given.revision, given.cache_dir)
     plan = Plan(given.steps, given.batch_tokens, given.rate, seed=given.seed)
     vocabulary = given.vocabulary or given.out / "vocabulary.safetensors"
-    spec = HeadSpec(given.exit_layers, HeadKind(given.head), given.head_rank, given.head_rerank)
+    layers = given.exit_layers or _default_layers(given.recipe, model)
+    spec = HeadSpec(layers, HeadKind(given.head), given.head_rank, given.head_rerank)
     wanted = Wanted(
         spec,
         plan,
@@ -71,6 +77,7 @@ def _ask(given: argparse.Namespace) -> Ask:
         given.init,
         given.freeze_vocabulary,
         given.resume,
+        given.seconds,
     )
     dtype = precision_of(given.device, given.dtype).dtype
     machine = Machine(
@@ -87,7 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     add("model_id", metavar="MODEL", help="as for `helios serve`: embedded, a folder, a .gguf file, a hub id")
     add("--out", type=Path, required=True, metavar="DIR", help="the exit folder to write")
     add("--recipe", default="exits", choices=["exits", "embedded", "layerskip"], help="[%(default)s]")
-    add("--exit-layers", type=_layers, default=[15, 20, 25], metavar="L,L,...", help="[15,20,25]")
+    add(
+        "--drafter",
+        dest="recipe",
+        action="store_const",
+        const="drafter",
+        help="make a draft head instead, which reads hidden states behind --exit-layers",
+    )
+    add(
+        "--exit-layers",
+        type=_layers,
+        metavar="L,L,...",
+        help="[15,20,25; with --drafter a quarter, half and three quarters of the layers]",
+    )
     add("--head", default="block", choices=list(HeadKind), help="[%(default)s]")
     add("--head-rank", type=positive, metavar="R", help="of a low-rank vocabulary [the model's LM head]")
     add("--head-rerank", type=positive, metavar="K", help="of so many likely tokens the LM head decides")
@@ -101,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-answers", type=positive, default=2560, help="to each list of prompts [%(default)s]")
     add("--max-new-tokens", type=positive, default=256, help="of an answer [%(default)s]")
     add("--steps", type=positive, default=2000, help="[%(default)s]")
+    add("--seconds", type=positive, help="of training a drafter at most [all steps]")
     add("--batch-tokens", type=positive, default=2048, help="learned from in a step, about [%(default)s]")
     add("--rate", type=float, default=2e-3, help="learning rate at its height [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
@@ -110,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     add_cache_flag(parser)
     add_revision_flag(parser)
     return parser
+
+
+def _default_layers(recipe: str, model: Path) -> list[int]:
+    if recipe == "drafter":
+        return depths_of(shape_of(read_config(model)).num_layers)
+    return [15, 20, 25]
 
 
 def _layers(text: str) -> list[int]:

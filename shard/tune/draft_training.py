@@ -13,7 +13,7 @@ from shard.tune.evaluation import logits_of
 from shard.tune.loss import Measured, Targets, distance, draw_candidates
 from shard.tune.training import Plan, Student, Trainer, rate_share
 
-UNROLLED = 3  # tokens of a draft that are learned
+UNROLLED = 4  # tokens of a draft that are learned
 DECAY = 0.8  # weight of each token's loss over the one before
 _PARTS = 1_000_000
 
@@ -30,7 +30,7 @@ class DraftStudent(Student, frozen=True):
 
 
 class DraftTrainer(Trainer):
-    """Trains by a plan; with `seconds` for that long, the learning rate falling with time."""
+    """Trains by a plan; with `seconds` at most that long, the learning rate falling with time."""
 
     def __init__(
         self, student: DraftStudent, sources: Sequence[Source], plan: Plan, seconds: float | None = None
@@ -38,12 +38,12 @@ class DraftTrainer(Trainer):
         super().__init__(student, sources, plan)
         self._draft = student
         self._seconds = seconds
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()  # earlier by what an interrupted training has taken
 
     @property
     def is_over(self) -> bool:
         """Its time is up."""
-        return self._seconds is not None and time.perf_counter() - self._started >= self._seconds
+        return self._seconds is not None and time.perf_counter() - self.started >= self._seconds
 
     def _compare(self, places: list[Place]) -> tuple[dict[int, Measured], torch.Tensor]:
         """Statistics by the token's place in the draft, from 1, and the loss of all together."""
@@ -72,7 +72,8 @@ class DraftTrainer(Trainer):
     def _rate_share(self) -> float:
         if self._seconds is None:
             return super()._rate_share()
-        share = min(1.0, (time.perf_counter() - self._started) / self._seconds)
+        share = (time.perf_counter() - self.started) / self._seconds
+        share = min(1.0, max(share, self.step / self._plan.num_steps))
         return rate_share(int(share * _PARTS), _PARTS)
 
 

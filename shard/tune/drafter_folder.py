@@ -14,10 +14,14 @@ from shard.tune.folder import restored, rounded, stored
 from shard.tune.layers import Tensors
 
 
-def save_drafter(folder: Path, head: DraftHead, acceptance: dict[str, list[float]]) -> Path:
-    """Write a head's file, rounded. The vocabulary it names is written apart."""
+def save_drafter(
+    folder: Path, head: DraftHead, acceptance: dict[str, list[float]], vocabulary: str | None = None
+) -> Path:
+    """Write a head's file, rounded. `vocabulary`: relative path of what its low-rank product reads."""
     width = len(head.weights["fuse.weight"])
-    described = HeadDescription(head.depths[:-1], head.layer, width, head.rerank, VOCABULARY, acceptance)
+    described = HeadDescription(
+        head.depths[:-1], head.layer, width, head.rerank, vocabulary or VOCABULARY, acceptance
+    )
     tensors: Tensors = {}
     for name, weight in head.weights.items():
         tensors |= stored(name, weight)

@@ -71,7 +71,11 @@ def load_heads(folder: Path, device: torch.device) -> list[Head]:
 
 def load_vocabulary(folder: Path, device: torch.device) -> torch.Tensor:
     """The vocabulary (V, R), float32, that a folder's low-rank heads read."""
-    path = folder / (read_exits(folder).vocabulary or HEADS)
+    return read_vocabulary(folder / (read_exits(folder).vocabulary or HEADS), device)
+
+
+def read_vocabulary(path: Path, device: torch.device) -> torch.Tensor:
+    """The vocabulary (V, R), float32, in a file."""
     return restored(load_file(path, device=str(device)))[VOCABULARY]
 
 

@@ -35,6 +35,7 @@ class Wanted(msgspec.Struct, frozen=True):
     init: Path | None = None  # an exit folder to start from
     freeze_vocabulary: bool = False  # the file is read, not written
     resume: bool = False
+    seconds: float | None = None  # of training a drafter; None: all steps of the plan
 
 
 class HeldOutAgreement(msgspec.Struct, frozen=True):

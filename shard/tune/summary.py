@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shard.tune.costs import Costs
+from shard.tune.draft_training import UNROLLED
+from shard.tune.drafter import DrafterResult
 from shard.tune.evaluation import THRESHOLDS, Curve, Point
 from shard.tune.session import Made
 
@@ -20,6 +22,20 @@ def print_summary(console: Console, made: Made, costs: Costs) -> None:
     console.print(_table("probe", "asked where the probe says at least", result.probes))
     for number, layer in enumerate(result.exits):
         console.print(_break_even(layer, costs.break_even(number)))
+
+
+def print_acceptance(console: Console, result: DrafterResult) -> None:
+    """Print how many tokens of a draft full depth accepts."""
+    tokens = sum(result.num_training_tokens.values())
+    made = f"{result.num_steps} steps on {tokens} answer tokens in {result.seconds:.0f} s"
+    console.print(f"{made}; what follows was held out.")
+    places = ["first", "second", "third", "fourth", "fifth", "sixth"][:UNROLLED]
+    table = Table("text", "drafts", *places, "tokens a draft")
+    table.caption = "share of a draft's tokens that full depth accepts, given those before"
+    for text, found in result.acceptance.items():
+        shares = (f"{share:.3f}" for share in found.by_token)
+        table.add_row(text, str(found.num_drafts), *shares, f"{found.accepted:.2f}")
+    console.print(table)
 
 
 def _break_even(layer: int, coverage: float) -> str:
