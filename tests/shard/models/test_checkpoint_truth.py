@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from shard.models.checkpoint import CheckpointError
 from shard.models.model_folder import ModelUnusable, check_config, has_weights, unread_weights, weight_files
 from shard.models.shape import UnsupportedModelError, eos_token_ids, read_config
-from tests.shard.driving import generate, make_runner
+from tests.shard.driving import DEVICE, generate, make_runner
 
 PROMPT = [5, 6, 7, 8]
 MIXED = ["full_attention", "full_attention", "sliding_attention", "sliding_attention"]
@@ -159,7 +159,7 @@ def test_8_bit_floats_are_served_by_their_scales(
     folder = changed("llama", {"quantization_config": quantization}, lambda _: made)
     weights = make_runner(folder).decoder.layers[0]
     expected = make_runner(tiny_model("llama")).decoder.layers[0]
-    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     with torch.inference_mode():
         torch.testing.assert_close(weights.qkv(hidden), expected.qkv(hidden), atol=0.6, rtol=0.1)
         assert not torch.equal(weights.qkv(hidden), expected.qkv(hidden))
@@ -177,12 +177,12 @@ def test_blocks_of_8_bit_floats_may_end_in_the_middle_of_one(changed, tiny_model
     made = to_float8(original, ".weight_scale_inv", block, False)
     folder = changed("llama", {"quantization_config": quantization}, lambda _: made)
     layer = make_runner(folder).decoder.layers[0]
-    hidden = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(3, 96, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     for linear, names in (
         (layer.gate_up, ("gate_proj", "up_proj")),
         (layer.down, ("down_proj",)),
     ):
-        weight = torch.cat([original[f"model.layers.0.mlp.{name}.weight"] for name in names])
+        weight = torch.cat([original[f"model.layers.0.mlp.{name}.weight"] for name in names]).to(DEVICE)
         given = hidden[:, : weight.shape[1]]
         with torch.inference_mode():
             difference = linear(given) - given @ weight.T
