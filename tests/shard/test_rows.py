@@ -15,6 +15,7 @@ from tests.running import ROOT
 
 KEPT = [
     "test_precision",
+    "ops/test_blocks",
     "ops/test_ops",
     "exits/test_early_exit",
     "exits/test_projection",
