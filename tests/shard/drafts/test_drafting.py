@@ -87,6 +87,18 @@ def test_text_drafts_change_no_answer_of_any_family(every_tiny_model: Path, temp
         assert said(generate(runner, prompts, 20, asked)) == said(expected)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_chain_of_text_and_exit_changes_no_answer(tiny_model, temperature: float):
+    folder = tiny_model("llama")
+    prompts = prompts_of(259, LENGTHS)
+    asked = samplings(len(prompts), temperature)
+    expected = generate(make_runner(folder), prompts, 20, asked)
+    chain = {"drafters": ["text", "exit"], "exit_layers": [1, 2], "exit_fallback": False}
+    runner = make_runner(folder, exit_mode="speculative", drafts_always=True, **chain)
+    for _ in range(2):
+        assert said(generate(runner, prompts, 20, asked)) == said(expected)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 32])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_batch_size_changes_an_answer(tiny_model, count: int, temperature: float):

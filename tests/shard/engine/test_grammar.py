@@ -94,10 +94,12 @@ def test_answers_follow_their_grammars(tiny_model, mode: dict[str, Any], way: st
     assert sum(answer.finish == "eos_token" for answer in made) >= 3
 
 
+@pytest.mark.parametrize("drafters", [["exit"], ["text"], ["text", "exit"]], ids="-".join)
 @pytest.mark.parametrize("way", WAYS)
-def test_speculative_says_what_full_says(tiny_model, way: str):
+def test_speculative_says_what_full_says(tiny_model, way: str, drafters: list[str]):
     folder, prompts = tiny_model("llama"), prompts_of(300, LENGTHS)
-    runners = [make_runner(folder), make_runner(folder, **MODES[-1])]
+    drafting = MODES[-1] | {"drafters": drafters, "drafts_always": True}
+    runners = [make_runner(folder), make_runner(folder, **drafting)]
     full, drafted = (
         generate(runner, prompts, 60, [WAYS[way]] * 6, ignore_eos=False, grammars=GRAMMARS)
         for runner in runners
