@@ -9,6 +9,7 @@ from pathlib import Path
 from shard.quality.weight_format import AUTO, QUANTIZE
 
 DTYPES = ["auto", "float32", "float16", "bfloat16"]
+KV_CACHE_DTYPES = [*DTYPES, "int8"]
 LOG_LEVELS = ["debug", "info", "warning", "error"]
 
 
@@ -18,7 +19,7 @@ def add_device_flags(parser: argparse.ArgumentParser, dtypes: list[str] = DTYPES
 
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
-    text = "of weights and KV; auto: what suits the device [%(default)s]"
+    text = "of weights; auto: what suits the device [%(default)s]"
     add("--dtype", default="auto", choices=dtypes, help=text)
     add("--num-threads", type=positive, help="CPU threads [all cores]")
 
@@ -34,8 +35,10 @@ def add_revision_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
-def add_kv_cache_flag(parser: argparse.ArgumentParser, default: int = 1 << 30) -> None:
-    """--kv-cache-bytes."""
+def add_kv_cache_flags(parser: argparse.ArgumentParser, default: int = 1 << 30) -> None:
+    """--kv-cache-bytes and --kv-cache-dtype."""
+    text = "of keys and values; auto: as weights are stored [%(default)s]"
+    parser.add_argument("--kv-cache-dtype", default=AUTO, choices=KV_CACHE_DTYPES, help=text)
     parser.add_argument("--kv-cache-bytes", type=positive, default=default, help="[%(default)s]")
 
 

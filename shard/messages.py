@@ -159,7 +159,8 @@ class ShardConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 
     model: str  # local folder with config.json and safetensors; for `sim` any name
     device: str = "cpu"  # cpu | cuda | cuda:N | sim
-    dtype: str = "auto"  # of weights and KV: float32 | float16 | bfloat16 | auto: by the device
+    dtype: str = "auto"  # of weights: float32 | float16 | bfloat16 | auto: by the device
+    kv_cache_dtype: str = "auto"  # float32 | float16 | bfloat16 | int8 | auto: as weights are stored
     quantize: str = "auto"  # weights: none | int8 | int4 | auto: a GGUF file's own blocks on CPUs
     num_layers: int | None = None  # load only the first this many; None: all
     block_size: int | None = None  # tokens; None: see `block_tokens`
@@ -263,7 +264,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     model: str
     version: str  # of weights, types, depth, and exits where these decide: equal ones answer alike
     device: str
-    dtype: str  # of weights and KV
+    dtype: str  # of weights
     num_layers: int  # the whole model's
     depth: int  # layers loaded
     vocab_size: int
@@ -280,6 +281,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     compute_dtype: str = ""  # of activations and products
     kernels: str = ""  # native | plain | cuda | sim
     weights: str = "none"  # format of matrices: none (as dtype) | int8 | int4 | gguf (the file's own blocks)
+    kv_dtype: str = ""  # of the KV cache
     dtype_reason: str = ""  # why these types, and what they cost: one sentence
     warnings: list[str] = []  # sentences on what the exits' certificate does not cover
     exit_thresholds: dict[int, float] = {}  # of exits in use, by layer; 1: not left; {}: no thresholds

@@ -67,10 +67,15 @@ class Model:
         return self.reader.empty
 
     @property
+    def empty_kv(self) -> torch.Tensor:
+        """An empty tensor of its device and of the KV cache's type."""
+        return self.like.new_empty(0, dtype=self.precision.kv)
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of one KV block in all layers together, including exit heads' own."""
         heads, num_layers = self.decoder.shape.heads, len(self.decoder.layers)
-        return block_bytes(self.reader.ops, heads, num_layers, self.like)
+        return block_bytes(self.reader.ops, heads, num_layers, self.empty_kv)
 
     @property
     def weight_bytes(self) -> int:
@@ -187,6 +192,6 @@ def empty_of(config: ShardConfig) -> torch.Tensor:
 
 
 def precision_in(config: ShardConfig) -> Precision:
-    """Storage and compute types of a configuration's device, and the format of its model's matrices."""
+    """Types of a configuration's device, and the format of its model's matrices."""
     weights = weight_format(config.quantize, Path(config.model), config.device, config.exit_mode)
-    return precision_of(config.device, config.dtype, weights)
+    return precision_of(config.device, config.dtype, weights, config.kv_cache_dtype)

@@ -1,6 +1,7 @@
 """Chooses the storage and compute types of a device; the only place that asks for its capabilities.
 
-*Storage* is the type of weights and KV, which `--dtype` names; *compute* is that of activations and products.
+*Storage* is the type of weights, which `--dtype` names; *compute* is that of activations and products. The
+KV cache is stored alike unless `--kv-cache-dtype` names another type; CPUs compute attention in float32.
 Storing in 16 bits halves the bytes that every token reads, on every CPU. Where a CPU has no products of that
 type, they are computed in float32 from weights that are widened on their way into the registers.
 """
@@ -13,6 +14,7 @@ from shard.quality.weight_format import DESCRIPTIONS, NONE, certified_name
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO = "auto"
+KV_DTYPES = DTYPES | {"int8": torch.int8}
 _AMPERE = (8, 0)  # the first compute capability with products in bfloat16
 
 
@@ -23,6 +25,7 @@ class Precision(msgspec.Struct, frozen=True):
     compute: torch.dtype
     reason: str
     weights: str = NONE  # what matrices are kept in where it is not the storage type: see weight_format.py
+    kv_storage: torch.dtype | None = None  # None: the storage type
 
     @property
     def dtype(self) -> str:
@@ -32,7 +35,17 @@ class Precision(msgspec.Struct, frozen=True):
     @property
     def certified(self) -> str:
         """What certificates call it: arithmetic may be wider than storage, and is no part of it."""
-        return certified_name(self.dtype, self.weights)
+        return certified_name(self.dtype, self.weights, self.kv_dtype)
+
+    @property
+    def kv(self) -> torch.dtype:
+        """The type of the KV cache."""
+        return self.kv_storage or self.storage
+
+    @property
+    def kv_dtype(self) -> str:
+        """The type of the KV cache by its name."""
+        return _name(self.kv)
 
     @property
     def compute_dtype(self) -> str:
@@ -40,18 +53,33 @@ class Precision(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """Names both types: models with equal labels answer alike."""
+        """Names all types: models with equal labels answer alike."""
         types = [self.dtype] if self.storage is self.compute else [self.dtype, self.compute_dtype]
-        return "_".join(types if self.weights == NONE else [*types, self.weights])
+        if self.weights != NONE:
+            types.append(self.weights)
+        if self.kv is not self.storage:
+            types.append(f"kv_{self.kv_dtype}")
+        return "_".join(types)
 
 
-def precision_of(device: str, dtype: str, weights: str = NONE) -> Precision:
-    """The precision for a dtype on a device; `auto` is the best one for it. Every dtype works."""
+def precision_of(device: str, dtype: str, weights: str = NONE, kv_cache_dtype: str = AUTO) -> Precision:
+    """The precision for a dtype on a device; `auto` is the best one for it. Every dtype works.
+
+    Raises `ValueError` for a KV cache of another type than weights on a GPU.
+    """
+    kv = None if kv_cache_dtype == AUTO else KV_DTYPES[kv_cache_dtype]
     if torch.device(device).type == "cuda":
         precision = cuda_precision(torch.cuda.get_device_capability(torch.device(device)), dtype)
+        if kv not in (None, precision.storage):
+            raise ValueError(
+                f"kv_cache_dtype must be auto or {precision.dtype} on this GPU, not {kv_cache_dtype}: "
+                "attention reads keys and values in the type of queries."
+            )
         return msgspec.structs.replace(precision, weights=weights)
     precision = cpu_precision(usable_cpu(), dtype)
-    return precision if weights == NONE else _with_quantised(precision, weights)
+    if weights != NONE:
+        precision = _with_quantised(precision, weights)
+    return msgspec.structs.replace(precision, kv_storage=kv)
 
 
 def _with_quantised(precision: Precision, weights: str) -> Precision:
@@ -71,9 +99,7 @@ def cpu_precision(cpu: Cpu, dtype: str) -> Precision:
     """The precision for a dtype on a CPU with these instructions."""
     storage = DTYPES["bfloat16" if dtype == AUTO else dtype]
     if storage is torch.float32:
-        return Precision(
-            storage, storage, "float32 was asked for: weights and KV take twice the bytes of bfloat16."
-        )
+        return Precision(storage, storage, "float32 was asked for: weights take twice the bytes of bfloat16.")
     if _has_products(cpu, storage):
         return Precision(storage, storage, f"This CPU ({cpu.name}) has products in {_name(storage)}.")
     reason = (

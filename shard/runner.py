@@ -128,6 +128,7 @@ class ModelRunner:
             dtype=self.model.precision.dtype,
             compute_dtype=self.model.precision.compute_dtype,
             weights=self.model.precision.weights,
+            kv_dtype=self.model.precision.kv_dtype,
             kernels=self.ops.name,
             dtype_reason=self.model.precision.reason,
             num_layers=shape.num_layers,
@@ -310,7 +311,7 @@ class ModelRunner:
 
     def _allocate(self, num_blocks: int) -> KVCache:
         heads, num_layers = self.decoder.shape.heads, len(self.decoder.layers)  # with exit heads' own layers
-        return KVCache(self.ops, heads, num_layers, num_blocks, self.model.like)
+        return KVCache(self.ops, heads, num_layers, num_blocks, self.model.empty_kv)
 
 
 def kv_budget(config: ShardConfig) -> int:

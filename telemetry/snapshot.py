@@ -42,7 +42,7 @@ class ShardView(msgspec.Struct, frozen=True, omit_defaults=True):
     num_deaths: int = 0
     reason: str = ""  # of the last death; "" when there was none
     warnings: list[str] = []  # where the exits' certificate does not cover what it serves
-    dtype: str = ""  # of weights and KV
+    dtype: str = ""  # of weights
     kernels: str = ""  # native | plain | cuda
     swap_phase: str = ""  # of a change under way: prepare, hold, commit, drain or migrate
     exit_thresholds: dict[int, float] = {}  # by exit layer, of requests that give none

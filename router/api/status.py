@@ -97,6 +97,7 @@ class StatusApi:
             weight_bytes=None if ready is None else ready.weight_bytes,
             compute_dtype=None if ready is None else ready.compute_dtype,
             weights=None if ready is None else ready.weights,
+            kv_dtype=None if ready is None else ready.kv_dtype,
             kernels=None if ready is None else ready.kernels,
             dtype_reason=None if ready is None else ready.dtype_reason,
             supports_exact=dispatcher.supports_exact,

@@ -182,10 +182,11 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     num_layers: int | None
     depth: int | None
     weight_bytes: int | None  # held: layers loaded and exits, padding and all
-    compute_dtype: str | None  # of activations and products; model_dtype is of weights and KV
+    compute_dtype: str | None  # of activations and products; model_dtype is of weights
     weights: (
         str | None
     )  # format of matrices: none (as model_dtype) | int8 | int4 | gguf (the file's own blocks)
+    kv_dtype: str | None  # of the KV cache
     kernels: str | None  # native | plain | cuda
     dtype_reason: str | None  # why these types, and what they cost
     supports_exact: bool

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number, by dtype
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # bytes of a number, by dtype
+_SCALE_BYTES = 4  # of a KV head's keys, or values, of one token in int8
 
 
 class ModelShape(msgspec.Struct, frozen=True):
@@ -23,7 +24,8 @@ class ModelShape(msgspec.Struct, frozen=True):
 
     def kv_bytes(self, dtype: str) -> int:
         """Bytes of one token's keys and values in one layer."""
-        return 2 * self.num_kv_heads * self.head_dim * BYTES[dtype]
+        scale = _SCALE_BYTES if dtype == "int8" else 0
+        return 2 * self.num_kv_heads * (self.head_dim * BYTES[dtype] + scale)
 
     def table_bytes(self, dtype: str) -> int:
         """Bytes of the embedding table."""

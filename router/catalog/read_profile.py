@@ -33,7 +33,7 @@ def _real(config: Config, entry: CatalogEntry) -> CandidateProfile:
         num_layers=entry.num_layers,
         layer_bytes=(total - other) // entry.num_layers,
         other_bytes=other,
-        kv_bytes=shape.kv_bytes(dtype),
+        kv_bytes=shape.kv_bytes(config.kv_dtype),
         proven=_proven(config, entry),
     )
 

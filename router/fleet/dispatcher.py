@@ -42,6 +42,7 @@ class ShardState(ShardView, frozen=True, omit_defaults=False):
 
     compute_dtype: str = ""  # of activations and products
     weights: str = ""  # format of matrices: none | int8 | int4 | gguf
+    kv_dtype: str = ""  # of the KV cache
     dtype_reason: str = ""  # why these types, and what they cost
     waiting: int = 0  # always: requests wait in one queue that all shards share
 
@@ -377,6 +378,7 @@ def _state_of(engine: Engine) -> ShardState:
         dtype=ready.dtype if ready else "",
         compute_dtype=ready.compute_dtype if ready else "",
         weights=ready.weights if ready else "",
+        kv_dtype=ready.kv_dtype if ready else "",
         kernels=ready.kernels if ready else "",
         dtype_reason=ready.dtype_reason if ready else "",
         exit_thresholds=ready.exit_thresholds if ready else {},

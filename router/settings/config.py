@@ -44,7 +44,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     revision: Annotated[str | None, setting("Model", "Branch, tag or commit of a hub id.")] = None
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"],
-        setting("Model", "Type of weights and KV cache. auto: what suits the device."),
+        setting("Model", "Type of weights. auto: what suits the device."),
+    ] = "auto"
+    kv_cache_dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16", "int8"],
+        setting("Model", "Type of keys and values. auto: as weights are stored. GPUs take no other."),
     ] = "auto"
     quantize: Annotated[
         Literal["auto", "none", "int8", "int4"],
@@ -468,8 +472,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def storage_dtype(self) -> str:
-        """Expected type of stored weights and KV; a shard reports the actual one in `Ready`."""
+        """Expected type of stored weights; a shard reports the actual one in `Ready`."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
+
+    @property
+    def kv_dtype(self) -> str:
+        """Expected type of the KV cache."""
+        return self.storage_dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
 
     def weight_format(self, model_path: Path, mode: Mode) -> str:
         """Expected format of a model's matrices in a mode: none | int8 | int4 | gguf."""
@@ -477,7 +486,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def certified_dtype(self, model_path: Path, mode: Mode) -> str:
         """What certificates call the types in which a model is served."""
-        return certified_name(self.storage_dtype, self.weight_format(model_path, mode))
+        return certified_name(self.storage_dtype, self.weight_format(model_path, mode), self.kv_dtype)
 
     @property
     def num_replicas(self) -> int:
@@ -529,6 +538,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             model=str(model_path),
             device=f"cuda:{shard}" if several_gpus else self.device.replace("auto", "cpu"),
             dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
             quantize=self.quantize,
             num_layers=self.exit_choice.depth,
             block_size=self.block_size,

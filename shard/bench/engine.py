@@ -23,7 +23,7 @@ from shard.bench.limit import copied_bytes_per_ms, limit_of
 from shard.bench.lockstep import Lockstep
 from shard.bench.prefix import run_overheads
 from shard.bench.prefix import table_of as prefix_table_of
-from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flag, add_quantize_flag, positives
+from shard.cli import add_cache_flag, add_device_flags, add_kv_cache_flags, add_quantize_flag, positives
 from shard.engine.sampler import Sampler
 from shard.engine.step_inputs import BatchMaker
 from shard.fetch.atomic_folder import make_once
@@ -170,6 +170,7 @@ def main(arguments: list[str] | None = None, heard: Heard = unheard) -> int:
         "model": options.model_id,
         "dtype": ready.dtype,
         "compute_dtype": ready.compute_dtype,
+        "kv_dtype": ready.kv_dtype,
         "device": ready.device,
         "ops": runner.ops.name,
         "gigabytes_per_s": round(bytes_per_ms / 1e6, 1),
@@ -223,6 +224,7 @@ def _config(options: argparse.Namespace, **changes: Any) -> ShardConfig:
         "quantize": options.quantize,
         "block_size": options.block_size,
         "num_layers": options.num_layers,
+        "kv_cache_dtype": options.kv_cache_dtype,
         "kv_cache_bytes": options.kv_cache_bytes,
         "max_batch_size": max(options.batch_sizes),
         "num_threads": options.num_threads,
@@ -252,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-exit-fallback", action="store_true", help="leave early also where it does not pay")
     add_device_flags(parser)
     add_quantize_flag(parser)
-    add_kv_cache_flag(parser, 4 << 30)
+    add_kv_cache_flags(parser, 4 << 30)
     add_cache_flag(parser)
     return parser
 

@@ -102,7 +102,8 @@ class KVCache:
         if not self.is_elastic:
             return self._ops.allocate(num_blocks, self._heads, self._like)
         keys, values = (
-            Region(shape, self._like.dtype) for shape in self._ops.pool_shapes(num_blocks, self._heads)
+            Region(shape, self._like.dtype)
+            for shape in self._ops.pool_shapes(num_blocks, self._heads, self._like.dtype)
         )
         self._regions += [keys, values]
         return KV(keys.tensor, values.tensor)
@@ -144,8 +145,8 @@ class Region:
 
 
 def block_bytes(ops: PlainOps, heads: Heads, num_layers: int, like: torch.Tensor) -> int:
-    """Bytes that one block takes in all layers together, padding included."""
-    return num_layers * sum(map(prod, ops.pool_shapes(1, heads))) * like.element_size()
+    """Bytes that one block takes in all layers together, padding and scales included."""
+    return num_layers * sum(map(prod, ops.pool_shapes(1, heads, like.dtype))) * like.element_size()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -23,7 +23,9 @@ class CudaOps(PlainOps):
         self._has_flash = has_flash
         self._planned: tuple[Batch, int, flash.Plan] | None = None  # of the last batch: one for all layers
 
-    def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def pool_shapes(
+        self, num_blocks: int, heads: Heads, dtype: torch.dtype
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         shape = (num_blocks, self._block_size, heads.kv, heads.dim)
         return shape, shape
 

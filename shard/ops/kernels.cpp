@@ -82,6 +82,27 @@ template <typename S, typename T> S convert(T value) {
     else return narrow<S>(widen(value));
 }
 
+// Of 8 bits, a KV head's numbers of one token have a scale; those of a group's tokens stand behind the group.
+template <typename S> constexpr bool kIsScaled = std::is_same_v<S, int8_t>;
+template <typename S> constexpr int64_t kScales = kIsScaled<S> ? kLanes * sizeof(float) : 0;
+constexpr float kGreatestCode = 127;
+
+inline float load_scale(const int8_t* scales, int64_t lane) {
+    float scale;
+    std::memcpy(&scale, scales + lane * sizeof scale, sizeof scale);
+    return scale;
+}
+
+// What a head's numbers are multiplied by before they are rounded to 8 bits. Stores the inverse for their lane.
+template <typename T>
+float store_scale(const T* head, int64_t dim, int8_t* scales, int64_t lane) {
+    float most = 0;
+    for (int64_t d = 0; d < dim; d++) most = std::max(most, std::abs(widen(head[d])));
+    float scale = most / kGreatestCode;
+    std::memcpy(scales + lane * sizeof scale, &scale, sizeof scale);
+    return most > 0 ? kGreatestCode / most : 0.0f;
+}
+
 struct Heads {
     int64_t query, kv, dim;
     int64_t padded() const { return (dim + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes); }  // in the pool
@@ -119,11 +140,21 @@ void rope_write(T* qkv, const float* cos, const float* sin, const T* q_norm, con
         for (int64_t h = 0; h < heads.kv; h++) {
             const T* k = row + (heads.query + h) * heads.dim;
             const T* v = k + heads.kv * heads.dim;
-            int64_t base = ((block * heads.kv + h) * groups_per_block + in_block) * heads.padded() * kLanes;
+            int64_t size = heads.padded() * kLanes;
+            int64_t base = ((block * heads.kv + h) * groups_per_block + in_block) * (size + kScales<S>);
             S* to = values + base + lane * heads.padded();
-            for (int64_t d = 0; d < heads.dim; d++)
-                keys[base + (d / 2 * kLanes + lane) * 2 + d % 2] = convert<S>(k[d]);
-            for (int64_t d = 0; d < heads.dim; d++) to[d] = convert<S>(v[d]);
+            if constexpr (kIsScaled<S>) {
+                float k_factor = store_scale(k, heads.dim, keys + base + size, lane);
+                float v_factor = store_scale(v, heads.dim, values + base + size, lane);
+                for (int64_t d = 0; d < heads.dim; d++)
+                    keys[base + (d / 2 * kLanes + lane) * 2 + d % 2] =
+                        static_cast<S>(__builtin_rintf(widen(k[d]) * k_factor));
+                for (int64_t d = 0; d < heads.dim; d++) to[d] = static_cast<S>(__builtin_rintf(widen(v[d]) * v_factor));
+            } else {
+                for (int64_t d = 0; d < heads.dim; d++)
+                    keys[base + (d / 2 * kLanes + lane) * 2 + d % 2] = convert<S>(k[d]);
+                for (int64_t d = 0; d < heads.dim; d++) to[d] = convert<S>(v[d]);
+            }
         }
     }
 }
@@ -214,11 +245,20 @@ struct Pools {
     }
 };
 
-template <typename T, typename S>
+// The type of activations, as the caller numbers them. Attention only reads queries and writes results in it, so
+// that its kernels are compiled once for each type of KV.
+template <typename Use>
+void with_type(int64_t type, Use use) {
+    if (type == 0) use(float{});
+    else if (type == 1) use(float16{});
+    else use(bfloat16{});
+}
+
+template <typename S>
 struct Attention {
-    T* out;
-    const T* q;
-    int64_t q_stride;  // elements between two tokens' queries
+    void* out;
+    const void* q;
+    int64_t type, q_stride;  // elements between two tokens' queries
     Pools<S> pools;
     Heads heads;
     int64_t groups_per_block, window;
@@ -231,7 +271,7 @@ struct Attention {
             for (int64_t i = 0; i < groups_per_block; i++) {
                 int64_t index = block * groups_per_block + i, run = s.blocks[block] * heads.kv + kv_head;
                 if (index >= first && index < last)
-                    offsets.push_back((run * groups_per_block + i) * heads.padded() * kLanes);
+                    offsets.push_back((run * groups_per_block + i) * (heads.padded() * kLanes + kScales<S>));
             }
     }
 
@@ -252,29 +292,48 @@ struct Attention {
         float* scores = scratch.numbers.data();  // [R][span]
         float* queries = scores + R * span;      // [dim][R], scaled
         float* sums = queries + R * dim;         // [R][dim], evens before odds in every 32
-        for (int r = 0; r < R; r++) {
-            const T* row = query_row(s, tile, r, ratio);
-            for (int64_t d = 0; d < heads.dim; d++) queries[d * R + r] = widen(row[d]) * scale;
-        }
+        with_type(type, [&](auto zero) {
+            for (int r = 0; r < R; r++) {
+                auto row = static_cast<const decltype(zero)*>(q) + query_at(s, tile, r, ratio, q_stride);
+                for (int64_t d = 0; d < heads.dim; d++) queries[d * R + r] = widen(row[d]) * scale;
+            }
+        });
         constexpr int kWide = R <= 4 ? 2 : 1;
         pools.template score<R, kWide>(scores, queries, scratch.offsets, dim, 0);
         float total[R];
-        for (int r = 0; r < R; r++)
-            total[r] = softmax(scores + r * span, span, from[r] - first * kLanes, until[r] - first * kLanes);
-        pools.template weigh<R, kWide>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes, 0);
         for (int r = 0; r < R; r++) {
-            int64_t row = s.first_query + (tile.first_row + r) / ratio;
-            T* to = out + (row * heads.query + tile.kv_head * ratio + (tile.first_row + r) % ratio) * heads.dim;
-            for (int64_t d = 0; d < heads.dim; d++) {
-                int64_t at = d / 32 * 32 + d % 2 * kLanes + d % 32 / 2;
-                to[d] = narrow<T>(sums[r * dim + at] / total[r]);
-            }
+            float* row = scores + r * span;
+            int64_t begin = from[r] - first * kLanes, end = until[r] - first * kLanes;
+            if constexpr (kIsScaled<S>) apply_scales(row, pools.keys + dim * kLanes, scratch.offsets, begin, end);
+            total[r] = softmax(row, span, begin, end);
+            if constexpr (kIsScaled<S>) apply_scales(row, pools.values + dim * kLanes, scratch.offsets, begin, end);
         }
+        pools.template weigh<R, kWide>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes, 0);
+        with_type(type, [&](auto zero) {
+            using T = decltype(zero);
+            for (int r = 0; r < R; r++) {
+                T* to = static_cast<T*>(out) + query_at(s, tile, r, ratio, heads.query * heads.dim);
+                for (int64_t d = 0; d < heads.dim; d++) {
+                    int64_t at = d / 32 * 32 + d % 2 * kLanes + d % 32 / 2;
+                    to[d] = narrow<T>(sums[r * dim + at] / total[r]);
+                }
+            }
+        });
     }
 
-    const T* query_row(const Sequence& s, const Tile& tile, int r, int64_t ratio) const {
+    // Offset of a tile's row among queries, and among results, whose tokens are `stride` elements apart.
+    int64_t query_at(const Sequence& s, const Tile& tile, int r, int64_t ratio, int64_t stride) const {
         int64_t row = s.first_query + (tile.first_row + r) / ratio;
-        return q + row * q_stride + (tile.kv_head * ratio + (tile.first_row + r) % ratio) * heads.dim;
+        return row * stride + (tile.kv_head * ratio + (tile.first_row + r) % ratio) * heads.dim;
+    }
+
+    // Multiplies what belongs to keys begin .. end by their scales.
+    static void apply_scales(float* x, const int8_t* scales, const std::vector<int64_t>& offsets, int64_t begin,
+                             int64_t end) {
+        for (int64_t g = begin / kLanes; g * kLanes < end; g++) {
+            int64_t first = std::max(begin - g * kLanes, int64_t{0}), last = std::min(end - g * kLanes, int64_t{kLanes});
+            for (int64_t t = first; t < last; t++) x[g * kLanes + t] *= load_scale(scales + offsets[g], t);
+        }
     }
 
     // In place: exp(x - max) inside [from, until), 0 outside. Returns the sum.
@@ -294,8 +353,8 @@ struct Attention {
 
 constexpr int kMaxRows = 8;
 
-template <typename T, typename S>
-void run_tile(const Attention<T, S>& attention, const Sequence& s, const Tile& tile, Scratch& scratch) {
+template <typename S>
+void run_tile(const Attention<S>& attention, const Sequence& s, const Tile& tile, Scratch& scratch) {
     switch (tile.num_rows) {
         case 1: return attention.template run<1>(s, tile, scratch);
         case 2: return attention.template run<2>(s, tile, scratch);
@@ -308,8 +367,8 @@ void run_tile(const Attention<T, S>& attention, const Sequence& s, const Tile& t
     }
 }
 
-template <typename T, typename S>
-void attend(const Attention<T, S>& attention, const int32_t* tables, int64_t table_stride, const int64_t* query_starts,
+template <typename S>
+void attend(const Attention<S>& attention, const int32_t* tables, int64_t table_stride, const int64_t* query_starts,
             const int64_t* num_keys, int64_t num_sequences, int64_t max_queries) {
     std::vector<Sequence> sequences;
     std::vector<Tile> tiles;
@@ -541,7 +600,7 @@ void keep_top_rows(float* scores, const int64_t* counts, const float* masses, in
         choose<T>(logits, inverse_temperatures, keys, out, rows, vocab);                                         \
     }
 
-#define HELIOS_CACHE(NAME, T, S)                                                                                 \
+#define HELIOS_WRITE(NAME, T, S)                                                                                 \
     extern "C" void rope_write_##NAME(T* qkv, const float* cos, const float* sin, const T* q_norm,               \
                                       const T* k_norm, float eps, const int64_t* positions,                      \
                                       const int64_t* slots, S* keys, S* values, int64_t num_tokens,              \
@@ -549,25 +608,30 @@ void keep_top_rows(float* scores, const int64_t* counts, const float* masses, in
                                       int64_t groups_per_block, int64_t rotary) {                                \
         rope_write<T, S>(qkv, cos, sin, q_norm, k_norm, eps, positions, slots, keys, values, num_tokens,         \
                          {query_heads, kv_heads, dim}, groups_per_block, rotary);                                \
-    }                                                                                                            \
-    extern "C" void attend_##NAME(T* out, const T* q, int64_t q_stride, const S* keys, const S* values,          \
-                                  const int32_t* tables, int64_t table_stride, const int64_t* query_starts,      \
-                                  const int64_t* num_keys, int64_t num_sequences, int64_t max_queries,           \
-                                  int64_t query_heads, int64_t kv_heads, int64_t dim, int64_t groups_per_block,  \
-                                  int64_t window, float scale) {                                                 \
-        attend<T, S>({out, q, q_stride, {keys, values}, {query_heads, kv_heads, dim}, groups_per_block, window,    \
-                      scale},                                                                                    \
-                     tables, table_stride, query_starts, num_keys, num_sequences, max_queries);                  \
     }
+#define HELIOS_ATTEND(NAME, S)                                                                                   \
+    extern "C" void attend_##NAME(void* out, const void* q, int64_t type, int64_t q_stride, const S* keys,       \
+                                  const S* values, const int32_t* tables, int64_t table_stride,                  \
+                                  const int64_t* query_starts, const int64_t* num_keys, int64_t num_sequences,   \
+                                  int64_t max_queries, int64_t query_heads, int64_t kv_heads, int64_t dim,       \
+                                  int64_t groups_per_block, int64_t window, float scale) {                       \
+        attend<S>({out, q, type, q_stride, {keys, values}, {query_heads, kv_heads, dim}, groups_per_block,       \
+                   window, scale},                                                                               \
+                  tables, table_stride, query_starts, num_keys, num_sequences, max_queries);                     \
+    }
+#define HELIOS_KV(NAME, S)                    \
+    HELIOS_WRITE(f32_##NAME, float, S)        \
+    HELIOS_WRITE(f16_##NAME, float16, S)      \
+    HELIOS_WRITE(bf16_##NAME, bfloat16, S)    \
+    HELIOS_ATTEND(NAME, S)
 
 HELIOS_ACTIVATIONS(f32, float)
 HELIOS_ACTIVATIONS(f16, float16)
 HELIOS_ACTIVATIONS(bf16, bfloat16)
-HELIOS_CACHE(f32_f32, float, float)
-HELIOS_CACHE(f32_f16, float, float16)
-HELIOS_CACHE(f32_bf16, float, bfloat16)
-HELIOS_CACHE(f16_f16, float16, float16)
-HELIOS_CACHE(bf16_bf16, bfloat16, bfloat16)
+HELIOS_KV(f32, float)
+HELIOS_KV(f16, float16)
+HELIOS_KV(bf16, bfloat16)
+HELIOS_KV(i8, int8_t)
 
 extern "C" void keep_top(float* scores, const int64_t* counts, const float* masses, int64_t rows, int64_t vocab) {
     keep_top_rows(scores, counts, masses, rows, vocab);

@@ -16,6 +16,7 @@ from shard.precision import Precision
 # Queries of one sequence in a step, above which gathering its context for one dense product pays.
 LONG_CHUNK = 192
 SUFFIX = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+KV_SUFFIX = SUFFIX | {torch.int8: "i8"}
 
 
 class PackedLinear(Linear):
@@ -119,11 +120,12 @@ class NativeOps(PlainOps):
         library.set_num_threads(num_threads)
         self._library = library
         suffix = SUFFIX[precision.compute]
-        both = f"{suffix}_{SUFFIX[precision.storage]}"
+        of_kv = KV_SUFFIX[precision.kv]
+        self._type = list(SUFFIX).index(precision.compute)
         self._rms_norm = _bind(library, f"rms_norm_{suffix}", "pppiif")
         self._silu_mul = _bind(library, f"silu_mul_{suffix}", "ppii")
-        self._rope_write = _bind(library, f"rope_write_{both}", "pppppfppppiiiiii")
-        self._attend = _bind(library, f"attend_{both}", "ppipppippiiiiiiif")
+        self._rope_write = _bind(library, f"rope_write_{suffix}_{of_kv}", "pppppfppppiiiiii")
+        self._attend = _bind(library, f"attend_{of_kv}", "ppiipppippiiiiiiif")
         self._log_sum_exp = {t: _bind(library, f"log_sum_exp_{s}", "ppii") for t, s in SUFFIX.items()}
         self._top_two = {t: _bind(library, f"top_two_{s}", "ppii") for t, s in SUFFIX.items()}
         self._likeliest = {t: _bind(library, f"likeliest_{s}", "ppiii") for t, s in SUFFIX.items()}
@@ -178,6 +180,7 @@ class NativeOps(PlainOps):
         self._attend(
             out.data_ptr(),
             q.data_ptr(),
+            self._type,
             q.stride(0),
             kv.keys.data_ptr(),
             kv.values.data_ptr(),

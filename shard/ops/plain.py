@@ -10,6 +10,7 @@ from shard.ops.blocks import Blocks
 
 LANES = 16  # tokens in a group; a block is block_size / LANES consecutive groups
 DIM_STEP = 32  # head dims in the pool are padded to a multiple of this
+SCALE_BYTES = LANES * 4  # of a group in 8 bits: one float32 for each token, behind its numbers
 
 
 class Linear:
@@ -59,15 +60,22 @@ class PlainOps:
         """
         return self.linear(blocks.dequantised().to(self.compute or torch.float32), bias)
 
-    def pool_shapes(self, num_blocks: int, heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of one layer's keys and values; the first dimension counts blocks."""
+    def pool_shapes(
+        self, num_blocks: int, heads: Heads, dtype: torch.dtype
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of one layer's keys and values; the first dimension counts blocks.
+
+        In int8 a group is its numbers, laid out as in other types, and then the scales of its tokens.
+        """
         dim = -(-heads.dim // DIM_STEP) * DIM_STEP
         of_all = (num_blocks, heads.kv, self.groups_per_block)
+        if dtype is torch.int8:
+            return (*of_all, LANES * dim + SCALE_BYTES), (*of_all, LANES * dim + SCALE_BYTES)
         return (*of_all, dim // 2, LANES, 2), (*of_all, LANES, dim)
 
     def allocate(self, num_blocks: int, heads: Heads, like: torch.Tensor) -> KV:
         """An empty pool for one layer, of the device and dtype of `like`."""
-        keys, values = self.pool_shapes(num_blocks, heads)
+        keys, values = self.pool_shapes(num_blocks, heads, like.dtype)
         return KV(like.new_zeros(keys), like.new_zeros(values))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -98,15 +106,24 @@ class PlainOps:
         """Put keys and values, each (T, Hkv, D), into their slots (T,)."""
         group, lane, dim = slots // LANES, slots % LANES, k.shape[-1]
         block, group = group // self.groups_per_block, group % self.groups_per_block
-        kv.keys[block, :, group, : dim // 2, lane] = k.unflatten(-1, (-1, 2)).to(kv.keys.dtype)
-        kv.values[block, :, group, lane, :dim] = v.to(kv.values.dtype)
+        if kv.keys.dtype is torch.int8:
+            k, scales(kv.keys)[block, :, group, lane] = rounded(k)
+            v, scales(kv.values)[block, :, group, lane] = rounded(v)
+        keys, values = numbers(kv)
+        keys[block, :, group, : dim // 2, lane] = k.unflatten(-1, (-1, 2)).to(keys.dtype)
+        values[block, :, group, lane, :dim] = v.to(values.dtype)
 
     def read(
         self, kv: KV, blocks: torch.Tensor, num_keys: int, dim: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one sequence, each (num_keys, Hkv, dim), from its blocks (W,)."""
-        keys = kv.keys[blocks.long()].permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(0, 2)
-        values = kv.values[blocks.long()].permute(0, 2, 3, 1, 4).flatten(0, 2)
+        own = KV(kv.keys[blocks.long()], kv.values[blocks.long()])
+        keys, values = numbers(own)
+        keys = keys.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(0, 2)
+        values = values.permute(0, 2, 3, 1, 4).flatten(0, 2)
+        if kv.keys.dtype is torch.int8:
+            by_token = (scales(pool).permute(0, 2, 3, 1).flatten(0, 2) for pool in (own.keys, own.values))
+            keys, values = (x * scale[..., None] for x, scale in zip((keys, values), by_token, strict=True))
         return keys[:num_keys, :, :dim], values[:num_keys, :, :dim]
 
     def attend(self, q: torch.Tensor, heads: Heads, batch: Batch, kv: KV) -> torch.Tensor:
@@ -158,6 +175,26 @@ class PlainOps:
         kept = (rank < limit) & ((before < masses[:, None]) | (rank == 0))
         cut = ranked.masked_fill(~kept, torch.inf).amin(dim=-1, keepdim=True)
         scores.masked_fill_(scores < cut, torch.finfo(torch.float32).min)
+
+
+def numbers(kv: KV) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of keys (N, Hkv, G, D / 2, LANES, 2) and values (N, Hkv, G, LANES, D), without scales."""
+    if kv.keys.dtype is not torch.int8:
+        return kv.keys, kv.values
+    keys, values = kv.keys[..., :-SCALE_BYTES], kv.values[..., :-SCALE_BYTES]
+    return keys.unflatten(-1, (-1, LANES, 2)), values.unflatten(-1, (LANES, -1))
+
+
+def scales(pool: torch.Tensor) -> torch.Tensor:
+    """A view of the scales in a pool of int8, (N, Hkv, G, LANES) float32."""
+    return pool[..., -SCALE_BYTES:].view(torch.float32)
+
+
+def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T, H, D) in 8 bits, as whole numbers up to 127, and their scales (T, H) float32."""
+    most = x.float().abs().amax(dim=-1)
+    factor = torch.where(most > 0, 127 / most, 0.0)
+    return (x.float() * factor[..., None]).round().to(torch.int8), most / 127
 
 
 def rotate(x: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor:

@@ -117,4 +117,19 @@ template <typename T> inline Pairs load_pairs(const T* from) {
     return pairs;
 }
 
+// Whole numbers of 8 bits; their scale is the caller's.
+inline Pairs load_pairs(const int8_t* from) {
+    typedef int16_t Shorts __attribute__((vector_size(kRegisterBytes / 2)));
+    typedef int32_t Ints __attribute__((vector_size(kRegisterBytes)));
+    Pairs pairs;
+    for (int i = 0; i < kParts; i++) {
+        Shorts two;
+        std::memcpy(&two, from + 2 * i * kRegisterLanes, sizeof two);
+        Ints words = __builtin_convertvector(two, Ints);
+        pairs.even.part[i] = __builtin_convertvector((words << 24) >> 24, Floats);
+        pairs.odd.part[i] = __builtin_convertvector(words >> 8, Floats);
+    }
+    return pairs;
+}
+
 }  // namespace

@@ -23,7 +23,7 @@ class Basis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str  # digest of the weights
     heads: str  # digest of the exit folder, without its thresholds
-    dtype: str  # of weights and KV; arithmetic may be wider
+    dtype: str  # of weights and KV, see `certified_name`; arithmetic may be wider
     prompts: str  # the set's name, or the file's
     prompts_digest: str
     num_sequences: int

@@ -24,7 +24,7 @@ class Served(msgspec.Struct, frozen=True):
     mode: Mode
     fill: Fill
     criterion: Criterion
-    dtype: str  # of weights and KV; arithmetic may be wider
+    dtype: str  # of weights and KV, see `certified_name`; arithmetic may be wider
     model: str  # digest of the weights
     depth: int
     thresholds: dict[int, float]  # of the exits in use, by layer

@@ -31,6 +31,11 @@ def weight_format(quantize: str, folder: Path, device: str, mode: Mode) -> str:
     return GGUF if has_blocks and mode.is_lossless else NONE
 
 
-def certified_name(dtype: str, weights: str) -> str:
-    """What a certificate calls a storage type together with the format of matrices."""
-    return dtype if weights == NONE else f"{dtype}+{weights}"
+def certified_name(dtype: str, weights: str, kv_dtype: str) -> str:
+    """What a certificate calls a storage type, the format of matrices and a KV cache of another type."""
+    parts = [dtype]
+    if weights != NONE:
+        parts.append(weights)
+    if kv_dtype != dtype:
+        parts.append(f"kv-{kv_dtype}")
+    return "+".join(parts)

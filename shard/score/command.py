@@ -18,7 +18,7 @@ from rich.table import Table
 from shard.cli import (
     add_cache_flag,
     add_device_flags,
-    add_kv_cache_flag,
+    add_kv_cache_flags,
     add_quantize_flag,
     add_revision_flag,
     positive,
@@ -82,6 +82,7 @@ def _run(options: argparse.Namespace) -> Result:
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
+        kv_cache_dtype=options.kv_cache_dtype,
         kv_cache_bytes=options.kv_cache_bytes,
         max_batch_size=options.batch_size,
         num_threads=options.num_threads,
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add_revision_flag(parser)
     add_device_flags(parser)
     add_quantize_flag(parser)
-    add_kv_cache_flag(parser)
+    add_kv_cache_flags(parser)
     add_cache_flag(parser)
     return parser
 

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from shard.cli import (
     add_cache_flag,
     add_device_flags,
-    add_kv_cache_flag,
+    add_kv_cache_flags,
     add_quantize_flag,
     add_revision_flag,
     positive,
@@ -151,6 +151,7 @@ def _config(options: argparse.Namespace, folder: Path, max_total_tokens: int) ->
         device=options.device,
         dtype=options.dtype,
         quantize=_weights(options, folder),
+        kv_cache_dtype=options.kv_cache_dtype,
         kv_cache_bytes=options.kv_cache_bytes,
         max_total_tokens=max_total_tokens,
         max_batch_size=options.batch_size,
@@ -177,7 +178,8 @@ def _basis(options: argparse.Namespace, folder: Path, sample: Sample) -> Basis:
 
 
 def _precision(options: argparse.Namespace, folder: Path) -> Precision:
-    return precision_of(options.device, options.dtype, _weights(options, folder))
+    weights = _weights(options, folder)
+    return precision_of(options.device, options.dtype, weights, options.kv_cache_dtype)
 
 
 def _weights(options: argparse.Namespace, folder: Path) -> str:
@@ -229,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     add_revision_flag(parser)
     add_device_flags(parser)
     add_quantize_flag(parser)
-    add_kv_cache_flag(parser)
+    add_kv_cache_flags(parser)
     add_cache_flag(parser)
     return parser
 

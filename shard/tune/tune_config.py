@@ -11,7 +11,7 @@ class Machine(msgspec.Struct, frozen=True):
     """Device, dtype and folders."""
 
     device: str
-    dtype: str  # of weights and KV, settled
+    dtype: str  # of weights, settled
     num_threads: int | None
     work: Path  # text, hidden states
 

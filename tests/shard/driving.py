@@ -26,6 +26,7 @@ DEVICE = os.environ.get("DEVICE", "cpu")
 SETTINGS = {
     "device": DEVICE,
     "dtype": "float32",
+    "kv_cache_dtype": os.environ.get("HELIOS_TEST_KV", "auto"),
     "kv_cache_bytes": 1 << 24,
     "block_size": 16,
     "num_threads": 1,

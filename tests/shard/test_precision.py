@@ -10,6 +10,7 @@ from shard.cpu import LEVELS, Cpu
 from shard.precision import DTYPES, cpu_precision, cuda_precision, precision_of, usable_cpu
 from tests.shard.driving import generate, make_runner, prompts_of
 
+KV_TYPES = ("float32", "int8")
 FEATURES = [feature for level in LEVELS for feature in level.features]
 
 
@@ -114,6 +115,41 @@ def rounded(model: Path, folder: Path, dtype: torch.dtype) -> Path:
     }
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+@pytest.mark.parametrize("ops", ["native", "plain"])
+@pytest.mark.parametrize("shape", ["llama", "opt", "qwen3"])
+def test_a_kv_cache_of_8_bits_says_nearly_what_float32_says(
+    tiny_model, monkeypatch: pytest.MonkeyPatch, shape: str, ops: str
+):
+    if ops == "plain":
+        monkeypatch.setattr("shard.ops.choose.build", lambda *_: None)
+    exact, rounded = (make_runner(tiny_model(shape), dtype="float32", kv_cache_dtype=kv) for kv in KV_TYPES)
+    assert (exact.ready().kv_dtype, rounded.ready().kv_dtype) == KV_TYPES
+    assert exact.ready().version != rounded.ready().version
+    prompts = [prompt[:1] + prompt for prompt in prompts_of(exact.ready().vocab_size, [30, 5, 17])]
+    for one, other in zip(*(generate(each, prompts, 4) for each in (rounded, exact)), strict=True):
+        assert one.tokens[0].logprob == pytest.approx(other.tokens[0].logprob, abs=6e-2)
+        assert one.tokens[0].logprob != other.tokens[0].logprob
+
+
+def test_8_bits_take_a_quarter_of_float32_and_a_scale_for_each_token(tiny_model):
+    runner = make_runner(tiny_model("llama"), dtype="float32", kv_cache_dtype="int8", kv_cache_bytes=1 << 20)
+    heads, kv = runner.decoder.shape.heads, runner.kv_cache.layers[0]
+    padded = -(-heads.dim // 32) * 32
+    of_all = 2 * 16 * heads.kv * (padded + 4) * len(runner.kv_cache.layers)
+    assert runner.block_bytes == of_all
+    assert kv.keys[0].nbytes + kv.values[0].nbytes == of_all // len(runner.kv_cache.layers)
+
+
+@pytest.mark.parametrize(("kv", "works"), [("auto", True), ("bfloat16", True), ("int8", False)])
+def test_a_gpu_keeps_kv_in_the_type_of_weights(monkeypatch: pytest.MonkeyPatch, kv: str, works: bool):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    if works:
+        assert precision_of("cuda", "bfloat16", kv_cache_dtype=kv).kv is torch.bfloat16
+        return
+    with pytest.raises(ValueError, match=r"kv_cache_dtype must be auto or bfloat16 on this GPU, not int8"):
+        precision_of("cuda", "bfloat16", kv_cache_dtype=kv)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

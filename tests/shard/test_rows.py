@@ -21,6 +21,7 @@ KEPT = [
     "exits/test_projection",
     "exits/test_speculative",
 ]
+KEPT_IN_8_BITS = ["engine/test_prefix_cache", "exits/test_speculative"]  # of keys and values
 TIMEOUT_S = 900  # a row takes half a minute on an idle core, its kernels' compilation with it
 
 
@@ -29,11 +30,20 @@ TIMEOUT_S = 900  # a row takes half a minute on an idle core, its kernels' compi
 def test_a_row_keeps_the_engines_promises(row: str):
     if row not in [level.name for level in real_cpu().levels]:
         pytest.skip(f"this machine cannot imitate {row}")
-    environment = os.environ | {SWITCH: row, "HELIOS_TEST_DTYPE": "bfloat16"}
+    run_tests(KEPT, {SWITCH: row, "HELIOS_TEST_DTYPE": "bfloat16"})
+
+
+@pytest.mark.timeout(TIMEOUT_S + 10)
+def test_a_kv_cache_of_8_bits_keeps_the_engines_promises():
+    run_tests(KEPT_IN_8_BITS, {"HELIOS_TEST_KV": "int8"}, "-k", "not transformers")
+
+
+def run_tests(names: list[str], settings: dict[str, str], *options: str) -> None:
+    environment = os.environ | settings
     for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
         del environment[name]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    command += [f"tests/shard/{name}.py" for name in KEPT]
+    command += [*options, *(f"tests/shard/{name}.py" for name in names)]
     ran = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
     )

@@ -9,13 +9,20 @@ from shard.cli import default_cache_dir
 from shard.ops.batch import KV, HeadNorms, Heads, Rope
 from shard.ops.build import build
 from shard.ops.native import LONG_CHUNK, NativeOps
-from shard.ops.plain import PlainOps
+from shard.ops.plain import PlainOps, scales
 from shard.precision import Precision, precision_of, usable_cpu
 from tests.shard.ops.batches import TOLERANCE, make_batch
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 WIDENED = [Precision(storage, torch.float32, "") for storage in (torch.float16, torch.bfloat16)]
 PRECISIONS = [*(Precision(dtype, dtype, "") for dtype in DTYPES), *WIDENED]
+KV_TYPES = [  # each type of KV under each compute type, where it is not the weights'
+    Precision(compute, compute, "", kv_storage=kv)
+    for compute in DTYPES
+    for kv in (*DTYPES, torch.int8)
+    if kv is not compute
+]
+INT8_TOLERANCE = 0.05  # a step of 8 bits where numbers go up to 5
 FLOAT32 = PRECISIONS[0]
 SHAPES = [  # heads, block size: grouped, windowed, one KV head, narrow, a dim that must be padded
     (Heads(9, 3, 64, 64**-0.5), 16),
@@ -46,7 +53,7 @@ def label(value: object) -> str | None:
     return value.label if isinstance(value, Precision) else None
 
 
-@pytest.mark.parametrize("precision", PRECISIONS, ids=label)
+@pytest.mark.parametrize("precision", [*PRECISIONS, *KV_TYPES], ids=label)
 @pytest.mark.parametrize(("heads", "block_size"), SHAPES)
 def test_rope_write_and_attention_equal_plain(library, precision, heads, block_size):
     torch.manual_seed(0)
@@ -54,9 +61,10 @@ def test_rope_write_and_attention_equal_plain(library, precision, heads, block_s
     plain, native = PlainOps(block_size), NativeOps(block_size, precision, 2, library)
     batch = make_batch(LENGTHS, block_size)
     num_blocks = int(batch.block_tables.max()) + 1
-    pool = plain.allocate(num_blocks, heads, torch.empty(0, dtype=precision.storage))
-    pool.keys.normal_()
-    pool.values.normal_()
+    pool = plain.allocate(num_blocks, heads, torch.empty(0, dtype=precision.kv))
+    num_slots = num_blocks * block_size
+    keys, values = torch.randn(2, num_slots, heads.kv, heads.dim)
+    plain.write(keys, values, torch.arange(num_slots), pool)
     twin = KV(pool.keys.clone(), pool.values.clone())
     angles = torch.rand(LONG_CHUNK + 60, heads.dim // 2) * 6
     rope = Rope(angles.cos(), angles.sin(), heads.dim)
@@ -66,24 +74,43 @@ def test_rope_write_and_attention_equal_plain(library, precision, heads, block_s
     plain_q = plain.rope_write(qkv.clone(), heads, rope, norms, batch, pool)
     native_q = native.rope_write(qkv.clone(), heads, rope, norms, batch, twin)
 
-    def close(a, b):
-        torch.testing.assert_close(a, b, atol=TOLERANCE[a.dtype], rtol=TOLERANCE[a.dtype])
+    rough = INT8_TOLERANCE if precision.kv is torch.int8 else 0.0
+
+    def close(a, b, least=0.0):
+        tolerance = max(TOLERANCE[dtype], TOLERANCE.get(precision.kv, 0.0), least)
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
     close(native_q, plain_q)
-    close(twin.keys, pool.keys)
-    close(twin.values, pool.values)
+    for mine, its in zip(
+        *(plain.read(kv, torch.arange(num_blocks), num_slots, heads.dim) for kv in (twin, pool)), strict=True
+    ):
+        close(mine, its, rough)
     close(native.attend(plain_q, heads, batch, pool), plain.attend(plain_q, heads, batch, pool))
 
 
-def test_attention_does_not_read_past_the_context(library):
+@pytest.mark.parametrize("kv", [torch.float32, torch.int8])
+def test_attention_does_not_read_past_the_context(library, kv):
     heads, block_size = Heads(2, 1, 32, 1.0), 16
-    native = NativeOps(block_size, FLOAT32, 1, library)
+    native = NativeOps(block_size, Precision(torch.float32, torch.float32, "", kv_storage=kv), 1, library)
     batch = make_batch([(1, 5)], block_size)
-    pool = native.allocate(1, heads, torch.empty(0))
-    pool.keys.fill_(torch.nan)
-    pool.values.fill_(torch.nan)
+    pool = native.allocate(1, heads, torch.empty(0, dtype=kv))
+    for tensor in (pool.keys, pool.values):
+        (scales(tensor) if kv is torch.int8 else tensor).fill_(torch.nan)
     native.write(torch.randn(5, 1, 32), torch.randn(5, 1, 32), torch.arange(5), pool)
     assert native.attend(torch.randn(1, 2, 32), heads, batch, pool).isfinite().all()
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_what_8_bits_hold_is_within_half_a_step_of_what_was_written(block_size):
+    torch.manual_seed(0)
+    heads, ops = Heads(6, 3, 40, 1.0), PlainOps(block_size)
+    keys, values = torch.randn(2, 70, 3, 40) * torch.rand(70, 3, 1) * 9
+    keys[7] = 0
+    pool = ops.allocate(5, heads, torch.empty(0, dtype=torch.int8))
+    ops.write(keys, values, torch.arange(70), pool)
+    for held, written in zip(ops.read(pool, torch.arange(5), 70, 40), (keys, values), strict=True):
+        half_a_step = written.abs().amax(dim=-1, keepdim=True) / 254
+        assert ((held - written).abs() <= half_a_step * 1.001).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
