@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--head-rerank", type=positive, metavar="K", help="of so many likely tokens the LM head decides")
     add("--vocabulary", type=Path, metavar="FILE", help="where that goes [DIR/vocabulary.safetensors]")
     add("--vocabulary-steps", type=int, default=200, help="at full depth, before exits learn [%(default)s]")
-    add("--init", type=Path, metavar="DIR", help="an exit folder to go on from")
+    add("--init", type=Path, metavar="DIR", help="a folder of exits, or of a draft head, to go on from")
     add("--freeze-vocabulary", action="store_true", help="that of --init, as it is")
     add("--data", default="self", metavar="FILE", help="text to learn on, or self: the model's own [self]")
     add("--prompts", nargs="+", default=["chat"], metavar="LIST", help="for self: chat, code, files [chat]")

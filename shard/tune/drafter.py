@@ -12,13 +12,14 @@ from pathlib import Path
 import msgspec
 import torch
 
+from shard.drafts.head_file import check_description, read_description
 from shard.models.shape import Shape, read_config, shape_of
 from shard.precision import precision_of
 from shard.tune import folder as exit_folder
 from shard.tune.batches import Source, places_of
 from shard.tune.draft_head import DraftHead, first_draft_weights
 from shard.tune.draft_training import Acceptance, DraftStudent, DraftTrainer, acceptance_of
-from shard.tune.drafter_folder import save_drafter, served_head
+from shard.tune.drafter_folder import load_drafter, save_drafter, served_head
 from shard.tune.layers import Backbone, read_backbone
 from shard.tune.loss import Measured
 from shard.tune.preflight import check
@@ -102,13 +103,27 @@ def _check_vocabulary(ask: Ask, shape: Shape) -> Path | None:
 def _first_head(
     ask: Ask, back: Backbone, vocabulary: torch.Tensor | None, sources: list[Source]
 ) -> DraftHead:
-    """An untrained head, for the scale that states at its deepest depth have."""
+    """The head to go on from, or an untrained one, for the scale that states at its deepest depth have."""
     depths = ask.wanted.spec.layers
+    if ask.wanted.init is not None:
+        return _given_head(ask, ask.wanted.init, back)
     some = places_of(sources, "training")[:SCALE_PASSAGES]
     states = [sources[source].cache.states(depths[-1], passage).float() for source, passage in some]
     scale = float(torch.cat(states).square().mean().sqrt())
     weights = first_draft_weights(back, depths, vocabulary, scale)
     return DraftHead(depths, back.shape.num_layers, weights, ask.wanted.spec.rerank)
+
+
+def _given_head(ask: Ask, init: Path, back: Backbone) -> DraftHead:
+    """The head of another folder. Raises `ValueError` if it is not of the kind asked for."""
+    spec, described = ask.wanted.spec, read_description(init)
+    check_description(described, back.shape)
+    if (described.depths, described.rerank) != (spec.layers, spec.rerank):
+        raise ValueError(
+            f"The draft head of {init} is not the one asked for: it reads behind {described.depths}, and the "
+            f"LM head decides on {described.rerank or 'all'} tokens."
+        )
+    return load_drafter(init, back.head.device)
 
 
 def _train(ask: Ask, student: DraftStudent, sources: list[Source], progress: Progress) -> tuple[float, int]:

@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from shard.drafts.head_file import read_description
 from shard.tune import drafter
@@ -93,6 +95,17 @@ def test_what_was_interrupted_goes_on_to_the_same_head(
     whole, halves = (tmp_path / name / "drafter.safetensors" for name in ("whole", "halves"))
     assert whole.read_bytes() == halves.read_bytes()
     assert [path.name for path in (tmp_path / "halves").glob("*.training")] == []
+
+
+def test_a_head_learns_on(model: Path, tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]):
+    assert tune(model, tmp_path / "first", prompts, "--steps", "3") == 0
+    on = ["--init", str(tmp_path / "first"), "--rate", "1e-9", "--steps", "1"]
+    assert tune(model, tmp_path / "second", prompts, *on) == 0
+    first, second = (load_file(tmp_path / name / "drafter.safetensors") for name in ("first", "second"))
+    assert all(torch.allclose(first[name].float(), second[name].float(), atol=1.0) for name in first)
+    assert torch.equal(first["fuse.weight"], second["fuse.weight"])
+    assert tune(model, tmp_path / "third", prompts, *on, "--exit-layers", "1,2") == 1
+    assert "it reads behind [1, 2, 3], and the LM head decides on all tokens" in capsys.readouterr().err
 
 
 def test_time_bounds_it(model: Path, tmp_path: Path, prompts: Path):
