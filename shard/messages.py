@@ -7,7 +7,7 @@ positions in the other side's memory: a sequence is its id and attempt, a step i
 
 import enum
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -297,7 +297,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logprob: float
     exit_layer: int
     confidence: float | None = None
-    top: Sequence[tuple[int, float]] = ()
+    top: tuple[tuple[int, float], ...] = ()
 
     @property
     def is_forced(self) -> bool:

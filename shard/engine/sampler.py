@@ -141,12 +141,12 @@ class Sampler:
                 keep_typical(row, sampling.typical_p)
         return scores
 
-    def _top(self, logits: torch.Tensor, sampling: Sampling) -> list[tuple[int, float]]:
+    def _top(self, logits: torch.Tensor, sampling: Sampling) -> tuple[tuple[int, float], ...]:
         """The likeliest tokens at one position, from its logits (V,)."""
         if not sampling.num_top_tokens:
-            return []
+            return ()
         logprobs, ids = torch.log_softmax(logits.float(), dim=-1).topk(sampling.num_top_tokens)
-        return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
+        return tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
     def _floats(self, values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)

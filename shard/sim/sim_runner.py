@@ -238,8 +238,8 @@ class SimRunner:
         positions = range(first, min(chunk.end + 1, sequence.num_tokens))
         return [Score(self._next_token(sequence, position), self._costs.logprob) for position in positions]
 
-    def _top(self, num_top_tokens: int) -> list[tuple[int, float]]:
-        return [(_FIRST_TOKEN + rank, -1.0 - rank) for rank in range(num_top_tokens)]
+    def _top(self, num_top_tokens: int) -> tuple[tuple[int, float], ...]:
+        return tuple((_FIRST_TOKEN + rank, -1.0 - rank) for rank in range(num_top_tokens))
 
     def _meet_trouble(self, chunks: list[Chunk]) -> None:
         """Fail or hang on the cost model's tokens, as a poisonous request could make a real shard do."""

@@ -44,7 +44,7 @@ def test_messages_arrive_whole_and_in_order_however_the_bytes_are_cut(cuts: list
 
 def test_step_outputs_come_back_equal() -> None:
     outputs = [
-        SequenceOutput(1, 0, 4, [TokenOutput(5, -0.5, 30, 0.9, [(5, -0.5)])], finish=FinishReason.EOS),
+        SequenceOutput(1, 0, 4, [TokenOutput(5, -0.5, 30, 0.9, ((5, -0.5),))], finish=FinishReason.EOS),
         SequenceOutput(2, 1, 8, prompt=[TokenOutput(1, -2.0, 30)]),
     ]
     message = StepOutput(3, outputs, [(4, 0)], 10, 2, 5, 1.5, 0.1)

@@ -15,7 +15,9 @@ TIE = 1e-4  # where the reference's two best logits are closer than this, either
 
 
 @torch.inference_mode()
-def assert_greedy(model: torch.nn.Module, prompt: list[int], ids: list[int], logprobs: list[float]) -> None:
+def assert_greedy(
+    model: torch.nn.Module, prompt: list[int], ids: list[int], logprobs: list[float], within: float = 1e-3
+) -> None:
     """Each token is the reference's choice after the tokens before it, with its log-probability.
 
     One forward over the whole text asks the same as generating token by token, as long as no token differs.
@@ -26,7 +28,7 @@ def assert_greedy(model: torch.nn.Module, prompt: list[int], ids: list[int], log
         tied = best[at, 0] - best[at, 1] < TIE
         assert row.argmax().item() == id or tied, f"token {at}: {id}, not {row.argmax().item()}"
     expected = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor(logprobs), expected, atol=within, rtol=0)
 
 
 @pytest.mark.parametrize("block_size", [16, 32])
@@ -115,16 +117,21 @@ def test_an_end_token_ends_a_sequence_unless_it_is_ignored(tiny_model):
     assert generate(runner, [prompt], 10)[0].ids == free.ids
 
 
-def test_smollm2_equals_what_transformers_reads_in_its_gguf_file(embedded_model: Path):
+@pytest.mark.parametrize(("quantize", "within"), [("none", 1e-3), ("auto", 1e-2)])
+def test_smollm2_equals_what_transformers_reads_in_its_gguf_file(
+    embedded_model: Path, quantize: str, within: float
+):
+    """Matrices as float32, and as the blocks of the file, by which activations are rounded to 16 bits."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(embedded_model / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in REAL_PROMPTS]
-    runner = make_runner(embedded_model, kv_cache_bytes=1 << 28)
+    runner = make_runner(embedded_model, kv_cache_bytes=1 << 28, quantize=quantize)
     made = generate(runner, prompts, 12)
     model = load_reference(embedded_model, gguf_file="model.gguf")
     for prompt, generation in zip(prompts, made, strict=True):
-        assert_greedy(model, prompt, generation.ids, [token.logprob for token in generation.tokens])
+        logprobs = [token.logprob for token in generation.tokens]
+        assert_greedy(model, prompt, generation.ids, logprobs, within)
 
 
 def test_a_missing_or_misshapen_tensor_is_named(tiny_model, tmp_path: Path):
