@@ -173,9 +173,15 @@ struct Tile {  // up to R (query, head) pairs of one sequence that share a KV he
 };
 
 struct Scratch {
-    std::vector<int64_t> offsets;
+    std::vector<int64_t> offsets, next;  // of this tile's groups; of the first ones of the tile that follows
     std::vector<float> numbers;
 };
+
+// How many things to work on at once, 1, 2 or 4, that each keep so many sums in registers.
+constexpr int at_once(int num_sums) {
+    int most = kRegisters * 3 / 8 / num_sums;
+    return most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
 
 // What costs time, and does not depend on the activations' type.
 template <typename S>
@@ -183,7 +189,8 @@ struct Pools {
     const S *keys, *values;
 
     // scores[r][key] = queries[r] . keys[key], G groups of 16 keys at a time: enough sums in flight to hide
-    // the latency of each. What comes kAhead groups later is fetched into L2, whose misses are not 16 at most.
+    // the latency of each. What comes kAhead groups later is fetched into L2, whose misses are not 16 at most;
+    // after the last keys come the first values.
     template <int R, int G>
     void score(float* scores, const float* queries, const std::vector<int64_t>& offsets, int64_t dim, int64_t g) const {
         int64_t num_groups = static_cast<int64_t>(offsets.size());
@@ -191,38 +198,41 @@ struct Pools {
             const S *k[G], *next[G];
             for (int i = 0; i < G; i++) {
                 k[i] = keys + offsets[g + i];
-                next[i] = keys + offsets[std::min(g + i + kAhead, num_groups - 1)];
+                int64_t ahead = g + i + kAhead;
+                next[i] = ahead < num_groups ? keys + offsets[ahead] : values + offsets[(ahead - num_groups) % num_groups];
             }
-            Vec even[G][R] = {}, odd[G][R] = {};
+            Vec sums[G][R] = {};
             for (int64_t d = 0; d < dim; d += 2)
                 for (int i = 0; i < G; i++) {
                     __builtin_prefetch(next[i] + d * kLanes, 0, 2);
                     Pairs key = load_pairs(k[i] + d * kLanes);
                     for (int r = 0; r < R; r++) {
-                        add_product(even[i][r], key.even, queries[d * R + r]);
-                        add_product(odd[i][r], key.odd, queries[(d + 1) * R + r]);
+                        add_product(sums[i][r], key.even, queries[d * R + r]);
+                        add_product(sums[i][r], key.odd, queries[(d + 1) * R + r]);
                     }
                 }
             for (int i = 0; i < G; i++)
-                for (int r = 0; r < R; r++) {
-                    Vec both = even[i][r] + odd[i][r];
-                    std::memcpy(scores + (r * num_groups + g + i) * kLanes, &both, sizeof both);
-                }
+                for (int r = 0; r < R; r++)
+                    std::memcpy(scores + (r * num_groups + g + i) * kLanes, &sums[i][r], sizeof(Vec));
         }
         if constexpr (G > 1) score<R, 1>(scores, queries, offsets, dim, g);
     }
 
     // sums[r] = weights[r] . values, C times 32 dims at a time. Lanes past the last key hold whatever the block
-    // held before, and 0 * NaN is NaN, so they are not read.
+    // held before, and 0 * NaN is NaN, so they are not read. After the last values come the next tile's keys.
     template <int R, int C>
-    void weigh(float* sums, const float* weights, const std::vector<int64_t>& offsets, int64_t dim,
-               int64_t num_keys, int64_t d) const {
+    void weigh(float* sums, const float* weights, const Scratch& scratch, int64_t dim, int64_t num_keys,
+               int64_t d) const {
+        const std::vector<int64_t>& offsets = scratch.offsets;
         int64_t num_groups = static_cast<int64_t>(offsets.size()), span = num_groups * kLanes;
         for (; d + C * kPair <= dim; d += C * kPair) {
             Vec even[C][R] = {}, odd[C][R] = {};
             for (int64_t g = 0; g < num_groups; g++) {
                 const S* v = values + offsets[g] + d;
-                const S* next = values + offsets[std::min(g + kAhead, num_groups - 1)] + d;
+                int64_t ahead = g + kAhead;
+                const S* next = (ahead < num_groups ? values + offsets[ahead]
+                                                    : keys + scratch.next[(ahead - num_groups) % scratch.next.size()]) +
+                                d;
                 int64_t num_lanes = std::min<int64_t>(kLanes, num_keys - g * kLanes);
                 for (int64_t t = 0; t < num_lanes; t++)
                     for (int c = 0; c < C; c++) {
@@ -241,7 +251,7 @@ struct Pools {
                     std::memcpy(to + kLanes, &odd[c][r], sizeof(Vec));
                 }
         }
-        if constexpr (C > 1) weigh<R, 1>(sums, weights, offsets, dim, num_keys, d);
+        if constexpr (C > 1) weigh<R, 1>(sums, weights, scratch, dim, num_keys, d);
     }
 };
 
@@ -275,6 +285,13 @@ struct Attention {
             }
     }
 
+    // Of the next tile only what is fetched ahead.
+    void locate_next(const Sequence& s, const Tile& tile, std::vector<int64_t>& offsets) const {
+        int64_t until = s.num_keys - s.num_queries + tile.first_row / (heads.query / heads.kv) + 1;
+        int64_t first = window > 0 ? std::max<int64_t>(0, until - window) / kLanes : 0;
+        locate(s, tile.kv_head, first, std::min(first + kAhead, (until + kLanes - 1) / kLanes), offsets);
+    }
+
     // Rows r of a tile are (query, head) pairs, heads of a query together: query = r / ratio.
     template <int R>
     void run(const Sequence& s, const Tile& tile, Scratch& scratch) const {
@@ -298,8 +315,7 @@ struct Attention {
                 for (int64_t d = 0; d < heads.dim; d++) queries[d * R + r] = widen(row[d]) * scale;
             }
         });
-        constexpr int kWide = R <= 4 ? 2 : 1;
-        pools.template score<R, kWide>(scores, queries, scratch.offsets, dim, 0);
+        pools.template score<R, at_once(R * kParts)>(scores, queries, scratch.offsets, dim, 0);
         float total[R];
         for (int r = 0; r < R; r++) {
             float* row = scores + r * span;
@@ -308,7 +324,7 @@ struct Attention {
             total[r] = softmax(row, span, begin, end);
             if constexpr (kIsScaled<S>) apply_scales(row, pools.values + dim * kLanes, scratch.offsets, begin, end);
         }
-        pools.template weigh<R, kWide>(sums, scores, scratch.offsets, dim, s.num_keys - first * kLanes, 0);
+        pools.template weigh<R, at_once(2 * R * kParts)>(sums, scores, scratch, dim, s.num_keys - first * kLanes, 0);
         with_type(type, [&](auto zero) {
             using T = decltype(zero);
             for (int r = 0; r < R; r++) {
@@ -351,7 +367,7 @@ struct Attention {
     }
 };
 
-constexpr int kMaxRows = 8;
+constexpr int kMaxRows = kRegisters < 32 ? 4 : 8;
 
 template <typename S>
 void run_tile(const Attention<S>& attention, const Sequence& s, const Tile& tile, Scratch& scratch) {
@@ -383,12 +399,16 @@ void attend(const Attention<S>& attention, const int32_t* tables, int64_t table_
                 tiles.push_back({static_cast<int32_t>(i), static_cast<int32_t>(head), static_cast<int32_t>(row),
                                  static_cast<int32_t>(std::min<int64_t>(kMaxRows, rows - row))});
     }
+    int chunk = std::clamp(static_cast<int>(tiles.size()) / (8 * helios_num_threads), 1, 4);
 #pragma omp parallel num_threads(helios_num_threads) if (tiles.size() > 1)
     {
         Scratch scratch;
-#pragma omp for schedule(dynamic, 4)
-        for (size_t i = 0; i < tiles.size(); i++)
+#pragma omp for schedule(dynamic, chunk)
+        for (size_t i = 0; i < tiles.size(); i++) {
+            const Tile& next = tiles[std::min(i + 1, tiles.size() - 1)];
+            attention.locate_next(sequences[next.sequence], next, scratch.next);
             run_tile(attention, sequences[tiles[i].sequence], tiles[i], scratch);
+        }
     }
 }
 

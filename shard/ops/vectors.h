@@ -22,6 +22,11 @@ constexpr int kRegisterBytes = 32;
 constexpr int kRegisterBytes = 16;
 #endif
 constexpr int kParts = kLanes * 4 / kRegisterBytes, kRegisterLanes = kLanes / kParts;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 typedef float Floats __attribute__((vector_size(kRegisterBytes)));
 typedef uint32_t Words __attribute__((vector_size(kRegisterBytes)));
 
