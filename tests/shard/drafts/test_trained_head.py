@@ -8,10 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shard.drafts.head_file import FILE, read_description
+from shard.messages import DrafterKind, Mode, NewSequence
+from shard.offline import OfflineEngine
 from shard.tune.drafter_folder import load_drafter, save_drafter, served_head
+from shard.tune.prompts import encode_prompts, is_held_out, read_prompts
 from tests.shard.drafter_files import random_head, random_vocabulary, write_plain
 from tests.shard.driving import generate, make_runner, prompts_of
 
+SHIPPED = Path(__file__).parents[3] / "shard" / "exits_embedded"
 DRAFTING = {"exit_mode": "speculative", "drafters": ["head"]}
 
 
@@ -109,3 +113,32 @@ def test_a_cached_prefix_is_taken_over_in_a_change_of_model(model, tmp_path):
     assert after.inherit(before, 100) == 5
     again = generate(after, prompt, 20)
     assert again[0].ids == first[0].ids and again[0].num_cached_tokens == 64
+
+
+def test_the_head_that_ships_is_small_and_found_without_being_named(embedded_model):
+    path = SHIPPED / FILE
+    assert path.stat().st_size <= 10_000_000
+    described, tensors = read_description(SHIPPED), load_file(path)
+    assert described.last == 30 and described.acceptance
+    assert all(
+        tensor.dtype == torch.int8 for tensor in tensors.values() if tensor.shape[-1:] not in ((1,), (576,))
+    )
+    runner = make_runner(
+        embedded_model,
+        dtype="bfloat16",
+        max_total_tokens=256,
+        kv_cache_bytes=1 << 26,
+        drafts_always=True,
+        exit_mode=Mode.SPECULATIVE,
+        drafters=[DrafterKind.HEAD],
+    )
+    prompts = [prompt for prompt in read_prompts("code") if is_held_out(prompt)][:4]
+    engine = OfflineEngine(runner, 4)
+    for number, ids in enumerate(encode_prompts(embedded_model, prompts)):
+        engine.add(NewSequence(number, 0, ids, len(ids), 24))
+    drafted = accepted = 0
+    while engine.has_unfinished:
+        report = engine.step().exits
+        for count in report.drafts.values() if report else ():
+            drafted, accepted = drafted + count.drafted[0], accepted + count.accepted[0]
+    assert drafted > 12 and accepted / drafted > 0.3
