@@ -20,6 +20,7 @@ KEPT = [
     "exits/test_early_exit",
     "exits/test_projection",
     "exits/test_speculative",
+    "drafts/test_head",
 ]
 KEPT_IN_8_BITS = ["engine/test_prefix_cache", "exits/test_speculative"]  # of keys and values
 TIMEOUT_S = 900  # a row takes half a minute on an idle core, its kernels' compilation with it
