@@ -13,6 +13,7 @@ HISTORY_TTL_S = 30 * DAY_S
 DECISIONS_TTL_S = 30 * DAY_S
 
 MAX_WINDOW_ENTRIES = 3600
+MAX_TICK_ENTRIES = 120  # two minutes: an overview looks back one
 MAX_WINDOW_BYTES = 32 * 1024 * 1024  # approximate size of one router's stream
 MAX_DECISIONS = 10_000
 
@@ -25,6 +26,11 @@ def routers(deployment: str) -> str:
 def windows(deployment: str, router: str) -> str:
     """Stream: windows of a router's shards, one entry per flush; `d` is a list of records in MessagePack."""
     return _key(deployment, f"windows:{router}")
+
+
+def ticks(deployment: str, router: str) -> str:
+    """Stream: of each entry of `windows`, its tick in MessagePack (`telemetry/tick.py`), by the same id."""
+    return _key(deployment, f"ticks:{router}")
 
 
 def rollup(deployment: str, step_s: int, number: int) -> str:

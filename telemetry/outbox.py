@@ -11,6 +11,11 @@ class Entry(msgspec.Struct, frozen=True):
     data: bytes
     id: str = "*"
     num_items: int = 1  # items in it
+    tick: bytes = b""  # of `data`; see `telemetry/tick.py`
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.data) + len(self.tick)
 
 
 class Outbox:
@@ -27,7 +32,7 @@ class Outbox:
 
     def put(self, entry: Entry) -> None:
         self._entries.append(entry)
-        self._num_bytes += len(entry.data)
+        self._num_bytes += entry.num_bytes
         while self._num_bytes > self._max_bytes:
             self.num_dropped += self._pop().num_items
 
@@ -43,5 +48,5 @@ class Outbox:
 
     def _pop(self) -> Entry:
         entry = self._entries.popleft()
-        self._num_bytes -= len(entry.data)
+        self._num_bytes -= entry.num_bytes
         return entry

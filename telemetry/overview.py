@@ -1,4 +1,4 @@
-"""A deployment at a moment, for `helios top`: what routers wrote of themselves, and sums of windows. Pure."""
+"""A deployment at a moment, for `helios top`: what routers wrote of themselves, and sums of ticks. Pure."""
 
 from collections.abc import Iterable
 
@@ -7,12 +7,15 @@ import msgspec
 from telemetry.audit import Decision
 from telemetry.history import Row
 from telemetry.snapshot import ShardView, Snapshot
-from telemetry.window import Record, Window
+from telemetry.tick import ShardWork, Tick
+from telemetry.window import Window
 
 SPAN_S = 60.0  # time that figures of models cover
 RATE_S = 10.0  # time that rates cover
 ALIVE_S = 5.0  # silence after which a router counts as down
 HIDDEN_S = 30.0  # a router that is silent for so much longer than another is left out
+
+TimedTick = tuple[float, Tick]  # with when it was flushed, Unix time in seconds by the router's clock
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -94,53 +97,32 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
         return min((router.age_s for router in self.routers), default=None)
 
 
-class Tick(msgspec.Struct, frozen=True):
-    """The records of one flush, merged: by candidate and depth, and of each shard what its rates need."""
-
-    at: float
-    models: dict[tuple[str, int], Window]
-    shards: dict[int, tuple[int, float, float]]  # tokens, joules, busy milliseconds
-
-
-def tick_of(at: float, records: Iterable[Record]) -> Tick:
-    """Merge the records of one flush of one router. Takes the windows over."""
-    models: dict[tuple[str, int], Window] = {}
-    shards: dict[int, tuple[int, float, float]] = {}
-    for record in records:
-        window = record.window
-        tokens, joules, busy_ms = shards.get(record.shard, (0, 0.0, 0.0))
-        shards[record.shard] = tokens + window.tokens, joules + window.joules, busy_ms + window.step_ms
-        known = models.setdefault(record.key, window)
-        if known is not window:
-            known.merge(window)
-    return Tick(at, models, shards)
-
-
-def figures_of(ticks: Iterable[Tick], now: float) -> list[Figures]:
+def figures_of(ticks: Iterable[TimedTick], now: float) -> list[Figures]:
     """The figures of each candidate and depth, and first those of all together."""
     total, models, fresh = Window(), dict[tuple[str, int], Window](), dict[tuple[str, int], int]()
-    for tick in ticks:
-        if tick.at <= now - SPAN_S:
+    for at, tick in ticks:
+        if at <= now - SPAN_S:
             continue
-        for key, window in tick.models.items():
-            models.setdefault(key, Window()).merge(window)
-            if tick.at > now - RATE_S:
-                fresh[key] = fresh.get(key, 0) + window.tokens
+        for one in tick.models:
+            key = one.candidate, one.depth
+            models.setdefault(key, Window()).merge(one.window)
+            if at > now - RATE_S:
+                fresh[key] = fresh.get(key, 0) + one.window.tokens
     for window in models.values():
         total.merge(window)
     rows = [_figures(*key, models[key], fresh.get(key, 0)) for key in sorted(models)]
     return [_figures("", 0, total, sum(fresh.values())), *rows]
 
 
-def shard_figures(ticks: Iterable[Tick], now: float) -> dict[int, ShardFigures]:
+def shard_figures(ticks: Iterable[TimedTick], now: float) -> dict[int, ShardFigures]:
     """The rates of one router's shards."""
-    sums: dict[int, tuple[int, float, float]] = {}
-    for tick in ticks:
-        if tick.at > now - RATE_S:
-            for shard, (tokens, joules, busy_ms) in tick.shards.items():
-                before = sums.get(shard, (0, 0.0, 0.0))
-                sums[shard] = before[0] + tokens, before[1] + joules, before[2] + busy_ms
-    return {shard: _shard_figures(*parts) for shard, parts in sums.items()}
+    sums: dict[int, ShardWork] = {}
+    for at, tick in ticks:
+        if at > now - RATE_S:
+            for shard, work in tick.shards.items():
+                before = sums.get(shard)
+                sums[shard] = work if before is None else before + work
+    return {shard: _shard_figures(work) for shard, work in sums.items()}
 
 
 def visible(routers: list[RouterRow]) -> list[RouterRow]:
@@ -150,9 +132,9 @@ def visible(routers: list[RouterRow]) -> list[RouterRow]:
     return sorted(shown, key=lambda row: row.snapshot.router)
 
 
-def _shard_figures(tokens: int, joules: float, busy_ms: float) -> ShardFigures:
-    watts = 1000 * joules / busy_ms if joules and busy_ms else None
-    return ShardFigures(tokens / RATE_S, watts)
+def _shard_figures(work: ShardWork) -> ShardFigures:
+    watts = 1000 * work.joules / work.busy_ms if work.joules and work.busy_ms else None
+    return ShardFigures(work.tokens / RATE_S, watts)
 
 
 def _figures(candidate: str, depth: int, window: Window, num_fresh: int) -> Figures:

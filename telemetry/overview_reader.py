@@ -4,13 +4,12 @@ Ages come from Redis' clock: a router's own may differ from the reader's.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 
 import msgspec
 
-from telemetry import keys, snapshot
+from telemetry import keys, snapshot, tick
 from telemetry.audit import Decision
 from telemetry.history import History
 from telemetry.overview import (
@@ -20,20 +19,15 @@ from telemetry.overview import (
     RouterRow,
     ShardFigures,
     ShardRow,
-    Tick,
+    TimedTick,
     figures_of,
     shard_figures,
-    tick_of,
     visible,
 )
 from telemetry.snapshot import Snapshot
 from telemetry.store import Store
-from telemetry.window import Record
 
 NUM_DECISIONS = 50
-_MAX_READ = 2000  # entries of a stream at once
-
-_decode_records = msgspec.msgpack.Decoder(list[Record]).decode
 
 
 class OverviewReader:
@@ -41,8 +35,8 @@ class OverviewReader:
 
     def __init__(self, store: Store):
         self._store = store
-        self._ticks: dict[str, deque[Tick]] = {}  # by router
-        self._last_ids: dict[str, bytes] = {}  # of windows read, by router
+        self._ticks: dict[str, deque[TimedTick]] = {}  # by router
+        self._last_ids: dict[str, bytes] = {}  # of ticks read, by router
 
     async def read(self) -> Overview | None:
         """None while Redis is away, unless the store is a router's: then what that router knows alone."""
@@ -65,15 +59,15 @@ class OverviewReader:
         return self._overview(rows, now, history, await self._store.decisions(NUM_DECISIONS))
 
     async def _rows(self, scores: dict[str, float]) -> list[RouterRow] | None:
-        """The routers' snapshots; reads their windows on. None while Redis is away."""
+        """The routers' snapshots; reads their ticks on. None while Redis is away."""
         deployment, names = self._store.deployment, list(scores)
-        since = {name: self._since(name, scores[name]) for name in names}
+        since = {name: self._since(name) for name in names}
         answers = await self._store.link.ask(
             lambda pipe: [
                 (
                     pipe.get(keys.snapshot(deployment, name)),
                     pipe.pttl(keys.snapshot(deployment, name)),
-                    pipe.xrange(keys.windows(deployment, name), since[name], count=_MAX_READ),
+                    pipe.xrange(keys.ticks(deployment, name), since[name]),
                 )
                 for name in names
             ]
@@ -93,11 +87,10 @@ class OverviewReader:
         """The router that this process is, as of now; None elsewhere."""
         return None if self._store.describe is None else RouterRow(0.0, True, self._store.describe())
 
-    def _since(self, router: str, score: float) -> str:
-        """From which entry on to read a router's windows."""
-        oldest_ms = int(1000 * max(0.0, score - SPAN_S))
+    def _since(self, router: str) -> str:
+        """From which entry on to read a router's ticks."""
         ms, _, number = self._last_ids.get(router, b"0-0").decode().partition("-")
-        return f"{ms}-{int(number) + 1}" if int(ms) >= oldest_ms else f"{oldest_ms}-0"
+        return f"{ms}-{int(number) + 1}"
 
     async def _learn(self, router: str, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         if entries:
@@ -112,14 +105,14 @@ class OverviewReader:
 
     def _drop_old(self, now: float) -> None:
         for ticks in self._ticks.values():
-            while ticks and ticks[0].at <= now - SPAN_S:
+            while ticks and ticks[0][0] <= now - SPAN_S:
                 ticks.popleft()
 
     def _overview(
         self, rows: list[RouterRow], now: float, history: History, decisions: list[Decision]
     ) -> Overview:
         shown = visible(rows)
-        total, *models = figures_of((tick for ticks in self._ticks.values() for tick in ticks), now)
+        total, *models = figures_of((one for ticks in self._ticks.values() for one in ticks), now)
         return Overview(
             at=time.time(),
             deployment=self._store.deployment,
@@ -156,13 +149,10 @@ class OverviewReader:
         )
 
 
-def _ticks(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Tick]:
+def _ticks(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[TimedTick]:
     """Ticks of a stream's entries, without those in another version's format."""
-    ticks: list[Tick] = []
-    for id, fields in entries:
-        with contextlib.suppress(msgspec.MsgspecError):
-            ticks.append(tick_of(int(id.partition(b"-")[0]) / 1000, _decode_records(fields.get(b"d", b""))))
-    return ticks
+    decoded = ((id, tick.decode(fields.get(b"d", b""))) for id, fields in entries)
+    return [(int(id.partition(b"-")[0]) / 1000, found) for id, found in decoded if found is not None]
 
 
 def _router_row(data: bytes | None, ttl_ms: int) -> RouterRow | None:

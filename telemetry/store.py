@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from telemetry import audit, keys, snapshot, tasks
+from telemetry import audit, keys, snapshot, tasks, tick
 from telemetry.audit import AuditLog, Decision, Outcome
 from telemetry.history import History
 from telemetry.link import Link, Pipeline
@@ -106,8 +106,9 @@ class Store:
         """Store records of this router's shards since the last `put`."""
         if records:
             self._last_id = max(self._last_id + 1, int(time.time() * 1000))
-            self.windows.put(Entry(_encode(records), f"{self._last_id}-0", len(records)))
             sums = summed(records, RESOLUTIONS[0].step_s)
+            told = tick.encode(records, sums)
+            self.windows.put(Entry(_encode(records), f"{self._last_id}-0", len(records), told))
             for rollup in self.rollups:
                 rollup.add(sums)
 
@@ -235,11 +236,14 @@ class Store:
         pipe.expire(key, keys.ROUTERS_TTL_S)
 
     def _write_windows(self, pipe: Pipeline, entries: list[Entry]) -> None:
-        key = keys.windows(self.deployment, self.router)
+        windows = keys.windows(self.deployment, self.router)
+        ticks = keys.ticks(self.deployment, self.router)
         for entry in entries:
             most = min(keys.MAX_WINDOW_ENTRIES, 1 + keys.MAX_WINDOW_BYTES // len(entry.data))
-            pipe.xadd(key, {"d": entry.data}, id=entry.id, maxlen=most)
-        pipe.expire(key, keys.WINDOWS_TTL_S)
+            pipe.xadd(windows, {"d": entry.data}, id=entry.id, maxlen=most)
+            pipe.xadd(ticks, {"d": entry.tick}, id=entry.id, maxlen=keys.MAX_TICK_ENTRIES)
+        pipe.expire(windows, keys.WINDOWS_TTL_S)
+        pipe.expire(ticks, keys.WINDOWS_TTL_S)
 
     def _write_rollups(self, pipe: Pipeline, steps: list[list[StepEntry]]) -> None:
         for rollup, entries in zip(self.rollups, steps, strict=True):

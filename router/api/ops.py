@@ -22,7 +22,7 @@ from router.api.ops_structs import (
     ShardChoice,
     StateReport,
 )
-from router.api.respond import json_response
+from router.api.respond import SharedAnswer, json_response
 from router.api.service import Service
 from router.api.snapshots import snapshot_of
 from router.catalog.repository import Choice
@@ -36,6 +36,7 @@ from telemetry.snapshot import MAX_REQUESTS, Moment, Snapshot
 from telemetry.store import Store
 
 MAX_EXIT_LAYERS = 2048  # of the latest tokens
+OVERVIEW_SHARED_S = 0.5  # so that many who look cost hardly more than one
 
 
 class OpsApi:
@@ -55,8 +56,7 @@ class OpsApi:
         self._loop = loop
         self._store = store
         self._metrics = metrics
-        self._overviews = OverviewReader(store)
-        self._reading = asyncio.Lock()
+        self._overview = SharedAnswer(OverviewReader(store).read, OVERVIEW_SHARED_S)
         store.describe = self.snapshot
 
     def snapshot(self) -> Snapshot:
@@ -67,8 +67,7 @@ class OpsApi:
 
     async def overview(self, http: web.Request) -> web.Response:
         """The whole deployment; without Redis this router alone."""
-        async with self._reading:
-            return json_response(await self._overviews.read())
+        return await self._overview.response()
 
     async def state(self, http: web.Request) -> web.Response:
         return json_response(self._state())

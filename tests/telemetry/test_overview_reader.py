@@ -122,28 +122,43 @@ async def test_another_program_or_version_is_no_trouble(redis: RedisServer) -> N
     await one.flush()
     with redis.client() as client:
         client.set(keys.snapshot("poems", "one"), b"\xc1 of old")
-        client.xadd(keys.windows("poems", "one"), {"d": b"\xc1 of old"})
-        client.xadd(keys.windows("poems", "one"), {"x": b"another's"})
+        client.xadd(keys.ticks("poems", "one"), {"d": b"\xc1 of old"})
+        client.xadd(keys.ticks("poems", "one"), {"x": b"another's"})
     overview = await OverviewReader(reader).read()
     assert overview is not None
     assert (overview.routers, overview.total.tokens) == ([], 0)
     await asyncio.gather(one.stop(), reader.stop())
 
 
-async def test_a_reader_that_has_paused_reads_the_last_minute_alone(redis: RedisServer) -> None:
+async def test_a_reader_that_has_paused_has_the_last_minute_alone(redis: RedisServer) -> None:
     one, reader = router(redis, "one"), Store(redis.url, "poems", "")
-    overviews, now, stream = OverviewReader(reader), time.time(), keys.windows("poems", "one")
-    with redis.client() as client:
-        client.zadd(keys.routers("poems"), {"one": now - 1000})
-        client.xadd(stream, {"d": b"\x90"}, id=f"{int(1000 * now) - 1_000_000}-0")
-        await overviews.read()
-        pipe = client.pipeline()
-        for age_ms in range(900_000, 900_000 - 2500, -1):
-            pipe.xadd(stream, {"d": b"\x90"}, id=f"{int(1000 * now) - age_ms}-0")
-        pipe.execute()
+    overviews, ticks = OverviewReader(reader), keys.ticks("poems", "one")
+    one.put([record(one, 7)])
+    await one.flush()
+    with redis.client() as client:  # as if that had been two minutes ago
+        [(id, fields)] = client.xrange(ticks)
+        client.delete(ticks)
+        client.xadd(ticks, fields, id=f"{int(id.partition(b'-')[0]) - 120_000}-0")
+    await overviews.read()
     one.put([record(one, 10)])
     await one.flush()
     overview = await overviews.read()
     assert overview is not None
     assert overview.total.tokens == 10
+    await asyncio.gather(one.stop(), reader.stop())
+
+
+async def test_no_window_is_read_for_it_and_what_is_read_is_small_for_many_shards(redis: RedisServer) -> None:
+    one, reader = router(redis, "one", 1000), Store(redis.url, "poems", "")
+    one.put([record(one, 10, shard) for shard in range(1000)])
+    await one.flush()
+    with redis.client() as client:
+        [(_, windows)] = client.xrange(keys.windows("poems", "one"))
+        [(_, tick)] = client.xrange(keys.ticks("poems", "one"))
+        client.delete(keys.windows("poems", "one"))
+    assert 5 * len(tick[b"d"]) < len(windows[b"d"])
+    overview = await OverviewReader(reader).read()
+    assert overview is not None
+    assert overview.total.tokens == 10_000
+    assert {row.figures.tokens_per_s for row in overview.shards} == {1.0}
     await asyncio.gather(one.stop(), reader.stop())

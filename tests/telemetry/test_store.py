@@ -111,7 +111,7 @@ async def test_every_key_ends_by_itself_and_lies_in_its_deployments_slot(server,
     await store.flush()
     with server.client() as client:
         found = client.keys("*")
-        assert len(found) == 6
+        assert len(found) == 7
         for key in found:
             assert key.startswith(b"{helios:poems}:")
             assert client.ttl(key) > 0
@@ -220,7 +220,7 @@ def forbid_writing(client):
 def exchange(client):
     """As if another program's Redis had taken its place."""
     client.flushall()
-    for key in (keys.windows("poems", "one"), keys.decisions("poems"), keys.history("poems")):
+    for key in (keys.windows("poems", "one"), keys.ticks("poems", "one"), keys.decisions("poems")):
         client.set(key, "something else")
 
 
@@ -411,7 +411,7 @@ async def test_in_a_cluster_the_node_that_has_the_keys_is_found(tmp_path):
             while not await store.flush():  # noqa: ASYNC110 (until the nodes know each other)
                 await asyncio.sleep(0.05)
         assert tokens_of(await store.records(60)) == [7]
-        assert len(second.keys("*")) == 5
+        assert len(second.keys("*")) == 6
         assert store.link.node != store.link.url
         owner.stop()
         assert not await store.flush()
