@@ -92,6 +92,12 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
         return [router for router in self.routers if router.is_alive] or self.routers
 
     @property
+    def current_shards(self) -> list[ShardRow]:
+        """Their shards."""
+        names = {router.snapshot.router for router in self.current}
+        return [row for row in self.shards if row.router in names]
+
+    @property
     def age_s(self) -> float | None:
         """Age of the latest snapshot; None without any."""
         return min((router.age_s for router in self.routers), default=None)

@@ -6,7 +6,7 @@ import { Controls } from "./ops_controls.js";
 import { showDecision, showRequest } from "./ops_details.js";
 import { Figures, SPANS } from "./ops_series.js";
 import { stripsOf } from "./ops_strips.js";
-import { CANDIDATE_COLUMNS, candidateRows, DECISION_COLUMNS, REQUEST_COLUMNS, shardColumns, Table, THRESHOLD_COLUMNS, thresholdRows } from "./ops_tables.js";
+import { CANDIDATE_COLUMNS, candidateRows, DECISION_COLUMNS, REQUEST_COLUMNS, shardColumns, shardRows, Table, THRESHOLD_COLUMNS, thresholdRows } from "./ops_tables.js";
 import { marksOf, Timeline } from "./ops_timeline.js";
 import { figuresTable, nowLines, tilesOf } from "./ops_summary.js";
 
@@ -153,7 +153,7 @@ class Page {
   drawTable() {
     if (!this.overview) return;
     const tab = TABS[this.tab];
-    const shape = `${this.tab} ${this.overview.routers.length > 1}`;
+    const shape = `${this.tab} ${this.overview.routers.length > 1} ${this.overview.router}`;
     if (this.shape !== shape) {
       this.table = new Table($("panel"), tab.table(this));
       this.shape = shape;
@@ -204,7 +204,7 @@ class Page {
     setText($("alert").querySelector("span"), this.trouble ? this.troubleText() : isLost ? this.lostText() : "");
     $("give-key").hidden = !(this.trouble instanceof NoKey);
     const down = this.overview?.routers.filter((router) => !router.is_alive).length ?? 0;
-    setText($("live"), this.trouble || isLost ? "old" : this.overview ? (down ? `live, ${down} routers down` : "live") : "…");
+    setText($("live"), this.trouble || isLost ? "old" : this.overview ? (down ? `live, ${down} ${down === 1 ? "router" : "routers"} down` : "live") : "…");
   }
 
   troubleText() {
@@ -272,8 +272,8 @@ const ageOf = (since) => seconds((Date.now() - since) / 1000);
 const TABS = {
   shards: {
     name: "Shards",
-    table: (page) => ({ caption: "Shards", columns: shardColumns(page.overview), empty: "There are no shards.", actions: (row) => page.controls.shardButtons(row) }),
-    rows: ({ overview }) => overview.shards.map((row) => ({ ...row, id: `${row.router}:${row.shard.id}` })),
+    table: (page) => ({ caption: "Shards", columns: shardColumns(page.overview), empty: "There are no shards.", actions: (row) => (row().router === page.overview.router ? page.controls.shardButtons(row) : []) }),
+    rows: ({ overview }) => shardRows(overview),
   },
   candidates: {
     name: "Candidates",

@@ -7,6 +7,7 @@ export const GUTTER = 64; // pixels left of every plot, where its axis is
 const RIGHT = 12;
 const HEIGHT = 76;
 const AXIS = 22; // height of the time axis, below the last strip
+const INSTANT_S = 0.001;
 const FONT = "11px system-ui, sans-serif";
 
 const colorOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -60,7 +61,7 @@ export class Charts {
 
   onKey(event) {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const times = this.strips[0]?.plot.data[0] ?? [];
+    const times = (this.strips[0]?.plot.data[0] ?? []).filter((at, index, all) => !(all[index + 1] - at <= 2 * INSTANT_S));
     if (!step || event.target !== this.root || !times.length) return;
     event.preventDefault();
     const from = this.pointed === null ? times.length : times.findIndex((at) => at >= this.pointed);
@@ -104,10 +105,12 @@ class Strip {
 
   draw(spec, rows) {
     this.spec = spec;
-    this.columns = spec.lines.map((line) => column(rows, line.of, line.always ?? spec.empty ?? null));
+    const told = spec.lines.map((line) => column(rows, line.of, line.always ?? spec.empty ?? null));
+    const { times, columns } = withEnds(rows.map(([at]) => at), told);
+    this.columns = columns;
     const drawn = this.columns.filter((_, index) => isDrawn(spec.lines[index]));
     const data = spec.stacked ? stacked(drawn) : drawn;
-    this.plot.setData([rows.map(([at]) => at), ...data], true);
+    this.plot.setData([times, ...data], true);
     const isMissing = Boolean(spec.missing) && this.columns[0].every((value) => value === null);
     this.missing.hidden = !isMissing;
     this.tell(this.plot.cursor.idx);
@@ -180,6 +183,22 @@ class Strip {
 }
 
 const isDrawn = (line) => !line.hidden;
+
+/** A row more at the end of each step after which a line is broken off: it ends there, and is seen if it has but one. */
+function withEnds(starts, columns) {
+  const times = [];
+  const found = columns.map(() => []);
+  const add = (at, index) => {
+    times.push(at);
+    columns.forEach((values, column) => found[column].push(values[index]));
+  };
+  starts.forEach((at, index) => {
+    add(at, index);
+    const isBroken = index + 1 < starts.length && columns.some((values) => values[index] !== null && values[index + 1] === null);
+    if (isBroken) add(starts[index + 1] - INSTANT_S, index);
+  });
+  return { times, columns: found };
+}
 
 function latest(values) {
   for (let index = values.length - 1; index >= 0; index--) if (values[index] !== null) return values[index];

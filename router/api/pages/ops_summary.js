@@ -1,6 +1,7 @@
 // The figures on top, the lines that say what is served and what the loop thinks, and the charts as a table.
 
 import { element, milliseconds, number, percent, setText, timeOfDay } from "./helios.js";
+import { currentOf, currentShards, routerName } from "./ops_routers.js";
 import { column } from "./ops_series.js";
 
 const MAX_TOLD = 60; // steps in the table
@@ -22,8 +23,9 @@ function made() {
 }
 
 function tiles(overview) {
-  const { total, routers, shards } = overview;
+  const { total, routers } = overview;
   const current = currentOf(routers);
+  const shards = currentShards(overview);
   const sum = (of) => current.reduce((all, { snapshot }) => all + of(snapshot), 0);
   const refused = sum((one) => Object.values(one.refusals).reduce((all, count) => all + count, 0));
   const blocks = shards.reduce((all, { shard }) => all + (shard.num_blocks ?? 0), 0);
@@ -39,12 +41,6 @@ function tiles(overview) {
     ["Answers in a minute", number(total.requests), `${number(total.failures)} failed, ${number(refused)} refused`],
     ["Joules per token", number(total.joules_per_token), watts.length ? `${number(watts.reduce((all, value) => all + value, 0))} W while busy` : "not metered"],
   ];
-}
-
-/** The routers whose states count: those that are alive; without such all, as of their last words. */
-export function currentOf(routers) {
-  const alive = routers.filter((router) => router.is_alive);
-  return alive.length ? alive : routers;
 }
 
 function exitTile(total, shards) {
@@ -70,7 +66,7 @@ function agreementTile(current) {
 
 /** What is served, what the loop does and why, and a change under way. */
 export function nowLines(overview, root) {
-  const lines = [["Serves", servedText(overview)], ...changes(overview), ...currentOf(overview.routers).flatMap(({ snapshot }) => loopLines(snapshot))];
+  const lines = [["Serves", servedText(overview)], ...changes(overview), ...loops(currentOf(overview.routers))];
   while (root.children.length > lines.length) root.lastChild.remove();
   lines.forEach(([name, text], index) => {
     const line = root.children[index] ?? root.appendChild(element("p", {}, element("span", { class: "muted" }), element("span")));
@@ -79,22 +75,28 @@ export function nowLines(overview, root) {
   });
 }
 
-function servedText({ shards }) {
+function servedText(overview) {
   const groups = new Map();
-  for (const { shard } of shards) {
+  for (const { shard } of currentShards(overview)) {
     const name = shard.model ? `${shard.model} at ${shard.depth} of ${shard.num_layers} layers` : shard.state;
     groups.set(name, (groups.get(name) ?? 0) + 1);
   }
   return [...groups].map(([name, count]) => `${name} on ${count === 1 ? "1 shard" : `${count.toLocaleString("en")} shards`}`).join("; ") || "nothing";
 }
 
-function changes({ shards, routers }) {
+function changes(overview) {
   const phases = new Map();
-  for (const { shard } of shards) if (shard.swap_phase) phases.set(shard.swap_phase, (phases.get(shard.swap_phase) ?? 0) + 1);
-  const held = currentOf(routers).reduce((all, { snapshot }) => all + snapshot.held, 0);
+  for (const { shard } of currentShards(overview)) if (shard.swap_phase) phases.set(shard.swap_phase, (phases.get(shard.swap_phase) ?? 0) + 1);
+  const held = currentOf(overview.routers).reduce((all, { snapshot }) => all + snapshot.held, 0);
   if (!phases.size && !held) return [];
   const told = [...phases].map(([phase, count]) => `${phase} on ${count === 1 ? "1 shard" : `${count} shards`}`);
   return [["Changes", `${told.join(", ")}; ${held} requests held by it`]];
+}
+
+/** What concerns one router; of several, each line says which. */
+function loops(current) {
+  const called = ({ router }) => (current.length > 1 ? ` ${routerName(router)}` : "");
+  return current.flatMap(({ snapshot }) => loopLines(snapshot).map(([name, text]) => [name + called(snapshot), text]));
 }
 
 function loopLines({ reassessment: loop, pinned, threshold }) {

@@ -1,6 +1,7 @@
 // The tables below the charts: shards, candidates, thresholds, decisions, requests. Rows are kept, cells rewritten.
 
 import { element, exitStep, milliseconds, number, percent, seconds, setText, timeOfDay } from "./helios.js";
+import { currentShards, routerName } from "./ops_routers.js";
 import { chosen } from "./ops_timeline.js";
 
 const PAGE = 100; // rows shown at first, and more with each press
@@ -73,29 +74,36 @@ export class Table {
   }
 }
 
-/** The part of a router's name that differs between routers of one machine. */
-export const routerName = (router) => router.slice(router.lastIndexOf("-") + 1);
-
 const OF_STATE = { serving: "good", dead: "bad" };
 const OF_OUTCOME = { committed: "good", rolled_back: "warn", refused: "warn", failed: "bad" };
 const byNumber = (a, b) => a - b;
 
 export function shardColumns(overview) {
+  const stateOf = ({ shard, isDown }) => (isDown ? ["muted", "router down"] : [OF_STATE[shard.state] ?? "warn", shard.swap_phase ? `${shard.state} (${shard.swap_phase})` : shard.state]);
   const name = ({ router, shard }) => (overview.routers.length > 1 ? `${routerName(router)}:${shard.id}` : `${shard.id}`);
   return [
     figure("Shard", name),
     text("Model", ({ shard }) => shard.model),
     figure("Depth", ({ shard }) => `${shard.depth}/${shard.num_layers}`),
     text("Mode", ({ shard }) => shard.exit_mode || "–"),
-    text("State", ({ shard }) => [OF_STATE[shard.state] ?? "warn", shard.swap_phase ? `${shard.state} (${shard.swap_phase})` : shard.state]),
+    text("State", stateOf),
     figure("Batch", ({ shard }) => shard.running ?? 0),
     figure("KV", ({ shard }) => (shard.num_blocks ? percent(1 - (shard.num_free_blocks ?? 0) / shard.num_blocks, 0) : null)),
     figure("Tokens/s", ({ figures }) => number(figures.tokens_per_s)),
     figure("Watts", ({ figures }) => number(figures.watts)),
-    figure("Heard", ({ shard }) => (shard.heartbeat_age_ms == null ? "never" : seconds(shard.heartbeat_age_ms / 1000))),
+    figure("Heard", ({ shard, age_s }) => (shard.heartbeat_age_ms == null ? "never" : seconds(age_s + shard.heartbeat_age_ms / 1000))),
     figure("Deaths", ({ shard }) => shard.num_deaths ?? 0),
     text("Version", ({ shard }) => ["clip", shard.version]),
   ];
+}
+
+/** Shards with the age of their router's state. */
+export function shardRows({ routers, shards }) {
+  const known = new Map(routers.map((router) => [router.snapshot.router, router]));
+  return shards.map((row) => {
+    const { age_s = 0, is_alive = true } = known.get(row.router) ?? {};
+    return { ...row, id: `${row.router}:${row.shard.id}`, age_s, isDown: !is_alive };
+  });
 }
 
 export const CANDIDATE_COLUMNS = [
@@ -158,7 +166,7 @@ export function candidateRows(overview) {
   const history = overview.history.map(historyRow);
   return [...listed.entries()].sort().flatMap(([id, one]) => {
     const serving = ({ shard }) => shard.model === one.candidate && shard.depth === one.depth;
-    const row = { ...one, num_shards: overview.shards.filter(serving).length };
+    const row = { ...one, num_shards: currentShards(overview).filter(serving).length };
     const measured = history.filter((measured) => measured.candidate === one.candidate && measured.depth === one.depth);
     if (!measured.length) return [{ ...row, id }];
     return measured.map((measured) => ({ ...row, measured, id: `${id}:${measured.prompts}` }));
@@ -176,7 +184,7 @@ export function historyRow(values) {
 /** Thresholds in force, by model and exit layer. */
 export function thresholdRows(overview) {
   const rows = new Map();
-  for (const { router, shard } of overview.shards) {
+  for (const { router, shard } of currentShards(overview)) {
     const setting = overview.routers.find(({ snapshot }) => snapshot.router === router)?.snapshot.threshold ?? {};
     const served = overview.models.find((one) => one.candidate === shard.model && one.depth === shard.depth);
     const layers = Object.keys(shard.exit_thresholds ?? {}).map(Number).sort(byNumber);

@@ -34,7 +34,7 @@ def summary(overview: Overview, width: int) -> list[Text]:
 
 def histogram(overview: Overview, width: int, max_lines: int) -> list[Text]:
     """Tokens by exit layer, a line for each candidate at a depth; what serves first, then by tokens."""
-    serving = {(row.shard.model, row.shard.depth) for row in overview.shards}
+    serving = {(row.shard.model, row.shard.depth) for row in overview.current_shards}
 
     def rank(model: Figures) -> tuple[bool, int]:
         return (model.candidate, model.depth) not in serving, -model.tokens
@@ -73,14 +73,14 @@ def _serving(overview: Overview) -> str:
     queued = f" ({count(tokens)} tokens)" if waiting else ""
     parts = [f"{count(sum(one.running for one in snapshots))} running", f"{count(waiting)} waiting{queued}"]
     parts.append(f"{_rate(overview.total.tokens_per_s)} tokens/s")
-    watts = [row.figures.watts for row in overview.shards if row.figures.watts is not None]
+    watts = [row.figures.watts for row in overview.current_shards if row.figures.watts is not None]
     return ", ".join([*parts, *([f"{_rate(sum(watts))} W"] if watts else [])])
 
 
 def _changes(overview: Overview) -> list[tuple[str, str]]:
     """A line while models change: the phase on each shard, and how many requests that holds."""
     phases: dict[str, list[str]] = {}
-    for row in overview.shards:
+    for row in overview.current_shards:
         if row.shard.swap_phase:
             phases.setdefault(row.shard.swap_phase, []).append(str(row.shard.id))
     held = sum(router.snapshot.held for router in overview.current)

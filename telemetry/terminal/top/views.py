@@ -155,7 +155,7 @@ def _shard(row: ShardRow, age_ms: float, is_alive: bool, overview: Overview) -> 
 
 def _candidates(overview: Overview) -> list[GridRow]:
     serving: dict[tuple[str, int], int] = {}
-    for shard in overview.shards:
+    for shard in overview.current_shards:
         key = shard.shard.model, shard.shard.depth
         serving[key] = serving.get(key, 0) + 1
     rows: list[GridRow] = []

@@ -1,13 +1,15 @@
 """The page at `/ops` in a real browser, before a real server with simulated shards and a real Redis."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from telemetry.embedded import find_server
 from tests.browsing import PHONE, visiting
@@ -162,6 +164,88 @@ def test_without_its_router_it_says_so_and_goes_on_by_itself(server: Server, bro
         expect(page.locator("#panel tbody tr")).to_have_count(2)
         page.context.set_offline(False)
         expect(alert).to_be_hidden(timeout=20_000)
+
+
+def test_a_router_killed_and_started_anew_is_shown_with_all_that_both_have_served(
+    serve: Callable[..., Server],
+    tiny_model: Callable[[str], Path],
+    tmp_path: Path,
+    redis: RedisServer,
+    browser: Browser,
+) -> None:
+    settings: dict[str, Any] = {"admin_key": ADMIN_KEY, "redis_url": redis.url, "deployment": "killed"}
+
+    def started(port: int) -> Server:
+        return simulated(serve, tiny_model, tmp_path, ADMIN_KEY, port=port, **settings)
+
+    with started(0) as first, visiting(browser, f"{first.url}/ops") as visit:
+        page, alert = visit.page, visit.page.get_by_role("alert")
+        answers = page.locator(".tile", has_text="Answers in a minute").locator(".figure")
+        give_key(page)
+        for _ in range(2):
+            generate(first, NUM_TOKENS)
+        expect(answers).to_have_text("2", timeout=20_000)
+        first.kill()
+        expect(alert).to_contain_text("does not answer; trying again", timeout=20_000)
+        expect(answers).to_have_text("2")
+        with started(int(first.url.rpartition(":")[2])) as second:
+            generate(second, NUM_TOKENS)
+            expect(alert).to_be_hidden(timeout=20_000)
+            expect(answers).to_have_text("3", timeout=20_000)
+            expect(page.locator("#deployment")).to_have_text("killed, 2 routers")
+            expect(page.locator("#live")).to_have_text("live, 1 router down")
+            expect(page.locator("#now")).to_contain_text("chat at 30 of 30 layers on 1 shard")
+            down = page.locator("#panel tbody tr", has_text="router down")
+            expect(down).to_have_count(1)
+            expect(down.get_by_role("button")).to_have_count(0)  # which would concern this router's shard 0
+            own = page.locator("#panel tbody tr", has_text="serving")
+            expect(own.get_by_role("button")).to_have_count(3)
+
+
+def test_a_figure_of_one_step_with_none_beside_it_is_drawn(server: Server, browser: Browser) -> None:
+    """As of a request now and then: its step had no width, and nothing was to be seen of it."""
+
+    def answer(route: Route) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        step, until = int(query["step"][0]), float(query["until"][0])
+        windows = get(server, f"/ops/windows?by=all&step={step}", ADMIN_KEY)
+        [point] = windows["series"][0]["points"][-1:]
+        at = (until - 200) // step * step
+        windows |= {"since": at, "until": until, "step": step}
+        windows["series"][0]["points"] = [point | {"at": at}]
+        route.fulfill(json=windows)
+
+    generate(server, NUM_TOKENS)
+    until_kept(server)
+    with visiting(browser, "about:blank") as visit:
+        page = visit.page
+        page.route("**/ops/windows?**", answer)
+        page.goto(f"{server.url}/ops")
+        give_key(page)
+        expect(page.locator("#chart-ttft .value").last).not_to_have_text("–", timeout=20_000)
+        for chart in ("exits", "ttft", "itl"):
+            assert num_colors(page, chart) > 0, chart
+
+
+def until_kept(server: Server) -> None:
+    while not any(
+        series["points"] for series in get(server, "/ops/windows?by=all&step=5", ADMIN_KEY)["series"]
+    ):
+        time.sleep(0.1)
+
+
+def num_colors(page: Page, chart: str) -> int:
+    """Pixels of a chart that are no grey: those of its lines and areas, where it has no marks."""
+    count = """canvas => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      let found = 0;
+      for (let i = 0; i < data.length; i += 4) {
+        const [red, green, blue, alpha] = data.slice(i, i + 4);
+        if (alpha > 100 && Math.max(red, green, blue) - Math.min(red, green, blue) > 60) found++;
+      }
+      return found;
+    }"""
+    return int(page.locator(f"#chart-{chart} canvas").evaluate(count))
 
 
 def test_the_charts_cursor_moves_by_keys(server: Server, browser: Browser) -> None:

@@ -330,6 +330,21 @@ async def test_thresholds_are_told_by_exit_layer() -> None:
         await until(app, r"exits +own thresholds 10: 0\.648, 20: never; breaches 8 of 90")
 
 
+async def test_what_a_router_that_is_down_served_last_is_counted_no_more() -> None:
+    overview = made()
+    [live] = overview.routers
+    gone = msgspec.structs.replace(live, is_alive=False, snapshot=Snapshot(router="host-8-dead", at=1.0))
+    last = ShardView(0, "swapping", "chat", "v1", 20, 30, swap_phase="drain")
+    shards = [*overview.shards, ShardRow(gone.snapshot.router, last, ShardFigures(100.0, 35.0))]
+    app = Top(Given(msgspec.structs.replace(overview, routers=[live, gone], shards=shards)), interval_s=0.05)
+    async with app.run_test(size=WIDE) as pilot:
+        text = await until(app, r"dead:0 +chat +20/30 .*router down")
+        assert "105 W" in text
+        assert re.search(r"change +3 requests held; commit on shard 0, 1, 2 *\n", text)
+        await pilot.press("c")
+        await until(app, r"chat +20/30 +3 ")
+
+
 async def test_of_many_models_those_that_serve_are_shown_where_tokens_left() -> None:
     overview = made()
     replaced = [
