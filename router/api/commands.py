@@ -1,8 +1,7 @@
 """Commands under `/ops` that change what is served, and the diary of all decisions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from aiohttp import web
 
@@ -17,6 +16,7 @@ from router.api.ops_structs import (
     SwapRequest,
     ThresholdRequest,
 )
+from router.api.query import LATEST, Number, Parameter
 from router.api.respond import json_response
 from router.api.service import Service
 from router.catalog.catalog import UnknownCandidate
@@ -27,11 +27,11 @@ from router.fleet.dispatcher import ShardState
 from router.fleet.swap import Inflight, SwapOptions, SwapRefused
 from telemetry.store import Store
 
-T = TypeVar("T")
-
 MAX_ID_CHARACTERS = 40  # of a request or a decision; ours are shorter
-_MAX_LISTED = 1000
 _DEFAULT_LISTED = 50
+_LIMIT = Number("limit", f"The most decisions; {_DEFAULT_LISTED}.", 1, 1000, is_whole=True)
+_SINCE = Number("since", "Unix time in seconds: only what was decided later.", 0, LATEST)
+DECISIONS_PARAMETERS: tuple[Parameter, ...] = (_LIMIT, _SINCE)
 
 
 class CommandsApi:
@@ -94,9 +94,8 @@ class CommandsApi:
 
     async def decisions(self, http: web.Request) -> web.Response:
         """List decisions, the latest first."""
-        limit = _number(http, "limit", int, _DEFAULT_LISTED)
-        since = _number(http, "since", float, 0.0)
-        found = await self._store.decisions(min(max(1, limit), _MAX_LISTED), since)
+        limit, since = int(_LIMIT.read(http, _DEFAULT_LISTED)), _SINCE.read(http, 0.0)
+        found = await self._store.decisions(limit, since)
         return json_response(Decisions(found))
 
     async def decision(self, http: web.Request) -> web.Response:
@@ -148,11 +147,3 @@ def _change(
 
 def _accepted(decision_id: str) -> web.Response:
     return json_response(Accepted(decision_id), status=202)
-
-
-def _number(http: web.Request, name: str, kind: Callable[[str], T], default: T) -> T:
-    text = http.query.get(name)
-    try:
-        return default if text is None else kind(text)
-    except ValueError:
-        raise Invalid(name, f"must be a number. Given: {text}") from None

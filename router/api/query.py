@@ -10,6 +10,7 @@ from router.api.errors import Invalid
 
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _MAX_SHOWN = 40  # characters
+LATEST = 1e11  # Unix time that may be given
 
 
 class Number(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from functools import partial
 
 from router.api.auth import Auth
 from router.api.browser import Pages
-from router.api.commands import CommandsApi
+from router.api.commands import DECISIONS_PARAMETERS, CommandsApi
 from router.api.invocations import Invocations
 from router.api.openai import OpenAIApi
 from router.api.openai_structs import (
@@ -175,8 +175,9 @@ def command_routes(api: CommandsApi) -> list[Route]:
         Route(
             "GET /ops/decisions",
             api.decisions,
-            "What was decided, the latest first; `limit` and `since` (Unix time).",
+            "What was decided, the latest first.",
             gives=Decisions,
+            query=DECISIONS_PARAMETERS,
             auth=Auth.ADMIN,
         ),
         Route(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from router.api.errors import Invalid
-from router.api.query import Number, Parameter, Word
+from router.api.query import LATEST, Number, Parameter, Word
 from router.api.respond import json_response
 from router.api.windows_structs import Percentiles, Point, Series, Windows
 from router.policy.history_rows import share_of
@@ -25,10 +25,9 @@ MAX_POINTS = 8640  # of all series; the smallest are summed up if there would be
 DEFAULT_SPAN_S = 900
 _DEFAULT_STEPS = 300
 _NICE_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)  # seconds
-_LATEST = 1e11  # Unix time
 
-_SINCE = Number("since", "Unix time in seconds; a quarter of an hour before `until`.", 0, _LATEST)
-_UNTIL = Number("until", "Unix time in seconds; now.", 0, _LATEST)
+_SINCE = Number("since", "Unix time in seconds; a quarter of an hour before `until`.", 0, LATEST)
+_UNTIL = Number("until", "Unix time in seconds; now.", 0, LATEST)
 _STEP = Number("step", "Seconds; such that there are 300 steps at most.", 1, 3600, is_whole=True)
 _BY = Word(
     "by",

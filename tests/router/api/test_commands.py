@@ -148,7 +148,18 @@ async def test_everything_that_was_ordered_stands_in_the_diary_the_latest_first(
     assert len(latest["decisions"]) == 1
     _, later = await client.get(f"/ops/decisions?since={times[0] / 1000 + 1}")
     assert later == {"decisions": []}
-    assert (await client.get("/ops/decisions?limit=many"))[0] == 422
+    for query, bound in (
+        ("limit=many", "from 1 to 1000"),
+        ("limit=0", "from 1 to 1000"),
+        ("limit=1001", "from 1 to 1000"),
+        ("limit=1.5", "a whole number"),
+        ("since=-1", "from 0"),
+        ("since=nan", "from 0"),
+    ):
+        status, answer = await client.get(f"/ops/decisions?{query}")
+        assert status == 422
+        assert f"`{query.partition('=')[0]}` must be" in answer["error"]
+        assert bound in answer["error"]
     for id in ("nothing", "9" * 200, "9" * 4400, "9" * 13 + "-x", "9" * 20 + "-x", "9" * 4400 + "-x"):
         status, answer = await client.get(f"/ops/decisions/{id}")
         assert (status, answer["error_type"]) == (404, "decision_not_found")
