@@ -12,7 +12,7 @@ from shard.cpu import imitate
 COMMANDS = {
     "serve": ("router.__main__", "serve a model over HTTP"),
     "pull": ("shard.fetch.pull", "fetch the embedded model"),
-    "bench": ("loadgen.__main__", "measure a running server: serve, compare, scenario, selftest"),
+    "bench": ("loadgen.__main__", "measure a running server: serve, compare, peers, scenario, selftest"),
     "bench scale": ("router.simulation.bench", "simulate many shards and shifting requests in virtual time"),
     "bench cache": (
         "router.simulation.cache_bench",

@@ -1,4 +1,4 @@
-"""`helios bench serve | compare | scenario | helios | selftest`: the command line.
+"""`helios bench serve | compare | peers | scenario | helios | selftest`: the command line.
 
 Exit codes: 0 done (and every promise kept), 1 a promise broken, 2 could not run.
 """
@@ -22,12 +22,13 @@ from loadgen.load.options import CompareOptions, ScenarioOptions, ServeOptions
 COULD_NOT_TRY = 2
 
 HELP = """\
-usage: helios bench serve | compare | scenario | helios | selftest [flags]
+usage: helios bench serve | compare | peers | scenario | helios | selftest [flags]
 
 Measures servers of language models over HTTP: Helios, TGI, vLLM and others that speak like them.
 
   serve      put a load on a server: latencies, throughput, depth, swaps
   compare    the same load on two servers in turns: ratios with confidence intervals
+  peers      llama.cpp's server, vLLM's CPU build and Helios in turns, on servers that it starts itself
   scenario   a named run with a promise that it checks
   helios     the experiment of the HELIOS paper, on servers that it starts itself
   selftest   how exact this load generator is on this machine, against a synthetic server
@@ -93,6 +94,12 @@ def _run(command: str, argv: Sequence[str]) -> int:
             from loadgen.commands.compare import compare
 
             return _loop(compare(flags.read(CompareOptions, argv, prog, COMPARE, _keys()), console))
+        case "peers":
+            from loadgen.peers.bench import bench as compare_peers
+            from loadgen.peers.options import ABOUT as PEERS
+            from loadgen.peers.options import PeerOptions
+
+            return _loop(compare_peers(flags.read(PeerOptions, argv, prog, PEERS, _cache()), console))
         case "scenario":
             from loadgen.scenarios.play import about, play
 
@@ -108,7 +115,7 @@ def _run(command: str, argv: Sequence[str]) -> int:
 
             return selftest(flags.read(SelftestOptions, argv, prog, ABOUT), console)
     print(
-        f"helios bench: no command {command!r}; there are serve, compare, scenario, helios, selftest.",
+        f"helios bench: no command {command!r}; there are serve, compare, peers, scenario, helios, selftest.",
         file=sys.stderr,
     )
     return COULD_NOT_TRY
@@ -118,6 +125,11 @@ def _keys() -> dict[str, Any]:
     """API keys from the environment, so that they need not be on a command line."""
     names = {"api_key": "HELIOS_API_KEY", "admin_key": "HELIOS_ADMIN_KEY"}
     return {field: os.environ[name] for field, name in names.items() if name in os.environ}
+
+
+def _cache() -> dict[str, Any]:
+    """The cache of all commands, where the environment moves it."""
+    return {"cache_dir": os.environ["HELIOS_CACHE"]} if os.environ.get("HELIOS_CACHE") else {}
 
 
 def _loop(work: Coroutine[Any, Any, int]) -> int:

@@ -116,7 +116,7 @@ def _print(
     for ratio in ratios:
         says = f"[{colours[ratio.verdict]}]{_says(ratio, names[1])}[/]"
         estimate = f"[bold]{ratio.ratio.estimate:.3f}[/]"
-        shown.add_row(ratio.measure, *_values(ratio), estimate, _interval(ratio), says)
+        shown.add_row(ratio.measure, *values_of(ratio), estimate, interval_of(ratio), says)
     console.print(shown)
     if answers is not None:
         console.print(f"Equal greedy answers: {answers.num_equal} of {answers.num_prompts}.")
@@ -125,11 +125,8 @@ def _print(
 
 
 def _print_remarks(rounds: Sequence[Summary], console: Console) -> None:
-    worst = max(rounds, key=lambda summary: summary.client.lag_p99_ms)
-    if worst.client.verdict is not Health.FINE:
-        console.print(
-            f"{worst.label}, the worst in this: {worst.client.says}", style="yellow", soft_wrap=True
-        )
+    for remark in client_remarks(rounds):
+        console.print(remark, style="yellow", soft_wrap=True)
     for summary in rounds:
         whole = summary.integrity
         if not whole.is_whole:
@@ -137,12 +134,21 @@ def _print_remarks(rounds: Sequence[Summary], console: Console) -> None:
             console.print(f"{summary.label}: {broken}: {whole.examples[:2]}", style="red", markup=False)
 
 
-def _values(ratio: Ratio) -> tuple[str, str]:
+def client_remarks(rounds: Sequence[Summary]) -> list[str]:
+    """What the load generator says of its own lag in the worst round, if that was too large."""
+    worst = max(rounds, key=lambda summary: summary.client.lag_p99_ms)
+    is_fine = worst.client.verdict is Health.FINE
+    return [] if is_fine else [f"{worst.label}, the worst in this: {worst.client.says}"]
+
+
+def values_of(ratio: Ratio) -> tuple[str, str]:
+    """Means of both sides with their unit."""
     unit = f" {ratio.unit}" if ratio.unit else ""
     return f"{number(ratio.a)}{unit}", f"{number(ratio.b)}{unit}"
 
 
-def _interval(ratio: Ratio) -> str:
+def interval_of(ratio: Ratio) -> str:
+    """The 95% interval in words."""
     found = ratio.ratio
     return "needs more rounds" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
 
@@ -162,9 +168,9 @@ def _write(
     rows = [
         [
             ratio.measure,
-            *_values(ratio),
+            *values_of(ratio),
             f"<b>{ratio.ratio.estimate:.3f}</b>",
-            _interval(ratio),
+            interval_of(ratio),
             _says(ratio, names[1]),
         ]
         for ratio in ratios
@@ -180,18 +186,15 @@ def _line(
     names: tuple[str, str], ratios: Sequence[Ratio], answers: Answers | None, rounds: Sequence[Summary]
 ) -> dict[str, Any]:
     line: dict[str, Any] = {"benchmark": "compare", "a": names[0], "b": names[1]}
-    line["ratios"] = {
-        r.measure: {
-            "a": r.a,
-            "b": r.b,
-            "ratio": r.ratio.estimate,
-            "low": r.ratio.low,
-            "high": r.ratio.high,
-            "b_is": r.verdict,
-        }
-        for r in ratios
-    }
+    line["ratios"] = {ratio.measure: plain_ratio(ratio) for ratio in ratios}
     if answers is not None:
         line["same_answers"] = {"equal": answers.num_equal, "of": answers.num_prompts}
     worst = max((summary.client.lag_p99_ms for summary in rounds), default=0.0)
     return {**line, "failures": sum(summary.integrity.lost for summary in rounds), "client_lag_p99_ms": worst}
+
+
+def plain_ratio(ratio: Ratio) -> dict[str, Any]:
+    """A ratio for a line of JSON."""
+    found = ratio.ratio
+    plain = {"a": ratio.a, "b": ratio.b, "ratio": found.estimate, "low": found.low, "high": found.high}
+    return {**plain, "b_is": ratio.verdict}

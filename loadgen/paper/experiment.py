@@ -17,10 +17,10 @@ from loadgen.load.target import reach
 from loadgen.paper import probe
 from loadgen.paper.footprint import TooSmall
 from loadgen.paper.options import HeliosOptions, Size
-from loadgen.paper.server import serving
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import EARLY, HELIOS, Budget, System, systems_of
 from loadgen.results.summary import Measured, summarise
+from loadgen.servers.helios import serving
 
 BLOCK_TOKENS = 16  # tokens in a server's KV block
 SPARE_TOKENS = 64  # beyond the longest request

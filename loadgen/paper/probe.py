@@ -7,9 +7,9 @@ from loadgen.client.server_info import Unusable, count_tokens
 from loadgen.load.plan import Plan
 from loadgen.load.target import Target, reach
 from loadgen.paper.footprint import Footprint, Load, footprint_of
-from loadgen.paper.server import serving
 from loadgen.paper.subject import Subject
 from loadgen.paper.systems import PROBE_KV_BYTES, probes
+from loadgen.servers.helios import serving
 
 TEMPLATE_TOKENS = 48  # most tokens that a chat template adds to a prompt
 LONGEST = 32  # longest prompts by characters, whose tokens are counted

@@ -1,0 +1,1 @@
+"""`helios bench peers`: other servers and Helios on the same weights in turns, all started by it."""
