@@ -156,15 +156,25 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _ending_on_terminate() -> Iterator[None]:
-    """SIGTERM ends the servers too, as Ctrl-C does."""
+    """SIGTERM ends the servers too, as Ctrl-C does. Raises `Unusable` then."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
+    is_terminated = asyncio.Event()
+
+    def terminate() -> None:
+        is_terminated.set()
+        task.cancel()
+
     try:
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        loop.add_signal_handler(signal.SIGTERM, terminate)
     except (ValueError, RuntimeError):  # not on the main thread: a test's own loop
         yield
         return
     try:
         yield
+    except asyncio.CancelledError:
+        if is_terminated.is_set():
+            raise Unusable("terminated") from None
+        raise
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

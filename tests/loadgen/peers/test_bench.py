@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loadgen.__main__ import main
 from tests.loadgen import fake_server
+from tests.running import ROOT
 
 LOAD = {"rounds": 1, "seconds": 0.2, "streams": 2, "output-tokens": 4, "ttft-tokens": 16}
 QUICK = [f"--{name}={value}" for name, value in LOAD.items()]
@@ -64,3 +68,30 @@ def test_without_a_peer_one_sentence_says_how_to_get_one(tmp_path: Path, capsys)
     assert said.count("\n") == 1
     assert "--llama-cpp PYTHON" in said
     assert "--install llama-cpp" in said
+
+
+def test_a_terminated_comparison_leaves_no_server_behind(model: Path, tmp_path: Path):
+    python = python_of(tmp_path, f"exec {sys.executable} {fake_server.__file__} $4 '{{}}'")
+    argv = ["peers", "--llama-cpp", python, "--model", str(model), "--cache-dir", str(tmp_path), *QUICK]
+    command = [sys.executable, "-m", "loadgen", *argv, "--seconds", "60", "--helios-flags", "--device sim"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            servers = _two_servers(psutil.Process(process.pid))
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 2
+    assert said.splitlines()[-1] == "helios bench peers: terminated."
+    _, alive = psutil.wait_procs(servers, timeout=10)
+    assert not alive
+
+
+def _two_servers(bench: psutil.Process) -> list[psutil.Process]:
+    """Both servers, as soon as the second one has been started. Other programs are run one at a time."""
+    for _ in range(600):
+        found = bench.children()
+        if len(found) == 2:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("two servers were not started in time")
