@@ -1,7 +1,7 @@
 """`helios bench compare`: the same load on two servers in turns, with a statistical verdict."""
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,12 @@ def _names(options: CompareOptions) -> tuple[str, str]:
 
 
 class Side(msgspec.Struct, frozen=True):
-    """One of two compared sides: a server, or one way of asking it."""
+    """One of two compared sides: a server, or one way of asking it. `turn` is entered for its rounds."""
 
     name: str
     target: Target
     plan: Plan
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 Rounds = tuple[list[Measured], list[Measured]]
@@ -88,7 +89,8 @@ async def paired_rounds(a: Side, b: Side, num_rounds: int, screen: Screen) -> Ro
     for index in range(num_rounds):
         for side, measured in zip((a, b), found, strict=True):
             screen.title = f"round {index + 1} of {num_rounds}: {side.name}"
-            run = await measure(side.target, side.plan, screen, seed_offset=index)
+            with side.turn():
+                run = await measure(side.target, side.plan, screen, seed_offset=index)
             run.label = f"{side.name}, round {index + 1}"
             run.settings = settings_of(side.plan.options)
             summary = summarise(run, side.plan.slo, side.plan.trim)

@@ -1,5 +1,6 @@
 """One peer against Helios: both started, asked in turns under every load, stopped."""
 
+import functools
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,7 +18,7 @@ from loadgen.peers.launch import Launch
 from loadgen.peers.loads import Load
 from loadgen.results.comparison import Ratio, compare_rounds
 from loadgen.results.summary import Summary
-from loadgen.servers.process import RunningServer, cores_used, running
+from loadgen.servers.process import RunningServer, cores_used, paused, running
 
 IDLE_S = 1.0
 MOST_IDLE_CORES = 0.05
@@ -50,6 +51,18 @@ class Duel(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
+class Duelist(msgspec.Struct, frozen=True):
+    """One of two servers. `spins`: it uses cores while idle, and is stopped in the other one's turns."""
+
+    name: str
+    server: RunningServer
+    spins: bool
+
+    @property
+    def to_pause(self) -> list[int]:
+        return [self.server.group] if self.spins else []
+
+
 class Plans(msgspec.Struct, frozen=True):
     """What is run: the loads, and how often."""
 
@@ -68,7 +81,11 @@ async def duel(launch: Launch, version: str, plans: Plans, logs: Path, screen: S
             servers.append(await stack.enter_async_context(running(command, log)))
         screen.title = "warming up"
         idle = [await _warm(server, plans.loads[0].plan) for server in servers]
-        outcomes = [await _outcome(load, names, servers, plans.num_rounds, screen) for load in plans.loads]
+        duelists = [
+            Duelist(name, server, cores is not None and cores > MOST_IDLE_CORES)
+            for name, server, cores in zip(names, servers, idle, strict=True)
+        ]
+        outcomes = [await _outcome(load, duelists, plans.num_rounds, screen) for load in plans.loads]
     return Duel(
         peer=launch.peer.name,
         version=version,
@@ -89,12 +106,12 @@ async def _warm(server: RunningServer, plan: Plan) -> float | None:
         return await cores_used(server.group, IDLE_S)
 
 
-async def _outcome(
-    load: Load, names: tuple[str, str], servers: Sequence[RunningServer], num_rounds: int, screen: Screen
-) -> Outcome:
-    async with _targets(servers, load.plan) as targets:
-        titles = [f"{name}, {load.name}" for name in names]
-        sides = [Side(title, target, load.plan) for title, target in zip(titles, targets, strict=True)]
+async def _outcome(load: Load, duelists: Sequence[Duelist], num_rounds: int, screen: Screen) -> Outcome:
+    async with _targets([duelist.server for duelist in duelists], load.plan) as targets:
+        sides = [
+            Side(f"{duelist.name}, {load.name}", target, load.plan, functools.partial(paused, other.to_pause))
+            for duelist, other, target in zip(duelists, reversed(duelists), targets, strict=True)
+        ]
         rounds = await paired_rounds(sides[0], sides[1], num_rounds, screen)
     summaries = ([measured.summary for measured in rounds[0]], [measured.summary for measured in rounds[1]])
     return Outcome(load.name, load.measures, compare_rounds(*summaries), summaries)
@@ -109,7 +126,7 @@ async def _targets(servers: Sequence[RunningServer], plan: Plan) -> AsyncIterato
 
 def _idle_notes(names: Sequence[str], idle: Sequence[float | None]) -> list[str]:
     return [
-        f"{name} keeps {cores:.2f} cores busy while idle, at the cost of the other server."
+        f"{name} keeps {cores:.2f} cores busy while idle: it was stopped during the other one's turns."
         for name, cores in zip(names, idle, strict=True)
         if cores is not None and cores > MOST_IDLE_CORES
     ]

@@ -22,8 +22,9 @@ both in turns: greedy, equal prompts, equal lengths. Prints ratios with 95% inte
   helios bench peers --vllm VENV/bin/python --model FOLDER
 
 llama.cpp gets the folder's GGUF file, and Helios serves that file's own blocks. vLLM gets the checkpoint in
-bfloat16, and so does Helios. Both stand ready during the whole comparison, but only one is asked at a time;
-how much CPU time each uses while idle is measured and reported. A ratio is Helios' value over the peer's."""
+bfloat16, and so does Helios. Both stand ready during the whole comparison, but only one is asked at a time,
+and one that uses CPU time while idle is stopped during the other's turns. A ratio is Helios' value over the
+peer's."""
 
 
 class PeerOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,8 @@ from loadgen.commands.compare import interval_of, plain_ratio, values_of
 from loadgen.peers.duel import Duel, Outcome
 from loadgen.peers.machine import Machine
 
+WIDTH = 110  # least columns of the table
+
 
 class Report(msgspec.Struct, frozen=True):
     """All that was found. `failed`: the reason by peer, for those that could not be compared."""
@@ -29,7 +31,7 @@ def show(report: Report, console: Console) -> None:
         f"{machine.cpu}, {machine.num_cores} cores{imitated}: {machine.flags}", style="dim", markup=False
     )
     for duel in report.duels:
-        console.print(_table(duel, report.helios))
+        console.print(_table(duel, report.helios), width=max(console.width, WIDTH), crop=False)
         for name, command in duel.commands.items():
             console.print(f"{name}: {command}", style="dim", markup=False)
         for note in duel.notes:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -99,6 +99,23 @@ def _end_of(log: Path) -> str:
     """The last lines of a log, as one."""
     lines = log.read_bytes()[-LAST_BYTES:].decode("utf-8", "replace").split("\n")
     return " ".join([line.strip() for line in lines if line.strip()][-LAST_WORDS:]) or "it wrote nothing"
+
+
+@contextlib.contextmanager
+def paused(groups: Iterable[int]) -> Iterator[None]:
+    """Stop groups of processes, and continue them afterwards."""
+    groups = list(groups)
+    try:
+        _tell(groups, signal.SIGSTOP)
+        yield
+    finally:
+        _tell(groups, signal.SIGCONT)
+
+
+def _tell(groups: Iterable[int], number: signal.Signals) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):  # it has ended, as requests to it will tell
+            os.killpg(group, number)
 
 
 def group_cpu_s(group: int) -> float | None:

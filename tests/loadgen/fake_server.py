@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ BEHAVIOUR: dict[str, Any] = {
     "itl_s": 0.002,
     "answer_tokens": None,
     "refuses_long": False,
+    "spins": False,
     "stubborn_child": False,
     "dies": "",
 }
@@ -52,10 +54,17 @@ async def healthy(request: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
+def _spin() -> None:
+    while True:
+        sum(range(10_000))
+
+
 def main(port: int, behaviour: dict[str, Any]) -> None:
     if behaviour["stubborn_child"]:
         words = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
         subprocess.Popen([sys.executable, "-c", words])
+    if behaviour["spins"]:
+        threading.Thread(target=_spin, daemon=True).start()
     if behaviour["dies"]:
         sys.exit(behaviour["dies"])
     app = web.Application()

@@ -66,6 +66,13 @@ async def test_requests_that_fail_are_told_with_their_reason(tmp_path: Path):
     assert any("Peer, 64-token prompt alone, round 1: 4 x " in note for note in found.notes)
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+async def test_a_server_that_spins_is_stopped_during_the_other_ones_turns(tmp_path: Path):
+    found = await compared(fake(spins=True), fake(), tmp_path)
+    assert "it was stopped during the other one's turns" in " ".join(found.notes)
+    assert sum(outcome.failed for outcome in found.outcomes) == 0
+
+
 async def test_a_server_that_does_not_start_ends_the_other_one(tmp_path: Path):
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(Unusable, match=r"Helios ended: out of luck \(log: .*helios.log\)"):

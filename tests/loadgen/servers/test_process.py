@@ -9,7 +9,7 @@ import pytest
 
 from loadgen.client.client import Address, Client
 from loadgen.client.server_info import Unusable
-from loadgen.servers.process import cores_used, group_cpu_s, running
+from loadgen.servers.process import cores_used, group_cpu_s, paused, running
 from tests.loadgen.fake_server import fake
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(600)"
@@ -39,6 +39,15 @@ async def test_a_server_that_ends_says_why_and_where_its_log_is(tmp_path: Path):
         async with running(fake(dies="no such model"), log):
             pass
     assert log.read_text() == "no such model\n"
+
+
+async def test_a_paused_group_is_stopped_and_goes_on_afterwards(tmp_path: Path):
+    async with running(fake(), tmp_path / "log") as server, Client(Address.parse(server.url)) as client:
+        process = psutil.Process(server.group)
+        with paused([server.group]):
+            while process.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 (it has no event for us)
+                await asyncio.sleep(0.01)
+        assert (await client.fetch("GET", "/health")).is_ok
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
