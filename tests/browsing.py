@@ -1,4 +1,4 @@
-"""Headless Chromium for tests of pages, driven by Playwright. Without Chromium a test is skipped, and .ci/run fails."""
+"""Headless Chromium for tests of pages, by Playwright. Without it they are skipped, and .ci/run fails."""
 
 import contextlib
 import shutil

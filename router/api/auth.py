@@ -15,6 +15,8 @@ from router.settings.config import Config
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+_FETCH_SITE = "Sec-Fetch-Site"  # what browsers say of a call: whose page it comes from
+_OWN_SITE = ("same-origin", "none")  # "none": a person's, who typed the address
 _FORWARDED = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP", hdrs.VIA)  # set by proxies
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # RFC 9110's tokens
@@ -92,8 +94,8 @@ def _check_key(http: web.Request, wanted: str, auth: Auth) -> None:
 def _is_cross_site(http: web.Request) -> bool:
     """The call comes from a page of another origin. Without keys nothing else tells it from an operator's."""
     origin = http.headers.get(hdrs.ORIGIN)
-    if origin is None:
-        return False
+    if origin is None:  # as where something in the browser takes it away
+        return not _only_looks(http) and http.headers.get(_FETCH_SITE, "none") not in _OWN_SITE
     try:
         return urlsplit(origin).netloc != http.headers.get(hdrs.HOST)
     except ValueError:

@@ -89,18 +89,25 @@ class ReassessmentLoop:
             return LoopState("off", None, None, "No shard has served yet.", 0)
         if self._task is None:
             why, breaches = "There is nothing to choose.", self._breaches(policy_state)
-            return LoopState("off", _served(policy_state), None, why, 0, breaches=breaches)
+            return LoopState("off", self._serving(policy_state), None, why, 0, breaches=breaches)
         state = "holding" if self._holds else "trying" if policy_state.trying else "watching"
         trying = None if policy_state.trying is None else str(policy_state.trying)
         return LoopState(
             state,
-            _served(policy_state),
+            self._serving(policy_state),
             trying,
             self._holds or self._last[1],
             policy_state.watch.num_requests,
             policy_state.watch.num_until_due,
             self._breaches(policy_state),
         )
+
+    def _serving(self, policy_state: Reassessor) -> str:
+        """What serves, also if an operator changed it and the loop has not looked since."""
+        actual = sorted({model.choice for model in self._dispatcher.served_models.values()}, key=str)
+        if policy_state.split or policy_state.trying is not None or not actual:
+            return _served(policy_state)
+        return ", ".join(map(str, actual))
 
     def _breaches(self, policy_state: Reassessor) -> list[Breaches]:
         settings = self._repository.loop

@@ -95,6 +95,18 @@ async def test_operation_is_closed_to_pages_of_other_sites(client: Client) -> No
     assert await status_of(client, "/ops/state", Origin=client.url) == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]
+)
+async def test_a_command_from_another_sites_page_is_refused_also_without_its_origin(
+    client: Client, site: str, status: int
+) -> None:
+    headers = {"Sec-Fetch-Site": site}
+    async with client.session.post(client.url + "/ops/resume", json={}, headers=headers) as response:
+        assert response.status == status
+    assert await status_of(client, "/ops/state", **headers) == 200  # by a link, say; no page can read it
+
+
 async def test_any_page_may_call_unless_origins_are_given(client: Client) -> None:
     headers = {"Origin": "http://a.example"}
     async with client.session.post(

@@ -233,6 +233,7 @@ async def test_what_a_person_has_changed_is_what_serves(world):
     loop, controller, _ = world
     for shard in range(3):
         controller.serve(shard, SHALLOW, 1)
+    assert loop.state.serving == str(SHALLOW)  # and this is told before the loop looks again
     await loop.reassess()
     assert loop.observer.policy_state.serving == SHALLOW
 
