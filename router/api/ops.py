@@ -36,7 +36,9 @@ from telemetry.snapshot import MAX_REQUESTS, Moment, Snapshot
 from telemetry.store import Store
 
 MAX_EXIT_LAYERS = 2048  # of the latest tokens
-OVERVIEW_SHARED_S = 0.5  # so that many who look cost hardly more than one
+OVERVIEW_SHARED_S = (
+    0.1  # so that many who look cost hardly more than some, and no phase of a change is missed
+)
 
 
 class OpsApi:
