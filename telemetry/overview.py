@@ -83,6 +83,11 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[Decision] = []  # the latest first
 
     @property
+    def has_figures(self) -> bool:
+        """Sums of windows are known; without Redis their zeros say nothing."""
+        return self.redis == "ok"
+
+    @property
     def is_alive(self) -> bool:
         return any(router.is_alive for router in self.routers)
 

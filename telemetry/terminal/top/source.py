@@ -36,7 +36,7 @@ class RedisSource:
     async def read(self) -> Overview:
         overview = await self._reader.read()
         if overview is None:
-            raise Away(f"Redis does not answer: {self._store.trouble}.")
+            raise Away(f"Redis does not answer: {(self._store.trouble or '').rstrip('.')}.")
         return overview
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ _MAX_LOOPS = 4
 _WIDE = 110  # cells
 _MAX_WRAPPED = 2  # lines
 _MAX_MODEL_WIDTH = 28
+_UNKNOWN = "not known without Redis"
 
 
 def summary(overview: Overview, width: int) -> list[Text]:
@@ -42,7 +43,7 @@ def histogram(overview: Overview, width: int, max_lines: int) -> list[Text]:
     models = sorted(overview.models, key=rank)
     models = [model for model in models if model.tokens][:max_lines]
     if not models:
-        return [_line("exits", "no tokens in the last minute", width)]
+        return [_line("exits", "no tokens in the last minute" if overview.has_figures else _UNKNOWN, width)]
     names = [clean(f"{model.candidate}@{model.depth}") for model in models]
     name_width = min(_MAX_MODEL_WIDTH, max(_NAME_WIDTH, *map(len, names)))
     room = width - name_width - 1
@@ -72,7 +73,7 @@ def _serving(overview: Overview) -> str:
     waiting, tokens = sum(one.waiting for one in snapshots), sum(one.queued_tokens for one in snapshots)
     queued = f" ({count(tokens)} tokens)" if waiting else ""
     parts = [f"{count(sum(one.running for one in snapshots))} running", f"{count(waiting)} waiting{queued}"]
-    parts.append(f"{_rate(overview.total.tokens_per_s)} tokens/s")
+    parts.append(f"{_rate(overview.total.tokens_per_s) if overview.has_figures else '-'} tokens/s")
     watts = [row.figures.watts for row in overview.current_shards if row.figures.watts is not None]
     return ", ".join([*parts, *([f"{_rate(sum(watts))} W"] if watts else [])])
 
@@ -101,6 +102,8 @@ def _answers(overview: Overview, width: int) -> str:
     refused = ", ".join(f"{count(number)} {kind}" for kind, number in most) or "none"
     total = overview.total
     answers = f"{count(total.requests)} in {overview.span_s:.0f} s, {count(total.failures)} failed"
+    if not overview.has_figures:
+        return f"{_UNKNOWN}; refused: {refused}"
     if width < _WIDE:
         return f"{answers}; refused: {refused}"
     return f"{answers}, {count(total.tokens)} tokens; refused since the start: {refused}"

@@ -144,7 +144,7 @@ def _shard(row: ShardRow, age_ms: float, is_alive: bool, overview: Overview) -> 
         state if is_alive else "router down",
         str(shard.running),
         f"{shard.num_blocks - shard.num_free_blocks}/{shard.num_blocks}",
-        rounded(row.figures.tokens_per_s),
+        rounded(row.figures.tokens_per_s) if overview.has_figures else "-",
         rounded(row.figures.watts),
         heard,
         shard.version,

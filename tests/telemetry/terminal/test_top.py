@@ -345,6 +345,17 @@ async def test_what_a_router_that_is_down_served_last_is_counted_no_more() -> No
         await until(app, r"chat +20/30 +3 ")
 
 
+async def test_without_redis_a_router_has_no_figures_rather_than_zeros() -> None:
+    overview = msgspec.structs.replace(made(), redis="lost", total=Figures(), models=[])
+    app = Top(Given(overview), interval_s=0.05)
+    async with app.run_test(size=WIDE):
+        text = await until(app, r"REDIS LOST: this router alone, without figures")
+        assert re.search(r"answers +not known without Redis; refused: 9 overloaded", text)
+        assert "- tokens/s" in text
+        assert re.search(r"exits +not known without Redis", text)
+        assert "no tokens" not in text
+
+
 async def test_of_many_models_those_that_serve_are_shown_where_tokens_left() -> None:
     overview = made()
     replaced = [
