@@ -124,6 +124,11 @@ class DraftChain:
         for link in list(self._links):
             self._guarded(link, link.drafter.retire, sequence)
 
+    def clear(self) -> None:
+        """What one sequence has said helps no other any more."""
+        for link in list(self._links):
+            self._guarded(link, link.drafter.clear)
+
     def _ask(self, link: Link, asked: list[Asked], num_sequences: int, cost: Callable[[int], float]) -> None:
         """Fill in the drafts of one drafter, if asking it is worth its time."""
         sequences, lengths = [one.sequence for one in asked], [one.most for one in asked]

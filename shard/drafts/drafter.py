@@ -82,3 +82,7 @@ class Drafter(Protocol):
     def retire(self, sequence: Sequence) -> None:
         """A sequence has ended, was preempted or dropped; it comes again, if so, as another object."""
         ...
+
+    def clear(self) -> None:
+        """What was learned of sequences so far helps no other any more."""
+        ...

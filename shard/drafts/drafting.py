@@ -49,7 +49,7 @@ class Drafting:
         self._table = table
         self._taps = taps
         taps.update(dict.fromkeys(chain.layers))
-        table.retire = chain.retire
+        table.retire, table.cleared = chain.retire, chain.clear
 
     def run(self, chunks: list[Chunk]) -> tuple[list[list[TokenOutput]], ExitReport]:
         """For each chunk its next tokens: one or more for those that decode, none while a prompt goes on."""

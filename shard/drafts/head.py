@@ -97,6 +97,9 @@ class HeadDrafter:
         """Forget a sequence's states."""
         self._unwritten.pop(sequence, None)
 
+    def clear(self) -> None:
+        """Nothing: of each sequence it knows its own states alone."""
+
     def _knows(self, sequence: Sequence) -> bool:
         """The states of all its tokens but the last are there; not so behind tokens that a grammar forced."""
         unwritten = self._unwritten.get(sequence)

@@ -47,6 +47,10 @@ class TextDrafter:
         self._enter(sequence)
         self._num_pooled.pop(sequence, None)
 
+    def clear(self) -> None:
+        """Find nothing in the pool that was entered before: a new secret gives n-grams other places."""
+        self._secret = secrets.token_bytes(32)
+
     def _propose(self, sequence: Sequence, length: int) -> Draft:
         own = self._own.get(sequence)
         if own is None:

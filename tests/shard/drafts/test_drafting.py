@@ -28,6 +28,7 @@ class Scripted:
         self.share_right = share_right
         self.draw = random.Random(seed)
         self.retired: list[int] = []
+        self.num_cleared = 0
         self.known: dict[int, list[int]] = {}
         self.widths: set[tuple[int, ...]] = set()
 
@@ -52,10 +53,22 @@ class Scripted:
     def retire(self, sequence):
         self.retired.append(sequence.id)
 
+    def clear(self):
+        self.num_cleared += 1
+
 
 def drafted_by(runner: ModelRunner, drafter: Scripted) -> ModelRunner:
     runner.draft_with([drafter], always=True)
     return runner
+
+
+def test_drafters_hear_that_all_is_to_be_forgotten(tiny_model) -> None:
+    drafter = Scripted({}, 1.0)
+    runner = drafted_by(make_runner(tiny_model("llama"), **DRAFTING), drafter)
+    runner.run(Step(1, []))
+    assert drafter.num_cleared == 0
+    runner.run(Step(2, [], clears_cache=True))
+    assert drafter.num_cleared == 1
 
 
 def drafting(folder: Path, **config) -> ModelRunner:

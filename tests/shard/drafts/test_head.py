@@ -56,6 +56,9 @@ class Recorded:
     def retire(self, sequence):
         self.drafter.retire(sequence)
 
+    def clear(self):
+        self.drafter.clear()
+
 
 def head_drafter(runner: ModelRunner) -> HeadDrafter:
     assert runner.model.draft_head is not None

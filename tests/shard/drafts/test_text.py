@@ -60,6 +60,16 @@ def test_others_text_is_found_under_the_same_salt_alone(
     assert len(draft.grades) == len(draft.token_ids)
 
 
+def test_what_was_cleared_is_found_no_more_and_new_text_is() -> None:
+    text = random_text(50, 2)
+    drafter = TextDrafter()
+    drafter.retire(sequence_of(text, "a"))
+    drafter.clear()
+    assert drafter.propose([sequence_of(text[:20], "a")], [8])[0].token_ids == []
+    drafter.retire(sequence_of(text, "a"))
+    assert drafter.propose([sequence_of(text[:20], "a")], [8])[0].token_ids == text[20:28]
+
+
 def test_the_pool_has_a_size_and_forgets_what_is_oldest() -> None:
     pool = NgramPool(1 << 10)
     size = pool.num_bytes
