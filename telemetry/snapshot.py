@@ -23,6 +23,11 @@ class CacheState(msgspec.Struct, frozen=True):
     mean_evicted_age_ms: float | None = None  # from their last use, of those evicted; None: none was
     mean_reuse_gap_ms: float | None = None  # from their last use, of free ones found again
 
+    @property
+    def hit_share(self) -> float:
+        """Share of prompts' tokens that were found; 0 before any was looked for."""
+        return self.hit_tokens / self.queried_tokens if self.queried_tokens else 0.0
+
 
 class ShardView(msgspec.Struct, frozen=True, omit_defaults=True):
     """A shard, as in `/ops/state`."""

@@ -173,6 +173,7 @@ class ReassessmentLoop:
     def _follow(self, policy_state: Reassessor) -> None:
         """Take over changes that an operator made."""
         policy_state.watch.pinned = "" if self._controller.pinned is None else "an operator"
+        policy_state.cached_tokens = self._dispatcher.reusable_tokens
         self._count(policy_state)
         actual = set(policy_state.shards)
         is_other = bool(policy_state.split) or policy_state.serving not in actual
@@ -299,6 +300,7 @@ def _seen(policy_state: Reassessor) -> dict[str, Any]:
         "answer_tokens": round(demand.answer_tokens, 1),
         "batch_size": round(demand.batch_size, 1),
         "breach_rate": round(policy_state.watch.breach_rate, 3),
+        "cached_tokens": round(policy_state.cached_tokens),
     }
 
 

@@ -258,6 +258,16 @@ class Dispatcher:
         )
 
     @property
+    def reusable_tokens(self) -> float:
+        """Mean over serving shards: prefix-cached tokens times the share of prompt tokens found so far."""
+        schedulers = [engine.scheduler for engine in self.engines if engine.scheduler is not None]
+        expected = [
+            scheduler.cache.known_blocks * scheduler.limits.block_size * scheduler.cache.hit_share
+            for scheduler in schedulers
+        ]
+        return sum(expected) / max(1, len(expected))
+
+    @property
     def is_ready(self) -> bool:
         """Some shard serves, and new requests are accepted."""
         serving = (engine.scheduler is not None and not engine.is_draining for engine in self.engines)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from router.catalog.repository import Choice
-from router.policy.cost import is_same
+from router.policy.cost import is_same, run_of
 from router.policy.observation import Observation
 from router.policy.weighing import Ranked
 
@@ -49,6 +49,11 @@ def overhead_ms(observation: Observation, choice: Choice) -> float:
 
 
 def change_ms(observation: Observation, choice: Choice) -> float:
+    """Milliseconds of a shard that a change to a choice costs: loading, and what its prefix cache loses."""
+    return _loading_ms(observation, choice) + _recomputing_ms(observation, choice)
+
+
+def _loading_ms(observation: Observation, choice: Choice) -> float:
     """Milliseconds to change to a choice, measured or estimated from its weights."""
     row = observation.row_of_any_prompts(choice)
     is_same_model = choice.candidate == observation.serving.candidate
@@ -59,6 +64,18 @@ def change_ms(observation: Observation, choice: Choice) -> float:
     missing_layers = max(0, choice.depth - observation.serving.depth) if is_same_model else choice.depth
     other_bytes = 0 if is_same_model else profile.other_bytes
     return (other_bytes + missing_layers * profile.layer_bytes) / _BYTES_PER_MS
+
+
+def _recomputing_ms(observation: Observation, choice: Choice) -> float:
+    """Milliseconds to compute again, in the new choice, what prompts are likely to ask for.
+
+    Fewer layers of the same candidate keep the cache.
+    """
+    serving = observation.serving
+    if choice.candidate == serving.candidate and choice.depth <= serving.depth:
+        return 0.0
+    fit = run_of(observation, choice).fit
+    return observation.cached_tokens * (fit.token_ms + fit.token_layer_ms * choice.depth)
 
 
 def _bar(observation: Observation, best: list[Ranked]) -> float:

@@ -78,6 +78,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     breached: Choice | None = None  # just left for breaches that history does not show yet
     split: dict[str, Choice] = {}  # choice for each class of prompts; {}: `serving` for all
     shards: tuple[Choice, ...] = ()  # the choice that each shard serves or evaluates
+    cached_tokens: float = 0.0  # of a shard's prefix cache, those that prompts are likely to ask for
 
     @property
     def served(self) -> frozenset[Choice]:

@@ -57,6 +57,7 @@ class Reassessor:
         self.serving = serving
         self.split: dict[str, Choice] = {}
         self.shards: tuple[Choice, ...] = ()  # what each shard serves or evaluates; kept current by the loop
+        self.cached_tokens = 0.0  # see `Observation`; kept current by the loop
         self.admitted: dict[str, frozenset[Choice]] = {}  # by the last decision: see `classes.admitted`
         self.profiles: dict[str, CandidateProfile] = {}
         self.watch = Watch(repository.loop, now.ms)
@@ -123,6 +124,7 @@ class Reassessor:
             breached=None if self._breach is None else self._breach.choice,
             split=self.split,
             shards=self.shards,
+            cached_tokens=self.cached_tokens,
         )
 
     def took(self, decision: Decision, now: Now) -> None:

@@ -81,7 +81,7 @@ def _shard(row: ShardRow) -> Pairs:
 def _cache(cache: CacheState) -> str:
     if not cache.queried_tokens:
         return f"{count(cache.known_blocks)} blocks, nothing looked for yet"
-    share = percent(cache.hit_tokens / cache.queried_tokens)
+    share = percent(cache.hit_share)
     parts = [f"{count(cache.known_blocks)} blocks, {share} of {count(cache.queried_tokens)} tokens found"]
     if cache.mean_reuse_gap_ms is not None:
         parts.append(f"after {duration(cache.mean_reuse_gap_ms / 1000)} on average")

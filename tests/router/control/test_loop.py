@@ -31,6 +31,7 @@ class FakeDispatcher:
 
     def __init__(self):
         self.served_models = {}
+        self.reusable_tokens = 0.0
         self.admitted = {}
 
     def served_model(self, shard):

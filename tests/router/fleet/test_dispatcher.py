@@ -46,6 +46,16 @@ async def test_streams_get_what_the_model_answers(tmp_path: Path) -> None:
         assert state.shards[0].num_free_blocks == state.shards[0].num_blocks
 
 
+async def test_it_tells_how_much_of_what_is_cached_prompts_ask_for(tmp_path: Path) -> None:
+    async with simulated(tmp_path) as sim:
+        assert sim.dispatcher.reusable_tokens == 0
+        for _ in range(2):
+            await outcomes(sim.submit(make_spec(160, 4, 1000)))
+        [cache] = [shard.cache for shard in sim.shards()]
+        assert 0 < cache.hit_share < 1
+        assert sim.dispatcher.reusable_tokens == cache.known_blocks * 16 * cache.hit_share > 0
+
+
 async def test_streams_go_on_when_their_only_shard_is_killed(tmp_path: Path) -> None:
     async with simulated(tmp_path) as sim:
         asked = specs(16)

@@ -41,6 +41,22 @@ def test_what_history_knows_is_not_tried_again():
     assert decision.is_elective
 
 
+@pytest.mark.parametrize(("cached_tokens", "changes"), [(0.0, True), (1_000.0, True), (1_000_000.0, False)])
+def test_what_the_prefix_cache_loses_is_part_of_a_change(cached_tokens, changes):
+    two = Choice("two", 24)
+    candidates = (profile_of(depths=()), profile_of("two", depths=(), model="two"))
+    history = [row(WHOLE), row(two, ms_a_layer=0.5, swap_ms=100.0, agreement=Interval(1.0, 1.0, 1.0, 100))]
+    decision = decide(observation_of(*candidates, history=history, cached_tokens=cached_tokens))
+    assert (decision.choice == two) is changes
+    if not changes:
+        assert "not win back the time of the swap" in decision.why
+
+
+def test_fewer_layers_keep_the_prefix_cache():
+    decision = decide(observation_of(history=[row(WHOLE), row(MIDDLE)], cached_tokens=1e6))
+    assert (decision.kind, decision.choice) == (DecisionKind.LIGHTEN, MIDDLE)
+
+
 def test_stale_history_is_tried_again():
     stale = row(MIDDLE, measured_at=int(NOW_S) - 3601)
     assert decide(observation_of(history=[row(WHOLE), stale])).kind is DecisionKind.EVALUATE
