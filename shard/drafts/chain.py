@@ -124,10 +124,10 @@ class DraftChain:
         for link in list(self._links):
             self._guarded(link, link.drafter.retire, sequence)
 
-    def clear(self) -> None:
-        """What one sequence has said helps no other any more."""
+    def clear(self, running: list[Sequence]) -> None:
+        """What any sequence has said so far helps no other any more; `running` ones go on."""
         for link in list(self._links):
-            self._guarded(link, link.drafter.clear)
+            self._guarded(link, link.drafter.clear, running)
 
     def _ask(self, link: Link, asked: list[Asked], num_sequences: int, cost: Callable[[int], float]) -> None:
         """Fill in the drafts of one drafter, if asking it is worth its time."""

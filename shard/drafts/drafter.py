@@ -83,6 +83,6 @@ class Drafter(Protocol):
         """A sequence has ended, was preempted or dropped; it comes again, if so, as another object."""
         ...
 
-    def clear(self) -> None:
-        """What was learned of sequences so far helps no other any more."""
+    def clear(self, running: list[Sequence]) -> None:
+        """What sequences, those that run on among them, have said so far helps no other any more."""
         ...

@@ -97,7 +97,7 @@ class HeadDrafter:
         """Forget a sequence's states."""
         self._unwritten.pop(sequence, None)
 
-    def clear(self) -> None:
+    def clear(self, running: list[Sequence]) -> None:
         """Nothing: of each sequence it knows its own states alone."""
 
     def _knows(self, sequence: Sequence) -> bool:

@@ -47,9 +47,11 @@ class TextDrafter:
         self._enter(sequence)
         self._num_pooled.pop(sequence, None)
 
-    def clear(self) -> None:
-        """Find nothing in the pool that was entered before: a new secret gives n-grams other places."""
+    def clear(self, running: list[Sequence]) -> None:
+        """Find nothing in the pool that was said before: a new secret gives n-grams other places."""
         self._secret = secrets.token_bytes(32)
+        for sequence in running:
+            self._num_pooled[sequence] = sequence.num_tokens + LONG  # their n-grams that reach back stay out
 
     def _propose(self, sequence: Sequence, length: int) -> Draft:
         own = self._own.get(sequence)

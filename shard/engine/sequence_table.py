@@ -105,7 +105,8 @@ class SequenceTable:
         self._queried = self._hit = self._num_cleared = 0
         self._reported = Usage()
         self.retire: Callable[[Sequence], None] | None = None  # told of every sequence that leaves
-        self.cleared: Callable[[], None] | None = None  # told when all that was computed is forgotten
+        # told when all that was computed is forgotten, with the sequences that go on
+        self.cleared: Callable[[list[Sequence]], None] | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -164,7 +165,7 @@ class SequenceTable:
         """Let nothing be found that was computed so far."""
         self._num_cleared += self.pool.clear()
         if self.cleared is not None:
-            self.cleared()
+            self.cleared(list(self.sequences.values()))
 
     def forget(self, id: int) -> None:
         """Drop a sequence of any attempt: a newer one runs elsewhere."""

@@ -34,8 +34,13 @@ def test_tgis_counters_have_no_suffix_and_ours_have_one(metrics: Metrics) -> Non
 
 
 def test_all_of_ours_have_a_model_label(metrics: Metrics) -> None:
-    for metric in vars(metrics.helios).values():
-        assert metric._labelnames[0] == "model"  # noqa: SLF001
+    metrics.helios.itl.observe("one", 0.01, 1)
+    for name, metric in vars(metrics.helios).items():
+        if name == "itl":
+            [family] = metric.collect()
+            assert all(sample.labels["model"] == "one" for sample in family.samples)
+        else:
+            assert metric._labelnames[0] == "model"  # noqa: SLF001
 
 
 def test_the_text_is_prometheus_format(metrics: Metrics) -> None:

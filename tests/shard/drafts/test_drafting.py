@@ -53,7 +53,7 @@ class Scripted:
     def retire(self, sequence):
         self.retired.append(sequence.id)
 
-    def clear(self):
+    def clear(self, running):
         self.num_cleared += 1
 
 

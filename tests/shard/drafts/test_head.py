@@ -56,8 +56,8 @@ class Recorded:
     def retire(self, sequence):
         self.drafter.retire(sequence)
 
-    def clear(self):
-        self.drafter.clear()
+    def clear(self, running):
+        self.drafter.clear(running)
 
 
 def head_drafter(runner: ModelRunner) -> HeadDrafter:

@@ -64,10 +64,21 @@ def test_what_was_cleared_is_found_no_more_and_new_text_is() -> None:
     text = random_text(50, 2)
     drafter = TextDrafter()
     drafter.retire(sequence_of(text, "a"))
-    drafter.clear()
+    drafter.clear([])
     assert drafter.propose([sequence_of(text[:20], "a")], [8])[0].token_ids == []
     drafter.retire(sequence_of(text, "a"))
     assert drafter.propose([sequence_of(text[:20], "a")], [8])[0].token_ids == text[20:28]
+
+
+def test_what_a_running_sequence_said_before_a_clear_is_never_found() -> None:
+    text = random_text(80, 2)
+    drafter, running = TextDrafter(), sequence_of(text[:40], "a")
+    drafter.clear([running])
+    running.token_ids += text[40:]
+    drafter.retire(running)
+    assert drafter.propose([sequence_of(text[:20], "a")], [8])[0].token_ids == []
+    assert drafter.propose([sequence_of(text[30:40], "a")], [8])[0].token_ids == []
+    assert drafter.propose([sequence_of(text[50:60], "a")], [8])[0].token_ids == text[60:68]
 
 
 def test_the_pool_has_a_size_and_forgets_what_is_oldest() -> None:
