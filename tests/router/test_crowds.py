@@ -120,7 +120,7 @@ async def test_many_small_requests_leave_neither_memory_nor_handles(
             sizes = [process.memory_info().rss / MEGABYTE for process in every]
             return sum(sizes), sum(process.num_fds() for process in every)
 
-        megabytes, handles = await calls(640)  # as many as are remembered, and more
+        megabytes, handles = await calls(2560)  # as many as are remembered, and more
         more_megabytes, more_handles = await calls(1280)
         assert more_megabytes < megabytes + 1
         assert more_handles <= handles
