@@ -7,7 +7,7 @@ SHELL := bash
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SUITE_TIMEOUT ?= 900
+SUITE_TIMEOUT ?= 1500
 AT_MOST := $(if $(shell command -v timeout),timeout --foreground -k 10 $$(( $(SUITE_TIMEOUT) + 60 )))
 
 help:

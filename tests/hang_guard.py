@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-SUITE_TIMEOUT_S = 900.0
+SUITE_TIMEOUT_S = 1500.0
 _TEST_GRACE_S = 60.0  # for a test to end that pytest-timeout has interrupted
 _WORKERS_FIRST_S = 10.0  # to show their stacks before the process they report to ends
 _EXIT_STATUS = 1
