@@ -262,7 +262,16 @@ $("curl").addEventListener("click", async () => {
 $("numbers").addEventListener("change", (event) => $("turns").classList.toggle("numbered", event.target.checked));
 form.addEventListener("change", (event) => event.target.name === "kind" && showExamples());
 
-addEventListener("scroll", () => (follows = innerHeight + scrollY > root.scrollHeight - 80), { passive: true });
+let scrolledTo = 0;
+addEventListener(
+  "scroll",
+  () => {
+    // an answer may have grown between our own scrolling and its event: only upwards is away
+    follows = innerHeight + scrollY > root.scrollHeight - 80 || (follows && scrollY >= scrolledTo);
+    scrolledTo = scrollY;
+  },
+  { passive: true },
+);
 new ResizeObserver(() => follows && scrollTo({ top: root.scrollHeight })).observe($("turns"));
 
 $("parameters").open = matchMedia("(min-width: 900px)").matches;

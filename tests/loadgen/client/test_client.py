@@ -191,7 +191,7 @@ async def test_a_body_without_length_ends_with_its_connection() -> None:
 
 
 async def test_a_hundred_streams_at_once_do_not_mix() -> None:
-    async with synthetic(QUICK) as server, client_of(server) as client:
+    async with synthetic(QUICK) as server, client_of(server, Patience()) as client:
         records = await asyncio.gather(*(answer(client, f"prompt {i}", 10) for i in range(100)))
     texts = [text_of(Question("tgi", f"prompt {i}", 10, "")) for i in range(100)]
     assert [record.text for record in records] == texts
