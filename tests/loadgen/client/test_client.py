@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 
 from loadgen.client.answers import Cancel
-from loadgen.client.client import Address, BadUrl, Client
+from loadgen.client.client import Address, BadUrl, Client, Patience
 from loadgen.client.dialects import Dialect
 from loadgen.client.records import Flaw, Outcome, Record
 from loadgen.selftest.answers import Model, Question, words
