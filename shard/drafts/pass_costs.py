@@ -9,48 +9,11 @@ that slows down for everything does not make drafts look dear.
 import math
 from bisect import bisect_right
 
-ROWS = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-)  # where times are kept
-ADDED = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-    128,
-)  # drafts beside a number of sequences, likewise
-PRIOR_ROWS = (
-    32.0  # rows that double the time of one, before any is measured: hopeful, so that drafts are tried
-)
+# Where times are kept: numbers of rows, and of drafts beside a number of sequences.
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+ADDED = (0, *(rows for rows in ROWS if rows <= 128))
+# Rows that double the time of one, before any is measured: hopeful, so that drafts are tried.
+PRIOR_ROWS = 32.0
 SMOOTHING = 0.1
 SPEED_SMOOTHING = 0.05
 OUTLIER = 2.0  # a time so many times off counts as that

@@ -4,6 +4,7 @@ Built on first use (build.py); without a compiler the shard runs `PlainOps` and 
 """
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -38,7 +39,35 @@ class PackedLinear(Linear):
         return out
 
 
-class PanelLinear(Linear):
+class _KernelLinear(Linear):
+    """A product, with bias and summand, by a kernel of the library that takes packed weights."""
+
+    _multiply: Callable[..., None]
+    _more: tuple[float, ...] = ()  # the kernel's arguments after the numbers of rows, outputs and inputs
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(x, None)
+
+    def add(self, x: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
+        return self._run(x, summand.contiguous())
+
+    def _run(self, x: torch.Tensor, summand: torch.Tensor | None) -> torch.Tensor:
+        x = x.contiguous()
+        out = x.new_empty(len(x), self.shape[0])
+        self._multiply(
+            out.data_ptr(),
+            x.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(),
+            None if summand is None else summand.data_ptr(),
+            self._weight.data_ptr(),
+            len(x),
+            *self.shape,
+            *self._more,
+        )
+        return out
+
+
+class PanelLinear(_KernelLinear):
     """As `Linear`, in float32 with weights of 16 bits: panels of 16 outputs, [N / 16][K / 2][16][2].
 
     At few rows it takes half the time of float32 weights, as it reads half the bytes.
@@ -51,28 +80,8 @@ class PanelLinear(Linear):
         self._bias = None if bias is None else bias.float()
         self._multiply = _bind(library, f"multiply_{SUFFIX[weight.dtype]}", "pppppiii")
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._run(x, None)
 
-    def add(self, x: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
-        return self._run(x, summand.contiguous())
-
-    def _run(self, x: torch.Tensor, summand: torch.Tensor | None) -> torch.Tensor:
-        x = x.contiguous()
-        out = x.new_empty(len(x), self.shape[0])
-        self._multiply(
-            out.data_ptr(),
-            x.data_ptr(),
-            None if self._bias is None else self._bias.data_ptr(),
-            None if summand is None else summand.data_ptr(),
-            self._weight.data_ptr(),
-            len(x),
-            *self.shape,
-        )
-        return out
-
-
-class QuantLinear(Linear):
+class QuantLinear(_KernelLinear):
     """As `Linear`, in float32 with weights in blocks of 4 or 8 bits.
 
     Activations are rounded to `num_digits` digits of 8 bits with a scale for each group, so that products are
@@ -81,33 +90,11 @@ class QuantLinear(Linear):
 
     def __init__(self, blocks: Blocks, bias: torch.Tensor | None, library: ctypes.CDLL, num_digits: int):
         self.shape = blocks.shape
-        self._weight, self._factor = packed(blocks)
+        self._weight, factor = packed(blocks)
         self._bias = None if bias is None else bias.float()
-        self._num_digits = num_digits
+        self._more = (factor, num_digits)
         kind = f"{blocks.bits}_{blocks.group}" + ("" if blocks.minima is None else "_min")
         self._multiply = _bind(library, f"multiply_{kind}", "pppppiiifi")
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._run(x, None)
-
-    def add(self, x: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
-        return self._run(x, summand.contiguous())
-
-    def _run(self, x: torch.Tensor, summand: torch.Tensor | None) -> torch.Tensor:
-        x = x.contiguous()
-        out = x.new_empty(len(x), self.shape[0])
-        self._multiply(
-            out.data_ptr(),
-            x.data_ptr(),
-            None if self._bias is None else self._bias.data_ptr(),
-            None if summand is None else summand.data_ptr(),
-            self._weight.data_ptr(),
-            len(x),
-            *self.shape,
-            self._factor,
-            self._num_digits,
-        )
-        return out
 
 
 class NativeOps(PlainOps):
