@@ -167,7 +167,7 @@ async def test_what_does_not_fit_beside_waits_for_what_runs_and_then_moves_it(tm
         done = await swapping
         state = sim.dispatcher.state()
         assert (state.held, [shard.swap_phase for shard in state.shards]) == (0, [""])
-        assert done.phases_ms["drain"] >= 100  # some of the 200 may pass before it is told
+        assert done.phases_ms["commit"] + done.phases_ms["drain"] >= 190  # from the first commit that fails
         assert done.num_migrated == 8
         assert await outcomes([*requests, *held]) == expected([*asked, *late])
         assert {authors(request)[-1][0] for request in requests} == {"second"}
